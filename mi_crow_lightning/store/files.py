@@ -1,0 +1,113 @@
+"""Files that are either whole or absent, inside one folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from mi_crow_lightning.errors import StoreKeyError
+
+__all__ = ["holds_file", "inside", "visible", "write_atomically"]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, so that readers see the earlier content or all of the new one.
+
+    The temporary file starts with a dot, as no name in the store may: when the process is killed
+    before the end, what stays behind is never listed and never read.
+
+    Raises:
+        OSError: the disk is full, the folder is not writable, ... The earlier content is kept.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(Path(folder, "new", "a.json"), b"{}")
+        ...     Path(folder, "new", "a.json").read_bytes()
+        b'{}'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
+    try:
+        _write_through(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        # Ctrl-C too must not leave a file behind; the first error is the one to report.
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    # Mode "x" gives the usual permissions (umask); tempfile would make the tensor private to its writer.
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    # The new name is in the folder, which has to reach the disk as well. Windows opens no folders.
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def inside(root: Path, *parts: str) -> Path:
+    """Join ``parts`` to ``root`` and make sure that the result lies in ``root``, links followed.
+
+    Raises:
+        StoreKeyError: the path, or what a link on it points to, lies outside.
+
+    Example:
+        >>> inside(Path("/data"), "runs", "a").as_posix()
+        '/data/runs/a'
+    """
+    path = root.joinpath(*parts)
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if real == home or home in real.parents:
+        return path
+    raise StoreKeyError(
+        f"{'/'.join(parts)!r} leads to {str(real)!r}, outside the store's folder {str(home)!r}. "
+        f"Allowed: paths, and links, that stay in that folder."
+    )
+
+
+def visible(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Entries of ``folder`` in order of name, without temporary files; none if there is no folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, ".tmp-1").touch()
+        ...     Path(folder, "a").touch()
+        ...     [entry.name for entry in visible(Path(folder))]
+        ['a']
+    """
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    yield from shown
+
+
+def holds_file(folder: Path) -> bool:
+    """Whether there is a finished file anywhere below ``folder``.
+
+    A process killed before its first write ends leaves empty folders; those are not worth a mention.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     holds_file(Path(folder))
+        False
+    """
+    return any(not entry.is_dir(follow_symlinks=False) or holds_file(Path(entry.path)) for entry in visible(folder))

@@ -1,0 +1,169 @@
+"""Where a local store keeps what, and what is there.
+
+::
+
+    <base>/<runs_prefix>/<run>/meta.json                             put_run_metadata
+                              /batch_<i>/<layer>/<key>.safetensors   put
+                              /batch_<i>/metadata.json               put_detector_metadata
+                              /batch_<i, 6 digits>.safetensors       put_run_batch
+                              /detectors/batch_<n>/...               put_run_detector_metadata
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mi_crow_lightning.store.files import holds_file, inside, visible
+from mi_crow_lightning.store.keys import (
+    SUFFIX,
+    batch_file_name,
+    batch_folder_name,
+    check_name,
+    read_batch_name,
+    split_path,
+    tensor_file_name,
+)
+from mi_crow_lightning.store.missing import missing
+
+__all__ = ["METADATA", "Layout", "batches_in", "keys_in", "layers_in", "tensor_file"]
+
+METADATA = "metadata.json"
+
+
+def tensor_file(base: Path, batch: Path, layer: str, key: str) -> Path:
+    """Path of one tensor of a batch, which stays in ``base``.
+
+    Raises:
+        StoreKeyError: the layer or the key is refused, or a link leads out of ``base``.
+
+    Example:
+        >>> tensor_file(Path("/data"), Path("/data/batch_0"), "h.0", "mean").as_posix()
+        '/data/batch_0/h.0/mean.safetensors'
+    """
+    checked = check_name("layer", layer, reserved=METADATA)
+    return inside(base, *batch.relative_to(base).parts, checked, tensor_file_name(key))
+
+
+def keys_in(layer: Path) -> list[str]:
+    """Keys of the tensors in a layer's folder, sorted.
+
+    Example:
+        >>> keys_in(Path("not there"))
+        []
+    """
+    names = [entry.name for entry in visible(layer) if entry.name.endswith(SUFFIX)]
+    return sorted(name[: -len(SUFFIX)] for name in names)
+
+
+def layers_in(batch: Path) -> list[str]:
+    """Layers with at least one tensor in a batch's folder, sorted.
+
+    Example:
+        >>> layers_in(Path("not there"))
+        []
+    """
+    return [entry.name for entry in visible(batch) if entry.is_dir() and keys_in(Path(entry.path))]
+
+
+def batches_in(run: Path) -> list[int]:
+    """Indices of the batches in a run's folder, in numeric order, whichever way they were put.
+
+    Example:
+        >>> batches_in(Path("not there"))
+        []
+    """
+    found = set[int]()
+    for entry in visible(run):
+        index = read_batch_name(entry.name)
+        if index is None or entry.is_dir() is entry.name.endswith(SUFFIX):
+            continue
+        if not entry.is_dir() or holds_file(Path(entry.path)):
+            found.add(index)
+    return sorted(found)
+
+
+class Layout:
+    """Checked paths below one base folder. Nothing here writes.
+
+    Args:
+        base: the folder; it may not exist yet.
+        runs_prefix: folder for the runs, below ``base``.
+
+    Raises:
+        StoreKeyError: from every method, for a name that is refused or a link that leads out of ``base``.
+
+    Example:
+        >>> Layout(Path("/data"), "runs").batch("a", 3).as_posix()
+        '/data/runs/a/batch_3'
+    """
+
+    def __init__(self, base: Path, runs_prefix: str) -> None:
+        self.base = base
+        self._prefix = split_path(runs_prefix)
+
+    def free(self, key: str) -> Path:
+        """Path of a tensor that belongs to no run."""
+        return inside(self.base, *split_path(key))
+
+    def is_runs(self, key: str) -> bool:
+        """Whether ``key`` lies in the folder of the runs, or is that folder."""
+        return split_path(key)[: len(self._prefix)] == self._prefix
+
+    def inside(self, folder: Path, name: str) -> Path:
+        """Path of ``name`` in a folder of the store."""
+        return inside(self.base, *folder.relative_to(self.base).parts, name)
+
+    def run(self, run_id: str, *below: str) -> Path:
+        """Path of a run, or of something in it."""
+        return inside(self.base, *self._prefix, check_name("run_id", run_id), *below)
+
+    def batch(self, run_id: str, batch_index: int) -> Path:
+        """Path of the folder with the layers of a batch."""
+        return self.run(run_id, batch_folder_name(batch_index))
+
+    def batch_file(self, run_id: str, batch_index: int) -> Path:
+        """Path of the file with a whole batch."""
+        return self.run(run_id, batch_file_name(batch_index))
+
+    def tensor(self, run_id: str, batch_index: int, layer: str, key: str) -> Path:
+        """Path of one tensor."""
+        return tensor_file(self.base, self.batch(run_id, batch_index), layer, key)
+
+    def runs(self) -> list[str]:
+        """Runs that hold anything, sorted."""
+        entries = visible(inside(self.base, *self._prefix))
+        return [entry.name for entry in entries if entry.is_dir() and holds_file(Path(entry.path))]
+
+    def existing_run(self, run_id: str) -> Path:
+        """Path of a run that is there.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        path = self.run(run_id)
+        if holds_file(path):
+            return path
+        raise missing("run", run_id, self.runs(), path.parent)
+
+    def existing_batch(self, run_id: str, batch_index: int) -> Path:
+        """Path of the folder of a batch that is there, as a folder or as a file.
+
+        Raises:
+            FileNotFoundError: it is not, or its run is not.
+        """
+        path = self.batch(run_id, batch_index)
+        if holds_file(path) or self.batch_file(run_id, batch_index).is_file():
+            return path
+        raise missing("batch", batch_index, batches_in(self.existing_run(run_id)), path.parent)
+
+    def existing_layer(self, run_id: str, batch_index: int, layer: str) -> Path:
+        """Path of a layer that is there.
+
+        Raises:
+            FileNotFoundError: it is not, or its batch or run is not.
+        """
+        batch = self.batch(run_id, batch_index)
+        path = self.inside(batch, check_name("layer", layer, reserved=METADATA))
+        if keys_in(path):
+            return path
+        raise missing("layer", layer, layers_in(self.existing_batch(run_id, batch_index)), path.parent)
