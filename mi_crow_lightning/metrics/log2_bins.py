@@ -1,0 +1,92 @@
+"""Counting elements in fixed, symmetric, logarithmic bins, on the device and without a synchronisation.
+
+The bins are the same for every layer, step and rank, so counts add up; a power of two an edge means that an
+element's bin is its sign and its exponent, which are read from its bits: no logarithm rounds ``8.0`` into the
+wrong bin.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MIN_EXPONENT = -18
+MAX_EXPONENT = 13
+_SIDE = MAX_EXPONENT - MIN_EXPONENT + 1  # bins on each side of the centre bin
+BINS = 2 * _SIDE + 1
+CENTRE = _SIDE
+
+_POWERS = tuple(2.0**e for e in range(MIN_EXPONENT, MAX_EXPONENT + 2))
+EDGES: tuple[float, ...] = tuple(-p for p in reversed(_POWERS)) + _POWERS
+"""The 66 ascending edges of the 65 bins, ``-2**14 ... -2**-18, 2**-18 ... 2**14``."""
+
+
+class _Bits(NamedTuple):
+    """Where an IEEE 754 format keeps its exponent."""
+
+    integer: torch.dtype  # of the same width
+    mantissa: int  # bits below the exponent
+    exponents: int  # how many exponents there are
+    bias: int
+
+
+# float16 is absent: its subnormal numbers reach into the bins, so it is widened first.
+_BITS = {
+    torch.bfloat16: _Bits(torch.int16, 7, 256, 127),
+    torch.float32: _Bits(torch.int32, 23, 256, 127),
+    torch.float64: _Bits(torch.int64, 52, 2048, 1023),
+}
+_LANE_COUNTERS = 2**19
+
+
+def count_bins(x: Tensor) -> Tensor:
+    """Count the elements of ``x`` in 65 bins that are symmetric about zero.
+
+    Bin ``CENTRE + 1 + (e - MIN_EXPONENT)`` holds ``2**e <= x < 2**(e + 1)`` and its mirror image the same of
+    ``-x``. What is smaller than ``2**-18``, zero too, is in the centre bin; what reaches ``2**14`` in the
+    outermost one.
+
+    Args:
+        x: finite elements of any shape and floating-point dtype.
+
+    Returns:
+        ``(65,)`` float64, the number of elements in each bin.
+
+    Example:
+        >>> counts = count_bins(torch.tensor([0.0, 1.0, 1.5, -1.0, 1e9]))
+        >>> [(EDGES[i], EDGES[i + 1], int(counts[i])) for i in counts.nonzero().flatten()]
+        [(-2.0, -1.0, 1), (-3.814697265625e-06, 3.814697265625e-06, 1), (1.0, 2.0, 2), (8192.0, 16384.0, 1)]
+    """
+    x = x if x.dtype in _BITS else x.float()
+    bits = _BITS[x.dtype]
+    # An arithmetic shift leaves the exponent, less `exponents` where the sign bit is set.
+    keys = (x.contiguous().view(bits.integer) >> bits.mantissa).flatten().long() + bits.exponents
+    counts = _count_keys(keys, 2 * bits.exponents).double()
+    negative, positive = counts[: bits.exponents], counts[bits.exponents :]
+    low, high = bits.bias + MIN_EXPONENT, bits.bias + MAX_EXPONENT
+    return torch.cat(
+        [
+            negative[high:].sum(0, keepdim=True),
+            negative[low:high].flip(0),
+            (negative[:low] + positive[:low]).sum(0, keepdim=True),
+            positive[low:high],
+            positive[high:].sum(0, keepdim=True),
+        ]
+    )
+
+
+def _count_keys(keys: Tensor, size: int) -> Tensor:
+    # Fastest on the CPU; elsewhere bincount asks for the largest key, which is a synchronisation.
+    return torch.bincount(keys, minlength=size) if keys.device.type == "cpu" else _count_in_lanes(keys, size)
+
+
+def _count_in_lanes(keys: Tensor, size: int) -> Tensor:
+    """Count keys by atomic additions."""
+    # Few exponents are in use: with one counter each, all threads would queue for the same addresses.
+    lanes = _LANE_COUNTERS // size
+    lane = torch.arange(keys.numel(), device=keys.device) % lanes
+    counters = torch.zeros(lanes * size, dtype=torch.int32, device=keys.device)
+    one = torch.ones((), dtype=torch.int32, device=keys.device).expand(keys.numel())
+    return counters.scatter_add_(0, lane * size + keys, one).view(lanes, size).sum(0)
