@@ -1,0 +1,91 @@
+"""Hooks on the layers of any torch module: watch activations, or change them.
+
+=========================  ===========================================================================
+`Layers`                   the registry: put hooks on layers, switch them, take them off
+`Detector`                 a hook that observes: override ``observe(x, ctx)``
+`Controller`               a hook that edits: override ``edit(x, ctx)``
+`Hook`, `HookType`         what both are; for everything else override ``_hook_fn``
+`LayerActivationDetector`  keeps activations
+`ActivationStatistics`     streams mean, std, ... and a histogram of activations
+`FunctionController`       applies a function to activations
+`SteeringController`       adds a vector to activations at chosen tokens
+`Schedule`, `Tokens`       when a hook is on, and at which positions
+=========================  ===========================================================================
+
+::
+
+    layers = Layers(model)
+    layers.register_hook("block:3", detector)
+    model(**batch)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mi_crow_lightning._lazy import lazy_attribute
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.errors import HookError
+    from mi_crow_lightning.hooks.context import HookContext
+    from mi_crow_lightning.hooks.controller import Controller
+    from mi_crow_lightning.hooks.controllers.function import FunctionController
+    from mi_crow_lightning.hooks.controllers.steering import SteeringController
+    from mi_crow_lightning.hooks.detector import Detector
+    from mi_crow_lightning.hooks.detectors.activation_statistics import ActivationStatistics
+    from mi_crow_lightning.hooks.detectors.layer_activation import LayerActivationDetector
+    from mi_crow_lightning.hooks.hook import Hook
+    from mi_crow_lightning.hooks.hook_type import HookType
+    from mi_crow_lightning.hooks.layers import Layers
+    from mi_crow_lightning.hooks.reading import Reading
+    from mi_crow_lightning.hooks.schedules import AllOf, AnyOf, LoggedSteps, Moment, Not, Schedule, Stage
+    from mi_crow_lightning.hooks.tokens import Tokens
+
+_HOOKS = "mi_crow_lightning.hooks"
+_SOURCES = {
+    **dict.fromkeys(["AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage"], f"{_HOOKS}.schedules"),
+    "ActivationStatistics": f"{_HOOKS}.detectors.activation_statistics",
+    "Controller": f"{_HOOKS}.controller",
+    "Detector": f"{_HOOKS}.detector",
+    "FunctionController": f"{_HOOKS}.controllers.function",
+    "Hook": f"{_HOOKS}.hook",
+    "HookContext": f"{_HOOKS}.context",
+    "HookError": "mi_crow_lightning.errors",
+    "HookType": f"{_HOOKS}.hook_type",
+    "LayerActivationDetector": f"{_HOOKS}.detectors.layer_activation",
+    "Layers": f"{_HOOKS}.layers",
+    "Reading": f"{_HOOKS}.reading",
+    "SteeringController": f"{_HOOKS}.controllers.steering",
+    "Tokens": f"{_HOOKS}.tokens",
+}
+
+__all__ = [
+    "ActivationStatistics",
+    "AllOf",
+    "AnyOf",
+    "Controller",
+    "Detector",
+    "FunctionController",
+    "Hook",
+    "HookContext",
+    "HookError",
+    "HookType",
+    "LayerActivationDetector",
+    "Layers",
+    "LoggedSteps",
+    "Moment",
+    "Not",
+    "Reading",
+    "Schedule",
+    "Stage",
+    "SteeringController",
+    "Tokens",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return lazy_attribute(__name__, _SOURCES, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

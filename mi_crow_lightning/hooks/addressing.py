@@ -1,0 +1,179 @@
+"""From a layer signature to layers.
+
+============================  ==================================================================
+signature                     means
+============================  ==================================================================
+``"transformer.h.0.attn"``    that layer
+``"h.0.attn"``                the one layer whose name ends in these segments
+``"*.mlp"``, ``"h.[0-3]"``    all layers whose last segments match, ``*`` within one segment
+``"block:3"``, ``"block:-1"``  a block of the main stack, from the end when negative
+``"block:*"``, ``"block:4-8"``  all blocks; blocks 4 to 8, both included
+``"block:*.attn"``, ``.mlp``  the attention, the MLP of these blocks; or any child's name or glob
+``3``, ``"3"``, ``"layer_3"``  the same as ``"block:3"``
+============================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from mi_crow_lightning.errors import LayerNotFound
+from mi_crow_lightning.hooks.blocks import find_blocks
+from mi_crow_lightning.hooks.names import ModuleTree
+
+__all__ = ["ROLES", "Match", "resolve"]
+
+# The child of a block that plays a role, by the names that transformers and timm give it.
+ROLES: dict[str, tuple[str, ...]] = {
+    "attn": (
+        *("self_attn", "attn", "self_attention", "attention", "temporal_block"),
+        *("layer.0.SelfAttention", "mixer"),
+    ),
+    "mlp": (
+        *("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
+        *("layer.1.DenseReluDense", "layer.2.DenseReluDense"),
+    ),
+}
+
+_BLOCK = re.compile(r"block:(?P<which>\*|-?\d+(-\d+)?)(\.(?P<child>.+))?")
+_INDEX = re.compile(r"(layer_)?(?P<index>-?\d+)")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A layer that a signature means.
+
+    Attributes:
+        name: its clean name.
+        module: the layer.
+        index: the block that it is or lies in; ``None`` outside the main stack, or where there is none.
+    """
+
+    name: str
+    module: nn.Module
+    index: int | None
+
+
+def resolve(tree: ModuleTree, signature: str | int) -> list[Match]:
+    """The layers that ``signature`` means, in the model's order; at least one.
+
+    Raises:
+        LayerNotFound: there is none, or a name fits several; the message lists the closest or all of them.
+        TypeError: ``signature`` is neither a string nor an integer.
+    """
+    if isinstance(signature, bool) or not isinstance(signature, (str, int)):
+        raise TypeError(f"layer_signature={signature!r} must be a name such as 'block:*', or the index of a block")
+    names = _names(tree, signature)
+    blocks = _blocks_if_any(tree)
+    return [Match(name, tree.modules[name], _block_index(blocks, name)) for name in names]
+
+
+def _names(tree: ModuleTree, signature: str | int) -> list[str]:
+    text = str(signature)
+    if isinstance(signature, str) and text in tree.names:
+        return [text]
+    if index := _INDEX.fullmatch(text):
+        return [_block(find_blocks(tree), int(index["index"]), signature)]
+    if text.startswith("block:"):
+        return _by_role(tree, text)
+    if any(character in text for character in "*?["):
+        return _by_glob(tree, text)
+    return [_by_suffix(tree, text)]
+
+
+def _block(blocks: list[str], index: int, signature: str | int) -> str:
+    if not -len(blocks) <= index < len(blocks):
+        raise LayerNotFound(
+            f"layer {signature!r}: the model has {len(blocks)} blocks, 0 to {len(blocks) - 1} (or -1 to -{len(blocks)})"
+        )
+    return blocks[index]
+
+
+def _by_role(tree: ModuleTree, text: str) -> list[str]:
+    parsed = _BLOCK.fullmatch(text)
+    if parsed is None:
+        raise LayerNotFound(
+            f"layer {text!r}: write 'block:3', 'block:-1', 'block:*' or 'block:4-8', then '.attn', '.mlp' or a "
+            "child's name if you mean a part of the block"
+        )
+    blocks = find_blocks(tree)
+    chosen = _chosen_blocks(blocks, parsed["which"], text)
+    if parsed["child"] is None:
+        return chosen
+    return [name for block in chosen for name in _child(tree, block, parsed["child"], text)]
+
+
+def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
+    if which == "*":
+        return blocks
+    if which.count("-") == 0 or (which.startswith("-") and which.count("-") == 1):
+        return [_block(blocks, int(which), text)]
+    first, last = (int(part) for part in which.split("-"))
+    if first > last:
+        raise LayerNotFound(f"layer {text!r}: the range is empty, {first} comes after {last}")
+    _block(blocks, last, text)
+    return blocks[first : last + 1]
+
+
+def _child(tree: ModuleTree, block: str, child: str, text: str) -> list[str]:
+    for name in ROLES.get(child, ()):
+        if f"{block}.{name}" in tree.modules:
+            return [f"{block}.{name}"]
+    pattern = f"{block}.{child}".split(".")
+    found = [name for name in tree.names if _matches(name.split("."), pattern)]
+    if not found:
+        children = ", ".join(name[len(block) + 1 :] for name in tree.children(block))
+        raise LayerNotFound(f"layer {text!r}: {block!r} has no child that is {child!r}; its children are: {children}")
+    return found
+
+
+def _by_glob(tree: ModuleTree, text: str) -> list[str]:
+    pattern = text.split(".")
+    found = [name for name in tree.names if _matches(name.split(".")[-len(pattern) :], pattern)]
+    if not found:
+        raise LayerNotFound(f"no layer matches {text!r} ('*' stays within one dotted segment); {_closest(tree, text)}")
+    return found
+
+
+def _matches(segments: list[str], pattern: list[str]) -> bool:
+    return len(segments) == len(pattern) and all(map(fnmatchcase, segments, pattern))
+
+
+def _by_suffix(tree: ModuleTree, text: str) -> str:
+    wanted = text.split(".")
+    found = [name for name in tree.names if name.split(".")[-len(wanted) :] == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = ", ".join(map(repr, found[:6])) + (", ..." if len(found) > 6 else "")
+        raise LayerNotFound(
+            f"layer {text!r} is ambiguous, {len(found)} layers end so: {some}. "
+            f"Give more of the name, or '*.{text}' for all of them."
+        )
+    raise LayerNotFound(f"no layer {text!r}; {_closest(tree, text)}")
+
+
+def _closest(tree: ModuleTree, text: str) -> str:
+    depth = text.count(".") + 1
+    by_suffix = {".".join(name.split(".")[-depth:]): name for name in reversed(tree.names)}
+    close = difflib.get_close_matches(text, [*by_suffix, *tree.names], n=5, cutoff=0.5)
+    listed = dict.fromkeys(by_suffix.get(name, name) for name in close)
+    if listed:
+        return f"closest: {', '.join(map(repr, listed))}"
+    return f"the model has {len(tree.names)} layers, among them {', '.join(map(repr, tree.names[:6]))}"
+
+
+def _block_index(blocks: list[str], name: str) -> int | None:
+    return next((i for i, block in enumerate(blocks) if name == block or name.startswith(f"{block}.")), None)
+
+
+def _blocks_if_any(tree: ModuleTree) -> list[str]:
+    try:
+        return find_blocks(tree)
+    except LayerNotFound:
+        return []  # a layer addressed by its name needs no main stack

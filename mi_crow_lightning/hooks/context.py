@@ -1,0 +1,107 @@
+"""What a hook may know while it runs: the place, the batch, the pass, and its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from mi_crow_lightning.hooks.schedules import Moment, Stage
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.hooks.hook import Hook
+    from mi_crow_lightning.hooks.layers import Layers
+
+__all__ = ["HookContext", "PassFacts"]
+
+
+@dataclass(frozen=True)
+class PassFacts:
+    """What the call of the layer's model says about its tokens.
+
+    Attributes:
+        mask: the attention mask as it was passed, ``None`` when every token is real.
+        past: tokens in the key-value cache before this pass; ``None`` when the model takes no cache.
+        prompt_width: columns of the prompt, padding included; ``None`` when the whole pass is prompt.
+        generating: whether the pass belongs to a call of ``generate``.
+        takes_mask: whether the model takes an attention mask at all.
+    """
+
+    mask: Tensor | None = None
+    past: int | None = None
+    prompt_width: int | None = None
+    generating: bool = False
+    takes_mask: bool = False
+
+
+@dataclass(frozen=True)
+class HookContext:
+    """Frozen facts of one call of one hook on one layer, and the way to its neighbours.
+
+    Outside a call a registered hook has a context too, without layer, inputs and pass.
+
+    Attributes:
+        layers: the registry that the hook is in.
+        layer: name of the layer, without wrapper prefixes.
+        index: the block that the layer is or lies in, ``None`` outside the main stack.
+        args: positional inputs of the layer.
+        kwargs: keyword inputs of the layer.
+        moment: the batch in the Trainer's time; ``None`` outside a Trainer.
+        batch: the running batch; ``None`` outside a Trainer.
+        token_mask: the user's function from a batch to the mask of its real tokens.
+        facts: what the running pass says about its tokens.
+        recomputing: whether this is gradient checkpointing's second run of the layer.
+    """
+
+    layers: Layers
+    layer: str = ""
+    index: int | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    moment: Moment | None = None
+    batch: Any = None
+    token_mask: Callable[[Any], Tensor] | None = None
+    facts: PassFacts = PassFacts()
+    recomputing: bool = False
+
+    @property
+    def stage(self) -> Stage | None:
+        """What the Trainer is doing; ``None`` outside a Trainer."""
+        return self.moment.stage if self.moment is not None else None
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch, from 0; ``None`` outside a Trainer."""
+        return self.moment.epoch if self.moment is not None else None
+
+    @property
+    def batch_idx(self) -> int | None:
+        """The batch in its epoch, from 0; ``None`` outside a Trainer."""
+        return self.moment.batch_idx if self.moment is not None else None
+
+    @property
+    def step(self) -> int | None:
+        """Steps taken before this batch; ``None`` outside a Trainer."""
+        return self.moment.step if self.moment is not None else None
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that layer names are relative to."""
+        return self.layers.root
+
+    @property
+    def language_model(self) -> Any:
+        """The `LanguageModel` whose layers these are; ``None`` if there is none."""
+        return self.layers.language_model
+
+    @property
+    def store(self) -> Any:
+        """The store that was given; ``None`` if none was."""
+        return self.layers.store
+
+    @property
+    def hooks(self) -> list[Hook]:
+        """All hooks of the registry, in the order of their registration."""
+        return self.layers.get_hooks()

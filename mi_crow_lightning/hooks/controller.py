@@ -1,0 +1,100 @@
+"""The controller: a hook that changes activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mi_crow_lightning.errors import EditMismatch
+from mi_crow_lightning.hooks.activations import put_input, put_output, take_input, take_output
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
+
+__all__ = ["Controller"]
+
+
+class Controller(Hook):
+    """A hook that changes activations.
+
+    A subclass overrides `edit`. The base class takes the tensor out of what the layer was given or
+    returned and puts the edited one back in a copy. An edit is returned, never written in place, so
+    gradients are those of the edited computation.
+
+    Args:
+        hook_type: see `Hook`.
+        hook_id: see `Hook`.
+        layer_signature: see `Hook`.
+        **options: ``schedule`` and ``on_error``, see `Hook`.
+
+    >>> class Double(Controller):
+    ...     def edit(self, x, ctx):
+    ...         return x * 2
+    >>> Double(layer_signature="block:0").edits
+    True
+    """
+
+    _edits = True
+
+    def __init__(
+        self,
+        hook_type: HookType | str = HookType.FORWARD,
+        hook_id: str | None = None,
+        layer_signature: str | int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(layer_signature=layer_signature, hook_type=hook_type, hook_id=hook_id, **options)
+
+    def _edited(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> Any:
+        ctx = self.context
+        assert ctx is not None, "a hook has a context while it runs"
+        if self.hook_type is HookType.PRE_FORWARD:
+            x = take_input(input, ctx.kwargs)
+            new = self.modify_activations(module, x, x)
+            return None if _unchanged(new, x) else put_input(input, ctx.kwargs, _checked(new, x))
+        x = take_output(output)
+        inputs = next((value for value in input if isinstance(value, Tensor)), None)
+        new = self.modify_activations(module, inputs, x)
+        return None if _unchanged(new, x) else put_output(output, _checked(new, x))
+
+    def modify_activations(self, module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> Tensor | None:
+        """The edited activation; by default what `edit` makes of it.
+
+        Args:
+            module: the layer.
+            inputs: its first positional tensor, if there is one.
+            output: the activation to edit: the layer's output, or before a layer its input.
+
+        Returns:
+            A tensor of the same shape, dtype and device, or ``None`` to change nothing.
+        """
+        assert output is not None and self.context is not None
+        return self.edit(output, self.context)
+
+    def edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
+        """Change one activation of one layer.
+
+        Args:
+            x: the activation, ``(B, T, D)`` in a transformer. Do not write to it.
+            ctx: where and when.
+
+        Returns:
+            A tensor of the same shape, dtype and device, or ``None`` to change nothing.
+        """
+        return None
+
+
+def _unchanged(new: Tensor | None, x: Tensor) -> bool:
+    return new is None or new is x
+
+
+def _checked(new: Any, x: Tensor) -> Tensor:
+    if not isinstance(new, Tensor):
+        raise EditMismatch(f"a controller must return a tensor or None, not a {type(new).__name__}")
+    for what in ("shape", "dtype", "device"):
+        was, now = getattr(x, what), getattr(new, what)
+        if was != now:
+            show = tuple if what == "shape" else str
+            raise EditMismatch(f"a controller must keep the {what}: it was given {show(was)} and returned {show(now)}")
+    return new

@@ -1,0 +1,112 @@
+"""The detector: a hook that observes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mi_crow_lightning.hooks.activations import take_input, take_output
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.reading import Reading
+
+__all__ = ["Detector"]
+
+
+class Detector(Hook):
+    """A hook that observes activations and never changes a number of the run.
+
+    A subclass overrides `observe`; to have something logged also `readings` and `reset`. The base class
+    takes the tensor out of what the layer was given or returned, detached.
+
+    Args:
+        hook_type: see `Hook`.
+        hook_id: see `Hook`.
+        store: a store for subclasses that write to one.
+        layer_signature: see `Hook`.
+        name: first part of the tags of its readings; needed where two detectors would share a tag.
+        before_edits: whether to see what the layer really produced, rather than what controllers on the
+            same layer made of it.
+        **options: ``schedule`` and ``on_error``, see `Hook`.
+
+    Attributes:
+        metadata: facts about what was seen.
+        tensor_metadata: tensors that were kept.
+
+    >>> class TokenCount(Detector):
+    ...     tokens = 0
+    ...     def observe(self, x, ctx):
+    ...         self.tokens += x.shape[0] * x.shape[1]
+    >>> TokenCount(layer_signature="block:0").enabled
+    True
+    """
+
+    _observes = True
+
+    def __init__(
+        self,
+        hook_type: HookType | str = HookType.FORWARD,
+        hook_id: str | None = None,
+        store: Any = None,
+        layer_signature: str | int | None = None,
+        *,
+        name: str | None = None,
+        before_edits: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(layer_signature=layer_signature, hook_type=hook_type, hook_id=hook_id, **options)
+        if name is not None and (not isinstance(name, str) or not name.strip() or "/" in name):
+            raise ValueError(f"name={name!r} must be a non-empty string without '/': it becomes part of a tag")
+        self.store = store
+        self.name = name
+        self.before_edits = before_edits
+        self.metadata: dict[str, Any] = {}
+        self.tensor_metadata: dict[str, Any] = {}
+
+    def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:
+        """Take the activation out of what the layer was given or returned, and `observe` it.
+
+        Raises:
+            NoTensorFound: there is none.
+        """
+        ctx = self.context
+        assert ctx is not None, "a hook has a context while it runs"
+        x = take_output(output) if self.hook_type is HookType.FORWARD else take_input(input, ctx.kwargs)
+        with torch.no_grad():
+            self.observe(x.detach(), ctx)
+
+    def process_activation(self, output: Any) -> None:
+        """Short form of `process_activations`, for a ``_hook_fn`` of your own."""
+        ctx = self.context
+        assert ctx is not None, "a hook has a context while it runs"
+        with torch.no_grad():
+            self.observe(take_output(output).detach(), ctx)
+
+    def observe(self, x: Tensor, ctx: HookContext) -> None:
+        """See one activation of one layer.
+
+        Args:
+            x: the activation, ``(B, T, D)`` in a transformer, detached. It is the running model's own
+                tensor: do not write to it, and copy what you keep.
+            ctx: where and when.
+        """
+
+    @property
+    def tag_prefix(self) -> str:
+        """First part of the tags of its readings."""
+        return self.name or "activations"
+
+    def reading_names(self) -> tuple[str, ...]:
+        """Names of the readings, the same at every layer; two detectors must not share a tag."""
+        return ()
+
+    def readings(self) -> Iterable[Reading]:
+        """What was seen since the last `reset`, for the loggers; ``self.context.stage`` tells the stage."""
+        return ()
+
+    def reset(self) -> None:
+        """Begin the next reading: called after `readings` were written."""

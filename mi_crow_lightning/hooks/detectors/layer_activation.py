@@ -1,0 +1,165 @@
+"""Keeping activations.
+
+Gives you the activations themselves, as copies, on the CPU by default. That costs a copy of every
+activation that is seen, and as much memory as you ask for; to know only their mean, spread or histogram,
+`ActivationStatistics` needs a few hundred bytes a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.errors import CaptureBudgetExceeded
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.hooks.schedules import Schedule, When
+from mi_crow_lightning.metrics.activation import histogram, merge_all, statistics, summarize
+
+__all__ = ["LayerActivationDetector"]
+
+
+class LayerActivationDetector(Detector):
+    """Keeps the activations of its layers. By default it sees every stage and batch.
+
+    Args:
+        layer_signature: which layers.
+        hook_id: see `Hook`.
+        target_dtype: dtype of the copies; ``None`` for the activation's own.
+        keep: ``"last"`` call of each layer, or ``"all"`` calls since `clear_captured`.
+        max_bytes: the most that may be held; a capture beyond it is refused and what is held stays.
+        device: where the copies are kept; ``None`` for where the activation is.
+        hook_type: see `Hook`.
+        **options: ``name``, ``before_edits``, ``store``, ``schedule``, ``on_error``, see `Detector`.
+
+    Attributes:
+        tensor_metadata: ``["activations"]`` is the tensor; a list of tensors with ``keep="all"``; for a
+            signature that means several layers a dict of these by layer name.
+        metadata: ``["activations_shape"]``, in the same form.
+
+    Raises:
+        ValueError: ``keep`` or ``max_bytes`` is not one of those named above.
+
+    >>> from torch import nn, ones
+    >>> from mi_crow_lightning.hooks import Layers
+    >>> model = nn.Sequential(nn.Flatten(), nn.Identity())
+    >>> detector = LayerActivationDetector("0")
+    >>> _ = Layers(model).register_hook("0", detector)
+    >>> _ = model(ones(2, 3, 4))
+    >>> detector.get_captured().shape
+    torch.Size([2, 12])
+    """
+
+    def __init__(
+        self,
+        layer_signature: str | int | None = None,
+        hook_id: str | None = None,
+        target_dtype: torch.dtype | None = None,
+        *,
+        keep: Literal["last", "all"] = "last",
+        max_bytes: int = 2**30,
+        device: torch.device | str | None = "cpu",
+        hook_type: HookType | str = HookType.FORWARD,
+        **options: Any,
+    ) -> None:
+        super().__init__(hook_type, hook_id, layer_signature=layer_signature, **options)
+        if keep not in ("last", "all"):
+            raise ValueError(f"keep={keep!r} is not known: choose 'last' or 'all'")
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes!r} must be a whole number of bytes, 1 or more")
+        self.target_dtype = target_dtype
+        self.keep = keep
+        self.max_bytes = max_bytes
+        self.device = torch.device(device) if device is not None else None
+        self._held: dict[str, list[Tensor]] = {}
+        self._several = False
+
+    def default_schedule(self) -> When:
+        """Every stage and batch."""
+        return Schedule()
+
+    def prepare(self, layers: list[str], device: torch.device) -> None:
+        """Forget what was held on other layers."""
+        self._several = len(layers) > 1
+        if not set(self._held) <= set(layers):
+            self.clear_captured()
+
+    def observe(self, x: Tensor, ctx: HookContext) -> None:
+        """Keep a copy of ``x``, which can enter autograd even when the run is in inference mode.
+
+        Raises:
+            CaptureBudgetExceeded: ``max_bytes`` would be passed.
+        """
+        dtype = self.target_dtype or x.dtype
+        replaced = self._held.get(ctx.layer, []) if self.keep == "last" else []
+        self._refuse_growth(x.numel() * dtype.itemsize - _bytes(replaced), ctx.layer)
+        with torch.inference_mode(False):
+            copy = x.to(device=self.device or x.device, dtype=dtype, copy=True)
+        if self.keep == "last":
+            self._held[ctx.layer] = [copy]
+        else:
+            self._held.setdefault(ctx.layer, []).append(copy)
+        self._publish(ctx.layer)
+
+    def get_captured(self) -> Any:
+        """What ``tensor_metadata["activations"]`` holds; ``None`` if nothing was seen."""
+        return self.tensor_metadata.get("activations")
+
+    def clear_captured(self) -> None:
+        """Forget what is held."""
+        self._held.clear()
+        self.tensor_metadata.pop("activations", None)
+        self.metadata.pop("activations_shape", None)
+
+    def reading_names(self) -> tuple[str, ...]:
+        """Histogram, mean, std, and mean Euclidean norm of the last dimension."""
+        return ("histogram", "mean", "std", "token_norm")
+
+    def readings(self) -> list[Reading]:
+        """The readings of all that is held; layers that hold no floating-point numbers have none."""
+        return [
+            reading
+            for layer, held in self._held.items()
+            if any(tensor.numel() and tensor.is_floating_point() for tensor in held)
+            for reading in _readings(layer, held)
+        ]
+
+    def _refuse_growth(self, growth: int, layer: str) -> None:
+        held = sum(_bytes(tensors) for tensors in self._held.values())
+        if held + growth > self.max_bytes:
+            raise CaptureBudgetExceeded(
+                f"keeping the activation of {layer!r} would take {held + growth:,} bytes, and "
+                f"max_bytes={self.max_bytes:,} ({held:,} are held; they stay). Call clear_captured() between "
+                "batches, keep='last', watch fewer layers, use a smaller target_dtype, or raise max_bytes."
+            )
+
+    def _publish(self, layer: str) -> None:
+        held = self._held[layer]
+        value: Any = held[0] if self.keep == "last" else held
+        shape: Any = tuple(held[0].shape) if self.keep == "last" else [tuple(tensor.shape) for tensor in held]
+        if self._several:
+            self.tensor_metadata.setdefault("activations", {})[layer] = value
+            self.metadata.setdefault("activations_shape", {})[layer] = shape
+        else:
+            self.tensor_metadata["activations"] = value
+            self.metadata["activations_shape"] = shape
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _readings(layer: str, held: list[Tensor]) -> list[Reading]:
+    row = merge_all(torch.stack([summarize(tensor).cpu() for tensor in held]))
+    values = statistics(row)
+    norms = torch.cat([tensor.double().norm(dim=-1).flatten().cpu() for tensor in held])
+    return [
+        Reading(layer, "mean", values["mean"].item()),
+        Reading(layer, "std", values["std"].item()),
+        Reading(layer, "token_norm", norms.mean().item()),
+        Reading(layer, "histogram", histogram(row), "histogram"),
+    ]

@@ -1,0 +1,66 @@
+"""Following ``generate``: while hooks are attached, the width of the prompt is noted when it is called.
+
+Nothing in a single pass tells prompt from generated tokens when there is no cache, or when the prompt is
+fed in chunks; the call of ``generate`` does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from mi_crow_lightning.hooks.passes import Passes
+
+__all__ = ["follow_generate", "unfollow_generate"]
+
+
+class _FollowedGenerate:
+    """Stands in for a model's ``generate`` and notes the prompt's width; a copy of the model gets its own."""
+
+    def __init__(self, model: nn.Module, passes: Passes) -> None:
+        self.model = model
+        self.original: Callable[..., Any] = getattr(model, "generate")  # noqa: B009
+        self.shadowed = model.__dict__.get("generate")
+        self._passes = passes
+        functools.update_wrapper(self, self.original, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._passes.generating(_prompt_width(self.model, args, kwargs)):
+            return self.original(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_own_generate, (self.model,))
+
+
+def _own_generate(model: nn.Module) -> Any:
+    return getattr(type(model), "generate").__get__(model)  # noqa: B009
+
+
+def _prompt_width(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return None  # these are the encoder's tokens; the decoder's prompt is its first pass
+    for value in (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))):
+        if isinstance(value, Tensor) and value.dim() >= 2:
+            return value.shape[1]
+    return None
+
+
+def follow_generate(model: nn.Module, passes: Passes) -> None:
+    """Note the prompt's width whenever ``model.generate`` is called, if it has one."""
+    if callable(getattr(type(model), "generate", None)):
+        # Through __dict__, because a module may guard its __setattr__.
+        model.__dict__["generate"] = _FollowedGenerate(model, passes)
+
+
+def unfollow_generate(model: nn.Module) -> None:
+    """Give ``model`` its own ``generate`` back."""
+    followed = model.__dict__.get("generate")
+    if not isinstance(followed, _FollowedGenerate):
+        return
+    if followed.shadowed is None:
+        del model.__dict__["generate"]
+    else:
+        model.__dict__["generate"] = followed.shadowed

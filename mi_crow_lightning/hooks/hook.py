@@ -1,0 +1,255 @@
+"""The hook: an object that torch calls at a layer, with a switch, a schedule and a context.
+
+This is the only place where the errors of hooks are caught and wrapped.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mi_crow_lightning.errors import HookError, MiCrowError
+from mi_crow_lightning.hooks.activations import put_input, take_input, take_output
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.hooks.layers import Layers
+
+__all__ = ["ON_ERROR", "Hook", "HookError", "HookType"]
+
+ON_ERROR = ("raise", "disable", "warn")
+
+
+class Hook:
+    """Something that torch calls at one or many layers.
+
+    Three ways to write one, from the most general to the simplest:
+
+    - subclass `Hook` and override ``_hook_fn``: you get what torch gives, and what you return replaces it;
+    - subclass `Detector` or `Controller` and override ``process_activations`` / ``modify_activations``;
+    - subclass `Detector` or `Controller` and override ``observe`` / ``edit``, which get the tensor.
+
+    Args:
+        layer_signature: which layers; may be left out and given at registration.
+        hook_type: ``"forward"``, after the layer, or ``"pre_forward"``, before it.
+        hook_id: a name of your choice; a UUID if none is given.
+        schedule: when the hook is on in a Trainer; ``None`` for the default of its kind.
+        on_error: what happens when the hook fails: ``"raise"`` once the pass is over, ``"disable"`` it
+            with a warning, or ``"warn"`` and go on. ``None``: detectors in a Trainer are disabled, all
+            else raises.
+
+    Attributes:
+        id: unique among the hooks of a model.
+        layer_signature: which layers.
+        hook_type: before or after the layer.
+        schedule: when it is on, or ``None`` for the default.
+        on_error: what happens when it fails, or ``None`` for the default.
+        error: the last `HookError` of this hook, without its traceback.
+
+    Raises:
+        ValueError, TypeError: an argument is not one of those named above.
+    """
+
+    # A class that does both, in whatever order it names its bases, has both.
+    _observes = False
+    _edits = False
+
+    def __init__(
+        self,
+        layer_signature: str | int | None = None,
+        hook_type: HookType | str = HookType.FORWARD,
+        hook_id: str | None = None,
+        *,
+        schedule: When | None = None,
+        on_error: str | None = None,
+    ) -> None:
+        if layer_signature is not None and (
+            isinstance(layer_signature, bool) or not isinstance(layer_signature, (str, int))
+        ):
+            raise TypeError(
+                f"layer_signature={layer_signature!r} must be a name such as 'block:*', or the index of a block"
+            )
+        if schedule is not None and not isinstance(schedule, When):
+            raise TypeError(f"schedule={schedule!r} must be a Schedule, or schedules joined by & | ~")
+        if on_error is not None and on_error not in ON_ERROR:
+            raise ValueError(f"on_error={on_error!r} is not known: choose one of {', '.join(map(repr, ON_ERROR))}")
+        self.layer_signature = layer_signature
+        self.hook_type = HookType.of(hook_type)
+        self.id = hook_id if hook_id is not None else str(uuid.uuid4())
+        self.has_given_id = hook_id is not None
+        self.schedule = schedule
+        self.on_error = on_error
+        self.error: HookError | None = None
+        self._enabled = True
+        self._context: HookContext | None = None
+        self._registry: Layers | None = None
+
+    def _hook_fn(self, module: nn.Module, input: tuple[Any, ...], output: Any = None) -> Any:
+        """What the hook does; override this for everything.
+
+        Args:
+            module: the layer.
+            input: its positional inputs; keyword inputs are in ``self.context.kwargs``.
+            output: what the layer returned; ``None`` before it.
+
+        Returns:
+            ``None`` to leave things as they are. After a layer: what replaces its output. Before it: what
+            replaces its inputs, a tensor, a tuple, or ``(args, kwargs)``.
+        """
+        if self.context is None or not self.context.recomputing:
+            self.process_activations(module, input, output)
+        return self._edited(module, input, output)
+
+    def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:
+        """What a detector sees; nothing here."""
+
+    def _edited(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> Any:
+        """What a controller returns; nothing here."""
+        return None
+
+    @property
+    def observes(self) -> bool:
+        """Whether the hook is a detector (it may be a controller as well)."""
+        return self._observes
+
+    @property
+    def edits(self) -> bool:
+        """Whether the hook may change activations: true for all but pure detectors."""
+        return self._edits or not self._observes
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the user's switch is on."""
+        return self._enabled
+
+    def is_enabled(self) -> bool:
+        """Whether the user's switch is on."""
+        return self._enabled
+
+    def enable(self) -> None:
+        """Switch the hook on; its schedule, if any, still applies."""
+        self._switch(True)
+
+    def disable(self) -> None:
+        """Switch the hook off: it stays registered, and costs nothing."""
+        self._switch(False)
+
+    def switch_off_after_pass(self) -> None:
+        """Switch the hook off while torch may be going through its handles: they come off with the next refresh."""
+        self._enabled = False
+
+    def _switch(self, enabled: bool) -> None:
+        self._enabled = enabled
+        if self._registry is not None:
+            self._registry.refresh(self)
+
+    @property
+    def context(self) -> HookContext | None:
+        """Facts of the running call and the way to the model, store and other hooks; ``None`` unregistered."""
+        return self._context
+
+    def set_context(self, context: HookContext | None) -> None:
+        """Set the context; the registry does this."""
+        self._context = context
+
+    def set_registry(self, registry: Layers | None, context: HookContext | None) -> None:
+        """Set, or with ``None`` forget, where the hook is registered; the registry does this."""
+        self._registry = registry
+        self._context = context
+
+    @property
+    def registered(self) -> bool:
+        """Whether the hook is on a model."""
+        return self._registry is not None
+
+    def default_schedule(self) -> When:
+        """When the hook is on in a Trainer if no schedule was given."""
+        return Schedule(stages="predict") if self.edits else LoggedSteps()
+
+    def prepare(self, layers: list[str], device: torch.device) -> None:
+        """Called when the hook is registered, before any pass: make buffers here, not in ``__init__``.
+
+        Args:
+            layers: names of the layers it will be called at, in order.
+            device: where the first of them has its parameters.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the hook: only tensors, numbers and strings."""
+        return {"enabled": self._enabled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, before or after the hook is registered."""
+        self._switch(bool(state["enabled"]))
+
+    def run(self, ctx: HookContext, module: nn.Module, output: Any = None) -> Any:
+        """What torch calls, through a site: `_hook_fn` with a context, its errors kept for the pass's end."""
+        if ctx.recomputing and not self.edits:
+            return None  # a second run of the layer for the backward pass: seen already
+        if not self._enabled or ctx.layers.passes.has_failed(self.id):
+            return None
+        outer, self._context = self._context, ctx
+        try:
+            return self._replacement(self._hook_fn(module, ctx.args, output), ctx)
+        except Exception as error:  # whatever a user's hook raises; wrapped once, raised when the pass is over
+            if ctx.recomputing:  # checkpointing stops a recompute early by raising
+                raise
+            ctx.layers.passes.failed(self.wrapped(error, ctx, self._shape(ctx, output)))
+            return None
+        finally:
+            self._context = outer
+
+    def _replacement(self, result: Any, ctx: HookContext) -> Any:
+        """``result`` of `_hook_fn` in the form that torch expects."""
+        if result is None or self.hook_type is HookType.FORWARD:
+            if result is not None and not self.edits:
+                raise TypeError(
+                    f"{type(self).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "
+                    "detectors observe. Subclass Controller, or Hook, to change activations."
+                )
+            return result
+        if isinstance(result, Tensor):
+            return put_input(ctx.args, ctx.kwargs, result)
+        if isinstance(result, list):
+            result = tuple(result)
+        if not isinstance(result, tuple):
+            raise TypeError(
+                f"_hook_fn of a pre_forward hook returned a {type(result).__name__}: return a tensor, "
+                "a tuple of positional inputs, or (args, kwargs)"
+            )
+        if len(result) == 2 and isinstance(result[0], tuple) and isinstance(result[1], dict):
+            return result
+        return result, dict(ctx.kwargs)
+
+    def wrapped(self, error: Exception, ctx: HookContext, shape: tuple[int, ...] | None = None) -> HookError:
+        """``error`` as a `HookError` that tells where it happened."""
+        wrapped = HookError(
+            self.id,
+            self.hook_type,
+            error,
+            layer=ctx.layer or None,
+            stage=ctx.stage.value if ctx.stage is not None else None,
+            batch_idx=ctx.batch_idx,
+            shape=shape,
+        )
+        wrapped.__cause__ = error
+        return wrapped
+
+    def _shape(self, ctx: HookContext, output: Any) -> tuple[int, ...] | None:
+        try:
+            x = take_output(output) if self.hook_type is HookType.FORWARD else take_input(ctx.args, ctx.kwargs)
+        except MiCrowError:
+            return None
+        return tuple(x.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or pickled hook is an unregistered one: it does not take the model along."""
+        return {**self.__dict__, "_context": None, "_registry": None}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(layer_signature={self.layer_signature!r}, id={self.id!r})"

@@ -1,0 +1,31 @@
+"""Before or after a layer: the two places where a hook can stand."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["HookType"]
+
+
+class HookType(str, Enum):
+    """Where a hook stands: ``FORWARD`` after the layer, ``PRE_FORWARD`` before it.
+
+    >>> HookType.of("pre_forward")
+    <HookType.PRE_FORWARD: 'pre_forward'>
+    """
+
+    FORWARD = "forward"
+    PRE_FORWARD = "pre_forward"
+
+    @classmethod
+    def of(cls, value: HookType | str) -> HookType:
+        """The hook type that ``value`` names.
+
+        Raises:
+            ValueError: ``value`` names none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            allowed = ", ".join(repr(member.value) for member in cls)
+            raise ValueError(f"hook_type={value!r} is not a hook type: choose one of {allowed}") from None

@@ -1,0 +1,269 @@
+"""The registry of hooks on a model: layer names, registration, switches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mi_crow_lightning.errors import HookError, RegistrationError
+from mi_crow_lightning.hooks.addressing import Match, resolve
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.error_policy import act_on
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.names import ModuleTree
+from mi_crow_lightning.hooks.passes import Passes
+from mi_crow_lightning.hooks.rules import refuse_same_kind_on_layer, refuse_unfit
+from mi_crow_lightning.hooks.schedules import Moment
+from mi_crow_lightning.hooks.sites import Registration, Site
+from mi_crow_lightning.hooks.watchers import Watchers
+
+__all__ = ["Layers"]
+
+_T = TypeVar("_T")
+
+_sequence = itertools.count()  # of registrations, over all registries: two may stand on one model
+
+
+class Layers:
+    """The layers of a model and the hooks on them.
+
+    On one layer and hook type controllers run in the order of their registration, then detectors; a
+    detector with ``before_edits=True`` runs before all controllers.
+
+    Args:
+        root: layer names are relative to it.
+        allow_stacking: allow several detectors, or several controllers, on one layer and hook type.
+        on_error: what happens when a hook without an ``on_error`` of its own fails: ``"raise"``,
+            ``"disable"``, ``"warn"``, or a function that says it for a hook.
+        language_model: what ``context.language_model`` gives.
+        store: what ``context.store`` gives.
+
+    Attributes:
+        moment: the batch in the Trainer's time; ``None`` outside a Trainer.
+        batch: the running batch; ``None`` outside a Trainer.
+        token_mask: the user's function from a batch to the mask of its real tokens.
+        passes: the running passes of the model.
+
+    >>> from torch import nn, ones
+    >>> from mi_crow_lightning.hooks import FunctionController
+    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+    >>> layers = Layers(model)
+    >>> layers.register_hook(0, FunctionController(0, lambda x: x * 2, hook_id="double"))
+    'double'
+    >>> model(ones(1)).item()
+    2.0
+    >>> layers.unregister_hook("double")
+    True
+    >>> model(ones(1)).item()
+    1.0
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        *,
+        allow_stacking: bool = False,
+        on_error: str | Callable[[Hook], str] = "raise",
+        language_model: Any = None,
+        store: Any = None,
+    ) -> None:
+        if not isinstance(root, nn.Module):
+            raise TypeError(f"root must be a torch module, not a {type(root).__name__}")
+        self.root = root
+        self.allow_stacking = allow_stacking
+        self.language_model = language_model
+        self.store = store
+        self.moment: Moment | None = None
+        self.batch: Any = None
+        self.token_mask: Callable[[Any], Tensor] | None = None
+        self.passes = Passes(self._pass_over)
+        self._on_error = on_error
+        self._watchers = Watchers(self.passes)
+        self._registrations: dict[str, Registration] = {}
+
+    def list_layers(self) -> list[str]:
+        """Names of all layers, without wrapper prefixes, in the model's order."""
+        return ModuleTree(self.root).names
+
+    def register_hook(
+        self,
+        layer_signature: str | int | None,
+        hook: Hook,
+        hook_type: HookType | str | None = None,
+        *,
+        due: bool = True,
+    ) -> str:
+        """Put a hook on the layers that a signature means: on all of them, or on none.
+
+        Args:
+            layer_signature: which layers; ``None`` for the hook's own.
+            hook: the hook; the signature given here becomes its own.
+            hook_type: before or after the layer; ``None`` for the hook's own.
+            due: whether it is on at once; `set_due` changes that.
+
+        Returns:
+            The hook's ID.
+
+        Raises:
+            LayerNotFound: no layer fits.
+            HookConflict: the ID, the hook, or the place on a layer is taken.
+            RegistrationError: nothing tells the hook's layer, or it would do nothing.
+        """
+        refuse_unfit(hook, self._registrations)
+        signature = layer_signature if layer_signature is not None else hook.layer_signature
+        if signature is None:
+            raise RegistrationError(
+                f"{hook!r} names no layer: give layer_signature=, to the hook or here; 'block:*' means every block"
+            )
+        kind = HookType.of(hook_type) if hook_type is not None else hook.hook_type
+        tree = ModuleTree(self.root)
+        matches = resolve(tree, signature)
+        names = [match.name for match in matches]
+        if not self.allow_stacking:
+            refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
+        hook.prepare(names, _device(matches[0].module, self.root))
+        hook.layer_signature, hook.hook_type = signature, kind
+        self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), self._watchers, due)
+        hook.set_registry(self, self._base_context())
+        self.refresh(hook)
+        return hook.id
+
+    def unregister_hook(self, hook_or_id: Hook | str) -> bool:
+        """Take a hook off the model.
+
+        Returns:
+            Whether it was registered here.
+        """
+        registration = self._registrations.pop(_id(hook_or_id), None)
+        if registration is None:
+            return False
+        registration.detach()
+        registration.hook.set_registry(None, None)
+        return True
+
+    def unregister_all_hooks(self) -> None:
+        """Take every hook off the model."""
+        for hook_id in list(self._registrations):
+            self.unregister_hook(hook_id)
+
+    def get_hooks(
+        self, layer_signature: str | int | None = None, hook_type: HookType | str | None = None
+    ) -> list[Hook]:
+        """The registered hooks, in order; only those on a layer, or of a hook type, if one is given."""
+        kind = HookType.of(hook_type) if hook_type is not None else None
+        wanted = None
+        if layer_signature is not None:
+            wanted = {match.name for match in resolve(ModuleTree(self.root), layer_signature)}
+        return [
+            registration.hook
+            for registration in self._registrations.values()
+            if (kind is None or registration.hook.hook_type is kind) and (wanted is None or wanted & registration.names)
+        ]
+
+    def get_detectors(self) -> list[Hook]:
+        """The hooks that observe, in order."""
+        return [hook for hook in self.get_hooks() if hook.observes]
+
+    def get_controllers(self) -> list[Hook]:
+        """The hooks that may change activations, in order."""
+        return [hook for hook in self.get_hooks() if hook.edits]
+
+    def enable_hook(self, hook_id: str) -> bool:
+        """Switch a hook on; returns whether it is registered here."""
+        return self._switch(hook_id, Hook.enable)
+
+    def disable_hook(self, hook_id: str) -> bool:
+        """Switch a hook off; returns whether it is registered here."""
+        return self._switch(hook_id, Hook.disable)
+
+    def enable_all_hooks(self) -> None:
+        """Switch every hook on."""
+        for hook in self.get_hooks():
+            hook.enable()
+
+    def disable_all_hooks(self) -> None:
+        """Switch every hook off."""
+        for hook in self.get_hooks():
+            hook.disable()
+
+    def sites(self, hook_or_id: Hook | str) -> list[Site]:
+        """The layers that a hook is on, and in which stages it was called there."""
+        return self._registrations[_id(hook_or_id)].sites
+
+    def is_attached(self, hook: Hook) -> bool:
+        """Whether the hook's layers call it now."""
+        return any(site.attached for site in self.sites(hook))
+
+    def begin_batch(
+        self, moment: Moment | None, batch: Any = None, token_mask: Callable[[Any], Tensor] | None = None
+    ) -> None:
+        """A batch begins: from now on hooks see these facts in their context."""
+        self.moment, self.batch, self.token_mask = moment, batch, token_mask
+        self.passes.reset()
+        for hook in self.get_hooks():
+            hook.set_context(self._base_context())
+
+    def set_due(self, hook: Hook, due: bool) -> None:
+        """Say whether the hook's schedule wants it now: a hook that is not due has no handle on the model."""
+        self._registrations[hook.id].due = due
+        self.refresh(hook)
+
+    def refresh(self, hook: Hook) -> None:
+        """Attach the hook's handles if it is due and enabled, else remove them."""
+        if hook.id in self._registrations:
+            self._registrations[hook.id].refresh()
+
+    def call(self, hook: Hook, function: Callable[[], _T]) -> _T | None:
+        """Call something of a hook's outside of a pass; what it raises is dealt with as in a pass.
+
+        Returns:
+            What ``function`` returns, or ``None`` if it raised and the hook's policy is not to.
+        """
+        try:
+            return function()
+        except Exception as error:  # whatever a user's hook raises
+            self._pass_over([hook.wrapped(error, self._base_context())], None)
+            return None
+
+    def _sites(self, hook: Hook, tree: ModuleTree, matches: list[Match]) -> list[Site]:
+        sequence = next(_sequence)
+        sites = []
+        for match in matches:
+            watched, source = self._watchers.plan(match.module, tree.ancestors(match.module))
+            sites.append(Site(hook, match, self, watched, source, sequence))
+        return sites
+
+    def _switch(self, hook_id: str, switch: Callable[[Hook], None]) -> bool:
+        registration = self._registrations.get(hook_id)
+        if registration is not None:
+            switch(registration.hook)
+        return registration is not None
+
+    def _base_context(self) -> HookContext:
+        return HookContext(layers=self, moment=self.moment, batch=self.batch, token_mask=self.token_mask)
+
+    def _pass_over(self, errors: list[HookError], outputs: Any) -> None:
+        hooks = [self._registrations[error.hook_id].hook for error in errors]
+        act_on([(e, hook, self._policy(hook)) for e, hook in zip(errors, hooks, strict=True)], outputs)
+
+    def _policy(self, hook: Hook) -> str:
+        if hook.on_error is not None:
+            return hook.on_error
+        return self._on_error(hook) if callable(self._on_error) else self._on_error
+
+
+def _id(hook_or_id: Hook | str) -> str:
+    return hook_or_id.id if isinstance(hook_or_id, Hook) else hook_or_id
+
+
+def _device(layer: nn.Module, root: nn.Module) -> torch.device:
+    """Where the layer's parameters are; the model's, for a layer without any."""
+    for module in (layer, root):
+        for parameter in module.parameters():
+            return parameter.device
+    return torch.device("cpu")

@@ -1,0 +1,85 @@
+"""Names of layers: those of ``named_modules()`` without the prefixes that wrappers add.
+
+``torch.compile``, FSDP, activation checkpointing, DDP, weight averaging and PEFT wrap modules and put a
+segment of their own into the names. A user addresses, and reads in tags, the names of the bare model.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["ModuleTree", "unwrapped"]
+
+_WRAPPER_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# "module" and "model" are ordinary names too: they are a wrapper's only below these classes.
+_WRAPPER_CLASSES = {
+    "module": ("DistributedDataParallel", "DataParallel", "AveragedModel"),
+    "base_model": ("PeftModel",),
+    "model": ("BaseTuner",),
+}
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of its wrappers."""
+    for name, child in module.named_children():
+        if _is_wrapper_segment(name, module):
+            return unwrapped(child)
+    return module
+
+
+def _is_wrapper_segment(name: str, parent: nn.Module) -> bool:
+    if name in _WRAPPER_SEGMENTS:
+        return True
+    classes = {cls.__name__ for cls in type(parent).__mro__}
+    return not classes.isdisjoint(_WRAPPER_CLASSES.get(name, ()))
+
+
+class ModuleTree:
+    """The modules below a root, by clean name.
+
+    A wrapper and what it wraps share a clean name, and the name means the wrapper: hooks stand outside
+    of compiled graphs, checkpoints and adapters. A module used in several places has its first name.
+
+    Args:
+        root: names are relative to it; its own name is ``""``.
+
+    Attributes:
+        root: as given.
+        modules: clean name to module, in the order of ``named_modules()``.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.modules: dict[str, nn.Module] = {}
+        self._paths: list[tuple[nn.Module, ...]] = []
+        self._walk(root, "", (root,))
+
+    def _walk(self, module: nn.Module, name: str, path: tuple[nn.Module, ...]) -> None:
+        self._paths.append(path)
+        self.modules.setdefault(name, module)
+        for segment, child in module._modules.items():
+            if child is None or child in path:
+                continue
+            if _is_wrapper_segment(segment, module):
+                self._walk(child, name, (*path, child))
+            else:
+                self._walk(child, f"{name}.{segment}" if name else segment, (*path, child))
+
+    @property
+    def names(self) -> list[str]:
+        """Clean names of all layers, without the root."""
+        return [name for name in self.modules if name]
+
+    def ancestors(self, module: nn.Module) -> list[nn.Module]:
+        """Every module that holds ``module``, wherever it is used, innermost first; not ``module`` itself."""
+        found: dict[nn.Module, None] = {}
+        for path in self._paths:
+            if path[-1] is module:
+                found.update(dict.fromkeys(reversed(path[:-1])))
+        return list(found)
+
+    def children(self, name: str) -> list[str]:
+        """Clean names of the direct children of the layer ``name``."""
+        depth = name.count(".") + 1 if name else 0
+        prefix = f"{name}." if name else ""
+        return [n for n in self.names if n.startswith(prefix) and n.count(".") == depth]

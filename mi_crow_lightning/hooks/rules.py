@@ -1,0 +1,88 @@
+"""What may be registered: the rules that hooks must keep to get onto layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict
+from mi_crow_lightning.hooks.controller import Controller
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.sites import Registration
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.hooks.layers import Layers
+
+__all__ = ["refuse_same_kind_on_layer", "refuse_shared_tags", "refuse_unfit"]
+
+# By kind of hook: what a subclass may override to do something at all.
+_EXTENSION_POINTS: dict[type[Hook], tuple[str, ...]] = {
+    Detector: ("observe", "process_activations", "_hook_fn"),
+    Controller: ("edit", "modify_activations", "_edited", "_hook_fn"),
+    Hook: ("_hook_fn",),
+}
+
+
+def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
+    """Refuse what is no hook, is registered already, or would do nothing.
+
+    Raises:
+        TypeError, HookConflict, RegistrationError
+    """
+    if not isinstance(hook, Hook):
+        raise TypeError(
+            f"{hook!r} is not a hook: give an instance of Detector, Controller or Hook, not a {type(hook).__name__}"
+        )
+    if hook.id in taken_ids:
+        raise HookConflict(f"a hook with ID {hook.id!r} is already registered here: unregister it first")
+    if hook.registered:
+        raise HookConflict(f"{hook!r} is already registered on another model: unregister it there first")
+    for kind, names in _EXTENSION_POINTS.items():
+        if isinstance(hook, kind):
+            if all(getattr(type(hook), name) is getattr(kind, name) for name in names):
+                raise RegistrationError(
+                    f"{type(hook).__name__} overrides none of {', '.join(names)}, so it would do nothing"
+                )
+            return
+
+
+def refuse_same_kind_on_layer(
+    hook: Hook, hook_type: HookType, names: Iterable[str], present: Iterable[Registration]
+) -> None:
+    """Refuse a second detector, or a second controller, on one layer and hook type.
+
+    Raises:
+        HookConflict: it names the hook that is there.
+    """
+    wanted = set(names)
+    for other in present:
+        shared = wanted & other.names
+        if shared and other.hook.hook_type is hook_type and other.hook.edits == hook.edits:
+            kind = "controller" if hook.edits else "detector"
+            raise HookConflict(
+                f"layer {min(shared)!r} already has a {kind} ({hook_type.value}): {other.hook!r}. One {kind} per "
+                f"layer and hook type is allowed here: unregister that one, or set allow_stacking=True."
+            )
+
+
+def refuse_shared_tags(registries: Iterable[Layers]) -> None:
+    """Refuse two detectors that would write to one tag: of each step only one value would be seen.
+
+    Raises:
+        TagConflict: it names both.
+    """
+    owners: dict[tuple[str, str, str], Detector] = {}
+    for layers in registries:
+        for detector in layers.get_hooks():
+            if not isinstance(detector, Detector):
+                continue
+            for site in layers.sites(detector):
+                for name in detector.reading_names():
+                    other = owners.setdefault((detector.tag_prefix, site.match.name, name), detector)
+                    if other is not detector:
+                        raise TagConflict(
+                            f"{other!r} and {detector!r} would both write the {name} of {site.match.name!r} under "
+                            f"{detector.tag_prefix!r}: give one of them name=..., which becomes its tags' first part"
+                        )

@@ -1,0 +1,245 @@
+"""When a hook is on, in the Trainer's time: stages, epochs, batches, steps.
+
+A schedule answers one question, `due`, for one `Moment`. Every field of a `Schedule` narrows it, and
+schedules join with ``&``, ``|`` and ``~``. The hook's own ``enable()`` / ``disable()`` is apart from it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
+
+
+class Stage(str, Enum):
+    """What the Trainer is doing. Its sanity check is no stage: hooks are off there."""
+
+    TRAIN = "train"
+    VALIDATE = "validate"
+    TEST = "test"
+    PREDICT = "predict"
+
+    @classmethod
+    def of(cls, value: Stage | str) -> Stage:
+        """The stage that ``value`` names.
+
+        Raises:
+            ValueError: ``value`` names none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            allowed = ", ".join(repr(member.value) for member in cls)
+            raise ValueError(f"stage {value!r} does not exist: choose from {allowed}") from None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One batch in the Trainer's time.
+
+    Attributes:
+        stage: what the Trainer is doing.
+        epoch: the epoch, from 0.
+        batch_idx: the batch in its epoch, from 0.
+        dataloader_idx: which of several dataloaders the batch is from.
+        step: steps taken before this batch, as Lightning counts them for its loggers.
+        logged: whether readings are written once the step of this batch is done.
+    """
+
+    stage: Stage
+    epoch: int = 0
+    batch_idx: int = 0
+    dataloader_idx: int = 0
+    step: int = 0
+    logged: bool = False
+
+
+class When(ABC):
+    """Anything that can say whether a hook is due: override `due`."""
+
+    @abstractmethod
+    def due(self, moment: Moment) -> bool:
+        """Whether a hook is on at ``moment``."""
+
+    def __and__(self, other: When) -> AllOf:
+        return AllOf(self, other)
+
+    def __or__(self, other: When) -> AnyOf:
+        return AnyOf(self, other)
+
+    def __invert__(self) -> Not:
+        return Not(self)
+
+
+class Schedule(When):
+    """On where every given field agrees; a field left out agrees with everything.
+
+    Args:
+        stages: one or several of ``"train"``, ``"validate"``, ``"test"``, ``"predict"``.
+        epochs: epochs, from 0: one, or several (a list, a ``range``).
+        batches: batches of an epoch, from 0: one, or several.
+        every_n_epochs: the last of each ``n`` epochs, as Lightning counts (``(epoch + 1) % n == 0``).
+        every_n_batches: the last of each ``n`` batches.
+        every_n_steps: the last of each ``n`` steps, with all its micro-batches.
+        start_step: first step on which it is on.
+        stop_step: first step on which it is off again.
+
+    Raises:
+        ValueError, TypeError: a field holds what it cannot mean.
+
+    >>> early = Schedule(stages="train", every_n_steps=2, stop_step=4)
+    >>> [early.due(Moment(Stage.TRAIN, step=step)) for step in range(6)]
+    [False, True, False, True, False, False]
+    >>> (early | Schedule(stages="predict")).due(Moment(Stage.PREDICT))
+    True
+    """
+
+    def __init__(
+        self,
+        stages: str | Stage | Iterable[str | Stage] | None = None,
+        epochs: int | Iterable[int] | None = None,
+        batches: int | Iterable[int] | None = None,
+        every_n_epochs: int | None = None,
+        every_n_batches: int | None = None,
+        every_n_steps: int | None = None,
+        start_step: int | None = None,
+        stop_step: int | None = None,
+    ) -> None:
+        self.stages = _stages(stages)
+        self.epochs = _indices("epochs", epochs)
+        self.batches = _indices("batches", batches)
+        self.every_n_epochs = _whole("every_n_epochs", every_n_epochs, least=1)
+        self.every_n_batches = _whole("every_n_batches", every_n_batches, least=1)
+        self.every_n_steps = _whole("every_n_steps", every_n_steps, least=1)
+        self.start_step = _whole("start_step", start_step, least=0)
+        self.stop_step = _whole("stop_step", stop_step, least=0)
+        if self.start_step is not None and self.stop_step is not None and self.stop_step <= self.start_step:
+            raise ValueError(
+                f"start_step={start_step} and stop_step={stop_step} leave no step: stop_step must be the larger"
+            )
+
+    def due(self, moment: Moment) -> bool:
+        """Whether every field agrees with ``moment``."""
+        return (
+            (self.stages is None or moment.stage in self.stages)
+            and (self.epochs is None or moment.epoch in self.epochs)
+            and (self.batches is None or moment.batch_idx in self.batches)
+            and _last_of_n(moment.epoch, self.every_n_epochs)
+            and _last_of_n(moment.batch_idx, self.every_n_batches)
+            and _last_of_n(moment.step, self.every_n_steps)
+            and (self.start_step is None or moment.step >= self.start_step)
+            and (self.stop_step is None or moment.step < self.stop_step)
+        )
+
+    def __repr__(self) -> str:
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        if self.stages is not None:
+            fields["stages"] = [stage.value for stage in self.stages]
+        return f"Schedule({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+
+class LoggedSteps(When):
+    """On in training steps whose readings get written, and in all of validation and test.
+
+    The default of detectors: each step that is logged is seen with all its micro-batches, the steps
+    between cost nothing, and an evaluation gives one reading an epoch.
+    """
+
+    def due(self, moment: Moment) -> bool:
+        """Whether ``moment`` is logged (training), or belongs to an evaluation."""
+        if moment.stage is Stage.TRAIN:
+            return moment.logged
+        return moment.stage in (Stage.VALIDATE, Stage.TEST)
+
+    def __repr__(self) -> str:
+        return "LoggedSteps()"
+
+
+class AllOf(When):
+    """On where all of ``schedules`` are."""
+
+    def __init__(self, *schedules: When) -> None:
+        self.schedules = _whens("AllOf", schedules)
+
+    def due(self, moment: Moment) -> bool:
+        """Whether every one of them is due."""
+        return all(schedule.due(moment) for schedule in self.schedules)
+
+    def __repr__(self) -> str:
+        return f"AllOf({', '.join(map(repr, self.schedules))})"
+
+
+class AnyOf(When):
+    """On where at least one of ``schedules`` is."""
+
+    def __init__(self, *schedules: When) -> None:
+        self.schedules = _whens("AnyOf", schedules)
+
+    def due(self, moment: Moment) -> bool:
+        """Whether one of them is due."""
+        return any(schedule.due(moment) for schedule in self.schedules)
+
+    def __repr__(self) -> str:
+        return f"AnyOf({', '.join(map(repr, self.schedules))})"
+
+
+class Not(When):
+    """On where ``schedule`` is off."""
+
+    def __init__(self, schedule: When) -> None:
+        (self.schedule,) = _whens("Not", (schedule,))
+
+    def due(self, moment: Moment) -> bool:
+        """Whether the schedule is not due."""
+        return not self.schedule.due(moment)
+
+    def __repr__(self) -> str:
+        return f"Not({self.schedule!r})"
+
+
+def _last_of_n(index: int, n: int | None) -> bool:
+    return n is None or (index + 1) % n == 0
+
+
+def _stages(value: str | Stage | Iterable[str | Stage] | None) -> tuple[Stage, ...] | None:
+    if value is None:
+        return None
+    given = [value] if isinstance(value, str) else list(value)
+    if not given:
+        raise ValueError("stages is empty: the hook would never be on; leave it out for every stage")
+    return tuple(Stage.of(stage) for stage in given)
+
+
+def _indices(name: str, value: int | Iterable[int] | None) -> range | frozenset[int] | None:
+    if value is None or isinstance(value, range):
+        return value
+    if isinstance(value, str) or not isinstance(value, (int, Iterable)):
+        raise TypeError(f"{name}={value!r} must be a whole number or several, e.g. 3, [0, 5] or range(10)")
+    given = [value] if isinstance(value, int) else list(value)
+    for index in given:
+        _whole(name, index, least=0)
+    if not given:
+        raise ValueError(f"{name} is empty: the hook would never be on; leave it out for all")
+    return frozenset(given)
+
+
+def _whole(name: str, value: int | None, least: int) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} must be a whole number")
+    if value < least:
+        raise ValueError(f"{name}={value!r} must be {least} or more")
+    return value
+
+
+def _whens(name: str, schedules: tuple[When, ...]) -> tuple[When, ...]:
+    if not schedules:
+        raise ValueError(f"{name}() needs at least one schedule")
+    for schedule in schedules:
+        if not isinstance(schedule, When):
+            raise TypeError(f"{name} joins schedules, not {type(schedule).__name__} ({schedule!r})")
+    return schedules

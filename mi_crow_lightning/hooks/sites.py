@@ -1,0 +1,136 @@
+"""A site is one hook on one layer; a registration is one hook with all its sites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from mi_crow_lightning.hooks.addressing import Match
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank, attach
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.hooks.watchers import Watchers
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.hooks.layers import Layers
+
+__all__ = ["Registration", "Site"]
+
+
+class Site(InertWhenCopied):
+    """One hook on one layer: the callable that torch calls there.
+
+    Args:
+        hook: the hook.
+        match: the layer.
+        layers: the registry.
+        watched: the modules around the layer by which passes are followed.
+        token_source: the one of them whose call tells the layer's tokens.
+        sequence: place of the hook in the order of registration.
+
+    Attributes:
+        fired: the stages in which the hook was called here (``None`` outside a Trainer).
+    """
+
+    def __init__(
+        self,
+        hook: Hook,
+        match: Match,
+        layers: Layers,
+        watched: list[nn.Module],
+        token_source: nn.Module | None,
+        sequence: int,
+    ) -> None:
+        self.hook = hook
+        self.match = match
+        self.watched = watched
+        self.fired: set[Stage | None] = set()
+        self.order = (_rank(hook), sequence)
+        self._layers = layers
+        self._token_source = token_source
+        self._handle: RemovableHandle | None = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether the layer calls the hook."""
+        return self._handle is not None
+
+    def attach(self) -> None:
+        """Put the hook on the layer."""
+        self._handle = attach(self.match.module, self, self.hook.hook_type)
+
+    def detach(self) -> None:
+        """Take the hook off the layer; doing so twice is harmless."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
+        layers = self._layers
+        context = HookContext(
+            layers=layers,
+            layer=self.match.name,
+            index=self.match.index,
+            args=args,
+            kwargs=kwargs,
+            moment=layers.moment,
+            batch=layers.batch,
+            token_mask=layers.token_mask,
+            facts=layers.passes.facts_at(self._token_source),
+            # Inside a backward pass a layer only runs because gradient checkpointing runs it again.
+            recomputing=torch._C._current_graph_task_id() != -1,
+        )
+        self.fired.add(context.stage)
+        return self.hook.run(context, module, output)
+
+
+def _rank(hook: Hook) -> Rank:
+    if hook.edits:
+        return Rank.EDIT
+    return Rank.OBSERVE_BEFORE_EDITS if getattr(hook, "before_edits", False) else Rank.OBSERVE
+
+
+class Registration:
+    """One hook with all its sites.
+
+    Args:
+        hook: the hook.
+        sites: its layers.
+        watchers: keeps the modules around them watched while handles are attached.
+        due: whether the hook's schedule wants it now.
+    """
+
+    def __init__(self, hook: Hook, sites: list[Site], watchers: Watchers, due: bool) -> None:
+        self.hook = hook
+        self.sites = sites
+        self.due = due
+        self._watchers = watchers
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the layers."""
+        return {site.match.name for site in self.sites}
+
+    def refresh(self) -> None:
+        """Attach the handles if the hook is due and enabled, else remove them: then it costs nothing."""
+        wanted = self.due and self.hook.enabled
+        for site in self.sites:
+            if wanted and not site.attached:
+                self._watchers.attach(site.watched)
+                site.attach()
+            elif not wanted:
+                self._remove(site)
+
+    def detach(self) -> None:
+        """Remove all handles."""
+        for site in self.sites:
+            self._remove(site)
+
+    def _remove(self, site: Site) -> None:
+        if site.attached:
+            site.detach()
+            self._watchers.detach(site.watched)

@@ -1,0 +1,220 @@
+"""Which positions a hook reads or edits.
+
+`Tokens` turns a context and an activation into a mask ``(B, T)``. Padding is in none of them. Columns are
+counted in the padded sequence, across the decode steps of a key-value cache, and a column is *prompt*
+while it is among those that ``generate`` was called with. Outside ``generate`` the first pass with an
+empty cache is the prompt, so in training every token is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.errors import TokensUnknown
+from mi_crow_lightning.hooks.context import HookContext
+
+__all__ = ["Tokens", "put_where", "real_tokens"]
+
+
+class Tokens:
+    """A choice of positions: ``"all"``, ``"prompt"``, ``"generated"`` or ``"last"``.
+
+    - ``all``: every real token.
+    - ``prompt``: the tokens that were there before the first one was generated.
+    - ``generated``: those after. For an edit this includes the last token of the prompt, because its
+      activation is what produces the first generated token.
+    - ``last``: the last real token of each row: the end of the prompt, then each generated token.
+
+    Raises:
+        ValueError: ``which`` is none of these.
+
+    >>> Tokens("generated")
+    Tokens('generated')
+    """
+
+    def __init__(self, which: str = "all") -> None:
+        if which not in _SELECT:
+            raise ValueError(f"tokens={which!r} is not known: choose one of {', '.join(map(repr, _SELECT))}")
+        self.which = which
+
+    @classmethod
+    def of(cls, value: Tokens | str) -> Tokens:
+        """``value`` itself, or the `Tokens` that a string names."""
+        if isinstance(value, Tokens):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        raise TypeError(f"tokens={value!r} must be a name such as 'generated', or Tokens(...)")
+
+    def mask(self, x: Tensor, ctx: HookContext, editing: bool = False) -> Tensor | None:
+        """The chosen positions of an activation.
+
+        Args:
+            x: the activation, ``(B, T, D)`` where it is a sequence.
+            ctx: the hook's context.
+            editing: whether the positions are to be edited rather than read.
+
+        Returns:
+            ``(B, T)`` bool; ``None`` when every element of ``x`` is chosen.
+
+        Raises:
+            TokensUnknown: ``x`` is no sequence of tokens, and other than all of it was asked for.
+        """
+        real = real_tokens(x, ctx)
+        if self.which == "all":
+            return real
+        if x.dim() != 3:
+            raise TokensUnknown(
+                f"tokens={self.which!r} needs an activation (batch, tokens, features), and {ctx.layer!r} has "
+                f"shape {tuple(x.shape)}: use tokens='all', or choose another layer"
+            )
+        return _SELECT[self.which](_span(x, real, ctx), editing)
+
+    def __repr__(self) -> str:
+        return f"Tokens({self.which!r})"
+
+
+class _Span(NamedTuple):
+    """The tokens of one pass: where they lie in the padded sequence, and which are real."""
+
+    real: Tensor  # (B, T) bool
+    columns: Tensor  # (T,)
+    prompt_width: int
+    has_prompt_end: bool  # whether the pass reaches the prompt's last column
+
+
+def _span(x: Tensor, real: Tensor | None, ctx: HookContext) -> _Span:
+    batch, tokens = x.shape[:2]
+    past = ctx.facts.past or 0
+    width = past + tokens if ctx.facts.prompt_width is None else ctx.facts.prompt_width
+    if real is None:
+        real = torch.ones((batch, tokens), dtype=torch.bool, device=x.device)
+    columns = torch.arange(past, past + tokens, device=x.device)
+    return _Span(real, columns, width, has_prompt_end=past + tokens >= width)
+
+
+def _prompt(span: _Span, editing: bool) -> Tensor:
+    return span.real & (span.columns < span.prompt_width)
+
+
+def _generated(span: _Span, editing: bool) -> Tensor:
+    generated = span.real & (span.columns >= span.prompt_width)
+    if editing and span.has_prompt_end:
+        return generated | _last_of_rows(_prompt(span, editing))
+    return generated
+
+
+def _last(span: _Span, editing: bool) -> Tensor:
+    # A chunk in the middle of a prompt has no last token yet.
+    return _last_of_rows(span.real) if span.has_prompt_end else torch.zeros_like(span.real)
+
+
+def _last_of_rows(chosen: Tensor) -> Tensor:
+    """Of each row of ``chosen`` (B, T), only its last True."""
+    after = chosen.flip(1).cumsum(1).flip(1)  # how many are chosen from here on
+    return chosen & (after == 1)
+
+
+_SELECT: dict[str, Callable[[_Span, bool], Tensor]] = {
+    "all": lambda span, editing: span.real,
+    "prompt": _prompt,
+    "generated": _generated,
+    "last": _last,
+}
+
+
+def real_tokens(x: Tensor, ctx: HookContext) -> Tensor | None:
+    """The tokens of ``x`` that are not padding.
+
+    Asked in this order: the user's ``token_mask`` (of the batch as it was loaded, hence not inside
+    ``generate``), the mask that the layer's model was called with, the batch's ``attention_mask``.
+
+    Args:
+        x: the activation.
+        ctx: the hook's context.
+
+    Returns:
+        ``(B, T)`` bool, or ``None`` when every element counts: no padding, or not a sequence.
+
+    Raises:
+        TokensUnknown: the user's ``token_mask`` does not fit the activation.
+    """
+    if ctx.token_mask is not None and not ctx.facts.generating and x.dim() >= 3:
+        return _users_mask(ctx.token_mask, x, ctx)
+    if ctx.facts.mask is not None:
+        return _fitted(_cut(ctx.facts.mask, x, ctx.facts.past), x, ctx)
+    if not ctx.facts.takes_mask and x.dim() >= 3:
+        return _batch_mask(x, ctx)
+    return None
+
+
+def _users_mask(token_mask: Callable[[Any], Tensor], x: Tensor, ctx: HookContext) -> Tensor:
+    mask = token_mask(ctx.batch).to(device=x.device, dtype=torch.bool)
+    if mask.shape != x.shape[:2]:
+        raise TokensUnknown(
+            f"token_mask returned shape {tuple(mask.shape)} for {ctx.layer!r}, whose activation has shape "
+            f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
+        )
+    return mask
+
+
+def _cut(mask: Tensor, x: Tensor, past: int | None) -> Tensor | None:
+    """An attention mask of any of the usual forms, cut to the columns of this pass: (B, T) bool."""
+    if x.dim() < 3:
+        return None
+    if mask.dim() == 2:
+        real = mask != 0
+    else:  # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
+        last = mask.reshape(mask.shape[0], -1, *mask.shape[-2:])[:, 0, -1]
+        # An additive mask holds 0 (or a small bias) for what counts, and a very negative number for the rest.
+        real = last > -1000.0 if last.is_floating_point() else last != 0
+    tokens = x.shape[1]
+    real = real[:, -tokens:] if past is None else real[:, past : past + tokens]
+    return real.expand(x.shape[0], -1) if real.shape[0] == 1 else real
+
+
+def _fitted(mask: Tensor | None, x: Tensor, ctx: HookContext) -> Tensor | None:
+    if mask is None or mask.shape == x.shape[:2]:
+        return mask.to(x.device) if mask is not None else None
+    warnings.warn(
+        f"{ctx.layer!r}: the attention mask {tuple(mask.shape)} does not fit the activation "
+        f"{tuple(x.shape)}, so every element counts, padding too. HookCallback(token_mask=...) can say better.",
+        stacklevel=2,
+    )
+    return None
+
+
+def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
+    """The batch's own mask, for models that take none; says so when there are tokens but no mask."""
+    if not isinstance(ctx.batch, Mapping):
+        return None
+    mask = ctx.batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == x.shape[:2]:
+        return mask.to(device=x.device, dtype=torch.bool)
+    token_ids = ctx.batch.get("input_ids")
+    if mask is None and isinstance(token_ids, Tensor) and token_ids.shape == x.shape[:2]:
+        warnings.warn(
+            f"{ctx.layer!r}: neither the model nor the batch has an attention mask, so every token counts, "
+            "padding too. HookCallback(token_mask=...) can say which are real.",
+            stacklevel=2,
+        )
+    return None
+
+
+def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:
+    """``edited`` at the chosen positions, ``x`` elsewhere, bit-equal.
+
+    Args:
+        mask: ``(B, T)`` bool, or ``None`` for every position.
+        edited: of the shape of ``x``.
+        x: ``(B, T, ...)``.
+    """
+    if mask is None or edited.shape != x.shape or edited.dtype != x.dtype:
+        return edited  # a wrong shape or dtype is the controller's to refuse, with a message of its own
+    # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.
+    return torch.where(mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim())), edited, x)

@@ -1,0 +1,63 @@
+"""The handles around watched layers: on their ancestors, so that passes can be followed."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from mi_crow_lightning.hooks.generate import follow_generate, unfollow_generate
+from mi_crow_lightning.hooks.handles import attach
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.passes import EnterCall, LeaveCall, Passes, token_module
+
+__all__ = ["Watchers"]
+
+
+class Watchers:
+    """Keeps the ancestors of attached layers watched, and no others.
+
+    Args:
+        passes: what the ancestors report to.
+    """
+
+    def __init__(self, passes: Passes) -> None:
+        self._passes = passes
+        self._handles: dict[nn.Module, list[RemovableHandle]] = {}
+        self._users: dict[nn.Module, int] = {}
+
+    def plan(self, layer: nn.Module, ancestors: list[nn.Module]) -> tuple[list[nn.Module], nn.Module | None]:
+        """What to watch around a layer.
+
+        Args:
+            layer: the layer.
+            ancestors: the modules that hold it, innermost first.
+
+        Returns:
+            The modules to watch, and the one of them whose call tells the layer's tokens. That is the layer
+            itself when it is the whole model.
+        """
+        called = [module for module in ancestors if not isinstance(module, (nn.ModuleList, nn.ModuleDict))]
+        source = token_module([*called, layer])
+        if source is not None:
+            self._passes.read_tokens_at(source)
+        return ([*called, layer] if source is layer else called), source
+
+    def attach(self, modules: list[nn.Module]) -> None:
+        """Watch ``modules``, each for one more user."""
+        for module in modules:
+            self._users[module] = self._users.get(module, 0) + 1
+            if self._users[module] == 1:
+                enter = attach(module, EnterCall(self._passes), HookType.PRE_FORWARD)
+                leave = attach(module, LeaveCall(self._passes), HookType.FORWARD, always_call=True)
+                self._handles[module] = [enter, leave]
+                follow_generate(module, self._passes)
+
+    def detach(self, modules: list[nn.Module]) -> None:
+        """One user fewer for ``modules``: those without any are left alone again."""
+        for module in modules:
+            self._users[module] -= 1
+            if not self._users[module]:
+                del self._users[module]
+                unfollow_generate(module)
+                for handle in self._handles.pop(module):
+                    handle.remove()
