@@ -1,0 +1,41 @@
+"""Readings to any Lightning logger: the numbers, not the pictures."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from mi_crow_lightning.loggers.tags import TaggedReadings
+from mi_crow_lightning.metrics.histogram import Histogram
+
+__all__ = ["MetricsLogger", "write_scalars"]
+
+
+class MetricsLogger(Protocol):
+    """What is asked of a logger; every Lightning logger has it."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> Any:
+        """Log numbers by name."""
+
+
+def write_scalars(logger: MetricsLogger, readings: TaggedReadings, step: int) -> None:
+    """Log the numbers among the readings in one call of ``logger.log_metrics``.
+
+    Histograms are left out: no two loggers agree on what a histogram is. Without any number the logger
+    is not called.
+
+    Args:
+        logger: a Lightning logger, or any object with such a ``log_metrics``.
+        readings: ``(tag, reading)`` pairs of one step. NaN and infinity are logged as they are.
+        step: the position on the x axis.
+
+    Example:
+        >>> from mi_crow_lightning.hooks.reading import Reading
+        >>> class Printer:
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print(step, metrics)
+        >>> write_scalars(Printer(), [("activations_mean/h.0", Reading("h.0", "mean", 0.5))], step=3)
+        3 {'activations_mean/h.0': 0.5}
+    """
+    metrics = {tag: float(reading.value) for tag, reading in readings if not isinstance(reading.value, Histogram)}
+    if metrics:
+        logger.log_metrics(metrics, step=step)
