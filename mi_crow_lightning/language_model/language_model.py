@@ -1,0 +1,107 @@
+"""A language model with its tokenizer, its layers and a way to run texts through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.language_model.inference import Inference
+from mi_crow_lightning.language_model.loading import load_model, load_tokenizer
+
+__all__ = ["LanguageModel"]
+
+
+class LanguageModel:
+    """A language model whose layers can be hooked, outside of a Trainer.
+
+    Args:
+        model: any module that is called with ``input_ids`` and ``attention_mask``.
+        tokenizer: its tokenizer, from transformers.
+        store: where hooks may keep tensors, or ``None``.
+        model_id: a name for it; the one in its config if left out.
+        device: where to move the model; left out, it stays where it is.
+
+    Attributes:
+        layers: the registry of hooks, see `Layers`.
+        inference: runs texts, see `Inference`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        store: Any = None,
+        model_id: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.model = model if device is None else model.to(device)
+        self.tokenizer = tokenizer
+        self.model_id = model_id or getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+        self.layers = Layers(model, language_model=self, store=store)
+        self.inference = Inference(self)
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        name_or_path: str | Path,
+        store: Any = None,
+        tokenizer_params: Mapping[str, Any] | None = None,
+        model_params: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+    ) -> LanguageModel:
+        """Load a model and its tokenizer with transformers.
+
+        Args:
+            name_or_path: a name on the hub, a folder, or a GGUF file or a folder that holds one.
+            store: where hooks may keep tensors, or ``None``.
+            tokenizer_params: for the tokenizer's ``from_pretrained``.
+            model_params: for the model's ``from_pretrained``, e.g. ``{"dtype": torch.bfloat16}``.
+            device: where to move the model.
+
+        Raises:
+            OSError: transformers cannot find or read it.
+            ValueError: a folder holds several GGUF files.
+        """
+        model = load_model(name_or_path, **(model_params or {}))
+        tokenizer = load_tokenizer(name_or_path, **(tokenizer_params or {}))
+        return cls(model, tokenizer, store, model_id=str(name_or_path), device=device)
+
+    @property
+    def store(self) -> Any:
+        """Where hooks may keep tensors, or ``None``."""
+        return self.layers.store
+
+    @store.setter
+    def store(self, store: Any) -> None:
+        self.layers.store = store
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    def tokenize(self, texts: Sequence[str], **params: Any) -> dict[str, Tensor]:
+        """The texts as one padded batch on the model's device.
+
+        Args:
+            texts: ``B`` texts.
+            **params: for the tokenizer, over ``padding=True``, ``truncation=True``.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, each ``(B, T)``, and what else the tokenizer gives.
+
+        Raises:
+            ValueError: texts of different lengths, and a tokenizer without a padding token.
+        """
+        params = {"padding": True, "truncation": True, "return_tensors": "pt", **params}
+        if params["padding"] and self.tokenizer.pad_token is None:
+            raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token, or pass padding=False")
+        return {name: value.to(self.device) for name, value in self.tokenizer(list(texts), **params).items()}
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.model_id!r}, {len(self.layers.get_hooks())} hooks)"

@@ -1,0 +1,61 @@
+"""Loading a causal language model and its tokenizer: a hub's name, a folder, or a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["load_model", "load_tokenizer"]
+
+
+def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
+    """The model, in evaluation mode. GGUF weights are unpacked to float32 unless ``dtype`` says otherwise.
+
+    Args:
+        name_or_path: a name on the hub, a folder, or a GGUF file or a folder that holds one.
+        **params: for ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        ValueError: a folder holds several GGUF files and nothing else to choose by.
+        OSError: transformers cannot find or read the model.
+    """
+    from transformers import AutoModelForCausalLM  # loading transformers takes seconds: only when asked for
+
+    source, gguf = _gguf(name_or_path)
+    if gguf:
+        params = {"dtype": torch.float32, **gguf, **params}
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(source, **params)
+    return model
+
+
+def load_tokenizer(name_or_path: str | Path, **params: Any) -> Any:
+    """The tokenizer, with a padding token: its own, or the end-of-text token.
+
+    Args:
+        name_or_path: as for `load_model`.
+        **params: for ``AutoTokenizer.from_pretrained``.
+    """
+    from transformers import AutoTokenizer
+
+    source, gguf = _gguf(name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(source, **{**gguf, **params})
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _gguf(name_or_path: str | Path) -> tuple[str, Mapping[str, str]]:
+    """Where to load from, and transformers' argument for a GGUF file if it is one."""
+    path = Path(name_or_path)
+    if path.is_file() and path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    if not path.is_dir() or (path / "config.json").exists():
+        return str(name_or_path), {}
+    files = sorted(file.name for file in path.glob("*.gguf"))
+    if len(files) > 1:
+        raise ValueError(f"{str(path)!r} holds {len(files)} GGUF files: name one of {', '.join(files)}")
+    return str(path), {"gguf_file": files[0]} if files else {}
