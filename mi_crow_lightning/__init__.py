@@ -1,0 +1,128 @@
+"""Watch and steer a network's activations inside PyTorch Lightning.
+
+::
+
+    watch = HookCallback(
+        detectors=[ActivationStatistics("block:*")],
+        controllers=[SteeringController("block:12", vector=v, strength=4.0, tokens="generated")],
+    )
+    trainer = lightning.Trainer(callbacks=[watch], logger=TensorBoardLogger("logs"))
+    trainer.fit(module)        # every block's activations stream into TensorBoard
+    trainer.predict(module)    # the same model, steered
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mi_crow_lightning._lazy import lazy_attribute
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.callback import HookCallback
+    from mi_crow_lightning.errors import (
+        HookConflict,
+        HookError,
+        LayerNotFound,
+        MiCrowError,
+        NeverFired,
+        RegistrationError,
+    )
+    from mi_crow_lightning.hooks import (
+        ActivationStatistics,
+        AllOf,
+        AnyOf,
+        Controller,
+        Detector,
+        FunctionController,
+        Hook,
+        HookContext,
+        HookType,
+        LayerActivationDetector,
+        Layers,
+        LoggedSteps,
+        Not,
+        Reading,
+        Schedule,
+        Stage,
+        SteeringController,
+        Tokens,
+    )
+    from mi_crow_lightning.language_model import LanguageModel
+    from mi_crow_lightning.store import LocalStore
+
+_HERE = "mi_crow_lightning"
+_SOURCES = {
+    **dict.fromkeys(
+        ["HookConflict", "HookError", "LayerNotFound", "MiCrowError", "NeverFired", "RegistrationError"],
+        f"{_HERE}.errors",
+    ),
+    **dict.fromkeys(
+        [
+            *(
+                "ActivationStatistics",
+                "AllOf",
+                "AnyOf",
+                "Controller",
+                "Detector",
+                "FunctionController",
+                "Hook",
+            ),
+            *(
+                "HookContext",
+                "HookType",
+                "LayerActivationDetector",
+                "Layers",
+                "LoggedSteps",
+                "Not",
+                "Reading",
+            ),
+            *("Schedule", "Stage", "SteeringController", "Tokens"),
+        ],
+        f"{_HERE}.hooks",
+    ),
+    "HookCallback": f"{_HERE}.callback",
+    "LanguageModel": f"{_HERE}.language_model",
+    "LocalStore": f"{_HERE}.store",
+}
+
+__all__ = [
+    "ActivationStatistics",
+    "AllOf",
+    "AnyOf",
+    "Controller",
+    "Detector",
+    "FunctionController",
+    "Hook",
+    "HookCallback",
+    "HookConflict",
+    "HookContext",
+    "HookError",
+    "HookType",
+    "LanguageModel",
+    "LayerActivationDetector",
+    "LayerNotFound",
+    "Layers",
+    "LocalStore",
+    "LoggedSteps",
+    "MiCrowError",
+    "NeverFired",
+    "Not",
+    "Reading",
+    "RegistrationError",
+    "Schedule",
+    "Stage",
+    "SteeringController",
+    "Tokens",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mi-crow-lightning")
+    return lazy_attribute(__name__, _SOURCES, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -1,0 +1,350 @@
+"""HookCallback: gives hooks the Trainer's lifecycle.
+
+Registered when a stage starts, switched per batch, read when Lightning logs, and taken off in
+``teardown`` or, when the run crashes or is interrupted, in ``on_exception``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.callback_arguments import check_hooks, check_interval, state_keys, unique_state_key
+from mi_crow_lightning.errors import NeverFired
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.names import ModuleTree
+from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.hooks.rules import refuse_shared_tags
+from mi_crow_lightning.hooks.schedules import Moment, Stage
+from mi_crow_lightning.loggers.dispatch import write
+from mi_crow_lightning.loggers.history import History, HistoryRow
+from mi_crow_lightning.loggers.layout import write_layout
+from mi_crow_lightning.loggers.tags import tag
+from mi_crow_lightning.loggers.tensorboard import summary_writer
+
+__all__ = ["HookCallback"]
+
+_STATE_VERSION = 1
+
+
+class HookCallback(pl.Callback):
+    """Watches and steers the activations of whatever a Trainer runs.
+
+    Detectors see training on the steps that are logged and all of validation and test; controllers act in
+    predict. A hook's own ``schedule`` says otherwise. Hooks that are not due are not on the model.
+
+    Args:
+        detectors: hooks that observe.
+        controllers: hooks that change activations.
+        root: name of the submodule that layer names are relative to; the LightningModule if left out.
+        name: tells several HookCallbacks of one Trainer apart in checkpoints.
+        log_every_n_steps: how often readings are written in training; the Trainer's own if left out.
+        token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that are not given an
+            attention mask.
+
+    Raises:
+        TypeError, ValueError: an argument is not one of those named above; a hook names no layer; two
+            hooks have one ID. Wrong layers are told when the run starts (`LayerNotFound`).
+
+    >>> import lightning.pytorch as pl
+    >>> from mi_crow_lightning import ActivationStatistics, HookCallback
+    >>> watch = HookCallback(detectors=[ActivationStatistics("block:*")])
+    >>> trainer = pl.Trainer(callbacks=[watch], accelerator="cpu", logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        detectors: Sequence[Hook] | Hook | None = None,
+        controllers: Sequence[Hook] | Hook | None = None,
+        *,
+        root: str | None = None,
+        name: str | None = None,
+        log_every_n_steps: int | None = None,
+        token_mask: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self.detectors, self.controllers = check_hooks(detectors, controllers)
+        check_interval(log_every_n_steps)
+        if token_mask is not None and not callable(token_mask):
+            raise TypeError(f"token_mask={token_mask!r} must be a function from a batch to a mask (B, T)")
+        self.root = root
+        self.name = name
+        self.log_every_n_steps = log_every_n_steps
+        self.token_mask = token_mask
+        self._state_key = unique_state_key(self, self._hooks, name)
+        self._layers: Layers | None = None
+        self._due_in: dict[str, set[Stage]] = {}
+        self._history = History()
+
+    @property
+    def _hooks(self) -> list[Hook]:
+        return [*self.controllers, *self.detectors]
+
+    def history(self) -> list[HistoryRow]:
+        """All numbers written since this callback was made, with or without a logger."""
+        return self._history.rows()
+
+    # Start and end of a run.
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._register(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._warn_if_nothing_is_logged(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if facts.is_fitting(trainer):
+            self._nothing_due()  # a training batch whose end event was skipped may have left handles
+        else:
+            self._register(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._register(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._register(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._unregister()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._unregister()
+
+    # Batches.
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._begin_batch(trainer, Stage.TRAIN, batch, batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        moment = self._end_batch()
+        if moment is not None and moment.logged and facts.takes_a_step(trainer):
+            self._write_readings(trainer, moment, moment.step)
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._begin_batch(trainer, Stage.VALIDATE, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._begin_batch(trainer, Stage.TEST, batch, batch_idx, dataloader_idx)
+
+    def on_predict_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._begin_batch(trainer, Stage.PREDICT, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._end_batch()
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    # Ends of stages.
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._nothing_due()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_that_hooks_fired(Stage.TRAIN)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish_evaluation(trainer, Stage.VALIDATE)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish_evaluation(trainer, Stage.TEST)
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish_evaluation(trainer, Stage.PREDICT)
+
+    # Checkpoints.
+
+    @property
+    def state_key(self) -> str:
+        """The callback's place in a checkpoint: its ``name``, or what its hooks are."""
+        return self._state_key
+
+    def state_dict(self) -> dict[str, Any]:
+        """Switches and what was seen since the last readings, by hook."""
+        hooks = {key: hook.state_dict() for key, hook in state_keys(self._hooks).items()}
+        return {"version": _STATE_VERSION, "hooks": hooks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; hooks that are not on both sides are named in a warning."""
+        if state_dict.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"the checkpoint's HookCallback state has version {state_dict.get('version')!r}, and this release "
+                f"reads version {_STATE_VERSION}"
+            )
+        saved, present = state_dict["hooks"], state_keys(self._hooks)
+        for key in saved.keys() & present.keys():
+            present[key].load_state_dict(saved[key])
+        if saved.keys() != present.keys():
+            warnings.warn(
+                f"HookCallback: hooks in the checkpoint only: {sorted(saved.keys() - present.keys())}; "
+                f"hooks that the checkpoint has nothing for: {sorted(present.keys() - saved.keys())}. "
+                "Hooks are matched by hook_id, or by their order where they have none.",
+                stacklevel=2,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or pickled callback is one that is not running."""
+        return {**self.__dict__, "_layers": None}
+
+    # What the events are made of.
+
+    def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._unregister()  # an earlier run may have ended without a word, e.g. a killed notebook cell
+        root = facts.find_root(pl_module, self.root)
+        self._layers = Layers(root, allow_stacking=True, on_error=_default_policy)
+        self._due_in = {hook.id: set() for hook in self._hooks}
+        try:
+            for hook in self._hooks:
+                self._layers.register_hook(None, hook, due=False)
+            layers = [site.match.module for hook in self._hooks for site in self._layers.sites(hook)]
+            facts.refuse_compiled(pl_module, layers, ModuleTree(pl_module))
+            refuse_shared_tags(_watching(trainer))
+        except BaseException:
+            self._unregister()
+            raise
+        self._write_layout(trainer)
+
+    def _unregister(self) -> None:
+        layers, self._layers = self._layers, None
+        if layers is not None:
+            layers.unregister_all_hooks()
+
+    def _begin_batch(
+        self, trainer: pl.Trainer, stage: Stage, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._layers is None or trainer.sanity_checking:
+            return
+        moment = facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
+        self._layers.begin_batch(moment, batch, self.token_mask)
+        for hook in self._hooks:
+            self._layers.set_due(hook, (hook.schedule or hook.default_schedule()).due(moment))
+
+    def _end_batch(self) -> Moment | None:
+        """The batch is over, its backward pass too; returns its moment."""
+        if self._layers is None or self._layers.moment is None:
+            return None
+        moment = self._layers.moment
+        for hook in self._hooks:
+            if self._layers.is_attached(hook):
+                self._due_in[hook.id].add(moment.stage)
+        self._nothing_due()
+        return moment
+
+    def _nothing_due(self) -> None:
+        if self._layers is not None:
+            for hook in self._hooks:
+                self._layers.set_due(hook, False)
+
+    def _finish_evaluation(self, trainer: pl.Trainer, stage: Stage) -> None:
+        if self._layers is None or trainer.sanity_checking:
+            return
+        self._nothing_due()
+        seen = self._layers.moment.batch_idx + 1 if self._layers.moment is not None else 0
+        moment = facts.moment_of(trainer, stage, 0, log_every_n_steps=self.log_every_n_steps)
+        self._layers.begin_batch(moment)
+        step = moment.step if stage is Stage.VALIDATE else seen
+        self._write_readings(trainer, moment, step)
+        self._check_that_hooks_fired(stage)
+
+    def _write_readings(self, trainer: pl.Trainer, moment: Moment, step: int) -> None:
+        assert self._layers is not None
+        tagged: list[tuple[str, Reading]] = []
+        for detector in self._detectors_with_readings():
+            readings = self._layers.call(detector, partial(_read, detector))
+            tagged += [(tag(reading, moment.stage.value, detector.tag_prefix), reading) for reading in readings or ()]
+            self._layers.call(detector, detector.reset)
+        if tagged:
+            self._history.add(moment.stage.value, step, tagged)
+            write(trainer.loggers, tagged, step)
+
+    def _detectors_with_readings(self) -> list[Detector]:
+        return [hook for hook in self._hooks if isinstance(hook, Detector)]
+
+    def _write_layout(self, trainer: pl.Trainer) -> None:
+        charts: dict[str, list[str]] = {}
+        for detector in self._detectors_with_readings():
+            names = [name for name in detector.reading_names() if name != "histogram"]
+            charts.setdefault(detector.tag_prefix, []).extend(names)
+        for logger in trainer.loggers if any(charts.values()) else ():
+            writer = summary_writer(logger)
+            if writer is not None:
+                write_layout(writer, charts)
+
+    def _check_that_hooks_fired(self, stage: Stage) -> None:
+        if self._layers is None:
+            return
+        for hook in self._hooks:
+            sites = self._layers.sites(hook)
+            silent = [site.match.name for site in sites if stage not in site.fired]
+            if stage not in self._due_in[hook.id] or not silent:
+                continue
+            message = (
+                f"{hook!r} was on in stage {stage.value!r}, but these of its {len(sites)} layers never ran: "
+                f"{', '.join(silent[:8])}{', ...' if len(silent) > 8 else ''}"
+            )
+            if hook.edits and len(silent) == len(sites):
+                raise NeverFired(f"{message}. Nothing was edited; choose layers that the stage runs.")
+            warnings.warn(message, stacklevel=2)
+
+    def _warn_if_nothing_is_logged(self, trainer: pl.Trainer) -> None:
+        every, steps = facts.log_interval(trainer, self.log_every_n_steps), facts.steps_of_run(trainer)
+        if self.detectors and steps is not None and steps < every:
+            warnings.warn(
+                f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
+                f"none. Set log_every_n_steps, here or in the Trainer.",
+                stacklevel=2,
+            )
+
+
+def _read(detector: Detector) -> list[Reading]:
+    return list(detector.readings())
+
+
+def _default_policy(hook: Hook) -> str:
+    """A monitor must not kill a long run; predictions that only look steered must not go out."""
+    return "raise" if hook.edits else "disable"
+
+
+def _watching(trainer: pl.Trainer) -> list[Layers]:
+    """The registries of all HookCallbacks of the Trainer: their tags go to the same loggers."""
+    callbacks = [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
+    return [callback._layers for callback in callbacks if callback._layers is not None]
