@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,19 +15,13 @@ from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.callback_arguments import check_hooks, check_interval, state_keys, unique_state_key
-from mi_crow_lightning.errors import NeverFired
-from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.names import ModuleTree
-from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.rules import refuse_shared_tags
-from mi_crow_lightning.hooks.schedules import Moment, Stage
-from mi_crow_lightning.loggers.dispatch import write
-from mi_crow_lightning.loggers.history import History, HistoryRow
-from mi_crow_lightning.loggers.layout import write_layout
-from mi_crow_lightning.loggers.tags import tag
-from mi_crow_lightning.loggers.tensorboard import summary_writer
+from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.loggers.history import HistoryRow
+from mi_crow_lightning.readings_log import ReadingsLog
 
 __all__ = ["HookCallback"]
 
@@ -78,18 +71,13 @@ class HookCallback(pl.Callback):
         self.name = name
         self.log_every_n_steps = log_every_n_steps
         self.token_mask = token_mask
-        self._state_key = unique_state_key(self, self._hooks, name)
-        self._layers: Layers | None = None
-        self._due_in: dict[str, set[Stage]] = {}
-        self._history = History()
-
-    @property
-    def _hooks(self) -> list[Hook]:
-        return [*self.controllers, *self.detectors]
+        self._state_key = unique_state_key(self, [*self.detectors, *self.controllers], name)
+        self._run: HookedRun | None = None
+        self._log = ReadingsLog()
 
     def history(self) -> list[HistoryRow]:
         """All numbers written since this callback was made, with or without a logger."""
-        return self._history.rows()
+        return self._log.rows()
 
     # Start and end of a run.
 
@@ -101,7 +89,7 @@ class HookCallback(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if facts.is_fitting(trainer):
-            self._nothing_due()  # a training batch whose end event was skipped may have left handles
+            self._pause()  # a training batch whose end event was skipped may have left handles
         else:
             self._register(trainer, pl_module)
 
@@ -127,9 +115,10 @@ class HookCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        moment = self._end_batch()
-        if moment is not None and moment.logged and facts.takes_a_step(trainer):
-            self._write_readings(trainer, moment, moment.step)
+        self._end_batch()
+        moment = self._run.moment if self._run is not None else None
+        if self._run is not None and moment is not None and moment.logged and facts.takes_a_step(trainer):
+            self._log.write(self._run, trainer.loggers, moment.step)
 
     def on_validation_batch_start(
         self,
@@ -177,10 +166,11 @@ class HookCallback(pl.Callback):
     # Ends of stages.
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._nothing_due()
+        self._pause()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check_that_hooks_fired(Stage.TRAIN)
+        if self._run is not None:
+            self._run.check_that_hooks_ran(Stage.TRAIN)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finish_evaluation(trainer, Stage.VALIDATE)
@@ -200,7 +190,7 @@ class HookCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Switches and what was seen since the last readings, by hook."""
-        hooks = {key: hook.state_dict() for key, hook in state_keys(self._hooks).items()}
+        hooks = {key: hook.state_dict() for key, hook in state_keys([*self.detectors, *self.controllers]).items()}
         return {"version": _STATE_VERSION, "hooks": hooks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -210,7 +200,7 @@ class HookCallback(pl.Callback):
                 f"the checkpoint's HookCallback state has version {state_dict.get('version')!r}, and this release "
                 f"reads version {_STATE_VERSION}"
             )
-        saved, present = state_dict["hooks"], state_keys(self._hooks)
+        saved, present = state_dict["hooks"], state_keys([*self.detectors, *self.controllers])
         for key in saved.keys() & present.keys():
             present[key].load_state_dict(saved[key])
         if saved.keys() != present.keys():
@@ -223,128 +213,62 @@ class HookCallback(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled callback is one that is not running."""
-        return {**self.__dict__, "_layers": None}
+        return {**self.__dict__, "_run": None}
 
     # What the events are made of.
 
     def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._unregister()  # an earlier run may have ended without a word, e.g. a killed notebook cell
         root = facts.find_root(pl_module, self.root)
-        self._layers = Layers(root, allow_stacking=True, on_error=_default_policy)
-        self._due_in = {hook.id: set() for hook in self._hooks}
+        self._run = HookedRun(root, [*self.controllers, *self.detectors], self.token_mask)
         try:
-            for hook in self._hooks:
-                self._layers.register_hook(None, hook, due=False)
-            layers = [site.match.module for hook in self._hooks for site in self._layers.sites(hook)]
-            facts.refuse_compiled(pl_module, layers, ModuleTree(pl_module))
-            refuse_shared_tags(_watching(trainer))
+            facts.refuse_compiled(pl_module, self._run.layers.hooked_modules())
+            refuse_shared_tags(_registries(trainer))
+            self._log.write_layout(self._run, trainer.loggers)
         except BaseException:
             self._unregister()
             raise
-        self._write_layout(trainer)
 
     def _unregister(self) -> None:
-        layers, self._layers = self._layers, None
-        if layers is not None:
-            layers.unregister_all_hooks()
+        run, self._run = self._run, None
+        if run is not None:
+            run.end()
 
     def _begin_batch(
         self, trainer: pl.Trainer, stage: Stage, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self._layers is None or trainer.sanity_checking:
-            return
-        moment = facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
-        self._layers.begin_batch(moment, batch, self.token_mask)
-        for hook in self._hooks:
-            self._layers.set_due(hook, (hook.schedule or hook.default_schedule()).due(moment))
+        if self._run is not None and not trainer.sanity_checking:
+            moment = facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
+            self._run.begin_batch(moment, batch)
 
-    def _end_batch(self) -> Moment | None:
-        """The batch is over, its backward pass too; returns its moment."""
-        if self._layers is None or self._layers.moment is None:
-            return None
-        moment = self._layers.moment
-        for hook in self._hooks:
-            if self._layers.is_attached(hook):
-                self._due_in[hook.id].add(moment.stage)
-        self._nothing_due()
-        return moment
+    def _end_batch(self) -> None:
+        if self._run is not None:
+            self._run.end_batch()
 
-    def _nothing_due(self) -> None:
-        if self._layers is not None:
-            for hook in self._hooks:
-                self._layers.set_due(hook, False)
+    def _pause(self) -> None:
+        if self._run is not None:
+            self._run.pause()
 
     def _finish_evaluation(self, trainer: pl.Trainer, stage: Stage) -> None:
-        if self._layers is None or trainer.sanity_checking:
+        if self._run is None or trainer.sanity_checking:
             return
-        self._nothing_due()
-        seen = self._layers.moment.batch_idx + 1 if self._layers.moment is not None else 0
         moment = facts.moment_of(trainer, stage, 0, log_every_n_steps=self.log_every_n_steps)
-        self._layers.begin_batch(moment)
-        step = moment.step if stage is Stage.VALIDATE else seen
-        self._write_readings(trainer, moment, step)
-        self._check_that_hooks_fired(stage)
-
-    def _write_readings(self, trainer: pl.Trainer, moment: Moment, step: int) -> None:
-        assert self._layers is not None
-        tagged: list[tuple[str, Reading]] = []
-        for detector in self._detectors_with_readings():
-            readings = self._layers.call(detector, partial(_read, detector))
-            tagged += [(tag(reading, moment.stage.value, detector.tag_prefix), reading) for reading in readings or ()]
-            self._layers.call(detector, detector.reset)
-        if tagged:
-            self._history.add(moment.stage.value, step, tagged)
-            write(trainer.loggers, tagged, step)
-
-    def _detectors_with_readings(self) -> list[Detector]:
-        return [hook for hook in self._hooks if isinstance(hook, Detector)]
-
-    def _write_layout(self, trainer: pl.Trainer) -> None:
-        charts: dict[str, list[str]] = {}
-        for detector in self._detectors_with_readings():
-            names = [name for name in detector.reading_names() if name != "histogram"]
-            charts.setdefault(detector.tag_prefix, []).extend(names)
-        for logger in trainer.loggers if any(charts.values()) else ():
-            writer = summary_writer(logger)
-            if writer is not None:
-                write_layout(writer, charts)
-
-    def _check_that_hooks_fired(self, stage: Stage) -> None:
-        if self._layers is None:
-            return
-        for hook in self._hooks:
-            sites = self._layers.sites(hook)
-            silent = [site.match.name for site in sites if stage not in site.fired]
-            if stage not in self._due_in[hook.id] or not silent:
-                continue
-            message = (
-                f"{hook!r} was on in stage {stage.value!r}, but these of its {len(sites)} layers never ran: "
-                f"{', '.join(silent[:8])}{', ...' if len(silent) > 8 else ''}"
-            )
-            if hook.edits and len(silent) == len(sites):
-                raise NeverFired(f"{message}. Nothing was edited; choose layers that the stage runs.")
-            warnings.warn(message, stacklevel=2)
+        self._run.enter_stage(moment)
+        step = moment.step if stage is Stage.VALIDATE else self._run.batches_seen
+        self._log.write(self._run, trainer.loggers, step)
+        self._run.check_that_hooks_ran(stage)
 
     def _warn_if_nothing_is_logged(self, trainer: pl.Trainer) -> None:
         every, steps = facts.log_interval(trainer, self.log_every_n_steps), facts.steps_of_run(trainer)
         if self.detectors and steps is not None and steps < every:
             warnings.warn(
                 f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
-                f"none. Set log_every_n_steps, here or in the Trainer.",
+                "none. Set log_every_n_steps, here or in the Trainer.",
                 stacklevel=2,
             )
 
 
-def _read(detector: Detector) -> list[Reading]:
-    return list(detector.readings())
-
-
-def _default_policy(hook: Hook) -> str:
-    """A monitor must not kill a long run; predictions that only look steered must not go out."""
-    return "raise" if hook.edits else "disable"
-
-
-def _watching(trainer: pl.Trainer) -> list[Layers]:
-    """The registries of all HookCallbacks of the Trainer: their tags go to the same loggers."""
+def _registries(trainer: pl.Trainer) -> list[Layers]:
+    """Those of all HookCallbacks of the Trainer: their tags go to the same loggers."""
     callbacks = [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
-    return [callback._layers for callback in callbacks if callback._layers is not None]
+    return [callback._run.layers for callback in callbacks if callback._run is not None]

@@ -109,12 +109,13 @@ def find_root(pl_module: pl.LightningModule, root: str | None) -> nn.Module:
     return tree.modules[root]
 
 
-def refuse_compiled(pl_module: pl.LightningModule, layers: list[nn.Module], tree: ModuleTree) -> None:
+def refuse_compiled(pl_module: pl.LightningModule, layers: list[nn.Module]) -> None:
     """Refuse to watch what runs inside a compiled graph: hooks that come and go would be ignored there.
 
     Raises:
         RegistrationError: it names what is compiled.
     """
+    tree = ModuleTree(pl_module)
     compiled = "the LightningModule" if getattr(pl_module, "_compiler_ctx", None) is not None else None
     for layer in layers:
         around = [module for module in (*tree.ancestors(layer), layer) if _is_compiled(module, layer)]

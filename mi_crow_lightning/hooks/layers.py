@@ -195,6 +195,10 @@ class Layers:
         """The layers that a hook is on, and in which stages it was called there."""
         return self._registrations[_id(hook_or_id)].sites
 
+    def hooked_modules(self) -> list[nn.Module]:
+        """The layers that hooks are registered on."""
+        return [site.match.module for registration in self._registrations.values() for site in registration.sites]
+
     def is_attached(self, hook: Hook) -> bool:
         """Whether the hook's layers call it now."""
         return any(site.attached for site in self.sites(hook))

@@ -1,0 +1,112 @@
+"""The hooks of one run: on the model from its start to its end, attached in the batches they are due in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mi_crow_lightning.errors import NeverFired
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.schedules import Moment, Stage
+
+__all__ = ["HookedRun"]
+
+
+class HookedRun:
+    """Hooks on a model, switched in the Trainer's time.
+
+    Args:
+        root: layer names are relative to it.
+        hooks: registered at once, all or none; nothing is attached until a batch begins.
+        token_mask: from a batch to the mask of its real tokens.
+
+    Attributes:
+        layers: the registry.
+        batches_seen: batches of the running stage so far, over all its dataloaders.
+
+    Raises:
+        RegistrationError: a hook does not get onto its layers.
+    """
+
+    def __init__(self, root: nn.Module, hooks: Sequence[Hook], token_mask: Callable[[Any], Tensor] | None) -> None:
+        self.layers = Layers(root, allow_stacking=True, on_error=_default_policy)
+        self._hooks = list(hooks)
+        self._token_mask = token_mask
+        self.batches_seen = 0
+        self._was_on: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
+        try:
+            for hook in self._hooks:
+                self.layers.register_hook(None, hook, due=False)
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def moment(self) -> Moment | None:
+        """The running batch, or the last one."""
+        return self.layers.moment
+
+    @property
+    def detectors(self) -> list[Detector]:
+        """The hooks that have readings."""
+        return [hook for hook in self._hooks if isinstance(hook, Detector)]
+
+    def begin_batch(self, moment: Moment, batch: Any) -> None:
+        """Attach the hooks that are due, and no others."""
+        new_stage = self.moment is None or self.moment.stage is not moment.stage
+        self.batches_seen = 1 if new_stage else self.batches_seen + 1
+        self.layers.begin_batch(moment, batch, self._token_mask)
+        for hook in self._hooks:
+            self.layers.set_due(hook, (hook.schedule or hook.default_schedule()).due(moment))
+
+    def enter_stage(self, moment: Moment) -> None:
+        """Set the stage that readings are asked for, where no batch may have set it."""
+        if self.moment is None or self.moment.stage is not moment.stage:
+            self.batches_seen = 0
+        self.pause()
+        self.layers.begin_batch(moment)
+
+    def end_batch(self) -> None:
+        """The batch is over, its backward pass too: nothing is attached any more."""
+        for hook in self._hooks:
+            if self.moment is not None and self.layers.is_attached(hook):
+                self._was_on[hook.id].add(self.moment.stage)
+        self.pause()
+
+    def pause(self) -> None:
+        """Take all handles off; a batch whose end event was skipped may have left some."""
+        for hook in self._hooks:
+            self.layers.set_due(hook, False)
+
+    def end(self) -> None:
+        """Take the hooks off the model."""
+        self.layers.unregister_all_hooks()
+
+    def check_that_hooks_ran(self, stage: Stage) -> None:
+        """Warn of layers that never ran though their hook was on in ``stage``.
+
+        Raises:
+            NeverFired: none of a controller's layers did.
+        """
+        for hook in self._hooks:
+            sites = self.layers.sites(hook)
+            silent = [site.match.name for site in sites if stage not in site.fired]
+            if stage not in self._was_on[hook.id] or not silent:
+                continue
+            message = (
+                f"{hook!r} was on in stage {stage.value!r}, but these of its {len(sites)} layers never ran: "
+                f"{', '.join(silent[:8])}{', ...' if len(silent) > 8 else ''}"
+            )
+            if hook.edits and len(silent) == len(sites):
+                raise NeverFired(f"{message}. Nothing was edited; choose layers that the stage runs.")
+            warnings.warn(message, stacklevel=2)
+
+
+def _default_policy(hook: Hook) -> str:
+    """A monitor must not kill a long run; predictions that only look steered must not go out."""
+    return "raise" if hook.edits else "disable"

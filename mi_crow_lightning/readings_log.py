@@ -1,0 +1,65 @@
+"""From detectors to loggers: readings are collected, tagged, written and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from mi_crow_lightning.hooked_run import HookedRun
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.loggers.dispatch import write
+from mi_crow_lightning.loggers.history import History, HistoryRow
+from mi_crow_lightning.loggers.layout import write_layout
+from mi_crow_lightning.loggers.scalars import MetricsLogger
+from mi_crow_lightning.loggers.tags import tag
+from mi_crow_lightning.loggers.tensorboard import summary_writer
+
+__all__ = ["ReadingsLog"]
+
+
+class ReadingsLog:
+    """Writes what detectors have to say, and keeps the numbers."""
+
+    def __init__(self) -> None:
+        self._history = History()
+
+    def rows(self) -> list[HistoryRow]:
+        """All numbers written so far."""
+        return self._history.rows()
+
+    def write(self, run: HookedRun, loggers: Sequence[MetricsLogger], step: int) -> None:
+        """Write the readings of all detectors in the running stage, and begin the next ones.
+
+        Args:
+            run: the hooks.
+            loggers: where to; may be empty.
+            step: the position on the x axis.
+        """
+        assert run.moment is not None, "readings belong to a stage"
+        stage = run.moment.stage.value
+        tagged: list[tuple[str, Reading]] = []
+        for detector in run.detectors:
+            readings = run.layers.call(detector, partial(_read, detector)) or []
+            tagged += [(tag(reading, stage, detector.tag_prefix), reading) for reading in readings]
+            run.layers.call(detector, detector.reset)
+        if tagged:
+            self._history.add(stage, step, tagged)
+            write(loggers, tagged, step)
+
+    def write_layout(self, run: HookedRun, loggers: Iterable[MetricsLogger]) -> None:
+        """Lay out TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
+        charts: dict[str, list[str]] = {}
+        for detector in run.detectors:
+            names = [name for name in detector.reading_names() if name != "histogram"]
+            charts.setdefault(detector.tag_prefix, []).extend(names)
+        if not any(charts.values()):
+            return
+        for logger in loggers:
+            writer = summary_writer(logger)
+            if writer is not None:
+                write_layout(writer, charts)
+
+
+def _read(detector: Detector) -> list[Reading]:
+    return list(detector.readings())
