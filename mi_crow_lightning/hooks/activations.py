@@ -27,7 +27,7 @@ def take_output(output: Any) -> Tensor:
     """The activation in what a layer returned.
 
     A tensor is itself; in a tuple or list it is the first floating-point tensor with a dimension; in a
-    dict or ``ModelOutput`` the one named ``last_hidden_state``, ``hidden_states`` or ``logits``, else the first.
+    dict or ``ModelOutput`` the tensor named ``last_hidden_state``, ``hidden_states`` or ``logits``, else the first.
 
     Raises:
         NoTensorFound: there is none.
@@ -100,7 +100,8 @@ def _find(value: Any, accept: Any) -> Path | None:
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Mapping):
-        preferred = [key for key in _PREFERRED_KEYS if key in value]
+        # Only tensors: beside the logits, "hidden_states" is the tuple of what every layer returned.
+        preferred = [key for key in _PREFERRED_KEYS if isinstance(value.get(key), Tensor)]
         return [(key, value[key]) for key in (*preferred, *(k for k in value if k not in preferred))]
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))

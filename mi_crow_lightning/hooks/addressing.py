@@ -77,6 +77,8 @@ def _names(tree: ModuleTree, signature: str | int) -> list[str]:
     text = str(signature)
     if isinstance(signature, str) and text in tree.names:
         return [text]
+    if text in tree.aliases:
+        return [tree.aliases[text]]
     if index := _INDEX.fullmatch(text):
         return [_block(find_blocks(tree), int(index["index"]), signature)]
     if text.startswith("block:"):

@@ -18,13 +18,14 @@ def find_blocks(tree: ModuleTree) -> list[str]:
     """Clean names of the blocks of the main stack, in order.
 
     The main stack is a ``ModuleList`` or ``Sequential`` of at least two children of one class that holds
-    attention or most of the parameters, and does not lie in another such. A model without one that is a
-    plain ``Sequential`` counts its children.
+    attention or most of the parameters, and does not lie in another such. Where other lists hold blocks of
+    that class, as the stages of a ResNet do, none is the main one. A model without any that is a plain
+    ``Sequential`` counts its children.
 
     Raises:
         LayerNotFound: there is no such stack, or more than one.
     """
-    stacks = _outermost([name for name, module in tree.modules.items() if _is_stack(module, tree.root)])
+    stacks = _outermost(_stacks(tree))
     if len(stacks) == 1:
         return tree.children(stacks[0])
     if stacks:
@@ -43,12 +44,22 @@ def find_blocks(tree: ModuleTree) -> list[str]:
     )
 
 
-def _is_stack(module: nn.Module, root: nn.Module) -> bool:
+def _stacks(tree: ModuleTree) -> list[str]:
+    lists = {name: kind for name, module in tree.modules.items() if (kind := _kind_of_children(module)) is not None}
+    half = _size(tree.root) / 2
+    main = {
+        kind for name, kind in lists.items() if _holds_attention(tree.modules[name]) or _size(tree.modules[name]) > half
+    }
+    return [name for name, kind in lists.items() if kind in main]
+
+
+def _kind_of_children(module: nn.Module) -> type[nn.Module] | None:
+    """The class of which all children of a list of two or more are."""
+    module = unwrapped(module)
     if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
-        return False
-    if len({type(unwrapped(child)) for child in module}) != 1:
-        return False
-    return _holds_attention(module) or 2 * _size(module) > _size(root)
+        return None
+    kinds = {type(unwrapped(child)) for child in module}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _holds_attention(module: nn.Module) -> bool:
@@ -78,5 +89,5 @@ def _plain_sequential(tree: ModuleTree) -> str | None:
 
 
 def _describe(stack: nn.Module) -> str:
-    children = list(stack.children())
+    children = list(unwrapped(stack).children())
     return f"{len(children)} x {type(unwrapped(children[0])).__name__}"

@@ -27,6 +27,7 @@ class PassFacts:
         prompt_width: columns of the prompt, padding included; ``None`` when the whole pass is prompt.
         generating: whether the pass belongs to a call of ``generate``.
         takes_mask: whether the model takes an attention mask at all.
+        superseded: whether passes with other facts came since, before the backward pass of this one.
     """
 
     mask: Tensor | None = None
@@ -34,6 +35,11 @@ class PassFacts:
     prompt_width: int | None = None
     generating: bool = False
     takes_mask: bool = False
+    superseded: bool = False
+
+    def agree_with(self, other: PassFacts) -> bool:
+        """Whether both choose the same tokens; masks are compared by identity, which waits for no device."""
+        return self.mask is other.mask and self.past == other.past and self.prompt_width == other.prompt_width
 
 
 @dataclass(frozen=True)

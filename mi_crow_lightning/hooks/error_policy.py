@@ -42,6 +42,16 @@ def _tell(error: HookError, hook: Hook, policy: str) -> None:
     else:
         outcome = "The run goes on without what it would have done in this pass."
     warnings.warn(f"{error}\n{outcome}\n{text}", RuntimeWarning, stacklevel=2)
-    # A traceback keeps every frame of the pass alive, and with them the activations.
-    error.original_error.__traceback__ = error.__traceback__ = None
+    _forget_frames(error)
     hook.error = error
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of what led to it.
+
+    They keep every frame of the pass alive, and with the frames the activations.
+    """
+    chain = [error]
+    for link in chain:  # it grows while we walk along
+        link.__traceback__ = None
+        chain += [e for e in (link.__cause__, link.__context__) if e is not None and e not in chain]

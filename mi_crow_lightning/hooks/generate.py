@@ -24,11 +24,11 @@ class _FollowedGenerate:
         self.model = model
         self.original: Callable[..., Any] = getattr(model, "generate")  # noqa: B009
         self.shadowed = model.__dict__.get("generate")
-        self._passes = passes
+        self.passes = passes
         functools.update_wrapper(self, self.original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._passes.generating(_prompt_width(self.model, args, kwargs)):
+        with self.passes.generating(_prompt_width(self.model, args, kwargs)):
             return self.original(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,12 +55,16 @@ def follow_generate(model: nn.Module, passes: Passes) -> None:
         model.__dict__["generate"] = _FollowedGenerate(model, passes)
 
 
-def unfollow_generate(model: nn.Module) -> None:
-    """Give ``model`` its own ``generate`` back."""
-    followed = model.__dict__.get("generate")
+def unfollow_generate(model: nn.Module, passes: Passes) -> None:
+    """Stop noting for ``passes``; whoever else stands in for ``model.generate`` goes on."""
+    outer, followed = None, model.__dict__.get("generate")
+    while isinstance(followed, _FollowedGenerate) and followed.passes is not passes:
+        outer, followed = followed, followed.shadowed
     if not isinstance(followed, _FollowedGenerate):
         return
-    if followed.shadowed is None:
+    if outer is not None:
+        outer.original, outer.shadowed = followed.original, followed.shadowed
+    elif followed.shadowed is None:
         del model.__dict__["generate"]
     else:
         model.__dict__["generate"] = followed.shadowed

@@ -189,18 +189,34 @@ class Hook:
 
     def run(self, ctx: HookContext, module: nn.Module, output: Any = None) -> Any:
         """What torch calls, through a site: `_hook_fn` with a context, its errors kept for the pass's end."""
-        if ctx.recomputing and not self.edits:
-            return None  # a second run of the layer for the backward pass: seen already
-        if not self._enabled or ctx.layers.passes.has_failed(self.id):
+        passes = ctx.layers.passes
+        if ctx.recomputing:
+            return self._run_again(ctx, module, output)
+        if not self._enabled or passes.has_failed(self.id):
+            passes.note_effect(self.id, ctx.layer, skipped=True)
             return None
+        try:
+            result = self._call(ctx, module, output)
+        except Exception as error:  # whatever a user's hook raises; wrapped once, raised when the pass is over
+            passes.note_effect(self.id, ctx.layer, skipped=True)
+            passes.failed(self.wrapped(error, ctx, self._shape(ctx, output)), self)
+            return None
+        passes.note_effect(self.id, ctx.layer, skipped=False)
+        return result
+
+    def _run_again(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:
+        """Gradient checkpointing's second run of the layer: the same effect again, or the same lack of one.
+
+        Nothing is caught, because checkpointing stops a recompute early by raising. A detector has seen it already.
+        """
+        if not self.edits or ctx.layers.passes.was_skipped(self.id, ctx.layer):
+            return None
+        return self._call(ctx, module, output)
+
+    def _call(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:
         outer, self._context = self._context, ctx
         try:
             return self._replacement(self._hook_fn(module, ctx.args, output), ctx)
-        except Exception as error:  # whatever a user's hook raises; wrapped once, raised when the pass is over
-            if ctx.recomputing:  # checkpointing stops a recompute early by raising
-                raise
-            ctx.layers.passes.failed(self.wrapped(error, ctx, self._shape(ctx, output)))
-            return None
         finally:
             self._context = outer
 

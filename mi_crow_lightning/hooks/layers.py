@@ -130,7 +130,11 @@ class Layers:
         hook.layer_signature, hook.hook_type = signature, kind
         self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), self._watchers, due)
         hook.set_registry(self, self._base_context())
-        self.refresh(hook)
+        try:
+            self.refresh(hook)
+        except BaseException:  # a layer that takes no handle: those on the others must not stay
+            self.unregister_hook(hook)
+            raise
         return hook.id
 
     def unregister_hook(self, hook_or_id: Hook | str) -> bool:
@@ -173,13 +177,13 @@ class Layers:
         """The hooks that may change activations, in order."""
         return [hook for hook in self.get_hooks() if hook.edits]
 
-    def enable_hook(self, hook_id: str) -> bool:
+    def enable_hook(self, hook_or_id: Hook | str) -> bool:
         """Switch a hook on; returns whether it is registered here."""
-        return self._switch(hook_id, Hook.enable)
+        return self._switch(hook_or_id, Hook.enable)
 
-    def disable_hook(self, hook_id: str) -> bool:
+    def disable_hook(self, hook_or_id: Hook | str) -> bool:
         """Switch a hook off; returns whether it is registered here."""
-        return self._switch(hook_id, Hook.disable)
+        return self._switch(hook_or_id, Hook.disable)
 
     def enable_all_hooks(self) -> None:
         """Switch every hook on."""
@@ -231,7 +235,7 @@ class Layers:
         try:
             return function()
         except Exception as error:  # whatever a user's hook raises
-            self._pass_over([hook.wrapped(error, self._base_context())], None)
+            self._pass_over([(hook.wrapped(error, self._base_context()), hook)], None)
             return None
 
     def _sites(self, hook: Hook, tree: ModuleTree, matches: list[Match]) -> list[Site]:
@@ -242,8 +246,8 @@ class Layers:
             sites.append(Site(hook, match, self, watched, source, sequence))
         return sites
 
-    def _switch(self, hook_id: str, switch: Callable[[Hook], None]) -> bool:
-        registration = self._registrations.get(hook_id)
+    def _switch(self, hook_or_id: Hook | str, switch: Callable[[Hook], None]) -> bool:
+        registration = self._registrations.get(_id(hook_or_id))
         if registration is not None:
             switch(registration.hook)
         return registration is not None
@@ -251,9 +255,8 @@ class Layers:
     def _base_context(self) -> HookContext:
         return HookContext(layers=self, moment=self.moment, batch=self.batch, token_mask=self.token_mask)
 
-    def _pass_over(self, errors: list[HookError], outputs: Any) -> None:
-        hooks = [self._registrations[error.hook_id].hook for error in errors]
-        act_on([(e, hook, self._policy(hook)) for e, hook in zip(errors, hooks, strict=True)], outputs)
+    def _pass_over(self, errors: list[tuple[HookError, Hook]], outputs: Any) -> None:
+        act_on([(error, hook, self._policy(hook)) for error, hook in errors], outputs)
 
     def _policy(self, hook: Hook) -> str:
         if hook.on_error is not None:

@@ -38,7 +38,8 @@ class ModuleTree:
     """The modules below a root, by clean name.
 
     A wrapper and what it wraps share a clean name, and the name means the wrapper: hooks stand outside
-    of compiled graphs, checkpoints and adapters. A module used in several places has its first name.
+    of compiled graphs, checkpoints and adapters. A module used in several places is one layer, by its first
+    name: hooked under each of its names it would be seen twice in one call.
 
     Args:
         root: names are relative to it; its own name is ``""``.
@@ -46,17 +47,24 @@ class ModuleTree:
     Attributes:
         root: as given.
         modules: clean name to module, in the order of ``named_modules()``.
+        aliases: the other names of modules used in several places, to their first.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self.modules: dict[str, nn.Module] = {}
+        self.aliases: dict[str, str] = {}
         self._paths: list[tuple[nn.Module, ...]] = []
+        self._first_names: dict[nn.Module, str] = {}
         self._walk(root, "", (root,))
 
     def _walk(self, module: nn.Module, name: str, path: tuple[nn.Module, ...]) -> None:
         self._paths.append(path)
-        self.modules.setdefault(name, module)
+        first = self._first_names.setdefault(module, name)
+        if first == name:
+            self.modules.setdefault(name, module)
+        else:
+            self.aliases[name] = first
         for segment, child in module._modules.items():
             if child is None or child in path:
                 continue

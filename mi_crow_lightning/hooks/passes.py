@@ -12,13 +12,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.context import PassFacts
 from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.hooks.hook import Hook
 
 __all__ = ["EnterCall", "LeaveCall", "Passes", "parameters_of", "token_module"]
 
@@ -43,16 +48,18 @@ class Passes:
     """The running passes of one model.
 
     Args:
-        over: called with the errors of a pass and its output once the pass is over.
+        over: called with the errors of a pass, each with its hook, and its output once the pass is over.
     """
 
-    def __init__(self, over: Callable[[list[HookError], Any], None]) -> None:
+    def __init__(self, over: Callable[[list[tuple[HookError, Hook]], Any], None]) -> None:
         self._over = over
         self._calls: list[nn.Module] = []
-        self._errors: list[HookError] = []
+        self._errors: list[tuple[HookError, Hook]] = []
         self._failed: set[str] = set()
+        self._skipped: set[tuple[str, str]] = set()
         self._token_modules: dict[nn.Module, tuple[str, ...]] = {}
         self._facts: dict[nn.Module, PassFacts] = {}
+        self._awaiting_backward: set[nn.Module] = set()
         self._prompt_widths: dict[nn.Module, int] = {}
         self._generate_widths: list[int | None] = []
 
@@ -65,13 +72,17 @@ class Passes:
         self._calls.clear()
         self._errors.clear()
         self._failed.clear()
+        self._skipped.clear()
         self._facts.clear()
+        self._awaiting_backward.clear()
         self._prompt_widths.clear()
 
-    def facts_at(self, module: nn.Module | None) -> PassFacts:
+    def facts_at(self, module: nn.Module | None, recomputing: bool = False) -> PassFacts:
         """What the running pass says about its tokens, as read at a token module."""
         if module is None:
             return PassFacts(generating=bool(self._generate_widths))
+        if recomputing:
+            self._awaiting_backward.discard(module)
         return self._facts.get(module, PassFacts(takes_mask=True))
 
     @property
@@ -90,10 +101,12 @@ class Passes:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An ancestor is called."""
+        if module in self._calls:
+            self._calls.clear()  # a Ctrl-C cut a pass short: torch tells no one that these calls are over
         self._calls.append(module)
         names = self._token_modules.get(module)
         if names is not None:
-            self._facts[module] = self._read(module, _Call(names, args, kwargs))
+            self._take(module, self._read(module, _Call(names, args, kwargs)))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """An ancestor returned, or raised."""
@@ -104,9 +117,13 @@ class Passes:
         if not self._calls:
             self._settle(output)
 
-    def failed(self, error: HookError) -> None:
+    def forget(self, module: nn.Module) -> None:
+        """An ancestor is no longer watched: if it is being called, its return will not be told."""
+        self._calls = [called for called in self._calls if called is not module]
+
+    def failed(self, error: HookError, hook: Hook) -> None:
         """A hook failed: it stays out of the rest of the pass, and its error waits until the pass is over."""
-        self._errors.append(error)
+        self._errors.append((error, hook))
         self._failed.add(error.hook_id)
         if not self._calls:  # no ancestor was called, so the layer's own call is the whole pass
             self._settle(None)
@@ -114,6 +131,26 @@ class Passes:
     def has_failed(self, hook_id: str) -> bool:
         """Whether the hook failed in the running pass."""
         return hook_id in self._failed
+
+    def note_effect(self, hook_id: str, layer: str, skipped: bool) -> None:
+        """Remember whether a hook's effect on a layer was skipped, for a recompute to do the same."""
+        if skipped:
+            self._skipped.add((hook_id, layer))
+        else:
+            self._skipped.discard((hook_id, layer))
+
+    def was_skipped(self, hook_id: str, layer: str) -> bool:
+        """Whether the hook had no effect on the layer in the pass that is recomputed."""
+        return (hook_id, layer) in self._skipped
+
+    def _take(self, module: nn.Module, facts: PassFacts) -> None:
+        """Keep the facts of a pass, and whether they replace others that a recompute may still ask for."""
+        if module in self._awaiting_backward:
+            before = self._facts[module]
+            facts = replace(facts, superseded=before.superseded or not before.agree_with(facts))
+        if torch.is_grad_enabled():
+            self._awaiting_backward.add(module)
+        self._facts[module] = facts
 
     def _settle(self, output: Any) -> None:
         errors, self._errors = self._errors, []

@@ -39,13 +39,15 @@ def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
         raise HookConflict(f"a hook with ID {hook.id!r} is already registered here: unregister it first")
     if hook.registered:
         raise HookConflict(f"{hook!r} is already registered on another model: unregister it there first")
-    for kind, names in _EXTENSION_POINTS.items():
-        if isinstance(hook, kind):
-            if all(getattr(type(hook), name) is getattr(kind, name) for name in names):
-                raise RegistrationError(
-                    f"{type(hook).__name__} overrides none of {', '.join(names)}, so it would do nothing"
-                )
-            return
+    kinds: list[type[Hook]] = [kind for kind in (Detector, Controller) if isinstance(hook, kind)] or [Hook]
+    names = list(dict.fromkeys(name for kind in kinds for name in _EXTENSION_POINTS[kind]))
+    if not any(_overrides(hook, name) for name in names):
+        raise RegistrationError(f"{type(hook).__name__} overrides none of {', '.join(names)}, so it would do nothing")
+
+
+def _overrides(hook: Hook, name: str) -> bool:
+    """Whether the hook's class has its own ``name``, and not that of a base class of ours."""
+    return all(getattr(type(hook), name) is not getattr(kind, name, None) for kind in _EXTENSION_POINTS)
 
 
 def refuse_same_kind_on_layer(

@@ -71,6 +71,8 @@ class Site(InertWhenCopied):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
         layers = self._layers
+        # Inside a backward pass a layer only runs because gradient checkpointing runs it again.
+        recomputing = torch._C._current_graph_task_id() != -1
         context = HookContext(
             layers=layers,
             layer=self.match.name,
@@ -80,9 +82,8 @@ class Site(InertWhenCopied):
             moment=layers.moment,
             batch=layers.batch,
             token_mask=layers.token_mask,
-            facts=layers.passes.facts_at(self._token_source),
-            # Inside a backward pass a layer only runs because gradient checkpointing runs it again.
-            recomputing=torch._C._current_graph_task_id() != -1,
+            facts=layers.passes.facts_at(self._token_source, recomputing),
+            recomputing=recomputing,
         )
         self.fired.add(context.stage)
         return self.hook.run(context, module, output)
@@ -120,8 +121,8 @@ class Registration:
         wanted = self.due and self.hook.enabled
         for site in self.sites:
             if wanted and not site.attached:
-                self._watchers.attach(site.watched)
                 site.attach()
+                self._watchers.attach(site.watched)
             elif not wanted:
                 self._remove(site)
 

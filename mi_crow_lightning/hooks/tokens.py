@@ -65,6 +65,12 @@ class Tokens:
         Raises:
             TokensUnknown: ``x`` is no sequence of tokens, and other than all of it was asked for.
         """
+        if ctx.recomputing and ctx.facts.superseded:
+            raise TokensUnknown(
+                f"gradient checkpointing runs {ctx.layer!r} again for a pass that other passes, with other tokens, "
+                "followed before its backward pass, so which tokens were edited cannot be told. Run backward after "
+                "each pass, hook a layer outside of the checkpointed ones, or train without checkpointing."
+            )
         real = real_tokens(x, ctx)
         if self.which == "all":
             return real
@@ -164,16 +170,22 @@ def _users_mask(token_mask: Callable[[Any], Tensor], x: Tensor, ctx: HookContext
 
 
 def _cut(mask: Tensor, x: Tensor, past: int | None) -> Tensor | None:
-    """An attention mask of any of the usual forms, cut to the columns of this pass: (B, T) bool."""
+    """An attention mask of any of the usual forms, cut to the columns of this pass: (B, T) bool.
+
+    Where its columns are not those of the cache and the pass it is returned whole, and will not fit: the
+    second dimension of the activation then is no sequence of these tokens (heads, latents).
+    """
     if x.dim() < 3:
         return None
+    tokens = x.shape[1]
     if mask.dim() == 2:
         real = mask != 0
+        if past is not None and real.shape[1] != past + tokens:
+            return real
     else:  # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
         last = mask.reshape(mask.shape[0], -1, *mask.shape[-2:])[:, 0, -1]
         # An additive mask holds 0 (or a small bias) for what counts, and a very negative number for the rest.
         real = last > -1000.0 if last.is_floating_point() else last != 0
-    tokens = x.shape[1]
     real = real[:, -tokens:] if past is None else real[:, past : past + tokens]
     return real.expand(x.shape[0], -1) if real.shape[0] == 1 else real
 

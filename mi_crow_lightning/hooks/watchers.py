@@ -58,6 +58,7 @@ class Watchers:
             self._users[module] -= 1
             if not self._users[module]:
                 del self._users[module]
-                unfollow_generate(module)
+                unfollow_generate(module, self._passes)
+                self._passes.forget(module)
                 for handle in self._handles.pop(module):
                     handle.remove()

@@ -30,8 +30,8 @@ class SteeringController(Controller):
 
     Args:
         layer_signature: which layers.
-        vector: ``(D,)``, the direction, with its length.
-        strength: how much of it; negative to steer away. May be changed between batches.
+        vector: ``(D,)``, the direction, with its length. Like the strength it may be changed between batches.
+        strength: how much of it; negative to steer away.
         tokens: ``"all"``, ``"prompt"``, ``"generated"`` or ``"last"``, see `Tokens`.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
@@ -60,11 +60,20 @@ class SteeringController(Controller):
         **options: Any,
     ) -> None:
         super().__init__(hook_type, hook_id, layer_signature, **options)
-        self.vector = _checked_vector(vector)
-        self.strength = strength
-        self.tokens = Tokens.of(tokens)
         self._delta: Tensor | None = None
         self._delta_strength = math.nan
+        self.vector = vector
+        self.strength = strength
+        self.tokens = Tokens.of(tokens)
+
+    @property
+    def vector(self) -> Tensor:
+        """The direction, ``(D,)`` float32: a copy of what was given."""
+        return self._vector
+
+    @vector.setter
+    def vector(self, value: Tensor) -> None:
+        self._vector, self._delta = _checked_vector(value), None
 
     @property
     def strength(self) -> float:

@@ -120,7 +120,7 @@ class ActivationStatistics(Detector):
         """
         super().load_state_dict(state)
         self._loaded = state
-        if self._layers:
+        if self.registered:  # else `prepare` takes it up
             self._restore()
 
     def _restore(self) -> None:

@@ -17,7 +17,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.schedules import Schedule, When
+from mi_crow_lightning.hooks.schedules import Schedule, Stage, When
 from mi_crow_lightning.metrics.activation import histogram, merge_all, statistics, summarize
 
 __all__ = ["LayerActivationDetector"]
@@ -76,6 +76,7 @@ class LayerActivationDetector(Detector):
         self.max_bytes = max_bytes
         self.device = torch.device(device) if device is not None else None
         self._held: dict[str, list[Tensor]] = {}
+        self._unread: dict[str, Stage | None] = {}  # layers captured since the last reading, and in which stage
         self._several = False
 
     def default_schedule(self) -> When:
@@ -83,10 +84,11 @@ class LayerActivationDetector(Detector):
         return Schedule()
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
-        """Forget what was held on other layers."""
-        self._several = len(layers) > 1
-        if not set(self._held) <= set(layers):
+        """Forget what was held on other layers, or in the other form."""
+        several = len(layers) > 1
+        if several is not self._several or not set(self._held) <= set(layers):
             self.clear_captured()
+        self._several = several
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """Keep a copy of ``x``, which can enter autograd even when the run is in inference mode.
@@ -103,6 +105,7 @@ class LayerActivationDetector(Detector):
             self._held[ctx.layer] = [copy]
         else:
             self._held.setdefault(ctx.layer, []).append(copy)
+        self._unread[ctx.layer] = ctx.stage
         self._publish(ctx.layer)
 
     def get_captured(self) -> Any:
@@ -112,6 +115,7 @@ class LayerActivationDetector(Detector):
     def clear_captured(self) -> None:
         """Forget what is held."""
         self._held.clear()
+        self._unread.clear()
         self.tensor_metadata.pop("activations", None)
         self.metadata.pop("activations_shape", None)
 
@@ -120,13 +124,22 @@ class LayerActivationDetector(Detector):
         return ("histogram", "mean", "std", "token_norm")
 
     def readings(self) -> list[Reading]:
-        """The readings of all that is held; layers that hold no floating-point numbers have none."""
+        """The readings of what is held, of layers that were seen since the last reading in the running stage.
+
+        Layers that hold no floating-point numbers have none.
+        """
+        stage = self.context.stage if self.context else None
         return [
             reading
             for layer, held in self._held.items()
-            if any(tensor.numel() and tensor.is_floating_point() for tensor in held)
+            if self._unread.get(layer, "read") is stage
+            and any(tensor.numel() and tensor.is_floating_point() for tensor in held)
             for reading in _readings(layer, held)
         ]
+
+    def reset(self) -> None:
+        """Begin the next reading; what is held stays."""
+        self._unread.clear()
 
     def _refuse_growth(self, growth: int, layer: str) -> None:
         held = sum(_bytes(tensors) for tensors in self._held.values())
