@@ -14,7 +14,15 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning.callback_arguments import check_hooks, check_interval, state_keys, unique_state_key
+from mi_crow_lightning.callback_arguments import (
+    check_hooks,
+    check_interval,
+    check_names,
+    describe,
+    state_key_among,
+    state_keys,
+    unique_state_key,
+)
 from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
@@ -64,6 +72,7 @@ class HookCallback(pl.Callback):
         token_mask: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self.detectors, self.controllers = check_hooks(detectors, controllers)
+        check_names(root, name)
         check_interval(log_every_n_steps)
         if token_mask is not None and not callable(token_mask):
             raise TypeError(f"token_mask={token_mask!r} must be a function from a batch to a mask (B, T)")
@@ -71,7 +80,8 @@ class HookCallback(pl.Callback):
         self.name = name
         self.log_every_n_steps = log_every_n_steps
         self.token_mask = token_mask
-        self._state_key = unique_state_key(self, [*self.detectors, *self.controllers], name)
+        self.description = describe([*self.detectors, *self.controllers], name)
+        self._state_key = unique_state_key(self, self.description, name)
         self._run: HookedRun | None = None
         self._log = ReadingsLog()
 
@@ -80,6 +90,10 @@ class HookCallback(pl.Callback):
         return self._log.rows()
 
     # Start and end of a run.
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before a checkpoint is read: what else is alive in this process must not decide where our state is found.
+        self._state_key = state_key_among(self, _hook_callbacks(trainer))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._register(trainer, pl_module)
@@ -185,7 +199,7 @@ class HookCallback(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """The callback's place in a checkpoint: its ``name``, or what its hooks are."""
+        """The callback's place in a checkpoint: its ``name``, or what its hooks are, numbered among equal ones."""
         return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
@@ -219,12 +233,12 @@ class HookCallback(pl.Callback):
 
     def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._unregister()  # an earlier run may have ended without a word, e.g. a killed notebook cell
+        self._log.begin_run()
         root = facts.find_root(pl_module, self.root)
         self._run = HookedRun(root, [*self.controllers, *self.detectors], self.token_mask)
         try:
             facts.refuse_compiled(pl_module, self._run.layers.hooked_modules())
             refuse_shared_tags(_registries(trainer))
-            self._log.write_layout(self._run, trainer.loggers)
         except BaseException:
             self._unregister()
             raise
@@ -260,7 +274,8 @@ class HookCallback(pl.Callback):
 
     def _warn_if_nothing_is_logged(self, trainer: pl.Trainer) -> None:
         every, steps = facts.log_interval(trainer, self.log_every_n_steps), facts.steps_of_run(trainer)
-        if self.detectors and steps is not None and steps < every:
+        by_default = any(hook.schedule is None for hook in self.detectors)
+        if by_default and steps is not None and steps < every:
             warnings.warn(
                 f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
                 "none. Set log_every_n_steps, here or in the Trainer.",
@@ -268,7 +283,10 @@ class HookCallback(pl.Callback):
             )
 
 
+def _hook_callbacks(trainer: pl.Trainer) -> list[HookCallback]:
+    return [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
+
+
 def _registries(trainer: pl.Trainer) -> list[Layers]:
     """Those of all HookCallbacks of the Trainer: their tags go to the same loggers."""
-    callbacks = [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
-    return [callback._run.layers for callback in callbacks if callback._run is not None]
+    return [callback._run.layers for callback in _hook_callbacks(trainer) if callback._run is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -11,7 +11,15 @@ from mi_crow_lightning.hooks.hook import Hook
 if TYPE_CHECKING:
     from mi_crow_lightning.callback import HookCallback
 
-__all__ = ["check_hooks", "check_interval", "state_keys", "unique_state_key"]
+__all__ = [
+    "check_hooks",
+    "check_interval",
+    "check_names",
+    "describe",
+    "state_key_among",
+    "state_keys",
+    "unique_state_key",
+]
 
 _live: WeakValueDictionary[str, HookCallback] = WeakValueDictionary()
 
@@ -42,11 +50,25 @@ def check_hooks(
 
 
 def _listed(name: str, hooks: Sequence[Hook] | Hook | None) -> list[Hook]:
+    if hooks is not None and not isinstance(hooks, (Hook, Iterable)):
+        raise TypeError(f"{name}={hooks!r} must be a hook or several, not a {type(hooks).__name__}")
     listed = [] if hooks is None else [hooks] if isinstance(hooks, Hook) else list(hooks)
     for hook in listed:
         if not isinstance(hook, Hook):
             raise TypeError(f"{name} holds {hook!r}, which is a {type(hook).__name__} and no hook")
     return listed
+
+
+def check_names(root: str | None, name: str | None) -> None:
+    """Refuse a ``root`` or a ``name`` that is no string.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if root is not None and not isinstance(root, str):
+        raise TypeError(f"root must be the name of a submodule, e.g. 'model', not a {type(root).__name__}")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name={name!r} must be a string")
 
 
 def check_interval(log_every_n_steps: int | None) -> None:
@@ -66,13 +88,28 @@ def state_keys(hooks: Sequence[Hook]) -> dict[str, Hook]:
     return {hook.id if hook.has_given_id else f"{i}:{type(hook).__name__}": hook for i, hook in enumerate(hooks)}
 
 
-def unique_state_key(callback: HookCallback, hooks: Sequence[Hook], name: str | None) -> str:
-    """The callback's key in checkpoints: its name, else what its hooks are, numbered among equal ones alive."""
+def describe(hooks: Sequence[Hook], name: str | None) -> str:
+    """What tells a callback from others in checkpoints: its name, else what its hooks are."""
     what = name or ", ".join(f"{type(hook).__name__}({hook.layer_signature!r})" for hook in hooks)
-    key = f"HookCallback[{what}]"
+    return f"HookCallback[{what}]"
+
+
+def unique_state_key(callback: HookCallback, description: str, name: str | None) -> str:
+    """A state key for a Trainer to accept the callback with: callbacks alive without a name have distinct ones."""
+    key, number = description, 2
+    while name is None and key in _live:
+        key, number = f"{description}#{number}", number + 1
     if name is None:
-        number = 2
-        while key in _live:
-            key, number = f"HookCallback[{what}]#{number}", number + 1
         _live[key] = callback
     return key
+
+
+def state_key_among(callback: HookCallback, present: Sequence[HookCallback]) -> str:
+    """The callback's key in the checkpoints of one Trainer, the same when the script runs again.
+
+    Args:
+        callback: the callback.
+        present: those of the Trainer; of several with one description each but the first has a number.
+    """
+    number = 1 + [other for other in present if other.description == callback.description].index(callback)
+    return callback.description if number == 1 else f"{callback.description}#{number}"

@@ -23,6 +23,11 @@ class ReadingsLog:
 
     def __init__(self) -> None:
         self._history = History()
+        self._laid_out: set[str] = set()
+
+    def begin_run(self) -> None:
+        """A run begins, maybe with other loggers: they have no layout yet."""
+        self._laid_out.clear()
 
     def rows(self) -> list[HistoryRow]:
         """All numbers written so far."""
@@ -40,25 +45,28 @@ class ReadingsLog:
         stage = run.moment.stage.value
         tagged: list[tuple[str, Reading]] = []
         for detector in run.detectors:
+            if detector.error is not None and not detector.enabled:
+                continue  # off for good since it failed: asked again, it would only fail and warn again
             readings = run.layers.call(detector, partial(_read, detector)) or []
             tagged += [(tag(reading, stage, detector.tag_prefix), reading) for reading in readings]
             run.layers.call(detector, detector.reset)
-        if tagged:
-            self._history.add(stage, step, tagged)
-            write(loggers, tagged, step)
+        if not tagged:
+            return
+        if stage not in self._laid_out:  # with the first numbers of a stage, so that no chart stays empty
+            self._laid_out.add(stage)
+            self._lay_out(run, loggers, stage)
+        self._history.add(stage, step, tagged)
+        write(loggers, tagged, step)
 
-    def write_layout(self, run: HookedRun, loggers: Iterable[MetricsLogger]) -> None:
-        """Lay out TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
+    def _lay_out(self, run: HookedRun, loggers: Iterable[MetricsLogger], stage: str) -> None:
+        """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
         charts: dict[str, list[str]] = {}
         for detector in run.detectors:
             names = [name for name in detector.reading_names() if name != "histogram"]
             charts.setdefault(detector.tag_prefix, []).extend(names)
-        if not any(charts.values()):
-            return
-        for logger in loggers:
-            writer = summary_writer(logger)
+        for writer in map(summary_writer, loggers if any(charts.values()) else ()):
             if writer is not None:
-                write_layout(writer, charts)
+                write_layout(writer, charts, stages=[stage])
 
 
 def _read(detector: Detector) -> list[Reading]:

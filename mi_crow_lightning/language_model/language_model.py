@@ -64,8 +64,8 @@ class LanguageModel:
             device: where to move the model.
 
         Raises:
-            OSError: transformers cannot find or read it.
-            ValueError: a folder holds several GGUF files.
+            OSError, ValueError: transformers cannot find it, or does not recognise what it finds; or a folder
+                holds several GGUF files.
         """
         model = load_model(name_or_path, **(model_params or {}))
         tokenizer = load_tokenizer(name_or_path, **(tokenizer_params or {}))

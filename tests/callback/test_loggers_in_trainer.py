@@ -1,0 +1,147 @@
+"""What a run leaves in its loggers, read back from disk."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from mi_crow_lightning import ActivationStatistics, HookCallback, LayerActivationDetector, Schedule
+from tests.callback.runs import STAGES, data_of, fit, module_of, run
+from tests.models import trainer
+
+# TensorBoard's plugins bring their own copy of html5lib.
+pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
+
+EVERY = Schedule()
+SEGMENTS = {"train": "", "validate": "val/", "test": "test/", "predict": "predict/"}
+
+
+def watching(**options: Any) -> HookCallback:
+    return HookCallback(ActivationStatistics("block:*", statistics=["mean", "std"], schedule=EVERY, **options))
+
+
+def expected_tags(*stages: str, prefix: str = "activations") -> set[str]:
+    layers = [f"model.model.layers.{i}" for i in range(4)]
+    sections = (prefix, f"{prefix}_mean", f"{prefix}_std")
+    return {f"{section}/{SEGMENTS[stage]}{layer}" for section in sections for stage in stages for layer in layers}
+
+
+def accumulated(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0, "histograms": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def tags(folder: Path) -> set[str]:
+    found = accumulated(folder).Tags()
+    return {tag for kind in ("scalars", "histograms") for tag in found[kind]}
+
+
+def events(folder: Path) -> list[tuple[int, set[str]]]:
+    """Step and tags of every event that holds values of ours."""
+    loaded = [event for file in sorted(folder.glob("events*")) for event in EventFileLoader(str(file)).Load()]
+    pairs = [(event.step, {value.tag for value in event.summary.value}) for event in loaded]
+    return [(step, found) for step, found in pairs if any(tag.startswith("activations") for tag in found)]
+
+
+def test_tensorboard_after_a_fit(tmp_path: Path) -> None:
+    logger, watch = TensorBoardLogger(tmp_path), watching()
+    run("fit", trainer(watch, logger=logger, log_every_n_steps=2, max_epochs=2), module_of("llama"), data_of("llama"))
+    folder = Path(logger.log_dir)
+    ours = {tag for tag in tags(folder) if tag.startswith("activations")}
+    assert ours == expected_tags("train", "validate")
+    # One event a logged step, with everything in it.
+    train, evaluated = expected_tags("train"), expected_tags("validate")
+    assert events(folder) == [
+        (1, train),
+        (3, train),
+        (4, evaluated),
+        (5, train),
+        (7, train),
+        (9, train),
+        (9, evaluated),
+    ]
+    found = accumulated(folder)
+    for row in watch.history():
+        values = {event.step: event.value for event in found.Scalars(row.tag)}
+        assert values[row.step] == pytest.approx(row.value, rel=1e-6)
+
+
+def test_the_curves_of_tensorboard_lie_under_those_of_lightning(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    fit(module_of("llama"), data_of("llama") * 2, watching(), logger=logger, log_every_n_steps=3)
+    found = accumulated(Path(logger.log_dir))
+    mean = "activations_mean/model.model.layers.0"
+    assert [event.step for event in found.Scalars(mean)] == [event.step for event in found.Scalars("loss")] == [2, 5, 8]
+
+
+def test_the_layout_has_a_chart_for_each_statistic(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    fit(module_of("llama"), data_of("llama"), watching(), watching(name="again"), logger=logger)
+    (layout,) = accumulated(Path(logger.log_dir)).Tensors("custom_scalars__config__")[-1:]
+    text = layout.tensor_proto.string_val[0].decode(errors="replace")
+    for words in ("activations_mean/", "activations_std/", "again_mean/", "again_std/"):
+        assert words in text
+    assert "histogram" not in text
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_evaluations_and_predictions_write_too(tmp_path: Path, stage: str) -> None:
+    loggers = [TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "csv")]
+    run(stage, trainer(watching(), logger=loggers), module_of("llama"), data_of("llama"))
+    folder, expected = Path(loggers[0].log_dir), expected_tags(stage)
+    assert {tag for tag in tags(folder) if tag.startswith("activations")} == expected
+    assert [step for step, _ in events(folder)] == [0 if stage == "validate" else 5]
+    assert set(_columns(tmp_path / "csv")) >= {tag for tag in expected if not tag.startswith("activations/")}
+
+
+def _columns(folder: Path) -> dict[str, list[float]]:
+    (file,) = folder.rglob("metrics.csv")
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+
+
+def test_several_loggers_get_the_same_numbers(tmp_path: Path) -> None:
+    loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "second")]
+    watch = watching()
+    fit(module_of("llama"), data_of("llama"), watch, logger=loggers)
+    first, second = _columns(tmp_path / "csv"), _columns(tmp_path / "second")
+    assert first == second and not any(tag.startswith("activations/") for tag in first)
+    history: dict[str, list[float]] = {}
+    for row in watch.history():
+        history.setdefault(row.tag, []).append(row.value)
+    assert {tag: first[tag] for tag in history} == {tag: pytest.approx(values) for tag, values in history.items()}
+    assert set(history) == {tag for tag in expected_tags("train") if not tag.startswith("activations/")}
+
+
+def test_without_a_logger_the_history_has_the_numbers(tmp_path: Path) -> None:
+    watch = watching()
+    fit(module_of("llama"), data_of("llama"), watch, logger=False, default_root_dir=tmp_path)
+    assert {row.tag for row in watch.history()} == {tag for tag in expected_tags("train") if "s/" not in tag[:13]}
+    assert [row.step for row in watch.history()] == sorted([0, 1, 2, 3, 4] * 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readings_of_held_activations(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    watch = HookCallback(LayerActivationDetector("model.0", name="held"))
+    fit(module_of(), data_of(), watch, logger=logger)
+    found = {tag for tag in tags(Path(logger.log_dir)) if tag.startswith("held")}
+    assert found == {"held/model.0", "held_mean/model.0", "held_std/model.0", "held_token_norm/model.0"}
+
+
+def test_a_capture_is_read_in_the_stage_it_was_made_in_and_once() -> None:
+    keep = LayerActivationDetector("model.0", schedule=Schedule(stages="validate"))
+    watch = HookCallback(detectors=keep)
+    module = module_of()
+    run("fit", trainer(watch, max_epochs=2, num_sanity_val_steps=0), module, data_of())
+    assert {row.stage for row in watch.history()} == {"validate"}
+    assert len([row for row in watch.history() if row.name == "mean"]) == 2
+    assert keep.get_captured() is not None
