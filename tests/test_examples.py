@@ -1,0 +1,41 @@
+"""The example scripts run, with a tiny model, and stay short."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.tiny_gpt2 import tokenizer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def tiny_llama(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, bos_token_id=0, eos_token_id=0, **sizes)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("default")  # what Lightning says to a user of the script is no error
+def test_finetune_and_steer(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    logs = tmp_path / "logs"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["finetune_and_steer.py", "--model", str(tiny_llama), "--logdir", str(logs)])
+    runpy.run_path(str(EXAMPLES / "finetune_and_steer.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert all(f"model.model.layers.{block} " in printed for block in range(5))
+    assert "STEERED at block:3, strength 3.0" in printed
+    assert f"tensorboard --logdir {logs}" in printed
+    assert list(logs.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_examples_are_short(script: Path) -> None:
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 80

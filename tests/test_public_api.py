@@ -1,0 +1,108 @@
+"""The public names: honest, lazily loaded, and where users of mi-crow look for them."""
+
+import ast
+import importlib
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mi_crow_lightning
+
+PACKAGES = ["", ".hooks", ".language_model", ".loggers", ".metrics", ".store"]
+HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "tensorboard", "safetensors", "numpy")
+
+
+def package(name: str):
+    return importlib.import_module(f"mi_crow_lightning{name}")
+
+
+def names_for_type_checkers(name: str) -> list[str]:
+    """What the ``if TYPE_CHECKING:`` block of a package imports."""
+    tree = ast.parse(Path(package(name).__file__).read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    return [alias.asname or alias.name for node in imports for alias in node.names]
+
+
+def test_every_package_is_tested():
+    root = Path(mi_crow_lightning.__file__).parent
+    with_names = {
+        f".{'.'.join(file.parent.relative_to(root).parts)}".rstrip(".")
+        for file in root.rglob("__init__.py")
+        if "__all__" in file.read_text(encoding="utf-8")
+    }
+    assert with_names == set(PACKAGES)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_all_is_unique_and_resolves(name):
+    names = package(name).__all__
+    assert len(names) == len(set(names))
+    for public in names:
+        value = getattr(package(name), public)
+        assert getattr(value, "__name__", public) == public
+        assert public in dir(package(name))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_type_checkers_see_the_same_names(name):
+    assert sorted(names_for_type_checkers(name)) == sorted(package(name).__all__)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_public_names_have_a_docstring(name):
+    for public in package(name).__all__:
+        value = getattr(package(name), public)
+        assert value.__doc__ if callable(value) else value, public
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_unknown_name_is_an_attribute_error(name):
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = package(name).no_such_name
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_importing_a_package_loads_nothing_heavy(name):
+    script = f"import sys, mi_crow_lightning{name} as p; dir(p); print([m for m in {HEAVY!r} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_star_import_gives_all():
+    namespace: dict[str, object] = {}
+    exec("from mi_crow_lightning import *", namespace)
+    assert set(mi_crow_lightning.__all__) <= set(namespace)
+
+
+def test_the_root_holds_the_same_objects_as_the_packages():
+    from mi_crow_lightning import errors, hooks, language_model, store
+
+    for place in (hooks, language_model, store, errors):
+        for name in set(place.__all__) & set(mi_crow_lightning.__all__):
+            assert getattr(mi_crow_lightning, name) is getattr(place, name)
+
+
+def test_the_names_of_mi_crow_are_in_their_places():
+    from mi_crow_lightning.hooks import Controller, Detector, FunctionController, LayerActivationDetector
+    from mi_crow_lightning.hooks.controller import Controller as Controller2
+    from mi_crow_lightning.hooks.detector import Detector as Detector2
+    from mi_crow_lightning.hooks.hook import Hook, HookError, HookType
+    from mi_crow_lightning.language_model import LanguageModel
+    from mi_crow_lightning.language_model.language_model import LanguageModel as LanguageModel2
+    from mi_crow_lightning.store import LocalStore, Store
+    from mi_crow_lightning.store.local_store import LocalStore as LocalStore2
+
+    assert Controller is Controller2 and Detector is Detector2 and LocalStore is LocalStore2
+    assert LanguageModel is LanguageModel2
+    assert all(issubclass(cls, Hook) for cls in (Controller, Detector, FunctionController, LayerActivationDetector))
+    assert issubclass(LocalStore, Store) and issubclass(HookError, Exception)
+    assert [kind.name for kind in HookType] == ["FORWARD", "PRE_FORWARD"]
+    assert HookType.FORWARD == "forward"
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert mi_crow_lightning.__version__ == importlib.metadata.version("mi-crow-lightning")
