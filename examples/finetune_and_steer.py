@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from functools import partial
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import mi_crow_lightning as mcl
 
-HERE, STEPS, STRENGTH = Path(__file__).parent, 32, 3.0
+HERE, EPOCHS, STRENGTH = Path(__file__).parent, 4, 3.0
 
 
 class CausalLM(L.LightningModule):
@@ -49,13 +50,12 @@ def main(model, logdir):
     lm.tokenizer.padding_side = "left"  # generated tokens follow the prompt
     module, contrast = CausalLM(lm), json.loads((HERE / "joy_and_sorrow.json").read_text())
     load = partial(DataLoader, batch_size=4, collate_fn=partial(lm.tokenize, max_length=64))
-
     watch = mcl.HookCallback(detectors=mcl.ActivationStatistics("block:*"))
     options = {"logger": L.pytorch.loggers.TensorBoardLogger(logdir, "demo"), "enable_checkpointing": False}
     module.train()  # models come in evaluation mode, and Lightning keeps that
-    trainer = L.Trainer(max_steps=STEPS, callbacks=watch, log_every_n_steps=1, **options)
+    trainer = L.Trainer(max_epochs=EPOCHS, callbacks=watch, log_every_n_steps=1, **options)
     trainer.fit(module, load((HERE / "harbour_log.txt").read_text().splitlines()))
-    seen, last = {(row.layer, row.name, row.step): row.value for row in watch.history()}, STEPS - 1
+    seen, last = {(row.layer, row.name, row.step): row.value for row in watch.history()}, trainer.global_step - 1
     print(f"\n{'':24}{'rms: step 0':>16}{f'step {last}':>10}{'largest |x|: step 0':>24}{f'step {last}':>10}")
     for layer in dict.fromkeys(layer for layer, _, _ in seen):
         rms, top = ([seen[layer, name, step] for step in (0, last)] for name in ("rms", "abs_max"))
@@ -67,9 +67,9 @@ def main(model, logdir):
     (steered,) = L.Trainer(logger=False, callbacks=steer).predict(module, load(prompts))
     print(f"\n{'UNSTEERED':60}  STEERED at {layer}, strength {STRENGTH}")
     for texts in zip(plain, steered, strict=True):
-        lines = zip_longest(*(wrap(text, 58) for text in texts), fillvalue="")
-        print(*(f"{left:60}  {right}" for left, right in lines), "", sep="\n")
-    print(f"The log lies in {trainer.log_dir}. To look at it: tensorboard --logdir {logdir}")
+        rows = zip_longest(*(wrap(text, 58) for text in texts), fillvalue="")
+        print(*(f"{left:60}  {right}" for left, right in rows), "", sep="\n")
+    print(f"The log lies in {trainer.log_dir}. See {Path(sys.executable).with_name('tensorboard')} --logdir {logdir}")
 
 
 if __name__ == "__main__":
