@@ -32,7 +32,7 @@ def test_finetune_and_steer(tiny_llama: Path, tmp_path: Path, monkeypatch: pytes
     printed = capsys.readouterr().out
     assert all(f"model.model.layers.{block} " in printed for block in range(5))
     assert "STEERED at block:3, strength 3.0" in printed
-    assert f"tensorboard --logdir {logs}" in printed
+    assert f"tensorboard --logdir {logs}" in printed and "version_0" in printed
     assert list(logs.rglob("events.out.tfevents.*"))
 
 

@@ -25,7 +25,12 @@ def tokenizer(**special_tokens: Any) -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(TEXTS, trainer)
     special_tokens = special_tokens or {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=64, **special_tokens)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
+        **special_tokens,
+    )
 
 
 def save_gpt2(folder: Path, **special_tokens: Any) -> Path:

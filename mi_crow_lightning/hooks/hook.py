@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mi_crow_lightning.errors import HookError, MiCrowError
 from mi_crow_lightning.hooks.activations import put_input, take_input, take_output
+from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
@@ -77,7 +78,7 @@ class Hook:
         if schedule is not None and not isinstance(schedule, When):
             raise TypeError(f"schedule={schedule!r} must be a Schedule, or schedules joined by & | ~")
         if on_error is not None and on_error not in ON_ERROR:
-            raise ValueError(f"on_error={on_error!r} is not known: choose one of {', '.join(map(repr, ON_ERROR))}")
+            raise not_known("on_error", on_error, ON_ERROR)
         self.layer_signature = layer_signature
         self.hook_type = HookType.of(hook_type)
         self.id = hook_id if hook_id is not None else str(uuid.uuid4())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from mi_crow_lightning.hooks.choices import not_known
+
 __all__ = ["HookType"]
 
 
@@ -27,5 +29,4 @@ class HookType(str, Enum):
         try:
             return cls(value)
         except ValueError:
-            allowed = ", ".join(repr(member.value) for member in cls)
-            raise ValueError(f"hook_type={value!r} is not a hook type: choose one of {allowed}") from None
+            raise not_known("hook_type", value, [member.value for member in cls]) from None

@@ -112,9 +112,14 @@ class Layers:
         Raises:
             LayerNotFound: no layer fits.
             HookConflict: the ID, the hook, or the place on a layer is taken.
-            RegistrationError: nothing tells the hook's layer, or it would do nothing.
+            RegistrationError: nothing tells the hook's layer, it would do nothing, or it has a schedule.
         """
         refuse_unfit(hook, self._registrations)
+        if due and hook.schedule is not None:
+            raise RegistrationError(
+                f"{hook!r} has a schedule, which only a HookCallback follows: here it would be on all the time. "
+                "Leave schedule= out, and switch the hook with enable() and disable()."
+            )
         signature = layer_signature if layer_signature is not None else hook.layer_signature
         if signature is None:
             raise RegistrationError(

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from mi_crow_lightning.hooks.choices import not_known
+
 __all__ = ["AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
 
 
@@ -32,8 +34,7 @@ class Stage(str, Enum):
         try:
             return cls(value)
         except ValueError:
-            allowed = ", ".join(repr(member.value) for member in cls)
-            raise ValueError(f"stage {value!r} does not exist: choose from {allowed}") from None
+            raise not_known("stage", value, [member.value for member in cls]) from None
 
 
 @dataclass(frozen=True)

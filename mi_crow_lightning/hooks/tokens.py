@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
+from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
 
 __all__ = ["Tokens", "put_where", "real_tokens"]
@@ -39,7 +40,7 @@ class Tokens:
 
     def __init__(self, which: str = "all") -> None:
         if which not in _SELECT:
-            raise ValueError(f"tokens={which!r} is not known: choose one of {', '.join(map(repr, _SELECT))}")
+            raise not_known("tokens", which, _SELECT)
         self.which = which
 
     @classmethod

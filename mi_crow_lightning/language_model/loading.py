@@ -22,7 +22,7 @@ def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
     Raises:
         ValueError: a folder holds several GGUF files and nothing else to choose by, or no model that
             transformers recognises.
-        OSError: transformers cannot find or read the model.
+        OSError, ValueError: transformers cannot find or read the model.
     """
     from transformers import AutoModelForCausalLM  # loading transformers takes seconds: only when asked for
 

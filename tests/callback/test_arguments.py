@@ -61,7 +61,7 @@ def test_arguments_of_the_callback(arguments: dict[str, Any], error: type[Except
     [
         (lambda: Seen(schedule="train"), TypeError, "schedule='train' must be a Schedule, or schedules joined by"),
         (lambda: Seen(schedule=Schedule), TypeError, "schedule=<class .* must be a Schedule"),
-        (lambda: Schedule(stages="training"), ValueError, "'training' does not exist: choose from 'train', 'validate'"),
+        (lambda: Schedule(stages="training"), ValueError, "'training' is not known: choose one of 'train', 'validate'"),
         (lambda: Schedule(every_n_steps=0), ValueError, "every_n_steps=0 must be 1 or more"),
         (lambda: Schedule(start_step=3, stop_step=3), ValueError, "leave no step: stop_step must be the larger"),
         (lambda: Seen(on_error="ignore"), ValueError, "on_error='ignore' is not known: choose one of 'raise', "),

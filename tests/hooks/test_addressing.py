@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.models.vit.modeling_vit import ViTLayer
 
 from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks import ActivationStatistics, Layers
@@ -14,12 +15,15 @@ from mi_crow_lightning.hooks.addressing import Match, resolve
 from mi_crow_lightning.hooks.names import ModuleTree
 from tests.models import BLOCKS, bert, gpt2, llama, mlp, vit
 
+# "vit.layers" in transformers 5, "vit.encoder.layer" in 4.57, where the MLP is two children of a block, as in BERT.
+VIT_BLOCKS = [name for name, module in vit().named_modules() if isinstance(module, ViTLayer)]
+
 STACKS = {
     # model: the names of its blocks, the attention and the MLP in each
     "llama": (llama, "model.layers", "self_attn", "mlp"),
     "gpt2": (gpt2, "transformer.h", "attn", "mlp"),
     "bert": (bert, "bert.encoder.layer", "attention", "output"),
-    "vit": (vit, "vit.layers", "attention", "mlp"),
+    "vit": (vit, VIT_BLOCKS[0].rpartition(".")[0], "attention", "mlp"),
 }
 
 
@@ -58,7 +62,12 @@ def test_every_name_means_its_module(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "vit"])
 def test_the_mlp_of_blocks(kind: str) -> None:
     make, stack, _, mlp_name = STACKS[kind]
-    assert names(make(), "block:1-2.mlp") == [f"{stack}.{i}.{mlp_name}" for i in (1, 2)]
+    model = make()
+    if kind == "vit" and hasattr(model.get_submodule(f"{stack}.0"), "intermediate"):  # see VIT_BLOCKS
+        with pytest.raises(LayerNotFound, match=r"no child that is 'mlp'; its children are: .*intermediate, output"):
+            names(model, "block:1-2.mlp")
+    else:
+        assert names(model, "block:1-2.mlp") == [f"{stack}.{i}.{mlp_name}" for i in (1, 2)]
 
 
 def test_a_child_that_no_role_names_lists_the_children() -> None:

@@ -174,7 +174,7 @@ def test_the_given_vector_is_copied() -> None:
         ({"strength": True}, ValueError, "strength=True must be a finite number"),
         ({"strength": "4"}, ValueError, "strength='4' must be a finite number"),
         ({"tokens": "some"}, ValueError, "tokens='some' is not known"),
-        ({"hook_type": "around"}, ValueError, "hook_type='around' is not a hook type"),
+        ({"hook_type": "around"}, ValueError, "hook_type='around' is not known"),
     ],
 )
 def test_wrong_arguments_of_steering(given: dict[str, Any], error: type[Exception], message: str) -> None:

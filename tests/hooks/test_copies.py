@@ -17,7 +17,6 @@ from mi_crow_lightning.hooks import (
     FunctionController,
     LayerActivationDetector,
     Layers,
-    Schedule,
     SteeringController,
 )
 from tests.models import WIDTH, assert_same_handles, handles, llama
@@ -86,7 +85,7 @@ def test_the_original_keeps_working_and_the_copy_can_be_hooked() -> None:
 
 
 HOOKS: dict[str, Callable[[], Any]] = {
-    "activations": lambda: LayerActivationDetector("block:*", hook_id="x", keep="all", schedule=Schedule("train")),
+    "activations": lambda: LayerActivationDetector("block:*", hook_id="x", keep="all"),
     "statistics": lambda: ActivationStatistics("block:*", hook_id="x", statistics=["mean"]),
     "steering": lambda: SteeringController("block:*", torch.ones(WIDTH), 2.0, "last", hook_id="x"),
     "function": lambda: FunctionController("block:*", torch.tanh, hook_id="x", on_error="warn"),

@@ -126,7 +126,7 @@ def test_the_budget_counts_what_is_held_not_what_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": "first"}, "keep='first' is not known: choose 'last' or 'all'"),
+        ({"keep": "first"}, "keep='first' is not known: choose one of 'last', 'all'"),
         ({"max_bytes": 0}, "max_bytes=0 must be a whole number of bytes, 1 or more"),
         ({"max_bytes": 1e9}, "max_bytes=1000000000.0 must be"),
         ({"max_bytes": True}, "max_bytes=True must be"),

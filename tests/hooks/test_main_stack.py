@@ -13,6 +13,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks import ActivationStatistics, Layers
@@ -66,7 +67,9 @@ def test_experts_do_not_win() -> None:
     sizes = dict(hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=40)
     model = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=8))
     assert blocks(model) == ["model.layers.0", "model.layers.1"]
-    assert [m.name for m in resolve(ModuleTree(model), "block:*.mlp")] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    experts = [name for name, module in model.named_modules() if isinstance(module, MixtralSparseMoeBlock)]
+    assert [name.rpartition(".")[0] for name in experts] == blocks(model)
+    assert [match.name for match in resolve(ModuleTree(model), "block:*.mlp")] == experts
 
 
 class Experts(nn.Module):

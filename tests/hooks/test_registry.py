@@ -17,6 +17,7 @@ from mi_crow_lightning.hooks import (
     HookType,
     LayerActivationDetector,
     Layers,
+    Schedule,
 )
 from tests.models import assert_same_handles, handles, llama, mlp
 
@@ -177,9 +178,7 @@ def test_a_signature_that_fails_leaves_nothing(signature: str) -> None:
     layers = Layers(model)
     with pytest.raises(LayerNotFound):
         layers.register_hook(signature, detector)
-    with pytest.raises(
-        ValueError, match="hook_type='after' is not a hook type: choose one of 'forward', 'pre_forward'"
-    ):
+    with pytest.raises(ValueError, match="hook_type='after' is not known: choose one of 'forward', 'pre_forward'"):
         layers.register_hook("lm_head", detector, "after")
     assert handles(model) == {} and layers.get_hooks() == []
     assert not detector.registered and detector.layer_signature == "lm_head"
@@ -294,3 +293,10 @@ def test_a_hook_that_failed_may_be_unregistered_before_the_pass_is_over() -> Non
     layers.register_hook("1", Unregisters())
     with pytest.raises(HookError, match="broke"):
         model(X)
+
+
+def test_a_schedule_needs_a_trainer() -> None:
+    layers = Layers(mlp())
+    with pytest.raises(RegistrationError, match="has a schedule, which only a HookCallback follows"):
+        layers.register_hook("0", Count(schedule=Schedule(stages="train")))
+    assert layers.get_hooks() == []

@@ -127,9 +127,9 @@ def test_schedules_pickle() -> None:
         (
             {"stages": "fit"},
             ValueError,
-            "stage 'fit' does not exist: choose from 'train', 'validate', 'test', 'predict'",
+            "stage='fit' is not known: choose one of 'train', 'validate', 'test', 'predict'",
         ),
-        ({"stages": ["train", "eval"]}, ValueError, "stage 'eval' does not exist"),
+        ({"stages": ["train", "eval"]}, ValueError, "stage='eval' is not known"),
         ({"stages": []}, ValueError, "stages is empty: the hook would never be on"),
         ({"epochs": []}, ValueError, "epochs is empty"),
         ({"batches": ()}, ValueError, "batches is empty"),

@@ -74,7 +74,8 @@ def test_the_store_can_be_given_later(folder, tmp_path):
 
 
 def test_what_is_not_there_is_transformers_to_tell(tmp_path):
-    with pytest.raises(OSError, match="no-such-model"):
+    # An OSError from transformers 5, a ValueError from 4.57, which takes the path for a malformed name on the hub.
+    with pytest.raises((OSError, ValueError), match="no-such-model"):
         LanguageModel.from_huggingface(str(tmp_path / "no-such-model"))
     with pytest.raises(ValueError, match="Unrecognized model"):
         LanguageModel.from_huggingface(tmp_path)

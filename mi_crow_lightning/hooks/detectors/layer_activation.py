@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import CaptureBudgetExceeded
+from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -68,7 +69,7 @@ class LayerActivationDetector(Detector):
     ) -> None:
         super().__init__(hook_type, hook_id, layer_signature=layer_signature, **options)
         if keep not in ("last", "all"):
-            raise ValueError(f"keep={keep!r} is not known: choose 'last' or 'all'")
+            raise not_known("keep", keep, ["last", "all"])
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes!r} must be a whole number of bytes, 1 or more")
         self.target_dtype = target_dtype
