@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
@@ -99,6 +100,7 @@ class HookCallback(pl.Callback):
         self._register(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._warn_of_evaluation_mode()
         self._warn_if_nothing_is_logged(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,7 +134,7 @@ class HookCallback(pl.Callback):
         self._end_batch()
         moment = self._run.moment if self._run is not None else None
         if self._run is not None and moment is not None and moment.logged and facts.takes_a_step(trainer):
-            self._log.write(self._run, trainer.loggers, moment.step)
+            self._write(trainer, self._run, moment.step)
 
     def on_validation_batch_start(
         self,
@@ -269,8 +271,24 @@ class HookCallback(pl.Callback):
         moment = facts.moment_of(trainer, stage, 0, log_every_n_steps=self.log_every_n_steps)
         self._run.enter_stage(moment)
         step = moment.step if stage is Stage.VALIDATE else self._run.batches_seen
-        self._log.write(self._run, trainer.loggers, step)
+        self._write(trainer, self._run, step)
         self._run.check_that_hooks_ran(stage)
+
+    def _write(self, trainer: pl.Trainer, run: HookedRun, step: int) -> None:
+        """Readings go to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
+        scalars = self._log.write(run, trainer.loggers, step)
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+
+    def _warn_of_evaluation_mode(self) -> None:
+        modules = self._run.layers.hooked_modules() if self._run is not None else []
+        asleep = sum(not module.training for module in modules)
+        if asleep:
+            warnings.warn(
+                f"{asleep} of {len(modules)} hooked layers are in evaluation mode, and Lightning keeps that while it "
+                "trains: no dropout, no gradient checkpointing. Models of from_pretrained come so; call .train() on "
+                "what is to be trained before fit.",
+                stacklevel=2,
+            )
 
     def _warn_if_nothing_is_logged(self, trainer: pl.Trainer) -> None:
         every, steps = facts.log_interval(trainer, self.log_every_n_steps), facts.steps_of_run(trainer)

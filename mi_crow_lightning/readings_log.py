@@ -11,7 +11,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryRow
 from mi_crow_lightning.loggers.layout import write_layout
-from mi_crow_lightning.loggers.scalars import MetricsLogger
+from mi_crow_lightning.loggers.scalars import MetricsLogger, scalars_of
 from mi_crow_lightning.loggers.tags import tag
 from mi_crow_lightning.loggers.tensorboard import summary_writer
 
@@ -33,13 +33,16 @@ class ReadingsLog:
         """All numbers written so far."""
         return self._history.rows()
 
-    def write(self, run: HookedRun, loggers: Sequence[MetricsLogger], step: int) -> None:
+    def write(self, run: HookedRun, loggers: Sequence[MetricsLogger], step: int) -> dict[str, float]:
         """Write the readings of all detectors in the running stage, and begin the next ones.
 
         Args:
             run: the hooks.
             loggers: where to; may be empty.
             step: the position on the x axis.
+
+        Returns:
+            The numbers by tag.
         """
         assert run.moment is not None, "readings belong to a stage"
         stage = run.moment.stage.value
@@ -51,12 +54,13 @@ class ReadingsLog:
             tagged += [(tag(reading, stage, detector.tag_prefix), reading) for reading in readings]
             run.layers.call(detector, detector.reset)
         if not tagged:
-            return
+            return {}
         if stage not in self._laid_out:  # with the first numbers of a stage, so that no chart stays empty
             self._laid_out.add(stage)
             self._lay_out(run, loggers, stage)
         self._history.add(stage, step, tagged)
         write(loggers, tagged, step)
+        return scalars_of(tagged)
 
     def _lay_out(self, run: HookedRun, loggers: Iterable[MetricsLogger], stage: str) -> None:
         """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""

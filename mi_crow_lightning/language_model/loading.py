@@ -20,9 +20,7 @@ def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
         **params: for ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        ValueError: a folder holds several GGUF files and nothing else to choose by, or no model that
-            transformers recognises.
-        OSError, ValueError: transformers cannot find or read the model.
+        OSError, ValueError: transformers cannot find or read the model, or a folder holds several GGUF files.
     """
     from transformers import AutoModelForCausalLM  # loading transformers takes seconds: only when asked for
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.histogram import Histogram
 
-__all__ = ["MetricsLogger", "write_scalars"]
+__all__ = ["MetricsLogger", "scalars_of", "write_scalars"]
 
 
 class MetricsLogger(Protocol):
@@ -15,6 +15,11 @@ class MetricsLogger(Protocol):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> Any:
         """Log numbers by name."""
+
+
+def scalars_of(readings: TaggedReadings) -> dict[str, float]:
+    """The numbers among the readings, by tag."""
+    return {tag: float(reading.value) for tag, reading in readings if not isinstance(reading.value, Histogram)}
 
 
 def write_scalars(logger: MetricsLogger, readings: TaggedReadings, step: int) -> None:
@@ -36,6 +41,6 @@ def write_scalars(logger: MetricsLogger, readings: TaggedReadings, step: int) ->
         >>> write_scalars(Printer(), [("activations_mean/h.0", Reading("h.0", "mean", 0.5))], step=3)
         3 {'activations_mean/h.0': 0.5}
     """
-    metrics = {tag: float(reading.value) for tag, reading in readings if not isinstance(reading.value, Histogram)}
+    metrics = scalars_of(readings)
     if metrics:
         logger.log_metrics(metrics, step=step)
