@@ -7,6 +7,7 @@ Registered when a stage starts, switched per batch, read when Lightning logs, an
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from mi_crow_lightning.callback_arguments import (
     state_keys,
     unique_state_key,
 )
+from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
@@ -84,6 +86,7 @@ class HookCallback(pl.Callback):
         self.description = describe([*self.detectors, *self.controllers], name)
         self._state_key = unique_state_key(self, self.description, name)
         self._run: HookedRun | None = None
+        self._trainer: weakref.ref[pl.Trainer] | None = None
         self._log = ReadingsLog()
 
     def history(self) -> list[HistoryRow]:
@@ -116,10 +119,10 @@ class HookCallback(pl.Callback):
         self._register(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._unregister()
+        self._end_run_of(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._unregister()
+        self._end_run_of(trainer)
 
     # Batches.
 
@@ -227,14 +230,19 @@ class HookCallback(pl.Callback):
                 stacklevel=2,
             )
 
+    def __repr__(self) -> str:
+        return f"HookCallback(detectors={self.detectors!r}, controllers={self.controllers!r})"
+
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled callback is one that is not running."""
-        return {**self.__dict__, "_run": None}
+        return {**self.__dict__, "_run": None, "_trainer": None}
 
     # What the events are made of.
 
     def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._refuse_second_trainer(trainer)
         self._unregister()  # an earlier run may have ended without a word, e.g. a killed notebook cell
+        self._trainer = weakref.ref(trainer)
         self._log.begin_run()
         root = facts.find_root(pl_module, self.root)
         self._run = HookedRun(root, [*self.controllers, *self.detectors], self.token_mask)
@@ -244,6 +252,19 @@ class HookCallback(pl.Callback):
         except BaseException:
             self._unregister()
             raise
+
+    def _refuse_second_trainer(self, trainer: pl.Trainer) -> None:
+        other = self._trainer() if self._trainer is not None and self._run is not None else None
+        if other is not None and other is not trainer and facts.is_running(other):
+            raise RegistrationError(
+                f"{self!r} is in the run of another Trainer, which would lose its hooks: give each Trainer a "
+                "HookCallback of its own"
+            )
+
+    def _end_run_of(self, trainer: pl.Trainer) -> None:
+        """Take the hooks off, unless the run that ends is not the one they are in."""
+        if self._trainer is not None and self._trainer() is trainer:
+            self._unregister()
 
     def _unregister(self) -> None:
         run, self._run = self._run, None

@@ -55,7 +55,10 @@ def _listed(name: str, hooks: Sequence[Hook] | Hook | None) -> list[Hook]:
     listed = [] if hooks is None else [hooks] if isinstance(hooks, Hook) else list(hooks)
     for hook in listed:
         if not isinstance(hook, Hook):
-            raise TypeError(f"{name} holds {hook!r}, which is a {type(hook).__name__} and no hook")
+            hint = f": give an instance, {hook.__name__}(...)" if isinstance(hook, type) else ""
+            raise TypeError(f"{name} holds {hook!r}, which is a {type(hook).__name__} and no hook{hint}")
+        if "id" not in vars(hook):
+            raise TypeError(f"{name}: {type(hook).__name__}.__init__ must call super().__init__(...)")
     return listed
 
 
@@ -111,5 +114,7 @@ def state_key_among(callback: HookCallback, present: Sequence[HookCallback]) -> 
         callback: the callback.
         present: those of the Trainer; of several with one description each but the first has a number.
     """
+    if callback not in present:  # another callback passes the Trainer's events on
+        return callback.state_key
     number = 1 + [other for other in present if other.description == callback.description].index(callback)
     return callback.description if number == 1 else f"{callback.description}#{number}"

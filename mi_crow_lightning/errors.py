@@ -10,6 +10,7 @@
     │   └── TagConflict                  two detectors would write the same tag
     ├── ActivationError                  met inside a hook; reaches you as HookError.original_error
     │   ├── NoTensorFound (TypeError)    the layer's output or input holds no tensor
+    │   ├── WrittenInPlace               a hook wrote to the model's own tensor
     │   ├── EditMismatch (ValueError)    a controller returned another shape, dtype or device
     │   ├── VectorMismatch (ValueError)  a steering vector does not fit the layer
     │   ├── TokensUnknown (ValueError)   tokens were asked for where there is no sequence
@@ -39,6 +40,7 @@ __all__ = [
     "TagConflict",
     "TokensUnknown",
     "VectorMismatch",
+    "WrittenInPlace",
 ]
 
 
@@ -59,6 +61,7 @@ class HookError(MiCrowError):
         stage: the Trainer's stage (``"train"``, ``"validate"``, ...), or ``None`` outside a Trainer.
         batch_idx: index of the batch, or ``None`` outside a Trainer.
         shape: shape of the activation the hook was given, or ``None``.
+        hook_class: name of the hook's class.
         outputs: what the pass returned, without this hook's effect.
         others: errors of other hooks in the same pass.
     """
@@ -73,6 +76,7 @@ class HookError(MiCrowError):
         stage: str | None = None,
         batch_idx: int | None = None,
         shape: tuple[int, ...] | None = None,
+        hook_class: str = "Hook",
     ) -> None:
         self.hook_id = hook_id
         self.hook_type = str(getattr(hook_type, "value", hook_type))
@@ -81,6 +85,7 @@ class HookError(MiCrowError):
         self.stage = stage
         self.batch_idx = batch_idx
         self.shape = shape
+        self.hook_class = hook_class
         self.outputs: Any = None
         self.others: tuple[HookError, ...] = ()
         super().__init__(hook_id, self.hook_type, original_error)
@@ -94,7 +99,7 @@ class HookError(MiCrowError):
         place = f" at {'; '.join(where)}" if where else ""
         more = f" ({len(self.others)} more hook(s) failed in this pass: see .others)" if self.others else ""
         cause = f"{type(self.original_error).__name__}: {self.original_error}"
-        return f"Hook {self.hook_id!r} ({self.hook_type}) failed{place}: {cause}{more}"
+        return f"{self.hook_class} {self.hook_id!r} ({self.hook_type}) failed{place}: {cause}{more}"
 
 
 class RegistrationError(MiCrowError, ValueError):
@@ -123,6 +128,10 @@ class NoTensorFound(ActivationError, TypeError):
 
 class EditMismatch(ActivationError, ValueError):
     """A controller returned a tensor of another shape, dtype or device."""
+
+
+class WrittenInPlace(ActivationError):
+    """A hook wrote to the activation it was given, which is the running model's own tensor."""
 
 
 class VectorMismatch(ActivationError, ValueError):

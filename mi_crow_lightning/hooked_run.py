@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import NeverFired
+from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
@@ -39,6 +40,7 @@ class HookedRun:
         self._token_mask = token_mask
         self.batches_seen = 0
         self._was_on: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
+        self._unread: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
         try:
             for hook in self._hooks:
                 self.layers.register_hook(None, hook, due=False)
@@ -53,8 +55,16 @@ class HookedRun:
 
     @property
     def detectors(self) -> list[Detector]:
-        """The hooks that have readings."""
+        """The hooks that may have readings."""
         return [hook for hook in self._hooks if isinstance(hook, Detector)]
+
+    def take_unread(self, detector: Detector) -> bool:
+        """Whether the detector was on in the running stage since its last reading there; it is read then."""
+        stage = self.moment.stage if self.moment is not None else None
+        if stage not in self._unread[detector.id]:
+            return False
+        self._unread[detector.id].discard(stage)
+        return True
 
     def begin_batch(self, moment: Moment, batch: Any) -> None:
         """Attach the hooks that are due, and no others."""
@@ -62,7 +72,7 @@ class HookedRun:
         self.batches_seen = 1 if new_stage else self.batches_seen + 1
         self.layers.begin_batch(moment, batch, self._token_mask)
         for hook in self._hooks:
-            self.layers.set_due(hook, (hook.schedule or hook.default_schedule()).due(moment))
+            self.layers.set_due(hook, hook.when().due(moment))
 
     def enter_stage(self, moment: Moment) -> None:
         """Set the stage that readings are asked for, where no batch may have set it."""
@@ -76,6 +86,7 @@ class HookedRun:
         for hook in self._hooks:
             if self.moment is not None and self.layers.is_attached(hook):
                 self._was_on[hook.id].add(self.moment.stage)
+                self._unread[hook.id].add(self.moment.stage)
         self.pause()
 
     def pause(self) -> None:
@@ -96,7 +107,11 @@ class HookedRun:
         for hook in self._hooks:
             sites = self.layers.sites(hook)
             silent = [site.match.name for site in sites if stage not in site.fired]
-            if stage not in self._was_on[hook.id] or not silent:
+            if stage not in self._was_on[hook.id]:
+                continue
+            if isinstance(hook, Controller) and not any(stage in site.edited for site in sites) and not hook.error:
+                _warn_of_no_edit(hook, stage, ran=len(silent) < len(sites))
+            if not silent:
                 continue
             message = (
                 f"{hook!r} was on in stage {stage.value!r}, but these of its {len(sites)} layers never ran: "
@@ -105,6 +120,15 @@ class HookedRun:
             if hook.edits and len(silent) == len(sites):
                 raise NeverFired(f"{message}. Nothing was edited; choose layers that the stage runs.")
             warnings.warn(message, stacklevel=2)
+
+
+def _warn_of_no_edit(hook: Hook, stage: Stage, ran: bool) -> None:
+    if ran:
+        warnings.warn(
+            f"{hook!r} ran in stage {stage.value!r} and changed nothing: each time it returned None, or what it was "
+            "given, and that leaves the activation as it is. An edit is what edit() returns.",
+            stacklevel=3,
+        )
 
 
 def _default_policy(hook: Hook) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
 from mi_crow_lightning.errors import LayerNotFound, RegistrationError
@@ -15,6 +15,7 @@ __all__ = [
     "callbacks_of",
     "find_root",
     "is_fitting",
+    "is_running",
     "log_interval",
     "moment_of",
     "refuse_compiled",
@@ -26,6 +27,11 @@ __all__ = [
 def is_fitting(trainer: pl.Trainer) -> bool:
     """Whether the Trainer is in ``fit``; a validation may be a part of that, or run on its own."""
     return trainer.state.fn == TrainerFn.FITTING
+
+
+def is_running(trainer: pl.Trainer) -> bool:
+    """Whether the Trainer is in a run: neither finished nor interrupted."""
+    return trainer.state.status == TrainerStatus.RUNNING
 
 
 def batches_that_stepped(trainer: pl.Trainer) -> int:

@@ -54,7 +54,7 @@ def take_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     Raises:
         NoTensorFound: there is none.
     """
-    if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+    if args and isinstance(args[0], Tensor) and _is_activation(args[0]):
         return args[0]
     call = (args, dict(kwargs))
     return _get(call, _path(call, "input"))

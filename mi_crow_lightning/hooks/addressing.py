@@ -130,7 +130,10 @@ def _child(tree: ModuleTree, block: str, child: str, text: str) -> list[str]:
     found = [name for name in tree.names if _matches(name.split("."), pattern)]
     if not found:
         children = ", ".join(name[len(block) + 1 :] for name in tree.children(block))
-        raise LayerNotFound(f"layer {text!r}: {block!r} has no child that is {child!r}; its children are: {children}")
+        raise LayerNotFound(
+            f"layer {text!r}: {block!r} has no child that is {child!r}; its children are: {children} "
+            f"(and by role: {', '.join(ROLES)})"
+        )
     return found
 
 
@@ -161,6 +164,8 @@ def _by_suffix(tree: ModuleTree, text: str) -> str:
 
 
 def _closest(tree: ModuleTree, text: str) -> str:
+    if ":" in text:
+        return "blocks are written 'block:3', 'block:*' or 'block:4-8', with a part 'block:*.attn' or 'block:*.mlp'"
     depth = text.count(".") + 1
     by_suffix = {".".join(name.split(".")[-depth:]): name for name in reversed(tree.names)}
     close = difflib.get_close_matches(text, [*by_suffix, *tree.names], n=5, cutoff=0.5)

@@ -7,6 +7,7 @@ stands beside its student. So a stack must be recognisable, and there must be on
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks.names import ModuleTree, unwrapped
@@ -67,7 +68,7 @@ def _holds_attention(module: nn.Module) -> bool:
 
 
 def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in module.parameters())
 
 
 def _outermost(names: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ class PassFacts:
 
     Attributes:
         mask: the attention mask as it was passed, ``None`` when every token is real.
+        tokens: tokens of each row in this pass; ``None`` where that cannot be told.
         past: tokens in the key-value cache before this pass; ``None`` when the model takes no cache.
         prompt_width: columns of the prompt, padding included; ``None`` when the whole pass is prompt.
         generating: whether the pass belongs to a call of ``generate``.
@@ -32,6 +33,7 @@ class PassFacts:
 
     mask: Tensor | None = None
     past: int | None = None
+    tokens: int | None = None
     prompt_width: int | None = None
     generating: bool = False
     takes_mask: bool = False
@@ -61,15 +63,15 @@ class HookContext:
         recomputing: whether this is gradient checkpointing's second run of the layer.
     """
 
-    layers: Layers
+    layers: Layers = field(repr=False)
     layer: str = ""
     index: int | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[Any, ...] = field(default=(), repr=False)
+    kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     moment: Moment | None = None
-    batch: Any = None
+    batch: Any = field(default=None, repr=False)
     token_mask: Callable[[Any], Tensor] | None = None
-    facts: PassFacts = PassFacts()
+    facts: PassFacts = field(default=PassFacts(), repr=False)
     recomputing: bool = False
 
     @property

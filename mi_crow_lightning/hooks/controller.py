@@ -11,6 +11,7 @@ from mi_crow_lightning.hooks.activations import put_input, put_output, take_inpu
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.in_place import guarded
 
 __all__ = ["Controller"]
 
@@ -23,15 +24,15 @@ class Controller(Hook):
     gradients are those of the edited computation.
 
     Args:
+        layer_signature: see `Hook`.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
-        layer_signature: see `Hook`.
         **options: ``schedule`` and ``on_error``, see `Hook`.
 
     >>> class Double(Controller):
     ...     def edit(self, x, ctx):
     ...         return x * 2
-    >>> Double(layer_signature="block:0").edits
+    >>> Double("block:0").edits
     True
     """
 
@@ -39,23 +40,25 @@ class Controller(Hook):
 
     def __init__(
         self,
+        layer_signature: str | int | None = None,
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
-        layer_signature: str | int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(layer_signature=layer_signature, hook_type=hook_type, hook_id=hook_id, **options)
+        super().__init__(layer_signature, hook_type, hook_id, **options)
 
     def _edited(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> Any:
         ctx = self.context
         assert ctx is not None, "a hook has a context while it runs"
         if self.hook_type is HookType.PRE_FORWARD:
             x = take_input(input, ctx.kwargs)
-            new = self.modify_activations(module, x, x)
+            with guarded(x, f"{type(self).__name__}.edit"):
+                new = self.modify_activations(module, x, x)
             return None if _unchanged(new, x) else put_input(input, ctx.kwargs, _checked(new, x))
         x = take_output(output)
         inputs = next((value for value in input if isinstance(value, Tensor)), None)
-        new = self.modify_activations(module, inputs, x)
+        with guarded(x, f"{type(self).__name__}.edit"):
+            new = self.modify_activations(module, inputs, x)
         return None if _unchanged(new, x) else put_output(output, _checked(new, x))
 
     def modify_activations(self, module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> Tensor | None:

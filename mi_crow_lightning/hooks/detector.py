@@ -12,6 +12,7 @@ from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.in_place import guarded
 from mi_crow_lightning.hooks.reading import Reading
 
 __all__ = ["Detector"]
@@ -24,10 +25,10 @@ class Detector(Hook):
     takes the tensor out of what the layer was given or returned, detached.
 
     Args:
+        layer_signature: see `Hook`.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
         store: a store for subclasses that write to one.
-        layer_signature: see `Hook`.
         name: first part of the tags of its readings; needed where two detectors would share a tag.
         before_edits: whether to see what the layer really produced, rather than what controllers on the
             same layer made of it.
@@ -41,7 +42,7 @@ class Detector(Hook):
     ...     tokens = 0
     ...     def observe(self, x, ctx):
     ...         self.tokens += x.shape[0] * x.shape[1]
-    >>> TokenCount(layer_signature="block:0").enabled
+    >>> TokenCount("block:0").enabled
     True
     """
 
@@ -49,16 +50,16 @@ class Detector(Hook):
 
     def __init__(
         self,
+        layer_signature: str | int | None = None,
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
         store: Any = None,
-        layer_signature: str | int | None = None,
         *,
         name: str | None = None,
         before_edits: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(layer_signature=layer_signature, hook_type=hook_type, hook_id=hook_id, **options)
+        super().__init__(layer_signature, hook_type, hook_id, **options)
         if name is not None and (not isinstance(name, str) or not name.strip() or "/" in name):
             raise ValueError(f"name={name!r} must be a non-empty string without '/': it becomes part of a tag")
         self.store = store
@@ -76,15 +77,18 @@ class Detector(Hook):
         ctx = self.context
         assert ctx is not None, "a hook has a context while it runs"
         x = take_output(output) if self.hook_type is HookType.FORWARD else take_input(input, ctx.kwargs)
-        with torch.no_grad():
-            self.observe(x.detach(), ctx)
+        self._observe(x, ctx)
 
     def process_activation(self, output: Any) -> None:
         """Short form of `process_activations`, for a ``_hook_fn`` of your own."""
         ctx = self.context
         assert ctx is not None, "a hook has a context while it runs"
-        with torch.no_grad():
-            self.observe(take_output(output).detach(), ctx)
+        self._observe(take_output(output), ctx)
+
+    def _observe(self, x: Tensor, ctx: HookContext) -> None:
+        with torch.no_grad(), guarded(x, f"{type(self).__name__}.observe"):
+            # Of an inference tensor nothing need be detached, and torch would not tell of writes to the alias.
+            self.observe(x if x.is_inference() else x.detach(), ctx)
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """See one activation of one layer.

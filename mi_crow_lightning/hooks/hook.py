@@ -50,7 +50,7 @@ class Hook:
         hook_type: before or after the layer.
         schedule: when it is on, or ``None`` for the default.
         on_error: what happens when it fails, or ``None`` for the default.
-        error: the last `HookError` of this hook, without its traceback.
+        error: the last `HookError` of this hook that a warning told, without its traceback.
 
     Raises:
         ValueError, TypeError: an argument is not one of those named above.
@@ -69,12 +69,7 @@ class Hook:
         schedule: When | None = None,
         on_error: str | None = None,
     ) -> None:
-        if layer_signature is not None and (
-            isinstance(layer_signature, bool) or not isinstance(layer_signature, (str, int))
-        ):
-            raise TypeError(
-                f"layer_signature={layer_signature!r} must be a name such as 'block:*', or the index of a block"
-            )
+        _check_signature(layer_signature)
         if schedule is not None and not isinstance(schedule, When):
             raise TypeError(f"schedule={schedule!r} must be a Schedule, or schedules joined by & | ~")
         if on_error is not None and on_error not in ON_ERROR:
@@ -87,6 +82,7 @@ class Hook:
         self.on_error = on_error
         self.error: HookError | None = None
         self._enabled = True
+        self._off_by_failure = False
         self._context: HookContext | None = None
         self._registry: Layers | None = None
 
@@ -125,12 +121,12 @@ class Hook:
 
     @property
     def enabled(self) -> bool:
-        """Whether the user's switch is on."""
-        return self._enabled
+        """Whether the user's switch is on, and the hook was not switched off because it failed."""
+        return self._enabled and not self._off_by_failure
 
     def is_enabled(self) -> bool:
-        """Whether the user's switch is on."""
-        return self._enabled
+        """The same as `enabled`."""
+        return self.enabled
 
     def enable(self) -> None:
         """Switch the hook on; its schedule, if any, still applies."""
@@ -141,11 +137,14 @@ class Hook:
         self._switch(False)
 
     def switch_off_after_pass(self) -> None:
-        """Switch the hook off while torch may be going through its handles: they come off with the next refresh."""
-        self._enabled = False
+        """Switch the hook off because it failed, until `enable` or the next run.
+
+        torch may be going through its handles: they come off with the next refresh.
+        """
+        self._off_by_failure = True
 
     def _switch(self, enabled: bool) -> None:
-        self._enabled = enabled
+        self._enabled, self._off_by_failure = enabled, False
         if self._registry is not None:
             self._registry.refresh(self)
 
@@ -162,11 +161,17 @@ class Hook:
         """Set, or with ``None`` forget, where the hook is registered; the registry does this."""
         self._registry = registry
         self._context = context
+        if registry is not None:
+            self._off_by_failure = False
 
     @property
     def registered(self) -> bool:
         """Whether the hook is on a model."""
         return self._registry is not None
+
+    def when(self) -> When:
+        """When the hook is on in a Trainer: its schedule, or the default of its kind."""
+        return self.schedule if self.schedule is not None else self.default_schedule()
 
     def default_schedule(self) -> When:
         """When the hook is on in a Trainer if no schedule was given."""
@@ -193,7 +198,7 @@ class Hook:
         passes = ctx.layers.passes
         if ctx.recomputing:
             return self._run_again(ctx, module, output)
-        if not self._enabled or passes.has_failed(self.id):
+        if not self.enabled or passes.has_failed(self.id):
             passes.note_effect(self.id, ctx.layer, skipped=True)
             return None
         try:
@@ -253,6 +258,7 @@ class Hook:
             stage=ctx.stage.value if ctx.stage is not None else None,
             batch_idx=ctx.batch_idx,
             shape=shape,
+            hook_class=type(self).__name__,
         )
         wrapped.__cause__ = error
         return wrapped
@@ -270,3 +276,12 @@ class Hook:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(layer_signature={self.layer_signature!r}, id={self.id!r})"
+
+
+def _check_signature(signature: object) -> None:
+    if isinstance(signature, HookType):
+        raise TypeError(f"layer_signature={signature!r} is a hook type: give it by name, hook_type={signature.value!r}")
+    if signature is not None and (isinstance(signature, bool) or not isinstance(signature, (str, int))):
+        raise TypeError(
+            f"layer_signature={signature!r} must be a name such as 'block:*' or 'block:4-8', or the index of a block"
+        )

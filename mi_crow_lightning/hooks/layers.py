@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning.errors import HookError, RegistrationError
+from mi_crow_lightning.errors import HookError, RegistrationError, WrittenInPlace
 from mi_crow_lightning.hooks.addressing import Match, resolve
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.error_policy import act_on
@@ -17,7 +18,7 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.names import ModuleTree
 from mi_crow_lightning.hooks.passes import Passes
-from mi_crow_lightning.hooks.rules import refuse_same_kind_on_layer, refuse_unfit
+from mi_crow_lightning.hooks.rules import refuse_same_kind_on_layer, refuse_scripted, refuse_unfit
 from mi_crow_lightning.hooks.schedules import Moment
 from mi_crow_lightning.hooks.sites import Registration, Site
 from mi_crow_lightning.hooks.watchers import Watchers
@@ -33,7 +34,7 @@ class Layers:
     """The layers of a model and the hooks on them.
 
     On one layer and hook type controllers run in the order of their registration, then detectors; a
-    detector with ``before_edits=True`` runs before all controllers.
+    detector with ``before_edits=True`` runs before all controllers. A model with hooks runs in one thread.
 
     Args:
         root: layer names are relative to it.
@@ -128,6 +129,7 @@ class Layers:
         kind = HookType.of(hook_type) if hook_type is not None else hook.hook_type
         tree = ModuleTree(self.root)
         matches = resolve(tree, signature)
+        refuse_scripted(hook, matches)
         names = [match.name for match in matches]
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
@@ -261,9 +263,27 @@ class Layers:
         return HookContext(layers=self, moment=self.moment, batch=self.batch, token_mask=self.token_mask)
 
     def _pass_over(self, errors: list[tuple[HookError, Hook]], outputs: Any) -> None:
-        act_on([(error, hook, self._policy(hook)) for error, hook in errors], outputs)
+        act_on([(error, hook, self._policy(hook, error.original_error)) for error, hook in errors], outputs)
 
-    def _policy(self, hook: Hook) -> str:
+        # With gradients a recompute may need the handles; in an exception torch may be going through them.
+        if not torch.is_grad_enabled() and sys.exc_info()[0] is None:
+            for _, hook in errors:
+                self.refresh(hook)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or pickled registry has no hooks: those on the model are inert in its copy."""
+        mine = ("passes", "_watchers", "_registrations")
+        return {name: value for name, value in self.__dict__.items() if name not in mine}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.passes = Passes(self._pass_over)
+        self._watchers = Watchers(self.passes)
+        self._registrations = {}
+
+    def _policy(self, hook: Hook, error: BaseException) -> str:
+        if isinstance(error, WrittenInPlace):
+            return "raise"  # whatever was asked for: the run's numbers are no longer its own
         if hook.on_error is not None:
             return hook.on_error
         return self._on_error(hook) if callable(self._on_error) else self._on_error

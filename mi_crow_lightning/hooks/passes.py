@@ -69,13 +69,16 @@ class Passes:
 
     def reset(self) -> None:
         """Forget the running pass: the next batch begins. Errors of a pass that was cut short are lost with it."""
+        self._forget_pass()
+        self._facts.clear()
+        self._awaiting_backward.clear()
+        self._prompt_widths.clear()
+
+    def _forget_pass(self) -> None:
         self._calls.clear()
         self._errors.clear()
         self._failed.clear()
         self._skipped.clear()
-        self._facts.clear()
-        self._awaiting_backward.clear()
-        self._prompt_widths.clear()
 
     def facts_at(self, module: nn.Module | None, recomputing: bool = False) -> PassFacts:
         """What the running pass says about its tokens, as read at a token module."""
@@ -102,7 +105,7 @@ class Passes:
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An ancestor is called."""
         if module in self._calls:
-            self._calls.clear()  # a Ctrl-C cut a pass short: torch tells no one that these calls are over
+            self._forget_pass()  # a Ctrl-C cut it short: torch tells no one that these calls are over
         self._calls.append(module)
         names = self._token_modules.get(module)
         if names is not None:
@@ -161,24 +164,25 @@ class Passes:
     def _read(self, module: nn.Module, call: _Call) -> PassFacts:
         past = _cache_length(call.get("past_key_values")) if "past_key_values" in call.names else None
         width = self._generate_widths[-1] if self._generate_widths else None
+        tokens = call.tokens()
         if width is None:
-            width = self._width_of_first_pass(module, past, call)
+            width = self._width_of_first_pass(module, past, tokens)
         mask = call.get("attention_mask")
         return PassFacts(
             mask=mask if isinstance(mask, Tensor) else None,
             past=past,
+            tokens=tokens,
             prompt_width=width,
             generating=bool(self._generate_widths),
             takes_mask=True,
         )
 
-    def _width_of_first_pass(self, module: nn.Module, past: int | None, call: _Call) -> int | None:
+    def _width_of_first_pass(self, module: nn.Module, past: int | None, tokens: int | None) -> int | None:
         """In a decoding loop of the user's own, the first pass with an empty cache is the prompt."""
         if past:
             return self._prompt_widths.get(module)
-        tokens = next((t for name in _TOKEN_INPUTS if (t := call.get(name)) is not None), None)
-        if isinstance(tokens, Tensor) and tokens.dim() >= 2:
-            self._prompt_widths[module] = tokens.shape[1]
+        if tokens is not None:
+            self._prompt_widths[module] = tokens
         return None
 
 
@@ -191,6 +195,14 @@ class _Call:
 
     def get(self, name: str) -> Any:
         return self._given.get(name)
+
+    def tokens(self) -> int | None:
+        """How many tokens each row is called with, where that can be told."""
+        for name in _TOKEN_INPUTS:
+            value = self.get(name)
+            if isinstance(value, Tensor) and value.dim() >= 2:
+                return value.shape[1]
+        return None
 
 
 def _cache_length(cache: Any) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
+
 from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict
+from mi_crow_lightning.hooks.addressing import Match
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
@@ -15,7 +18,7 @@ from mi_crow_lightning.hooks.sites import Registration
 if TYPE_CHECKING:
     from mi_crow_lightning.hooks.layers import Layers
 
-__all__ = ["refuse_same_kind_on_layer", "refuse_shared_tags", "refuse_unfit"]
+__all__ = ["refuse_same_kind_on_layer", "refuse_scripted", "refuse_shared_tags", "refuse_unfit"]
 
 # By kind of hook: what a subclass may override to do something at all.
 _EXTENSION_POINTS: dict[type[Hook], tuple[str, ...]] = {
@@ -35,10 +38,15 @@ def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
         raise TypeError(
             f"{hook!r} is not a hook: give an instance of Detector, Controller or Hook, not a {type(hook).__name__}"
         )
+    if "id" not in vars(hook):
+        raise TypeError(f"{type(hook).__name__}.__init__ must call super().__init__(...)")
     if hook.id in taken_ids:
         raise HookConflict(f"a hook with ID {hook.id!r} is already registered here: unregister it first")
     if hook.registered:
-        raise HookConflict(f"{hook!r} is already registered on another model: unregister it there first")
+        raise HookConflict(
+            f"{hook!r} is already registered, with a LanguageModel, Layers or another HookCallback: "
+            "unregister it there, or make a second hook"
+        )
     kinds: list[type[Hook]] = [kind for kind in (Detector, Controller) if isinstance(hook, kind)] or [Hook]
     names = list(dict.fromkeys(name for kind in kinds for name in _EXTENSION_POINTS[kind]))
     if not any(_overrides(hook, name) for name in names):
@@ -48,6 +56,20 @@ def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
 def _overrides(hook: Hook, name: str) -> bool:
     """Whether the hook's class has its own ``name``, and not that of a base class of ours."""
     return all(getattr(type(hook), name) is not getattr(kind, name, None) for kind in _EXTENSION_POINTS)
+
+
+def refuse_scripted(hook: Hook, matches: Iterable[Match]) -> None:
+    """Refuse layers that torch lets no hook onto.
+
+    Raises:
+        RegistrationError: it names the layer.
+    """
+    for match in matches:
+        if isinstance(match.module, torch.jit.ScriptModule):
+            raise RegistrationError(
+                f"{hook!r}: layer {match.name!r} is a TorchScript module, which takes no hooks: choose a layer around "
+                "it, or load the model without scripting"
+            )
 
 
 def refuse_same_kind_on_layer(

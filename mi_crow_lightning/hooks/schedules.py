@@ -25,8 +25,8 @@ class Stage(str, Enum):
     PREDICT = "predict"
 
     @classmethod
-    def of(cls, value: Stage | str) -> Stage:
-        """The stage that ``value`` names.
+    def of(cls, value: Stage | str, argument: str = "stage") -> Stage:
+        """The stage that ``value``, given as ``argument``, names.
 
         Raises:
             ValueError: ``value`` names none.
@@ -34,7 +34,7 @@ class Stage(str, Enum):
         try:
             return cls(value)
         except ValueError:
-            raise not_known("stage", value, [member.value for member in cls]) from None
+            raise not_known(argument, value, [member.value for member in cls]) from None
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class When(ABC):
 
     def __invert__(self) -> Not:
         return Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError("schedules join with & | ~: `and`, `or` and `not` would silently drop one of them")
 
 
 class Schedule(When):
@@ -211,7 +214,7 @@ def _stages(value: str | Stage | Iterable[str | Stage] | None) -> tuple[Stage, .
     given = [value] if isinstance(value, str) else list(value)
     if not given:
         raise ValueError("stages is empty: the hook would never be on; leave it out for every stage")
-    return tuple(Stage.of(stage) for stage in given)
+    return tuple(Stage.of(stage, "stages") for stage in given)
 
 
 def _indices(name: str, value: int | Iterable[int] | None) -> range | frozenset[int] | None:

@@ -34,6 +34,7 @@ class Site(InertWhenCopied):
 
     Attributes:
         fired: the stages in which the hook was called here (``None`` outside a Trainer).
+        edited: the stages in which it changed something here.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Site(InertWhenCopied):
         self.match = match
         self.watched = watched
         self.fired: set[Stage | None] = set()
+        self.edited: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self._layers = layers
         self._token_source = token_source
@@ -86,7 +88,10 @@ class Site(InertWhenCopied):
             recomputing=recomputing,
         )
         self.fired.add(context.stage)
-        return self.hook.run(context, module, output)
+        result = self.hook.run(context, module, output)
+        if result is not None:
+            self.edited.add(context.stage)
+        return result
 
 
 def _rank(hook: Hook) -> Rank:

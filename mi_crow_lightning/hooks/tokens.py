@@ -8,9 +8,8 @@ empty cache is the prompt, so in training every token is.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +17,9 @@ from torch import Tensor
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.padding import first_column, real_tokens
 
-__all__ = ["Tokens", "put_where", "real_tokens"]
+__all__ = ["Tokens", "put_where"]
 
 
 class Tokens:
@@ -29,7 +29,8 @@ class Tokens:
     - ``prompt``: the tokens that were there before the first one was generated.
     - ``generated``: those after. For an edit this includes the last token of the prompt, because its
       activation is what produces the first generated token.
-    - ``last``: the last real token of each row: the end of the prompt, then each generated token.
+    - ``last``: the last real token of each row: the end of the prompt, then each generated token. For an
+      edit the same as ``generated``.
 
     Raises:
         ValueError: ``which`` is none of these.
@@ -96,13 +97,14 @@ class _Span(NamedTuple):
 
 
 def _span(x: Tensor, real: Tensor | None, ctx: HookContext) -> _Span:
-    batch, tokens = x.shape[:2]
-    past = ctx.facts.past or 0
-    width = past + tokens if ctx.facts.prompt_width is None else ctx.facts.prompt_width
+    tokens = x.shape[1]
+    first = first_column(x, ctx.facts)
+    end = first + tokens
+    width = end if ctx.facts.prompt_width is None else ctx.facts.prompt_width
     if real is None:
-        real = torch.ones((batch, tokens), dtype=torch.bool, device=x.device)
-    columns = torch.arange(past, past + tokens, device=x.device)
-    return _Span(real, columns, width, has_prompt_end=past + tokens >= width)
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    columns = torch.arange(first, end, device=x.device)
+    return _Span(real, columns, width, has_prompt_end=end >= width)
 
 
 def _prompt(span: _Span, editing: bool) -> Tensor:
@@ -117,6 +119,8 @@ def _generated(span: _Span, editing: bool) -> Tensor:
 
 
 def _last(span: _Span, editing: bool) -> Tensor:
+    if editing:  # each generated token was the last one once, and a pass without a cache shows them all again
+        return _generated(span, editing)
     # A chunk in the middle of a prompt has no last token yet.
     return _last_of_rows(span.real) if span.has_prompt_end else torch.zeros_like(span.real)
 
@@ -133,90 +137,6 @@ _SELECT: dict[str, Callable[[_Span, bool], Tensor]] = {
     "generated": _generated,
     "last": _last,
 }
-
-
-def real_tokens(x: Tensor, ctx: HookContext) -> Tensor | None:
-    """The tokens of ``x`` that are not padding.
-
-    Asked in this order: the user's ``token_mask`` (of the batch as it was loaded, hence not inside
-    ``generate``), the mask that the layer's model was called with, the batch's ``attention_mask``.
-
-    Args:
-        x: the activation.
-        ctx: the hook's context.
-
-    Returns:
-        ``(B, T)`` bool, or ``None`` when every element counts: no padding, or not a sequence.
-
-    Raises:
-        TokensUnknown: the user's ``token_mask`` does not fit the activation.
-    """
-    if ctx.token_mask is not None and not ctx.facts.generating and x.dim() >= 3:
-        return _users_mask(ctx.token_mask, x, ctx)
-    if ctx.facts.mask is not None:
-        return _fitted(_cut(ctx.facts.mask, x, ctx.facts.past), x, ctx)
-    if not ctx.facts.takes_mask and x.dim() >= 3:
-        return _batch_mask(x, ctx)
-    return None
-
-
-def _users_mask(token_mask: Callable[[Any], Tensor], x: Tensor, ctx: HookContext) -> Tensor:
-    mask = token_mask(ctx.batch).to(device=x.device, dtype=torch.bool)
-    if mask.shape != x.shape[:2]:
-        raise TokensUnknown(
-            f"token_mask returned shape {tuple(mask.shape)} for {ctx.layer!r}, whose activation has shape "
-            f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
-        )
-    return mask
-
-
-def _cut(mask: Tensor, x: Tensor, past: int | None) -> Tensor | None:
-    """An attention mask of any of the usual forms, cut to the columns of this pass: (B, T) bool.
-
-    Where its columns are not those of the cache and the pass it is returned whole, and will not fit: the
-    second dimension of the activation then is no sequence of these tokens (heads, latents).
-    """
-    if x.dim() < 3:
-        return None
-    tokens = x.shape[1]
-    if mask.dim() == 2:
-        real = mask != 0
-        if past is not None and real.shape[1] != past + tokens:
-            return real
-    else:  # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
-        last = mask.reshape(mask.shape[0], -1, *mask.shape[-2:])[:, 0, -1]
-        # An additive mask holds 0 (or a small bias) for what counts, and a very negative number for the rest.
-        real = last > -1000.0 if last.is_floating_point() else last != 0
-    real = real[:, -tokens:] if past is None else real[:, past : past + tokens]
-    return real.expand(x.shape[0], -1) if real.shape[0] == 1 else real
-
-
-def _fitted(mask: Tensor | None, x: Tensor, ctx: HookContext) -> Tensor | None:
-    if mask is None or mask.shape == x.shape[:2]:
-        return mask.to(x.device) if mask is not None else None
-    warnings.warn(
-        f"{ctx.layer!r}: the attention mask {tuple(mask.shape)} does not fit the activation "
-        f"{tuple(x.shape)}, so every element counts, padding too. HookCallback(token_mask=...) can say better.",
-        stacklevel=2,
-    )
-    return None
-
-
-def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
-    """The batch's own mask, for models that take none; says so when there are tokens but no mask."""
-    if not isinstance(ctx.batch, Mapping):
-        return None
-    mask = ctx.batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.shape == x.shape[:2]:
-        return mask.to(device=x.device, dtype=torch.bool)
-    token_ids = ctx.batch.get("input_ids")
-    if mask is None and isinstance(token_ids, Tensor) and token_ids.shape == x.shape[:2]:
-        warnings.warn(
-            f"{ctx.layer!r}: neither the model nor the batch has an attention mask, so every token counts, "
-            "padding too. HookCallback(token_mask=...) can say which are real.",
-            stacklevel=2,
-        )
-    return None
 
 
 def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:

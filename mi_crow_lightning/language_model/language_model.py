@@ -96,8 +96,10 @@ class LanguageModel:
             ``input_ids`` and ``attention_mask``, each ``(B, T)``, and what else the tokenizer gives.
 
         Raises:
-            ValueError: texts of different lengths, and a tokenizer without a padding token.
+            ValueError: no tokenizer, or padding is wanted from one without a padding token.
         """
+        if self.tokenizer is None:
+            raise ValueError("this LanguageModel has no tokenizer: give one, LanguageModel(model, tokenizer)")
         params = {"padding": True, "truncation": True, "return_tensors": "pt", **params}
         if params["padding"] and self.tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token, or pass padding=False")

@@ -124,7 +124,10 @@ def test_two_callbacks_with_one_tag() -> None:
 
 def test_one_hook_in_two_callbacks_of_a_run() -> None:
     seen = Seen()
-    with pytest.raises(HookConflict, match="is already registered on another model: unregister it there first"):
+    with pytest.raises(
+        HookConflict,
+        match="is already registered, with a LanguageModel, Layers or another HookCallback",
+    ):
         fit(module_of(), data_of(), HookCallback(seen), HookCallback(seen))
     assert not seen.registered
 

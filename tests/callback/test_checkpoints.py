@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, LayerActivationDetector, Schedule
-from tests.callback.runs import OnEvent, Seen, data_of, fit, module_of, run, told
+from tests.callback.runs import FailingDetector, OnEvent, Seen, data_of, fit, module_of, run, told
 from tests.models import Module, handles, mlp, trainer, vector_data
 
 EVERY = Schedule()
@@ -228,3 +228,21 @@ def test_saving_after_the_run(tmp_path: Path) -> None:
     # Steps 3 and 4 came after the last reading.
     assert state["hooks"]["0:ActivationStatistics"]["rows"]["train"][0, 0] == 2 * 4 * 32
     run("validate", trainer(watch), module_of(), data_of())
+
+
+def test_a_detector_that_failed_is_on_again_in_the_next_run() -> None:
+    failing = FailingDetector(at=1, hook_id="failing")
+    watch = HookCallback(detectors=failing)
+    with told("the detector broke", RuntimeWarning):
+        fit(module_of(), data_of(), watch)
+    assert not failing.enabled
+    state = watch.state_dict()
+    again = FailingDetector(at=99, hook_id="failing")
+    resumed = HookCallback(detectors=again)
+    resumed.load_state_dict(state)
+    fit(module_of(), data_of(), resumed)
+    assert again.enabled and again.calls == 5
+    again.disable()  # the user's own switch is kept
+    kept = HookCallback(detectors=FailingDetector(hook_id="failing"))
+    kept.load_state_dict(resumed.state_dict())
+    assert not kept.detectors[0].enabled

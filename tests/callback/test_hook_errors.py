@@ -46,7 +46,10 @@ def test_a_detector_is_disabled_and_the_run_is_unharmed() -> None:
     assert_bit_equal(trained(), weights)
     assert (failing.calls, failing.enabled, len(other.calls)) == (2, False, 5)
     (text,) = texts
-    assert "Hook 'mine' (forward) failed at layer 'model.0'; stage train, batch 1; activation of shape (4, 32)" in text
+    assert (
+        "FailingDetector 'mine' (forward) failed at layer 'model.0'; stage train, batch 1; activation of shape (4, 32)"
+        in text
+    )
     assert "ValueError: the detector broke" in text
     assert "Traceback (most recent call last)" in text and "in observe" in text
     assert isinstance(failing.error, HookError) and failing.error.batch_idx == 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 
-from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, Schedule
+from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, RegistrationError, Schedule
 from tests.callback.runs import OnEvent, Seen, data_of, fit, module_of, run, told
 from tests.models import Module, handles, loader, mlp, trainer, vector_data
 
@@ -208,3 +209,25 @@ def test_an_interval_longer_than_the_run_is_told_at_its_start() -> None:
     fit(module_of(), data_of(), watch, log_every_n_steps=0)
     edit = HookCallback(controllers=FunctionController("model.0", lambda x: x))
     fit(module_of(), data_of(), edit, log_every_n_steps=50)
+
+
+class RunsAnother(pl.Callback):
+    """In the middle of a fit, another Trainer predicts with the same callback."""
+
+    def __init__(self, watch: HookCallback) -> None:
+        self.watch, self.message = watch, ""
+
+    def on_train_batch_end(self, outer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            with pytest.raises(RegistrationError) as caught:
+                run("predict", trainer(self.watch), module_of(), data_of())
+            self.message = str(caught.value)
+
+
+def test_a_callback_serves_one_running_trainer() -> None:
+    seen = Seen(schedule=Schedule(stages="train"))
+    watch = HookCallback(detectors=seen)
+    other = RunsAnother(watch)
+    fit(module_of(), data_of(), watch, other)
+    assert "is in the run of another Trainer" in other.message
+    assert seen.batches("train") == [0, 1, 2, 3, 4]  # the outer run kept its hooks

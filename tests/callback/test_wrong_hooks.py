@@ -20,7 +20,7 @@ from mi_crow_lightning import (
     Schedule,
     SteeringController,
 )
-from mi_crow_lightning.errors import EditMismatch, NoTensorFound, VectorMismatch
+from mi_crow_lightning.errors import EditMismatch, NoTensorFound, TagConflict, VectorMismatch
 from mi_crow_lightning.hooks.reading import Reading
 from tests.callback.runs import OnEvent, Seen, data_of, fit, module_of, run, told
 from tests.models import Module, mlp, trainer
@@ -159,7 +159,7 @@ def test_a_controller_whose_layers_never_run_is_an_error(stage: str) -> None:
 
 
 def test_some_silent_layers_are_told_by_name() -> None:
-    edit = FunctionController("*", lambda x: x)
+    edit = FunctionController("*", lambda x: x * 1)
     with told(r"these of its 8 layers never ran: spare$"):
         run("predict", trainer(HookCallback(controllers=edit)), Detour(), data_of())
 
@@ -194,3 +194,60 @@ def test_a_plain_hook_may_do_both() -> None:
     outputs = run("predict", trainer(HookCallback(seen, plain), last), module_of().eval(), data_of())
     assert plain.calls == len(seen.calls) == 5
     assert torch.equal(outputs[0][0], outputs[1][1])
+
+
+class Reads(Detector):
+    """Hands the loggers whatever it was made with."""
+
+    def __init__(self, *given: Any, names: tuple[str, ...] = (), **options: Any) -> None:
+        super().__init__("model.0", **options)
+        self.given, self.names, self.asked = given, names, 0
+
+    def observe(self, x: Tensor, ctx: Any) -> None:
+        pass
+
+    def reading_names(self) -> tuple[str, ...]:
+        return self.names
+
+    def readings(self) -> Any:
+        self.asked += 1
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "message"),
+    [
+        ({"mean": 1.0}, (), r"readings\(\) must give Reading\(layer, name, value\), not \{'mean': 1.0\}"),
+        (("model.0", "mean", 1.0), (), r"readings\(\) must give Reading"),
+        (Reading("model.0", "mean", "high"), (), "must be a number or a Histogram"),
+        (Reading("model.0", "mean", torch.ones(2)), (), r"of a tensor, give its .item\(\)"),
+        (Reading("model.0", "mean", 1.0), ("std",), r"gave 'mean', which is not in reading_names\(\) \('std',\)"),
+    ],
+)
+def test_what_is_no_reading_disables_its_detector(given: Any, names: tuple[str, ...], message: str) -> None:
+    detector = Reads(given, names=names)
+    with told(f"Reads .*{message}", RuntimeWarning):
+        fit(module_of(), data_of(), HookCallback(detectors=detector))
+    assert not detector.enabled and detector.asked == 1
+
+
+def test_a_detector_is_asked_only_where_it_was_on() -> None:
+    detector = Reads(Reading("model.0", "mean", 1.0), schedule=Schedule(stages="validate"))
+    watch = HookCallback(detectors=detector)
+    run("fit", trainer(watch, num_sanity_val_steps=0), module_of(), data_of())
+    assert [row.stage for row in watch.history()] == ["validate"] and detector.asked == 1
+
+
+def test_two_undeclared_readings_of_one_tag_are_refused() -> None:
+    watch = HookCallback(detectors=[Reads(Reading("model.0", "mean", value)) for value in (1.0, 2.0)])
+    with pytest.raises(TagConflict, match=r"two readings of one step have the tag 'activations_mean/model.0': give"):
+        fit(module_of(), data_of(), watch)
+
+
+def test_a_controller_that_returns_nothing_is_told() -> None:
+    class Forgets(Controller):
+        def edit(self, x: Tensor, ctx: Any) -> None:
+            x * 2
+
+    with told("Forgets.* ran in stage 'predict' and changed nothing"):
+        run("predict", trainer(HookCallback(controllers=Forgets("model.0"))), module_of(), data_of())

@@ -170,3 +170,10 @@ def test_of_any_nesting_one_leaf_changes_in_a_copy(value: Any) -> None:
     assert all(a is b for a, b in zip(flat(value), before, strict=True))
     assert [i for i, (a, b) in enumerate(zip(after, before, strict=True)) if a is not b] == wanted[:1]
     assert after[wanted[0]] is NEW
+
+
+def test_a_number_before_the_activation_is_not_it() -> None:
+    t, x = torch.tensor(0.5), torch.ones(2, 3)
+    assert take_input((t, x), {}) is x
+    args, kwargs = put_input((t, x), {}, x * 10)
+    assert args[0] is t and torch.equal(args[1], x * 10) and kwargs == {}

@@ -110,3 +110,16 @@ def test_hooks_travel_unregistered(kind: str, travel: Callable[[Any], Any]) -> N
     twin.enable()
     layers.register_hook(None, twin)
     assert torch.equal(model(IDS).logits, first)
+
+
+def test_a_copied_registry_has_no_hooks_and_works() -> None:
+    layers = Layers(llama())
+    detector = LayerActivationDetector("block:0")
+    layers.register_hook(None, detector)
+    copied = copy.deepcopy(layers)
+    assert copied.get_hooks() == [] and copied.root is not layers.root
+    own = LayerActivationDetector("block:0")
+    copied.register_hook(None, own)
+    copied.root(IDS)
+    assert own.get_captured() is not None and detector.get_captured() is None
+    assert copied.unregister_hook(own) and layers.unregister_hook(detector)

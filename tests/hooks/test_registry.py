@@ -145,7 +145,10 @@ def test_a_hook_is_on_one_model() -> None:
     one, other, detector = mlp(), mlp(), Count()
     layers = Layers(one)
     layers.register_hook(0, detector)
-    with pytest.raises(HookConflict, match="is already registered on another model: unregister it there first"):
+    with pytest.raises(
+        HookConflict,
+        match="is already registered, with a LanguageModel, Layers or another HookCallback",
+    ):
         Layers(other).register_hook(0, detector)
     assert handles(other) == {} and layers.get_hooks() == [detector]
     layers.unregister_hook(detector)
@@ -300,3 +303,49 @@ def test_a_schedule_needs_a_trainer() -> None:
     with pytest.raises(RegistrationError, match="has a schedule, which only a HookCallback follows"):
         layers.register_hook("0", Count(schedule=Schedule(stages="train")))
     assert layers.get_hooks() == []
+
+
+def test_scripted_layers_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), torch.jit.script(nn.Linear(8, 8)))
+    before = handles(model)
+    with pytest.raises(RegistrationError, match="layer '1' is a TorchScript module, which takes no hooks"):
+        Layers(model).register_hook("*", Count())
+    assert_same_handles(before, model)
+
+
+def test_a_lazy_module_beside_the_layer_is_no_matter() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
+    count = Count()
+    Layers(model).register_hook("1", count)
+    model(X)
+    assert count.seen == ["1"]
+
+
+def test_a_hook_without_its_base_class_is_told() -> None:
+    class Forgets(Detector):
+        def __init__(self) -> None:
+            pass
+
+        def observe(self, x: Tensor, ctx: Any) -> None:
+            pass
+
+    with pytest.raises(TypeError, match=r"Forgets.__init__ must call super\(\).__init__"):
+        Layers(mlp()).register_hook("0", Forgets())
+
+
+def test_an_error_and_a_ctrl_c_in_one_pass_do_not_reach_the_next() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Interrupted())
+    layers = Layers(model)
+    passes: list[int] = []
+
+    def fail_once(x: Tensor) -> Tensor:
+        passes.append(1)
+        if len(passes) == 1:
+            raise ValueError("broke")
+        return x * 0
+
+    layers.register_hook("0", FunctionController(None, fail_once))
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    assert torch.equal(model(X), model[1].inner(torch.zeros(2, 8)))
+    assert len(passes) == 2

@@ -127,9 +127,9 @@ def test_schedules_pickle() -> None:
         (
             {"stages": "fit"},
             ValueError,
-            "stage='fit' is not known: choose one of 'train', 'validate', 'test', 'predict'",
+            "stages='fit' is not known: choose one of 'train', 'validate', 'test', 'predict'",
         ),
-        ({"stages": ["train", "eval"]}, ValueError, "stage='eval' is not known"),
+        ({"stages": ["train", "eval"]}, ValueError, "stages='eval' is not known"),
         ({"stages": []}, ValueError, "stages is empty: the hook would never be on"),
         ({"epochs": []}, ValueError, "epochs is empty"),
         ({"batches": ()}, ValueError, "batches is empty"),

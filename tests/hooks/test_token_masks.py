@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import HookError, TokensUnknown
-from mi_crow_lightning.hooks import Detector, FunctionController, Layers, Moment, Stage, SteeringController, Tokens
+from mi_crow_lightning.hooks import (
+    ActivationStatistics,
+    Detector,
+    FunctionController,
+    Layers,
+    Moment,
+    Stage,
+    SteeringController,
+    Tokens,
+)
 from tests.models import bert, gpt2, llama, vit
 
 IDS = torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 7]])
@@ -227,3 +236,34 @@ def test_tokens_are_named_or_made() -> None:
     assert Tokens.of(tokens) is tokens and repr(Tokens.of("last")) == "Tokens('last')"
     with pytest.raises(TypeError, match=r"tokens=3 must be a name such as 'generated', or Tokens\(...\)"):
         Tokens.of(3)  # type: ignore[arg-type]
+
+
+class Flattens(nn.Module):
+    """Lays all tokens in one row, as a mixture's experts are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        out: Tensor = self.inner(inputs_embeds.reshape(-1, inputs_embeds.shape[-1]))
+        return out.reshape(inputs_embeds.shape)
+
+
+def test_tokens_in_one_row_are_masked_too() -> None:
+    x = torch.arange(24.0).reshape(2, 4, 3)
+    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    model = Flattens()
+    statistics = ActivationStatistics("inner", statistics=["mean"], histogram=False)
+    layers = Layers(model)
+    layers.register_hook(None, statistics)
+    layers.register_hook(None, FunctionController("inner", lambda x: x * 0))
+    edited = model(x, attention_mask=mask)
+    assert torch.equal(edited, torch.where(mask.bool()[..., None], 0.0, x))
+    (mean,) = statistics.readings()
+    assert mean.value == 0.0
+    layers.get_controllers()[0].disable()
+    statistics.reset()
+    model(x, attention_mask=mask)
+    (mean,) = statistics.readings()
+    assert mean.value == pytest.approx(x[mask.bool()].mean().item())

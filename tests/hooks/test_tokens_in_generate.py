@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,7 @@ def columns(which: str, mask: Tensor, start: int, end: int, editing: bool) -> Te
                     "all": True,
                     "prompt": column < width,
                     "generated": column >= width or (editing and column == last_of_prompt),
-                    "last": column == last,
+                    "last": column >= width or column == last_of_prompt if editing else column == last,
                 }[which]
             )
     return chosen
@@ -243,3 +244,22 @@ def test_a_generate_of_the_users_own_comes_back() -> None:
     assert tokens_seen(detector) == 3
     layers.unregister_all_hooks()
     assert model.generate is mine
+
+
+@pytest.mark.parametrize("which", ["generated", "last", "all"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_head_that_sees_one_token_is_edited_from_the_first_on(which: str, cached: bool) -> None:
+    """``generate`` calls the head for the last token of the prompt alone."""
+    model = llama().eval()
+
+    def force(logits: Tensor) -> Tensor:
+        forced = torch.full_like(logits, -100.0)
+        forced[..., 42] = 100.0
+        return forced
+
+    Layers(model).register_hook("lm_head", FunctionController(None, force, tokens=which))
+    ids, mask = torch.tensor([[0, 0, 5, 6], [3, 4, 5, 6]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False, use_cache=cached)
+    assert (new[:, 4:] == 42).all()

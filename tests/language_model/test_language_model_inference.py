@@ -95,7 +95,7 @@ def test_evaluation_mode_during_the_run_and_each_module_s_mode_afterwards(lm):
 
     class Mode(Detector):
         def observe(self, x, ctx):
-            during.extend([any(module.training for module in ctx.model.modules()), torch.is_inference_mode_enabled()])
+            during.extend([any(module.training for module in ctx.model.modules()), x.is_inference()])
 
     lm.layers.register_hook(0, Mode())
     lm.inference.execute_inference(TEXTS)

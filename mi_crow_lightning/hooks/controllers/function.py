@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -48,7 +49,7 @@ class FunctionController(Controller):
         tokens: Tokens | str = "all",
         **options: Any,
     ) -> None:
-        super().__init__(hook_type, hook_id, layer_signature, **options)
+        super().__init__(layer_signature, hook_type, hook_id, **options)
         if not callable(function):
             raise TypeError(f"function={function!r} must be callable: it maps an activation to another")
         self.function = function
@@ -56,4 +57,7 @@ class FunctionController(Controller):
 
     def edit(self, x: Tensor, ctx: HookContext) -> Tensor:
         """The function's result at the chosen positions, ``x`` elsewhere."""
-        return put_where(self.tokens.mask(x, ctx, editing=True), self.function(x), x)
+        edited = self.function(x)
+        if not isinstance(edited, Tensor):
+            raise EditMismatch(f"function returned a {type(edited).__name__}: it must return the edited tensor")
+        return put_where(self.tokens.mask(x, ctx, editing=True), edited, x)

@@ -59,7 +59,7 @@ class SteeringController(Controller):
         hook_id: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(hook_type, hook_id, layer_signature, **options)
+        super().__init__(layer_signature, hook_type, hook_id, **options)
         self._delta: Tensor | None = None
         self._delta_strength = math.nan
         self.vector = vector
@@ -118,7 +118,7 @@ class SteeringController(Controller):
 
 def _checked_vector(vector: Any) -> Tensor:
     if not isinstance(vector, Tensor):
-        raise TypeError(f"vector must be a tensor (D,), not a {type(vector).__name__}")
+        raise TypeError(f"vector must be a tensor (D,), not a {type(vector).__name__}: use torch.as_tensor(...)")
     if vector.dim() != 1 or not vector.numel() or not vector.is_floating_point():
         raise ValueError(f"vector must be a float tensor (D,), not {vector.dtype} of shape {tuple(vector.shape)}")
     with torch.inference_mode(False):

@@ -65,7 +65,7 @@ class ActivationStatistics(Detector):
         hook_id: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(hook_type, hook_id, layer_signature=layer_signature, **options)
+        super().__init__(layer_signature, hook_type, hook_id, **options)
         self.statistics = _known(statistics)
         self.histogram = histogram
         self.tokens = Tokens.of(tokens)

@@ -67,7 +67,7 @@ class LayerActivationDetector(Detector):
         hook_type: HookType | str = HookType.FORWARD,
         **options: Any,
     ) -> None:
-        super().__init__(hook_type, hook_id, layer_signature=layer_signature, **options)
+        super().__init__(layer_signature, hook_type, hook_id, **options)
         if keep not in ("last", "all"):
             raise not_known("keep", keep, ["last", "all"])
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:

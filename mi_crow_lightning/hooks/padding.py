@@ -1,0 +1,115 @@
+"""Which tokens of an activation are real, and which are padding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mi_crow_lightning.errors import TokensUnknown
+from mi_crow_lightning.hooks.context import HookContext, PassFacts
+
+__all__ = ["first_column", "real_tokens", "tokens_of_pass"]
+
+
+def tokens_of_pass(x: Tensor, facts: PassFacts) -> int:
+    """Tokens of each row in the running pass: those the model was called with, else those of ``x`` (B, T, D)."""
+    return facts.tokens if facts.tokens is not None else x.shape[1]
+
+
+def first_column(x: Tensor, facts: PassFacts) -> int:
+    """The column, in the padded sequence, of the first token of ``x`` (B, T, D).
+
+    A head that is called for the last token alone, as ``generate`` does, has one token of a longer pass.
+    """
+    skipped = tokens_of_pass(x, facts) - 1 if x.shape[1] == 1 else 0
+    return (facts.past or 0) + skipped
+
+
+def real_tokens(x: Tensor, ctx: HookContext) -> Tensor | None:
+    """The tokens of ``x`` that are not padding.
+
+    Asked in this order: the user's ``token_mask`` (of the batch as it was loaded, hence not inside
+    ``generate``), the mask that the layer's model was called with, the batch's ``attention_mask``.
+
+    Args:
+        x: the activation.
+        ctx: the hook's context.
+
+    Returns:
+        ``(B, T)`` bool, or ``(B * T,)`` where the layer lays all tokens in one row; ``None`` when every
+        element counts: no padding, or not a sequence.
+
+    Raises:
+        TokensUnknown: the user's ``token_mask`` does not fit the activation.
+    """
+    if ctx.token_mask is not None and not ctx.facts.generating:
+        mask = ctx.token_mask(ctx.batch)
+        if x.dim() == 3 and mask.shape != x.shape[:2]:
+            raise TokensUnknown(
+                f"token_mask returned shape {tuple(mask.shape)} for {ctx.layer!r}, whose activation has shape "
+                f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
+            )
+        return _fitted(mask.to(x.device) != 0, x, ctx)
+    if ctx.facts.mask is not None:
+        return _fitted(_mask_of_pass(ctx.facts.mask, x, ctx.facts), x, ctx)
+    return None if ctx.facts.takes_mask else _batch_mask(x, ctx)
+
+
+def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
+    """An attention mask of any of the usual forms, cut to the columns of this pass: (B, T) bool.
+
+    Where its columns are not those of the cache and the pass it is returned whole, and will not fit: the
+    second dimension of the activation then is no sequence of these tokens (latents).
+    """
+    tokens = tokens_of_pass(x, facts) if facts.tokens is not None or x.dim() >= 3 else mask.shape[-1]
+    if mask.dim() == 2:
+        real = mask != 0
+        if facts.past is not None and real.shape[1] != facts.past + tokens:
+            return real
+    else:  # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
+        last = mask.reshape(mask.shape[0], -1, *mask.shape[-2:])[:, 0, -1]
+        # An additive mask holds 0 (or a small bias) for what counts, and a very negative number for the rest.
+        real = last > -1000.0 if last.is_floating_point() else last != 0
+    return real[:, -tokens:] if facts.past is None else real[:, facts.past : facts.past + tokens]
+
+
+def _fitted(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
+    """``real`` (B, T) in the form of ``x``; ``None``, and a warning, where it is of other tokens."""
+    real = real.to(x.device)
+    if x.dim() == 3:
+        if real.shape[0] == 1:
+            real = real.expand(x.shape[0], -1)
+        if x.shape[1] == 1:
+            real = real[:, -1:]
+        if real.shape == x.shape[:2]:
+            return real
+    elif x.dim() == 2:
+        if len(x) == real.numel() and real.shape[1] > 1:
+            return real.reshape(-1)
+        if len(x) == len(real):
+            return None  # one vector for each row, as a pooler gives: no tokens
+    warnings.warn(
+        f"{ctx.layer!r}: the attention mask {tuple(real.shape)} does not fit the activation {tuple(x.shape)}, so "
+        "every element counts, padding too. Watch another layer where that matters.",
+        stacklevel=2,
+    )
+    return None
+
+
+def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
+    """The batch's own mask, for models that take none; says so when there are tokens but no mask."""
+    if x.dim() != 3 or not isinstance(ctx.batch, Mapping):
+        return None
+    mask = ctx.batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == x.shape[:2]:
+        return mask.to(x.device) != 0
+    token_ids = ctx.batch.get("input_ids")
+    if mask is None and isinstance(token_ids, Tensor) and token_ids.shape == x.shape[:2]:
+        warnings.warn(
+            f"{ctx.layer!r}: neither the model nor the batch has an attention mask, so every token counts, "
+            "padding too. HookCallback(token_mask=...) can say which are real.",
+            stacklevel=2,
+        )
+    return None
