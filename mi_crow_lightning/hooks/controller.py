@@ -11,7 +11,6 @@ from mi_crow_lightning.hooks.activations import put_input, put_output, take_inpu
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.in_place import guarded
 
 __all__ = ["Controller"]
 
@@ -52,13 +51,11 @@ class Controller(Hook):
         assert ctx is not None, "a hook has a context while it runs"
         if self.hook_type is HookType.PRE_FORWARD:
             x = take_input(input, ctx.kwargs)
-            with guarded(x, f"{type(self).__name__}.edit"):
-                new = self.modify_activations(module, x, x)
+            new = self.modify_activations(module, x, x)
             return None if _unchanged(new, x) else put_input(input, ctx.kwargs, _checked(new, x))
         x = take_output(output)
         inputs = next((value for value in input if isinstance(value, Tensor)), None)
-        with guarded(x, f"{type(self).__name__}.edit"):
-            new = self.modify_activations(module, inputs, x)
+        new = self.modify_activations(module, inputs, x)
         return None if _unchanged(new, x) else put_output(output, _checked(new, x))
 
     def modify_activations(self, module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> Tensor | None:

@@ -12,7 +12,6 @@ from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.in_place import guarded
 from mi_crow_lightning.hooks.reading import Reading
 
 __all__ = ["Detector"]
@@ -86,7 +85,7 @@ class Detector(Hook):
         self._observe(take_output(output), ctx)
 
     def _observe(self, x: Tensor, ctx: HookContext) -> None:
-        with torch.no_grad(), guarded(x, f"{type(self).__name__}.observe"):
+        with torch.no_grad():
             # Of an inference tensor nothing need be detached, and torch would not tell of writes to the alias.
             self.observe(x if x.is_inference() else x.detach(), ctx)
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning.errors import HookError, MiCrowError
+from mi_crow_lightning.errors import HookError, NoTensorFound
 from mi_crow_lightning.hooks.activations import put_input, take_input, take_output
 from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.in_place import guarded
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Hook:
         self._registry = registry
         self._context = context
         if registry is not None:
-            self._off_by_failure = False
+            self._off_by_failure, self.error = False, None
 
     @property
     def registered(self) -> bool:
@@ -205,7 +206,8 @@ class Hook:
             result = self._call(ctx, module, output)
         except Exception as error:  # whatever a user's hook raises; wrapped once, raised when the pass is over
             passes.note_effect(self.id, ctx.layer, skipped=True)
-            passes.failed(self.wrapped(error, ctx, self._shape(ctx, output)), self)
+            x = self._activation(ctx, output)
+            passes.failed(self.wrapped(error, ctx, tuple(x.shape) if x is not None else None), self)
             return None
         passes.note_effect(self.id, ctx.layer, skipped=False)
         return result
@@ -222,18 +224,20 @@ class Hook:
     def _call(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:
         outer, self._context = self._context, ctx
         try:
-            return self._replacement(self._hook_fn(module, ctx.args, output), ctx)
+            with guarded(self._activation(ctx, output), type(self).__name__):
+                result = self._hook_fn(module, ctx.args, output)
+            return self._replacement(result, ctx)
         finally:
             self._context = outer
 
     def _replacement(self, result: Any, ctx: HookContext) -> Any:
         """``result`` of `_hook_fn` in the form that torch expects."""
+        if result is not None and not self.edits:
+            raise TypeError(
+                f"{type(self).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "
+                "detectors observe. Subclass Controller, or Hook, to change activations."
+            )
         if result is None or self.hook_type is HookType.FORWARD:
-            if result is not None and not self.edits:
-                raise TypeError(
-                    f"{type(self).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "
-                    "detectors observe. Subclass Controller, or Hook, to change activations."
-                )
             return result
         if isinstance(result, Tensor):
             return put_input(ctx.args, ctx.kwargs, result)
@@ -263,12 +267,12 @@ class Hook:
         wrapped.__cause__ = error
         return wrapped
 
-    def _shape(self, ctx: HookContext, output: Any) -> tuple[int, ...] | None:
+    def _activation(self, ctx: HookContext, output: Any) -> Tensor | None:
+        """The activation that the hook stands at, where there is one."""
         try:
-            x = take_output(output) if self.hook_type is HookType.FORWARD else take_input(ctx.args, ctx.kwargs)
-        except MiCrowError:
+            return take_output(output) if self.hook_type is HookType.FORWARD else take_input(ctx.args, ctx.kwargs)
+        except NoTensorFound:
             return None
-        return tuple(x.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled hook is an unregistered one: it does not take the model along."""

@@ -18,19 +18,22 @@ __all__ = ["guarded"]
 
 
 @contextmanager
-def guarded(x: Tensor, who: str) -> Iterator[None]:
+def guarded(x: Tensor | None, who: str) -> Iterator[None]:
     """While the block runs, ``x`` must not be written to.
 
     In inference mode tensors count no versions, but outside of it torch tells when they are written to: so
     the block leaves that mode, without recording gradients.
 
     Args:
-        x: the model's own tensor.
+        x: the model's own tensor; without one there is nothing to guard.
         who: what runs in the block, for the message.
 
     Raises:
         WrittenInPlace: it was written to.
     """
+    if x is None:
+        yield
+        return
     if x.is_inference():
         try:
             with torch.inference_mode(False), torch.no_grad():

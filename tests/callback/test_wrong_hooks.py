@@ -30,12 +30,17 @@ EVERY = Schedule()
 
 class Returning(Detector):
     def _hook_fn(self, module: nn.Module, input: Any, output: Any = None) -> Any:
-        return output
+        return input[0] * 2 if output is None else output * 2
 
 
-def test_a_detector_that_returns_something_is_disabled() -> None:
+@pytest.mark.parametrize("hook_type", ["forward", "pre_forward"])
+def test_a_detector_that_returns_something_is_disabled(hook_type: str) -> None:
+    bare = module_of()
+    fit(bare, data_of())
+    watched = module_of()  # made now: making it seeds the random state
     with told("is a detector, and its _hook_fn returned a Tensor: detectors observe", RuntimeWarning):
-        fit(module_of(), data_of(), HookCallback(detectors=Returning(layer_signature="model.0")))
+        fit(watched, data_of(), HookCallback(detectors=Returning("model.0", hook_type)))
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), watched.parameters(), strict=True))
 
 
 class Made(Controller):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import HookError, WrittenInPlace
-from mi_crow_lightning.hooks import Controller, Detector, FunctionController, Layers
+from mi_crow_lightning.hooks import Controller, Detector, FunctionController, Hook, Layers
 from tests.models import mlp
 
 X = torch.ones(2, 8)
@@ -27,6 +27,16 @@ class WritesAndForgets(Controller):
         x.mul_(0)
 
 
+class WritesItself(Hook):
+    def _hook_fn(self, module: nn.Module, input: Any, output: Any = None) -> None:
+        output.mul_(0)
+
+
+class WritesInProcess(Detector):
+    def process_activations(self, module: nn.Module, input: Any, output: Any) -> None:
+        output.mul_(0)
+
+
 MODES: dict[str, Callable[[], Any]] = {
     "training": nullcontext,
     "no_grad": torch.no_grad,
@@ -36,11 +46,13 @@ MODES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("policy", ["raise", "disable", "warn"])
-@pytest.mark.parametrize("kind", ["detector", "controller", "function"])
+@pytest.mark.parametrize("kind", ["detector", "controller", "function", "hook", "process"])
 def test_writing_is_an_error_whatever_the_policy(kind: str, policy: str, mode: str) -> None:
     hooks = {
         "detector": lambda: Writes(on_error=policy),
         "controller": lambda: WritesAndForgets(on_error=policy),
+        "hook": lambda: WritesItself(on_error=policy),
+        "process": lambda: WritesInProcess(on_error=policy),
         "function": lambda: FunctionController(None, lambda x: x.mul_(3), tokens="all", on_error=policy),
     }
     layers = Layers(mlp())
