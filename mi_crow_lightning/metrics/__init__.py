@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from mi_crow_lightning._lazy import lazy_attribute
 
 if TYPE_CHECKING:
-    from mi_crow_lightning.metrics.activation import STATISTICS, statistics, summarize
+    from mi_crow_lightning.metrics.activation import STATISTICS, channel_statistics, statistics
     from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
     from mi_crow_lightning.metrics.histogram import Histogram
     from mi_crow_lightning.metrics.log2_bins import EDGES
+    from mi_crow_lightning.metrics.one_pass import Group, Summary, measure, summarize
     from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, empty_rows, merge, merge_all
 
 # activation.histogram, the function, is left out: once loaded, the submodule `histogram` has that name.
@@ -23,9 +24,13 @@ __all__ = [
     "ROW_SIZE",
     "STATISTICS",
     "ActivationStatisticsMetric",
+    "Group",
     "Histogram",
     "Row",
+    "Summary",
+    "channel_statistics",
     "empty_rows",
+    "measure",
     "merge",
     "merge_all",
     "statistics",
@@ -34,7 +39,8 @@ __all__ = [
 
 _METRICS = "mi_crow_lightning.metrics"
 _SOURCES = {
-    **dict.fromkeys(["STATISTICS", "statistics", "summarize"], f"{_METRICS}.activation"),
+    **dict.fromkeys(["STATISTICS", "channel_statistics", "statistics"], f"{_METRICS}.activation"),
+    **dict.fromkeys(["Group", "Summary", "measure", "summarize"], f"{_METRICS}.one_pass"),
     **dict.fromkeys(["ROW_SIZE", "Row", "empty_rows", "merge", "merge_all"], f"{_METRICS}.rows"),
     "ActivationStatisticsMetric": f"{_METRICS}.activation_statistics",
     "EDGES": f"{_METRICS}.log2_bins",

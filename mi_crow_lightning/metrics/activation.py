@@ -1,154 +1,128 @@
-"""The summary of a layer's activations as one row of float64: made on the device, read once.
+"""The statistics of activations: their names, their formulas, and how they are read from a summary.
 
-A row is ``[count, mean, M2, minimum, maximum, zeros, nonfinite, 65 bin counts]`` (:class:`Row`), 576 bytes
-whatever the activations' size. Rows of many layers stack to one ``(L, ROW_SIZE)`` buffer, so a whole network
-is one transfer or one gather. Nothing here waits for the device, draws random numbers or changes its input.
+Over the ``n`` finite elements ``x`` of the tokens that count, in ``N`` tokens of ``D`` channels:
 
-Cost: a chunk of the activations at a time is widened to float64, so the workspace is bounded (some 10 MB on
-the CPU, 100 MB on an accelerator) however large the activations. float64 has to exist: it does not on MPS,
-where the caller moves the activations to the CPU first.
+==================  =============================================  ==================
+name                formula                                        unit
+==================  =============================================  ==================
+mean                sum(x) / n                                     the activations'
+std                 sqrt(M2 / n), M2 = sum((x - mean)**2)          the activations'
+rms                 sqrt(sum(x**2) / n) = sqrt(mean**2 + std**2)   the activations'
+min, max            smallest, largest x                            the activations'
+abs_max             largest abs(x)                                 the activations'
+token_norm_mean     sum over tokens of sqrt(sum(x**2)) / N         the activations'
+token_norm_max      largest sqrt(sum(x**2)) of a token             the activations'
+zero_share          number of x == 0 / n                           0 to 1
+dead_share          channels where all abs(x) <= threshold / D     0 to 1
+kurtosis            n * sum((x - mean)**4) / M2**2 - 3             none; normal: 0
+outlier_ratio       max over channels of r / median of r,          none; at least 1
+                    r = sqrt(sum(x**2) / N) of a channel
+nonfinite_count     number of nan and infinite elements            elements
+nonfinite_batch     first batch that held one                      batch index
+==================  =============================================  ==================
+
+Each is one number a layer. The moments and their merging are in ``rows.py`` (sources there); what each tells
+a reader is in the documentation, ``docs/statistics.md``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from mi_crow_lightning.metrics.histogram import Histogram
-from mi_crow_lightning.metrics.log2_bins import CENTRE, EDGES, count_bins
+from mi_crow_lightning.metrics.log2_bins import EDGES
+from mi_crow_lightning.metrics.one_pass import Group, Summary, measure, summarize
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, check_rows, empty_rows, merge, merge_all
 
 __all__ = [
     "EDGES",
     "ROW_SIZE",
     "STATISTICS",
+    "Group",
     "Row",
+    "Summary",
+    "channel_rms",
+    "channel_statistics",
     "empty_rows",
+    "groups_of",
     "histogram",
+    "histogram_of",
+    "measure",
     "merge",
     "merge_all",
     "statistics",
     "summarize",
 ]
 
-STATISTICS = ("mean", "std", "rms", "min", "max", "abs_max", "zero_share", "nonfinite_count")
+_GROUPS = {
+    "mean": Group.MOMENTS,
+    "std": Group.MOMENTS,
+    "rms": Group.MOMENTS,
+    "min": Group.EXTREMES,
+    "max": Group.EXTREMES,
+    "abs_max": Group.EXTREMES,
+    "token_norm_mean": Group.TOKENS,
+    "token_norm_max": Group.TOKENS,
+    "zero_share": Group.EXTREMES,
+    "dead_share": Group.CHANNELS,
+    "kurtosis": Group.MOMENTS,
+    "outlier_ratio": Group.CHANNELS,
+    "nonfinite_count": Group.COUNTS,
+    "nonfinite_batch": Group.COUNTS,
+}
+STATISTICS: tuple[str, ...] = tuple(_GROUPS)
+"""The names of all statistics."""
 
-# Elements widened at a time: about a cache full on the CPU, enough to outweigh kernel launches elsewhere.
-_CHUNK_CPU = 2**18
-_CHUNK_ACCELERATOR = 2**22
 
-
-@torch.no_grad()
-def summarize(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Summarise the selected, finite elements of an activation in one row.
-
-    ``mean = sum(x) / n`` and ``M2 = sum((x - mean)**2)`` in two passes over each chunk, in float64; chunks
-    are joined by :func:`merge`. float64 activations beyond 1e150 overflow ``M2`` to infinity; narrower dtypes
-    cannot.
+def groups_of(names: Iterable[str], histogram: bool = False, channels: bool = False) -> Group:
+    """Tell what has to be computed.
 
     Args:
-        x: activations of any shape, for example ``(B, T, D)``, and any floating-point dtype. Not modified.
-        mask: bool, of the shape of ``x``'s leading dimensions, for example ``(B, T)``: True where elements
-            count. None selects all.
-
-    Returns:
-        ``(ROW_SIZE,)`` float64 on ``x``'s device. Elements that are nan or infinite are counted in
-        ``Row.NONFINITE`` and nowhere else. With no element left the row is that of :func:`empty_rows`, save
-        for ``Row.NONFINITE``.
-
-    Raises:
-        TypeError: ``x`` is not floating-point, or ``mask`` is not bool.
-        ValueError: ``mask``'s shape is not that of ``x``'s leading dimensions.
+        names: of :data:`STATISTICS`.
+        histogram: whether the histogram is read too; it gives minimum, maximum and the first two moments.
+        channels: whether numbers of each channel are read.
 
     Example:
-        >>> row = summarize(torch.tensor([[1.0, 3.0], [0.0, float("nan")]]))
-        >>> row[Row.COUNT].item(), row[Row.ZEROS].item(), row[Row.NONFINITE].item()
-        (3.0, 1.0, 1.0)
-        >>> summarize(torch.tensor([[1.0, 3.0], [9.0, 9.0]]), torch.tensor([True, False]))[Row.MEAN].item()
-        2.0
+        >>> groups_of(["mean", "token_norm_max"]) == Group.MOMENTS | Group.TOKENS
+        True
     """
-    _check(x, mask)
-    if x.numel() == 0:
-        return empty_rows(1, x.device)[0]
-    width = 1 if mask is None else math.prod(x.shape[mask.dim() :])
-    step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_ACCELERATOR) // width)
-    elements = x.detach().reshape(-1, width)  # (N, W)
-    keep = None if mask is None else mask.reshape(-1, 1)  # (N, 1)
-    parts = [
-        _summarize_chunk(elements[i : i + step], None if keep is None else keep[i : i + step])
-        for i in range(0, len(elements), step)
-    ]
-    return merge_all(torch.stack(parts))
-
-
-def _check(x: Tensor, mask: Tensor | None) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"activations must be floating-point, not {x.dtype} (shape {tuple(x.shape)})")
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"the mask must be torch.bool, not {mask.dtype}; for an attention mask pass mask.bool()")
-    if mask.shape != x.shape[: mask.dim()]:
-        raise ValueError(
-            f"the mask's shape {tuple(mask.shape)} is not that of the leading dimensions "
-            f"of the activations' {tuple(x.shape)}"
-        )
-
-
-def _summarize_chunk(x: Tensor, keep: Tensor | None) -> Tensor:
-    """One row of ``x (N, W)`` where ``keep (N, 1)``."""
-    # torch.where selects, never indexing: a shape that depends on the data would wait for the device.
-    x = x.float() if x.itemsize < 2 else x  # float8 has hardly any operations
-    finite = torch.isfinite(x)
-    valid = finite if keep is None else finite & keep
-    count = torch.count_nonzero(valid)
-    clean = torch.where(valid, x, 0.0)
-    bins = count_bins(clean)
-    bins[CENTRE] -= x.numel() - count  # the zeros that stand for what was left out
-    selected = x.numel() if keep is None else torch.count_nonzero(keep) * x.shape[1]
-    values = clean.double()
-    mean = values.sum() / count.clamp(min=1)
-    deviations = values.sub(mean).mul_(valid)
-    head = [
-        count,
-        mean,
-        deviations.square_().sum(),
-        torch.where(valid, x, math.inf).amin(),
-        torch.where(valid, x, -math.inf).amax(),
-        count - torch.count_nonzero(clean),
-        selected - count,
-    ]
-    return torch.cat([torch.stack([number.double() for number in head]), bins])
+    groups = Group.CHANNELS if channels else Group.COUNTS
+    if histogram:
+        groups |= Group.BINS | Group.MOMENTS | Group.EXTREMES
+    for name in names:
+        groups |= _GROUPS[name]
+    return groups
 
 
 @torch.no_grad()
 def statistics(rows: Tensor) -> dict[str, Tensor]:
-    """Read the scalar statistics of rows.
-
-    In the activations' own unit, but for ``zero_share`` (0 to 1) and ``nonfinite_count`` (elements). ``std``
-    is that of the population, ``sqrt(M2 / n)``; ``rms = sqrt(mean**2 + M2 / n)``; ``abs_max = max(|min|,
-    |max|)``.
+    """Read the statistics that rows hold: all but those of channels.
 
     Args:
         rows: ``(..., ROW_SIZE)``, for example ``(L, ROW_SIZE)``.
 
     Returns:
-        Name -> ``(...)`` float64, in the order of :data:`STATISTICS`; nan where nothing finite was seen, but
-        for ``nonfinite_count``.
+        Name -> ``(...)`` float64; nan where nothing finite was seen, but for ``nonfinite_count``, and for
+        ``nonfinite_batch``, which is nan where there was none. ``kurtosis`` is nan where all elements are
+        equal.
 
     Raises:
         ValueError: the last dimension is not ``ROW_SIZE``.
 
     Example:
-        >>> values = statistics(summarize(torch.tensor([0.0, -4.0])))
+        >>> values = statistics(summarize(torch.tensor([[0.0, -4.0], [0.0, 0.0]])))
         >>> {name: round(value.item(), 3) for name, value in values.items()}
-        {'mean': -2.0, 'std': 2.0, 'rms': 2.828, 'min': -4.0, 'max': 0.0, 'abs_max': 4.0, 'zero_share': 0.5, \
-'nonfinite_count': 0.0}
+        {'mean': -1.0, 'std': 1.732, 'rms': 2.0, 'min': -4.0, 'max': 0.0, 'abs_max': 4.0, 'token_norm_mean': 2.0, \
+'token_norm_max': 4.0, 'zero_share': 0.75, 'kurtosis': -0.667, 'nonfinite_count': 0.0, 'nonfinite_batch': nan}
     """
     check_rows(rows)
-    count, mean, m2, minimum, maximum, zeros, nonfinite = rows[..., : Row.BINS].unbind(-1)
+    field = dict(zip(Row, rows[..., : Row.BINS].unbind(-1), strict=False))
+    count, mean, m2 = field[Row.COUNT], field[Row.MEAN], field[Row.M2]
+    minimum, maximum, bad_batch = field[Row.MINIMUM], field[Row.MAXIMUM], field[Row.BAD_BATCH]
     variance = m2 / count
     seen = {
         "mean": mean,
@@ -157,10 +131,55 @@ def statistics(rows: Tensor) -> dict[str, Tensor]:
         "min": minimum,
         "max": maximum,
         "abs_max": torch.maximum(minimum.abs(), maximum.abs()),
-        "zero_share": zeros / count,
+        "token_norm_mean": field[Row.NORM_SUM] / field[Row.TOKENS],
+        "token_norm_max": field[Row.NORM_MAX],
+        "zero_share": field[Row.ZEROS] / count,
+        "kurtosis": field[Row.M4] / count / variance.square() - 3,
     }
     values = {name: torch.where(count > 0, value, math.nan) for name, value in seen.items()}
-    return {**values, "nonfinite_count": nonfinite.clone()}
+    values["nonfinite_count"] = field[Row.NONFINITE].clone()
+    values["nonfinite_batch"] = torch.where(bad_batch.isinf(), math.nan, bad_batch)
+    return values
+
+
+def channel_rms(row: Tensor, channels: Tensor) -> Tensor:
+    """The root mean square of each channel over the tokens, ``(D,)``.
+
+    Args:
+        row: ``(ROW_SIZE,)``.
+        channels: ``(2, D)``, see :class:`~mi_crow_lightning.metrics.one_pass.Summary`.
+    """
+    return (channels[0] / row[Row.TOKENS]).sqrt()
+
+
+@torch.no_grad()
+def channel_statistics(row: Tensor, channels: Tensor, dead_threshold: float = 0.0) -> dict[str, float]:
+    """Read the statistics of one layer's channels.
+
+    Waits for the device: bring all layers to the host at once, then call this on each.
+
+    Args:
+        row: ``(ROW_SIZE,)``.
+        channels: ``(2, D)``, see :class:`~mi_crow_lightning.metrics.one_pass.Summary`.
+        dead_threshold: a channel none of whose absolute values is above this is dead.
+
+    Returns:
+        ``dead_share`` and ``outlier_ratio``; nan where nothing was seen, or where activations of different
+        numbers of channels were. The ratio is ``inf`` where most channels are zero throughout, and nan where
+        all are.
+
+    Example:
+        >>> summary = measure(torch.tensor([[1.0, 0.0, 2.0], [1.0, 0.0, -6.0]]))
+        >>> values = channel_statistics(summary.row, summary.channels)
+        >>> {name: round(value, 3) for name, value in values.items()}
+        {'dead_share': 0.333, 'outlier_ratio': 4.472}
+    """
+    if channels.shape[1] == 0 or row[Row.MIXED] or not row[Row.COUNT]:
+        return {"dead_share": math.nan, "outlier_ratio": math.nan}
+    dead = channels[1] <= dead_threshold
+    ordered = channel_rms(row, channels).sort().values
+    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    return {"dead_share": dead.double().mean().item(), "outlier_ratio": (ordered[-1] / median).item()}
 
 
 def histogram(row: Tensor) -> Histogram:
@@ -185,13 +204,24 @@ def histogram(row: Tensor) -> Histogram:
     """
     if row.shape != (ROW_SIZE,):
         raise ValueError(f"a histogram is read from one row of shape ({ROW_SIZE},), not {tuple(row.shape)}")
-    count, mean, m2, minimum, maximum, _zeros, _nonfinite, *counts = row.tolist()
+    numbers = row.tolist()
+    count, mean = numbers[Row.COUNT], numbers[Row.MEAN]
     return Histogram(
         edges=EDGES,
-        counts=tuple(counts),
-        minimum=minimum if count else 0.0,
-        maximum=maximum if count else 0.0,
+        counts=tuple(numbers[Row.BINS :]),
+        minimum=numbers[Row.MINIMUM] if count else 0.0,
+        maximum=numbers[Row.MAXIMUM] if count else 0.0,
         total=count,
         sum=count * mean,
-        sum_squares=m2 + count * mean**2,
+        sum_squares=numbers[Row.M2] + count * mean**2,
     )
+
+
+def histogram_of(values: Tensor) -> Histogram:
+    """The histogram of a few numbers, between the same edges: for example those of the channels.
+
+    Example:
+        >>> histogram_of(torch.tensor([1.0, 3.0])).sum
+        4.0
+    """
+    return histogram(summarize(values))

@@ -1,13 +1,15 @@
-"""The rows of many layers as one torchmetrics Metric: a thin shell that adds reset, moves and ranks.
+"""The state of many layers as one torchmetrics Metric: a thin shell that adds reset, moves and ranks.
 
-All arithmetic is in ``activation.py`` and ``rows.py``. There is one state of a fixed size, so a
-synchronisation between ranks is one collective, however many layers there are (torchmetrics' own way needs a
-barrier and two gathers a state).
+All arithmetic is in ``one_pass.py``, ``rows.py`` and ``buffers.py``. There is one state, so a synchronisation
+between ranks is one collective for the numbers, however many layers there are and however wide, and one more
+for the widths as long as a rank may not know them all (torchmetrics' own way needs a barrier and two gathers a
+state).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +17,9 @@ import torch.distributed
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mi_crow_lightning.metrics.activation import summarize
-from mi_crow_lightning.metrics.rows import ROW_SIZE, empty_rows, merge, merge_all
+from mi_crow_lightning.metrics.buffers import empty_buffer, merge_buffers, split, widen, widths_in
+from mi_crow_lightning.metrics.one_pass import Group, measure
+from mi_crow_lightning.metrics.rows import Row, merge_all
 
 
 class ActivationStatisticsMetric(Metric):
@@ -27,13 +30,14 @@ class ActivationStatisticsMetric(Metric):
     each other's counts. Creating, resetting and reducing in inference mode is safe: the buffer is always an
     ordinary tensor.
 
-    Memory: ``L * 72 * 8`` bytes (58 kB for 100 layers), twice with the default that ``reset`` copies. The
-    buffer stays float64 under ``.half()``, ``.to(dtype)`` and ``set_dtype``: counts are exact up to
-    ``2**53``, while a float32 counter stops at ``2**24``. MPS has no float64; there the metric lives on the
-    CPU.
+    Memory: 80 float64 a layer and 2 a channel (0.9 MB for 100 layers of 512 channels), twice with the default
+    that ``reset`` copies. A layer's first activation tells how many channels it has. The buffer stays float64
+    under ``.half()``, ``.to(dtype)`` and ``set_dtype``: counts are exact up to ``2**53``, while a float32
+    counter stops at ``2**24``. MPS has no float64; there the metric lives on the CPU.
 
     Args:
         layers: the layers' names, in order, or how many there are.
+        groups: what to compute.
         **kwargs: torchmetrics' own, for example ``process_group``, ``sync_on_compute``.
 
     Raises:
@@ -44,27 +48,40 @@ class ActivationStatisticsMetric(Metric):
         >>> metric.update(0, torch.tensor([[1.0, 3.0]]))
         >>> metric.update(0, torch.tensor([[8.0, 8.0]]))
         >>> from mi_crow_lightning.metrics.activation import statistics
-        >>> statistics(metric.compute())["mean"]
+        >>> rows, channels = metric.split(metric.compute())
+        >>> statistics(rows)["mean"]
         tensor([5., nan], dtype=torch.float64)
+        >>> channels[0]
+        tensor([[65., 73.],
+                [ 8.,  8.]], dtype=torch.float64)
     """
 
-    full_state_update = False
+    full_state_update = True  # `forward` may find the widths, and a merge wants them equal
     is_differentiable = False
 
-    rows: Tensor
+    buffer: Tensor
 
-    def __init__(self, layers: Sequence[str] | int, **kwargs: Any) -> None:
-        # No cached result: it would go stale when the owner writes to `rows`, and a compute is cheap.
-        super().__init__(**{"dist_sync_fn": gather_rows, "compute_with_cache": False, **kwargs})
+    def __init__(self, layers: Sequence[str] | int, groups: Group = Group.ALL, **kwargs: Any) -> None:
+        # No cached result: it would go stale when the owner writes to the buffer, and a compute is cheap.
+        super().__init__(**{"dist_sync_fn": gather, "compute_with_cache": False, **kwargs})
         self.layers = _names(layers)
-        self.add_state("rows", empty_rows(len(self.layers)), dist_reduce_fx=merge_all, persistent=True)
+        self.groups = groups
+        self.widths = [0] * len(self.layers)
+        self._agreed = Group.CHANNELS not in groups  # whether all ranks are known to have the same widths
+        merge = partial(merge_buffers, layers=len(self.layers))
+        self.add_state("buffer", empty_buffer(self.widths), dist_reduce_fx=merge, persistent=True)
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows ``(L, ROW_SIZE)``, a view."""
+        return split(self.buffer, len(self.layers))[0]
 
     @property
     def update_called(self) -> bool:
         """Always True, so that ``compute`` does not warn: a count of 0 says that nothing was seen."""
         return True
 
-    def update(self, index: int, x: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, index: int, x: Tensor, mask: Tensor | None = None, batch: int | None = None) -> None:
         """Add one activation of one layer.
 
         There is no synchronisation when ``x`` and the metric are on one device.
@@ -73,28 +90,76 @@ class ActivationStatisticsMetric(Metric):
             index: which layer, ``0 <= index < L``.
             x: its activation, any shape and floating-point dtype, for example ``(B, T, D)``.
             mask: bool, of the shape of ``x``'s leading dimensions: True where elements count.
+            batch: which batch it is of; the first with a non-finite element is kept.
 
         Raises:
             IndexError: there is no such layer.
-            TypeError, ValueError: those of :func:`~mi_crow_lightning.metrics.activation.summarize`.
+            TypeError, ValueError: those of :func:`~mi_crow_lightning.metrics.one_pass.measure`.
         """
         if not 0 <= index < len(self.layers):
             raise IndexError(f"no layer {index}: this metric holds the layers 0 to {len(self.layers) - 1}")
-        row = self.rows[index]
-        row.copy_(merge(row, summarize(x, mask).to(row.device)))
+        seen, channels = (part.to(self.buffer.device) for part in measure(x, mask, self.groups))
+        if batch is not None:
+            seen[Row.BAD_BATCH] = torch.where(seen[Row.NONFINITE] > 0, float(batch), seen[Row.BAD_BATCH])
+        width = channels.shape[1]
+        if width and not self.widths[index]:
+            self._widen([*self.widths[:index], width, *self.widths[index + 1 :]])
+        rows, parts = self.split(self.buffer)
+        sums, peaks = parts[index]
+        if width == len(sums):
+            sums.add_(channels[0])
+            torch.maximum(peaks, channels[1], out=peaks)
+        elif width:  # never widened twice: all ranks keep one size
+            seen[Row.MIXED] = 1
+            seen[Row.CHANNELS] = len(sums)
+        rows[index].copy_(merge_all(torch.stack([rows[index], seen])))
+
+    def split(self, buffer: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Rows ``(L, ROW_SIZE)`` and each layer's channels ``(2, D)``, as views of a buffer of this metric."""
+        rows, channels = split(buffer, len(self.layers))
+        return rows, channels.split(self.widths, dim=1)
 
     def compute(self) -> Tensor:
-        """Give the rows ``(L, ROW_SIZE)`` over all ranks, float64 on the metric's device, as a copy."""
-        return self.rows
+        """Give the buffer over all ranks, float64 on the metric's device, as a copy; see `split`."""
+        return self.buffer
 
-    def sync(self, dist_sync_fn: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> None:
-        """Merge the ranks' rows, with the metric's own gather also when called directly."""
-        super().sync(dist_sync_fn or self.dist_sync_fn, *args, **kwargs)
+    def load(self, buffer: Tensor) -> None:
+        """Go on from a buffer that another metric of as many layers had."""
+        self._widen(widths_in(buffer, len(self.layers)))
+        self.buffer = buffer.to(self.buffer, copy=True)
+        self._agreed = Group.CHANNELS not in self.groups
+
+    def sync(
+        self,
+        dist_sync_fn: Callable[..., Any] | None = None,
+        process_group: Any = None,
+        should_sync: bool = True,
+        distributed_available: Callable[[], bool] | None = None,
+    ) -> None:
+        """Merge the ranks' buffers, with the metric's own gather also when called directly."""
+        available = distributed_available or self.distributed_available_fn
+        if should_sync and not self._agreed and available is not None and available():
+            self._agree(process_group or self.process_group)
+        super().sync(dist_sync_fn or self.dist_sync_fn, process_group, should_sync, distributed_available)
+
+    def _agree(self, group: Any) -> None:
+        """Make the widths those of the widest rank."""
+        ranks = gather(torch.tensor(self.widths, dtype=torch.int64, device=self.buffer.device), group)
+        each = torch.stack(ranks).tolist()
+        self._widen([max(widths) for widths in zip(*each, strict=True)])
+        # Every rank sees the same here, so all leave this step out from now on, or none does.
+        self._agreed = all(widths == each[0] and all(widths) for widths in each)
+
+    def _widen(self, widths: list[int]) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self.buffer = widen(self.buffer, self.widths, widths)
+            self._defaults["buffer"] = empty_buffer(widths, self.buffer.device)
+        self.widths = widths
 
     def __setattr__(self, name: str, value: Any) -> None:
         # add_state, reset, unsync, forward and .to() all set the state here. An inference tensor would
         # kill the next update outside of inference mode ("Inplace update to inference tensor").
-        if name == "rows" and value.is_inference():
+        if name == "buffer" and value.is_inference():
             with torch.inference_mode(False):
                 value = value.clone()
         super().__setattr__(name, value)
@@ -109,28 +174,29 @@ class ActivationStatisticsMetric(Metric):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # torchmetrics would keep the given tensor itself, on its device, and update it in place.
-        if (rows := state_dict.get(f"{prefix}rows")) is not None:
-            if rows.shape != self.rows.shape:
+        if (buffer := state_dict.pop(f"{prefix}buffer", None)) is not None:
+            size = empty_buffer([0] * len(self.layers)).numel()
+            if len(buffer) < size or len(buffer) != size + 2 * sum(widths_in(buffer[:size], len(self.layers))):
                 raise ValueError(
-                    f"the saved rows have shape {tuple(rows.shape)}, but this metric, of {len(self.layers)} "
-                    f"layers with {ROW_SIZE} numbers each, has {tuple(self.rows.shape)}"
+                    f"the saved buffer has {len(buffer)} numbers, which are not those of {len(self.layers)} layers"
                 )
-            state_dict[f"{prefix}rows"] = rows.to(self.rows, copy=True)
+            self.load(buffer)
+            state_dict[f"{prefix}buffer"] = self.buffer
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def gather_rows(rows: Tensor, group: Any = None) -> list[Tensor]:
-    """Gather the rows of all ranks in one collective: all have one shape, so none is asked for its own.
+def gather(tensor: Tensor, group: Any = None) -> list[Tensor]:
+    """Gather the tensors of all ranks in one collective: all have one shape, so none is asked for its own.
 
     Args:
-        rows: ``(L, ROW_SIZE)``, this rank's.
+        tensor: this rank's.
         group: the process group, None for all ranks.
 
     Returns:
-        ``R`` tensors ``(L, ROW_SIZE)``, in the order of the ranks.
+        ``R`` tensors, in the order of the ranks.
     """
-    gathered = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(gathered, rows.contiguous(), group=group)
+    gathered = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(gathered, tensor.contiguous(), group=group)
     return gathered
 
 

@@ -1,8 +1,7 @@
 """Rows: the sufficient statistics of a set of elements as a fixed number of float64, and how they merge.
 
-A row is ``[count, mean, M2, minimum, maximum, zeros, nonfinite, 65 bin counts]`` (:class:`Row`). Merging
-needs nothing but the two rows, so chunks, passes, micro-batches and ranks can be summarised apart and joined
-in any order.
+A row holds the numbers of :class:`Row`. Merging needs nothing but the rows, so chunks, passes, micro-batches
+and ranks can be summarised apart and joined in any order.
 """
 
 from __future__ import annotations
@@ -17,19 +16,29 @@ from mi_crow_lightning.metrics.log2_bins import BINS
 
 
 class Row(IntEnum):
-    """What stands where in a row; the bin counts follow from ``Row.BINS`` on."""
+    """What stands where in a row, ordered by how it merges; the bin counts follow from ``Row.BINS`` on."""
 
-    COUNT = 0
+    COUNT = 0  # finite elements
     MEAN = 1
     M2 = 2  # sum of squared deviations from the mean
-    MINIMUM = 3
-    MAXIMUM = 4
-    ZEROS = 5
-    NONFINITE = 6
-    BINS = 7
+    M3 = 3  # of cubed deviations
+    M4 = 4  # of fourth powers
+    MINIMUM = 5
+    BAD_BATCH = 6  # the first batch with a non-finite element; inf when there is none, or no batch was given
+    MAXIMUM = 7
+    NORM_MAX = 8  # largest Euclidean norm of a token
+    CHANNELS = 9  # how many numbers of each kind the layer has in the channel part; 0 when not known yet
+    MIXED = 10  # 1 when activations of different numbers of channels were seen
+    ZEROS = 11
+    NONFINITE = 12
+    TOKENS = 13
+    NORM_SUM = 14  # sum of the Euclidean norms of the tokens
+    BINS = 15
 
 
 ROW_SIZE = Row.BINS + BINS
+_SMALLEST = slice(Row.MINIMUM, Row.BAD_BATCH + 1)
+_LARGEST = slice(Row.MAXIMUM, Row.MIXED + 1)
 
 
 def empty_rows(n: int, device: torch.device | str | None = None) -> Tensor:
@@ -40,26 +49,20 @@ def empty_rows(n: int, device: torch.device | str | None = None) -> Tensor:
         device: where to make them; None is torch's default device.
 
     Returns:
-        ``(n, ROW_SIZE)`` float64: zeros, with minimum ``inf`` and maximum ``-inf``.
+        ``(n, ROW_SIZE)`` float64: zeros, with minimum and first bad batch ``inf`` and maximum ``-inf``.
 
     Example:
         >>> empty_rows(2)[:, Row.MINIMUM]
         tensor([inf, inf], dtype=torch.float64)
     """
     rows = torch.zeros(n, ROW_SIZE, dtype=torch.float64, device=device)
-    rows[:, Row.MINIMUM] = math.inf
+    rows[:, _SMALLEST] = math.inf
     rows[:, Row.MAXIMUM] = -math.inf
     return rows
 
 
-@torch.no_grad()
 def merge(a: Tensor, b: Tensor) -> Tensor:
-    """Join the summaries of two disjoint sets of elements into that of their union.
-
-    ``delta = mean_b - mean_a``, ``mean = mean_a + delta * n_b / n`` and ``M2 = M2_a + M2_b + delta**2 * n_a *
-    n_b / n`` (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance: analysis and
-    recommendations", The American Statistician 37(3)); counts add. Associative and commutative within
-    rounding; rows of count 0 change nothing.
+    """Join the summaries of two disjoint sets of elements: :func:`merge_all` of two.
 
     Args:
         a: ``(..., ROW_SIZE)`` rows.
@@ -80,25 +83,31 @@ def merge(a: Tensor, b: Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ValueError(f"rows of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be merged")
     check_rows(a)
-    out = a + b
-    share = b[..., Row.COUNT] / out[..., Row.COUNT].clamp(min=1)
-    delta = b[..., Row.MEAN] - a[..., Row.MEAN]
-    between = delta * (delta * a[..., Row.COUNT] * share)  # not delta**2 first: inf * 0 would be nan
-    out[..., Row.MEAN] = a[..., Row.MEAN] + delta * share
-    out[..., Row.M2] += between
-    out[..., Row.MINIMUM] = torch.minimum(a[..., Row.MINIMUM], b[..., Row.MINIMUM])
-    out[..., Row.MAXIMUM] = torch.maximum(a[..., Row.MAXIMUM], b[..., Row.MAXIMUM])
-    return out
+    return merge_all(torch.stack([a, b]))
 
 
+@torch.no_grad()
 def merge_all(stacked: Tensor) -> Tensor:
-    """Merge over the first dimension, pairwise, so ``R`` summaries take ``log2(R)`` calls of :func:`merge`.
+    """Join the summaries of disjoint sets of elements into that of their union.
+
+    With ``n = sum(n_i)``, ``mean = sum(n_i / n * mean_i)`` and ``d_i = mean_i - mean``::
+
+        M2 = sum(M2_i + n_i d_i**2)
+        M3 = sum(M3_i + 3 d_i M2_i + n_i d_i**3)
+        M4 = sum(M4_i + 4 d_i M3_i + 6 d_i**2 M2_i + n_i d_i**4)
+
+    which for two sets are the update formulas of Chan, Golub, LeVeque 1983 ("Algorithms for computing the
+    sample variance: analysis and recommendations", The American Statistician 37(3)) and of Pébay 2008
+    ("Formulas for robust, one-pass parallel computation of covariances and arbitrary-order statistical
+    moments", Sandia report SAND2008-6212). Nothing is subtracted that is larger than the result, so a mean
+    far from zero costs no digits. All else is a sum, a minimum or a maximum. Independent of order and
+    grouping within rounding; rows of count 0 change nothing.
 
     Args:
         stacked: ``(R, ..., ROW_SIZE)``, for example the rows of ``R`` ranks.
 
     Returns:
-        ``(..., ROW_SIZE)``.
+        ``(..., ROW_SIZE)``, a new tensor.
 
     Raises:
         ValueError: there is nothing to merge, or the last dimension is not ``ROW_SIZE``.
@@ -113,10 +122,18 @@ def merge_all(stacked: Tensor) -> Tensor:
         raise ValueError(
             f"merge_all takes at least one row, stacked to (R, ..., {ROW_SIZE}), not {tuple(stacked.shape)}"
         )
-    while len(stacked) > 1:
-        half = len(stacked) // 2
-        stacked = torch.cat([merge(stacked[:half], stacked[half : 2 * half]), stacked[2 * half :]])
-    return stacked[0]
+    out = stacked.sum(0)
+    n, means, m2, m3 = stacked[..., : Row.M4].unbind(-1)  # (R, ...) each
+    share = n / out[..., Row.COUNT].clamp(min=1)
+    mean = (share * means).sum(0)
+    d = means - mean
+    nd2 = n * d * d
+    between = torch.stack([nd2, d * (3 * m2 + nd2), d * (4 * m3 + d * (6 * m2 + nd2))], -1).sum(0)
+    out[..., Row.MEAN] = mean
+    out[..., Row.M2 : Row.M4 + 1] += between
+    out[..., _SMALLEST] = stacked[..., _SMALLEST].amin(0)
+    out[..., _LARGEST] = stacked[..., _LARGEST].amax(0)
+    return out
 
 
 def check_rows(rows: Tensor) -> None:

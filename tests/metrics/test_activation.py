@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,20 +14,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mi_crow_lightning import metrics
-from mi_crow_lightning.metrics import activation
+from mi_crow_lightning.metrics import one_pass
 from mi_crow_lightning.metrics.activation import (
     EDGES,
     ROW_SIZE,
     STATISTICS,
     Row,
+    channel_statistics,
     empty_rows,
+    groups_of,
     histogram,
+    measure,
     merge,
     statistics,
     summarize,
 )
+from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
+from mi_crow_lightning.metrics.one_pass import Group
+from tests.metrics.reference import numpys
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SPECIAL = [
@@ -53,25 +61,45 @@ def reference(x: Tensor, mask: Tensor | None = None) -> np.ndarray:
     selected = np.ones(values.shape, bool)
     if mask is not None:
         selected &= mask.numpy().reshape((*mask.shape, *[1] * (values.ndim - mask.ndim)))
+    if values.ndim == 4 and (mask is None or mask.ndim < 2):
+        values, selected = np.moveaxis(values, 1, -1), np.moveaxis(selected, 1, -1)
     chosen = values[selected]
     v = chosen[np.isfinite(chosen)]
+    row = np.zeros(ROW_SIZE)
+    mean = v.mean() if v.size else 0.0
+    row[Row.COUNT], row[Row.MEAN] = v.size, mean
+    row[[Row.M2, Row.M3, Row.M4]] = [((v - mean) ** power).sum() for power in (2, 3, 4)]
+    row[[Row.MINIMUM, Row.MAXIMUM, Row.BAD_BATCH]] = v.min(initial=np.inf), v.max(initial=-np.inf), np.inf
+    row[[Row.ZEROS, Row.NONFINITE]] = (v == 0).sum(), chosen.size - v.size
+    norms: list[float] = []
+    width = values.shape[-1] if values.ndim else 1
+    if values.size:
+        tokens, keeps = values.reshape(-1, width), selected.reshape(-1, width)
+        norms = [np.sqrt((t[k & np.isfinite(t)] ** 2).sum()) for t, k in zip(tokens, keeps, strict=True) if k.any()]
+        row[Row.CHANNELS] = width
+    row[Row.TOKENS], row[Row.NORM_SUM], row[Row.NORM_MAX] = len(norms), sum(norms), max(norms, default=0)
     # np.histogram's bins are half-open upwards, ours are mirror images: count each side by magnitude.
     powers = np.array([2.0**e for e in range(-18, 14)] + [np.inf])
     positive, negative = (np.histogram(side, powers)[0] for side in (v[v > 0], -v[v < 0]))
-    centre = (np.abs(v) < 2.0**-18).sum()
-    mean = v.mean() if v.size else 0.0
-    head = [v.size, mean, ((v - mean) ** 2).sum(), v.min(initial=np.inf), v.max(initial=-np.inf)]
-    return np.array([*head, (v == 0).sum(), chosen.size - v.size, *negative[::-1], centre, *positive], np.float64)
+    row[Row.BINS :] = [*negative[::-1], (np.abs(v) < 2.0**-18).sum(), *positive]
+    return row
+
+
+ROUNDED = [Row.MEAN, Row.M2, Row.M3, Row.M4, Row.NORM_SUM, Row.NORM_MAX]
 
 
 def assert_row(row: Tensor, expected: np.ndarray) -> None:
     assert row.shape == (ROW_SIZE,)
     assert row.dtype == torch.float64
-    exact = [i for i in range(ROW_SIZE) if i not in (Row.MEAN, Row.M2)]
+    exact = [i for i in range(ROW_SIZE) if i not in ROUNDED]
     np.testing.assert_array_equal(row.numpy()[exact], expected[exact])
-    spread = max(np.sqrt(expected[Row.M2] / max(expected[Row.COUNT], 1)), abs(expected[Row.MEAN]), 1e-300)
+    n = max(expected[Row.COUNT], 1)
+    spread = max(np.sqrt(expected[Row.M2] / n), abs(expected[Row.MEAN]), 1e-300)
     np.testing.assert_allclose(row[Row.MEAN], expected[Row.MEAN], rtol=1e-12, atol=1e-14 * spread)
     np.testing.assert_allclose(row[Row.M2], expected[Row.M2], rtol=1e-10, atol=1e-300)
+    np.testing.assert_allclose(row[Row.M3], expected[Row.M3], rtol=1e-10, atol=1e-10 * n * spread**3)
+    np.testing.assert_allclose(row[Row.M4], expected[Row.M4], rtol=1e-10, atol=1e-300)
+    np.testing.assert_allclose(row[[Row.NORM_SUM, Row.NORM_MAX]], expected[[Row.NORM_SUM, Row.NORM_MAX]], rtol=1e-12)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -106,7 +134,7 @@ def test_every_shape(shape: tuple[int, ...], mask_dims: int | None) -> None:
 
 @pytest.mark.parametrize("mask_dims", [None, 1, 2, 3])
 def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch, mask_dims: int | None) -> None:
-    monkeypatch.setattr(activation, "_CHUNK_CPU", 50)
+    monkeypatch.setattr(one_pass, "_CHUNK_CPU", 50)
     x = normal(7, 11, 13).add(5)
     mask = None if mask_dims is None else normal(*x.shape[:mask_dims], seed=1) > 0
     assert_row(summarize(x, mask), reference(x, mask))
@@ -131,12 +159,14 @@ def test_no_shape_and_no_branch_depends_on_the_data() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_variance_far_from_zero(dtype: torch.dtype) -> None:
-    noise = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = (noise + 100).to(dtype)
-    values = statistics(summarize(x))
+    noise = torch.randn(10_000_000, generator=torch.Generator().manual_seed(0))
+    x = (noise + 100).to(dtype).reshape(-1, 500)
+    values = statistics(measure(x, groups=Group.MOMENTS).row)
     exact = x.double().numpy()
-    np.testing.assert_allclose(values["std"], exact.std(), rtol=1e-5)
+    np.testing.assert_allclose(values["std"], exact.std(), rtol=1e-10)
     np.testing.assert_allclose(values["mean"], exact.mean(), rtol=1e-12)
+    d = exact - exact.mean()
+    np.testing.assert_allclose(values["kurtosis"], (d**4).mean() / exact.var() ** 2 - 3, atol=1e-11)
 
 
 @pytest.mark.parametrize("scale", [1e-37, 1e37])
@@ -194,19 +224,112 @@ def test_refuses_what_is_not_rows(call: Callable[[], object]) -> None:
         call()
 
 
-def test_statistics_are_numpys() -> None:
-    layers = [normal(40, seed=i).relu() - i for i in range(3)]
-    values = statistics(torch.stack([summarize(x) for x in layers]))
-    assert tuple(values) == STATISTICS
-    for i, x in enumerate(layers):
-        v = x.double().numpy()
-        rms, share = np.sqrt((v**2).mean()), (v == 0).mean()
-        expected = [v.mean(), v.std(), rms, v.min(), v.max(), np.abs(v).max(), share, 0.0]
-        np.testing.assert_allclose([values[name][i] for name in STATISTICS], expected, rtol=1e-12)
+def read(x: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+    """All statistics by name."""
+    row, channels = measure(x, mask)
+    return {name: value.item() for name, value in statistics(row).items()} | channel_statistics(row, channels)
+
+
+@pytest.mark.parametrize("width", [1, 4, 7])
+@pytest.mark.parametrize("chunk", [10, 2**17])
+def test_statistics_are_numpys(monkeypatch: pytest.MonkeyPatch, width: int, chunk: int) -> None:
+    monkeypatch.setattr(one_pass, "_CHUNK_CPU", chunk)
+    x = normal(3, 5, width).relu() * torch.arange(1, width + 1)
+    x[..., 1:2] = 0
+    values, mask = read(x, padding_of(3, 5)), padding_of(3, 5)
+    assert math.isnan(values.pop("nonfinite_batch"))
+    expected = numpys(x[mask].double().numpy())
+    assert set(values) == set(expected) == set(STATISTICS) - {"nonfinite_batch"}
+    for name, value in expected.items():
+        assert values[name] == pytest.approx(value, rel=1e-12), name
+
+
+def padding_of(batch: int, tokens: int) -> Tensor:
+    return torch.arange(tokens) < torch.arange(1, batch + 1)[:, None]
+
+
+def test_kurtosis_of_what_is_known() -> None:
+    assert read(torch.tensor([-1.0, 1.0]))["kurtosis"] == -2
+    assert math.isnan(read(torch.ones(3))["kurtosis"])
+    assert read(normal(400_000).reshape(-1, 4))["kurtosis"] == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize(("threshold", "dead"), [(0.0, 0.25), (0.5, 0.5), (0.49, 0.25), (9.0, 1.0)])
+def test_dead_channels(threshold: float, dead: float) -> None:
+    summary = measure(torch.tensor([[0.0, 0.5, -1.0, 0.1], [-0.0, -0.2, 0.3, 2.0]]))
+    assert channel_statistics(*summary, threshold)["dead_share"] == dead
+
+
+def test_channels_of_images_are_dimension_one() -> None:
+    x = normal(2, 3, 4, 5)
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
+    for mask in (None, torch.ones(2, dtype=torch.bool)):
+        assert read(x, mask)["outlier_ratio"] == pytest.approx(numpys(pixels)["outlier_ratio"], rel=1e-12)
+        assert read(x, mask)["token_norm_mean"] == pytest.approx(numpys(pixels)["token_norm_mean"], rel=1e-12)
+    heads = x.reshape(-1, 5).double().numpy()  # with a mask (B, T) it is (B, T, H, D)
+    values = read(x, torch.ones(2, 3, dtype=torch.bool))
+    assert values["outlier_ratio"] == pytest.approx(numpys(heads)["outlier_ratio"], rel=1e-12)
+
+
+def test_channels_that_are_mostly_or_all_zero() -> None:
+    x = torch.zeros(2, 4)
+    assert math.isnan(read(x)["outlier_ratio"]) and read(x)["dead_share"] == 1
+    x[0, 0] = 1
+    assert read(x)["outlier_ratio"] == math.inf
+
+
+@pytest.mark.parametrize("group", Group)
+def test_what_is_not_asked_for_is_not_there(group: Group) -> None:
+    x, whole = normal(4, 5, 6), measure(normal(4, 5, 6))
+    row, channels = measure(x, None, group)
+    fields = {
+        Group.MOMENTS: [Row.MEAN, Row.M2, Row.M3, Row.M4],
+        Group.EXTREMES: [Row.MINIMUM, Row.MAXIMUM, Row.ZEROS],
+        Group.TOKENS: [Row.NORM_SUM, Row.NORM_MAX],
+        Group.CHANNELS: [Row.CHANNELS],
+        Group.BINS: list(range(Row.BINS, ROW_SIZE)),
+    }[group]
+    expected = empty_rows(1)[0]
+    always = [Row.COUNT, Row.NONFINITE, Row.TOKENS]
+    expected[[*fields, *always]] = whole.row[[*fields, *always]]
+    assert torch.equal(row, expected)
+    assert torch.equal(channels, whole.channels if group is Group.CHANNELS else torch.zeros(2, 0).double())
+
+
+def test_names_to_groups() -> None:
+    assert groups_of(STATISTICS, histogram=True) == Group.ALL
+    assert groups_of(["nonfinite_count", "nonfinite_batch"]) == Group.COUNTS
+    assert groups_of(["rms"], channels=True) == Group.MOMENTS | Group.CHANNELS
+    assert groups_of(["dead_share"]) == groups_of(["outlier_ratio"]) == Group.CHANNELS
+
+
+class Operations(TorchDispatchMode):
+    """Notes every operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket._qualified_op_name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mask_dims", [None, 1, 2, 3])
+def test_nothing_waits_for_the_device_or_draws(mask_dims: int | None) -> None:
+    x = normal(4, 5, 6)
+    metric = ActivationStatisticsMetric(2)
+    mask = None if mask_dims is None else torch.ones(x.shape[:mask_dims], dtype=torch.bool)
+    for _ in range(2):  # the first finds the widths
+        with Operations() as operations:
+            metric.update(1, x, mask, batch=3)
+        assert len(operations.names) > 20
+        assert not operations.names & {"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "unique"}
+        assert not [name for name in operations.names if "rand" in name or "normal" in name]
 
 
 def test_statistics_of_nothing_are_nan() -> None:
-    values = statistics(summarize(torch.tensor([math.nan, math.inf, -math.inf])))
+    values = read(torch.tensor([math.nan, math.inf, -math.inf]))
     assert values.pop("nonfinite_count") == 3
     assert all(math.isnan(value) for value in values.values())
 

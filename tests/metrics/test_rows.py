@@ -33,11 +33,13 @@ def splits(draw: st.DrawFn) -> list[list[float]]:
 
 
 def assert_same(row: Tensor, whole: Tensor) -> None:
-    exact = [i for i in range(ROW_SIZE) if i not in (Row.MEAN, Row.M2)]
+    """Equal, within rounding where it is a sum of fractions; the tokens are not those of one activation."""
+    rounded = {Row.MEAN: 1, Row.M2: 2, Row.M3: 3, Row.M4: 4}
+    exact = [i for i in range(ROW_SIZE) if i not in (*rounded, Row.TOKENS, Row.NORM_SUM, Row.NORM_MAX, Row.CHANNELS)]
     assert torch.equal(row[exact], whole[exact])
     scale = max(abs(whole[Row.MINIMUM]), abs(whole[Row.MAXIMUM])) if whole[Row.COUNT] else 1.0
-    torch.testing.assert_close(row[Row.MEAN], whole[Row.MEAN], rtol=1e-12, atol=float(1e-13 * scale))
-    torch.testing.assert_close(row[Row.M2], whole[Row.M2], rtol=1e-10, atol=float(1e-13 * scale**2))
+    for field, power in rounded.items():
+        torch.testing.assert_close(row[field], whole[field], rtol=1e-10, atol=float(1e-11 * scale**power))
 
 
 def fold(rows: list[Tensor]) -> Tensor:
@@ -59,11 +61,9 @@ def test_any_split_merges_to_the_whole(chunks: list[list[float]], random: Random
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(elements, max_size=12), st.sampled_from([1.0, 1e300]))
+@given(st.lists(elements, max_size=12), st.sampled_from([1.0, 1e60]))
 def test_an_empty_row_is_neutral(chunk: list[float], scale: float) -> None:
     row, empty = summarize(torch.tensor(chunk, dtype=torch.float64) * scale), empty_rows(1)[0]
-    if not math.isfinite(row[Row.MEAN]):
-        return  # documented: the sum of float64 elements near the largest number overflows
     for merged in (merge(row, empty), merge(empty, row), merge_all(torch.stack([empty, row, empty]))):
         assert torch.equal(merged, row)
 

@@ -1,13 +1,14 @@
 """Streaming statistics of activations.
 
-Gives mean, spread, extremes, share of zeros, count of non-finite values and a histogram of each layer,
-over the tokens that count. It keeps some hundred bytes a layer on the layer's device, whatever the
-size of the activations, and copies to the host only when a reading is asked for.
+Gives mean, spread, shape, extremes, token norms, dead and outstanding channels, non-finite values and a
+histogram of each layer, over the tokens that count. It keeps 640 bytes a layer and 16 a channel on the layer's
+device, whatever the size of the activations, and copies to the host only when a reading is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,18 @@ from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.hooks.tokens import Tokens
-from mi_crow_lightning.metrics.activation import STATISTICS, histogram, statistics
+from mi_crow_lightning.metrics.activation import (
+    STATISTICS,
+    channel_rms,
+    channel_statistics,
+    groups_of,
+    histogram,
+    histogram_of,
+    statistics,
+)
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
+from mi_crow_lightning.metrics.buffers import split
+from mi_crow_lightning.metrics.one_pass import Group
 from mi_crow_lightning.metrics.rows import Row
 
 __all__ = ["ActivationStatistics"]
@@ -31,18 +42,24 @@ class ActivationStatistics(Detector):
 
     Padding is left out. Training, validation, test and predict are counted apart.
 
+    The channels are the last dimension; of activations ``(B, C, H, W)`` without tokens dimension 1.
+
     Args:
         layer_signature: which layers.
-        statistics: names from ``mean``, ``std``, ``rms``, ``min``, ``max``, ``abs_max``, ``zero_share``,
-            ``nonfinite_count``; ``None`` for all.
+        statistics: names of `STATISTICS`: ``mean``, ``std``, ``rms``, ``min``, ``max``, ``abs_max``,
+            ``token_norm_mean``, ``token_norm_max``, ``zero_share``, ``dead_share``, ``kurtosis``,
+            ``outlier_ratio``, ``nonfinite_count``, ``nonfinite_batch``; ``None`` for all. What is not
+            asked for is not computed. ``nonfinite_batch`` is read only where there was one, in a Trainer.
         histogram: whether to give a histogram.
+        per_channel: whether to give a histogram of the channels' root mean squares, ``channel_rms``.
+        dead_threshold: a channel is dead when no absolute value since the last reading was above this.
         tokens: which positions.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
         **options: ``name``, ``before_edits``, ``schedule``, ``on_error``, see `Detector`.
 
     Raises:
-        ValueError: a statistic or the tokens are not known.
+        ValueError: a statistic or the tokens are not known, or the threshold is negative.
 
     >>> from torch import nn, tensor
     >>> from mi_crow_lightning.hooks import Layers
@@ -60,6 +77,8 @@ class ActivationStatistics(Detector):
         *,
         statistics: Sequence[str] | None = None,
         histogram: bool = True,
+        per_channel: bool = False,
+        dead_threshold: float = 0.0,
         tokens: Tokens | str = "all",
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
@@ -68,6 +87,10 @@ class ActivationStatistics(Detector):
         super().__init__(layer_signature, hook_type, hook_id, **options)
         self.statistics = _known(statistics)
         self.histogram = histogram
+        self.per_channel = per_channel
+        if not dead_threshold >= 0:
+            raise ValueError(f"dead_threshold={dead_threshold!r} must be 0 or a positive number")
+        self.dead_threshold = dead_threshold
         self.tokens = Tokens.of(tokens)
         self._layers: list[str] = []
         self._device = torch.device("cpu")
@@ -84,24 +107,36 @@ class ActivationStatistics(Detector):
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """Add the chosen tokens of ``x``."""
-        self._metric(ctx.stage).update(self._layers.index(ctx.layer), x, self.tokens.mask(x, ctx))
+        index = self._layers.index(ctx.layer)
+        self._metric(ctx.stage).update(index, x, self.tokens.mask(x, ctx), ctx.batch_idx)
 
     def reading_names(self) -> tuple[str, ...]:
-        """The chosen statistics, and ``histogram``."""
-        return (*self.statistics, "histogram") if self.histogram else self.statistics
+        """The chosen statistics, and ``histogram`` and ``channel_rms`` if they are given."""
+        given = {"histogram": self.histogram, "channel_rms": self.per_channel}
+        return (*self.statistics, *(name for name, wanted in given.items() if wanted))
 
     def readings(self) -> list[Reading]:
         """The readings of every layer that was seen in the running stage; one copy to the host for all."""
-        rows = self._metric(self.context.stage if self.context else None).compute().cpu()
+        metric = self._metric(self.context.stage if self.context else None)
+        rows, channels = metric.split(metric.compute().cpu())
         values = {name: column.tolist() for name, column in statistics(rows).items()}
-        readings = []
+        readings: list[Reading] = []
         for index, layer in enumerate(self._layers):
-            if not rows[index, Row.COUNT] + rows[index, Row.NONFINITE]:
-                continue
-            readings += [Reading(layer, name, values[name][index]) for name in self.statistics]
-            if self.histogram:
-                readings.append(Reading(layer, "histogram", histogram(rows[index]), "histogram"))
+            if rows[index, Row.COUNT] + rows[index, Row.NONFINITE]:
+                of_row = {name: column[index] for name, column in values.items()}
+                readings += self._of_layer(layer, of_row, rows[index], channels[index])
         return readings
+
+    def _of_layer(self, layer: str, values: dict[str, float], row: Tensor, channels: Tensor) -> Iterator[Reading]:
+        values |= channel_statistics(row, channels, self.dead_threshold)
+        for name in self.statistics:
+            if name != "nonfinite_batch" or not math.isnan(values[name]):
+                yield Reading(layer, name, values[name])
+        if self.histogram:
+            yield Reading(layer, "histogram", histogram(row), "histogram")
+        if self.per_channel and not row[Row.MIXED]:
+            # Tags of histograms are told apart by the layer alone.
+            yield Reading(f"{layer}/channel_rms", "channel_rms", histogram_of(channel_rms(row, channels)), "histogram")
 
     def reset(self) -> None:
         """Forget what was seen in the running stage."""
@@ -109,8 +144,11 @@ class ActivationStatistics(Detector):
 
     def state_dict(self) -> dict[str, Any]:
         """The switch, and what was seen since the last readings."""
-        rows = {stage: metric.rows.cpu().clone() for stage, metric in self._metrics.items()}
-        return {**super().state_dict(), "layers": list(self._layers), "rows": rows}
+        rows, channels = {}, {}
+        for stage, metric in self._metrics.items():
+            on_host = metric.buffer.cpu().clone()
+            rows[stage], channels[stage] = split(on_host, len(self._layers))
+        return {**super().state_dict(), "layers": list(self._layers), "rows": rows, "channels": channels}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting from where `state_dict` was made.
@@ -133,13 +171,17 @@ class ActivationStatistics(Detector):
                 f"watches {self._layers}: give it the same layers, or another hook_id"
             )
         for stage, rows in loaded["rows"].items():
-            self._metric(Stage.of(stage) if stage else None).rows = rows.to(self._device, copy=True)
+            buffer = torch.cat([rows.flatten(), loaded["channels"][stage].flatten()])
+            self._metric(Stage.of(stage) if stage else None).load(buffer)
 
     def _metric(self, stage: Stage | None) -> ActivationStatisticsMetric:
         key = stage.value if stage is not None else ""
         if key not in self._metrics:
-            self._metrics[key] = ActivationStatisticsMetric(self._layers).to(self._device)
+            self._metrics[key] = ActivationStatisticsMetric(self._layers, self._groups()).to(self._device)
         return self._metrics[key]
+
+    def _groups(self) -> Group:
+        return groups_of(self.statistics, self.histogram, self.per_channel)
 
 
 def _known(names: Sequence[str] | None) -> tuple[str, ...]:

@@ -1,0 +1,222 @@
+"""One look at an activation: everything that a reading needs of it, made on the device.
+
+A chunk of the activation at a time is brought into the cache, and all statistics are taken from it there, so
+the activation itself is read from memory once and the workspace is bounded (some 10 MB on the CPU, 200 MB on
+an accelerator) however large it is. Nothing here waits for the device, draws random numbers or changes its
+input. Elements to leave out are multiplied away, never indexed: a shape that depends on the data would wait.
+All sums are float64, which does not exist on MPS; there the caller moves the activation to the CPU first.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Flag, auto
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.metrics.log2_bins import CENTRE, count_bins
+from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, empty_rows, merge_all
+
+# Elements in work at a time: about a cache full on the CPU, enough to outweigh kernel launches elsewhere.
+_CHUNK_CPU = 2**18
+_CHUNK_ACCELERATOR = 2**22
+
+
+class Group(Flag):
+    """Statistics that are computed together; what is in no chosen group is not computed."""
+
+    COUNTS = 0  # elements, non-finite elements, tokens: always
+    MOMENTS = auto()  # mean, M2, M3, M4
+    EXTREMES = auto()  # minimum, maximum, zeros
+    TOKENS = auto()  # token norms
+    CHANNELS = auto()  # the channel part
+    BINS = auto()  # the histogram's counts
+    ALL = MOMENTS | EXTREMES | TOKENS | CHANNELS | BINS
+
+
+class Summary(NamedTuple):
+    """What is kept of an activation, or of a part of one.
+
+    Attributes:
+        row: ``(ROW_SIZE,)``, see `Row`.
+        channels: ``(2, D)``, of each channel the sum of squares and the largest absolute value; ``(2, 0)``
+            when the channels were not asked for.
+    """
+
+    row: Tensor
+    channels: Tensor
+
+
+def summarize(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The row of :func:`measure`, all groups: ``(ROW_SIZE,)``.
+
+    Example:
+        >>> row = summarize(torch.tensor([[1.0, 3.0], [0.0, float("nan")]]))
+        >>> row[Row.COUNT].item(), row[Row.ZEROS].item(), row[Row.NONFINITE].item()
+        (3.0, 1.0, 1.0)
+        >>> summarize(torch.tensor([[1.0, 3.0], [9.0, 9.0]]), torch.tensor([True, False]))[Row.MEAN].item()
+        2.0
+    """
+    return measure(x, mask).row
+
+
+@torch.no_grad()
+def measure(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) -> Summary:
+    """Summarise the selected, finite elements of an activation.
+
+    The channels are the last dimension, and what is left when it is taken away are the tokens. Of ``(B, C,
+    H, W)``, unless its mask has two dimensions or more, the channels are dimension 1 and the tokens pixels.
+    float64 activations beyond 1e75 overflow ``M4``; narrower dtypes cannot.
+
+    Args:
+        x: activations of any shape, for example ``(B, T, D)``, and any floating-point dtype. Not modified.
+        mask: bool, of the shape of ``x``'s leading dimensions, for example ``(B, T)``: True where elements
+            count. None selects all.
+        groups: what to compute; the other numbers are those of an empty row.
+
+    Returns:
+        Row and channels in float64 on ``x``'s device. Elements that are nan or infinite are counted in
+        ``Row.NONFINITE``; token norms and channels take them as zeros, and nothing else knows of them.
+
+    Raises:
+        TypeError: ``x`` is not floating-point, or ``mask`` is not bool.
+        ValueError: ``mask``'s shape is not that of ``x``'s leading dimensions.
+
+    Example:
+        >>> measure(torch.tensor([[3.0, -4.0], [0.0, 4.0]]), groups=Group.CHANNELS).channels
+        tensor([[ 9., 32.],
+                [ 3.,  4.]], dtype=torch.float64)
+    """
+    _check(x, mask)
+    tokens, keep = _tokens(x.detach(), mask)  # (N, D), (N, 1 or D)
+    width = tokens.shape[1] if Group.CHANNELS in groups else 0
+    if x.numel() == 0:
+        return Summary(empty_rows(1, x.device)[0], torch.zeros(2, width, dtype=torch.float64, device=x.device))
+    step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_ACCELERATOR) // tokens.shape[1])
+    masks = repeat(None) if keep is None else keep.split(step)
+    parts = [_measure_chunk(*chunk, groups) for chunk in zip(tokens.split(step), masks, strict=False)]
+    if len(parts) == 1:
+        return parts[0]
+    sums, peaks = torch.stack([part.channels for part in parts]).unbind(1)
+    return Summary(merge_all(torch.stack([part.row for part in parts])), torch.stack([sums.sum(0), peaks.amax(0)]))
+
+
+def _check(x: Tensor, mask: Tensor | None) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"activations must be floating-point, not {x.dtype} (shape {tuple(x.shape)})")
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"the mask must be torch.bool, not {mask.dtype}; for an attention mask pass mask.bool()")
+    if mask.shape != x.shape[: mask.dim()]:
+        raise ValueError(
+            f"the mask's shape {tuple(mask.shape)} is not that of the leading dimensions "
+            f"of the activations' {tuple(x.shape)}"
+        )
+
+
+def _tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """``x`` as ``(N, D)``, channels last, and the mask as ``(N, 1)``, or ``(N, D)`` if it chooses elements."""
+    if x.dim() == 4 and (mask is None or mask.dim() < 2):
+        x = x.movedim(1, -1)
+    width = x.shape[-1] if x.dim() else 1
+    tokens = x.reshape(math.prod(x.shape[:-1]), width)
+    if mask is None:
+        return tokens, None
+    if mask.dim() == x.dim():
+        return tokens, mask.reshape(tokens.shape)
+    lead = x.shape[:-1]
+    return tokens, mask[(...,) + (None,) * (len(lead) - mask.dim())].expand(lead).reshape(-1, 1)
+
+
+class _Chunk(NamedTuple):
+    """Tokens and what to leave out of them, as numbers: arithmetic on booleans is several times slower."""
+
+    x: Tensor  # (N, D), float32 or float64
+    keep: Tensor | None  # (N, 1 or D), ones and zeros
+    clean: Tensor  # (N, D), zero where left out
+    bad: Tensor  # (N, D), one where selected and not finite
+    selected: Tensor  # number of selected elements, float64
+    n: Tensor  # those of them that are finite
+
+
+def _measure_chunk(x: Tensor, mask: Tensor | None, groups: Group) -> Summary:
+    chunk = _chunk(x if x.dtype == torch.float64 else x.float(), mask)
+    values = {Row.COUNT: chunk.n, Row.NONFINITE: chunk.selected - chunk.n}
+    channels = torch.zeros(2, 0, dtype=torch.float64, device=x.device)
+    if Group.EXTREMES in groups:
+        values |= _extremes(chunk)
+    values[Row.TOKENS] = _count_tokens(chunk)
+    bins = _bins(chunk) if Group.BINS in groups else None
+    if groups & (Group.MOMENTS | Group.TOKENS | Group.CHANNELS):
+        wide = chunk.clean.to(torch.float64, copy=True)
+        squares = wide * wide  # (N, D)
+        if Group.TOKENS in groups:
+            norms = squares.sum(1).sqrt()
+            values |= {Row.NORM_SUM: norms.sum(), Row.NORM_MAX: norms.amax()}
+        if Group.CHANNELS in groups:
+            channels = torch.stack([squares.sum(0), chunk.clean.abs_().amax(0).double()])
+        if Group.MOMENTS in groups:
+            values |= _moments(chunk, wide, squares)
+    return Summary(_row(values, bins, channels), channels)
+
+
+def _chunk(x: Tensor, mask: Tensor | None) -> _Chunk:
+    keep = None if mask is None else mask.to(x.dtype)
+    clean = x.nan_to_num(0.0, 0.0, 0.0)
+    bad = (x - x).nan_to_num_(1.0)  # nan where x is nan or infinite, else 0
+    if keep is None:
+        selected = torch.full((), float(x.numel()), dtype=torch.float64, device=x.device)
+    else:
+        clean, bad = clean.mul_(keep), bad.mul_(keep)
+        selected = keep.sum(dtype=torch.float64) * (x.shape[1] // keep.shape[1])
+    return _Chunk(x, keep, clean, bad, selected, selected - bad.sum(dtype=torch.float64))
+
+
+def _moments(chunk: _Chunk, wide: Tensor, work: Tensor) -> dict[Row, Tensor]:
+    """Overwrites ``wide``, the clean elements in float64, and ``work``: fresh memory costs more than arithmetic."""
+    mean = wide.sum() / chunk.n.clamp(min=1)
+    valid = chunk.bad.neg_().add_(1.0 if chunk.keep is None else chunk.keep)
+    d = wide.sub_(mean).mul_(valid)
+    squares = torch.mul(d, d, out=work)
+    m2, (d, squares) = squares.sum(), (d.flatten(), squares.flatten())
+    return {Row.MEAN: mean, Row.M2: m2, Row.M3: squares.dot(d), Row.M4: squares.dot(squares)}
+
+
+def _extremes(chunk: _Chunk) -> dict[Row, Tensor]:
+    x, keep, far = chunk.x, chunk.keep, torch.finfo(chunk.x.dtype).max
+    low, high = x.nan_to_num(far, far, far), x.nan_to_num(-far, -far, -far)
+    if keep is not None:
+        away = (1 - keep) * far
+        low, high = low.mul_(keep).add_(away), high.mul_(keep).sub_(away)
+    some = chunk.n > 0
+    return {
+        Row.MINIMUM: torch.where(some, low.amin().double(), math.inf),
+        Row.MAXIMUM: torch.where(some, high.amax().double(), -math.inf),
+        Row.ZEROS: chunk.n - torch.count_nonzero(chunk.clean),
+    }
+
+
+def _count_tokens(chunk: _Chunk) -> Tensor:
+    if chunk.keep is None:
+        return torch.full((), float(len(chunk.x)), dtype=torch.float64, device=chunk.x.device)
+    return chunk.keep.amax(1).sum(dtype=torch.float64)
+
+
+def _bins(chunk: _Chunk) -> Tensor:
+    bins = count_bins(chunk.clean)
+    bins[CENTRE] -= chunk.x.numel() - chunk.n  # the zeros that stand for what was left out
+    return bins
+
+
+def _row(values: dict[Row, Tensor], bins: Tensor | None, channels: Tensor) -> Tensor:
+    """An empty row with some numbers filled in."""
+    zero = torch.zeros((), dtype=torch.float64, device=channels.device)
+    blank = {Row.MINIMUM: zero + math.inf, Row.BAD_BATCH: zero + math.inf, Row.MAXIMUM: zero - math.inf}
+    values = {**blank, Row.CHANNELS: zero + channels.shape[1], **values}
+    head = [values.get(field, zero) for field in Row if field < Row.BINS]
+    bins = zero.expand(ROW_SIZE - Row.BINS) if bins is None else bins
+    return torch.cat([torch.stack(head), bins])
