@@ -49,6 +49,7 @@ class ReadingsLog:
         assert run.moment is not None, "readings belong to a stage"
         stage = run.moment.stage.value
         tagged: list[tuple[str, Reading]] = []
+        charts: dict[str, list[str]] = {}
         for detector in run.detectors:
             if detector.error is not None and not detector.enabled:
                 continue  # off for good since it failed: asked again, it would only fail and warn again
@@ -56,24 +57,22 @@ class ReadingsLog:
                 continue
             readings = run.layers.call(detector, partial(_read, detector)) or []
             tagged += [(tag(reading, stage, detector.tag_prefix), reading) for reading in readings]
+            numbers = [reading.name for reading in readings if not isinstance(reading.value, Histogram)]
+            charts.setdefault(detector.tag_prefix, []).extend(dict.fromkeys(numbers))
             run.layers.call(detector, detector.reset)
         if not tagged:
             return {}
         _refuse_shared_tags(tagged)
         if stage not in self._laid_out:  # with the first numbers of a stage, so that no chart stays empty
             self._laid_out.add(stage)
-            self._lay_out(run, loggers, stage)
+            self._lay_out(charts, loggers, stage)
         self._history.add(stage, step, tagged)
         write(loggers, tagged, step)
         return scalars_of(tagged)
 
-    def _lay_out(self, run: HookedRun, loggers: Iterable[MetricsLogger], stage: str) -> None:
+    def _lay_out(self, charts: dict[str, list[str]], loggers: Iterable[MetricsLogger], stage: str) -> None:
         """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
-        charts: dict[str, list[str]] = {}
-        for detector in run.detectors:
-            names = [name for name in detector.reading_names() if name != "histogram"]
-            charts.setdefault(detector.tag_prefix, []).extend(names)
-        for writer in map(summary_writer, loggers if any(charts.values()) else ()):
+        for writer in map(summary_writer, loggers):
             if writer is not None:
                 write_layout(writer, charts, stages=[stage])
 

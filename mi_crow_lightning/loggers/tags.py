@@ -21,7 +21,7 @@ STAGES: tuple[str, ...] = tuple(_SEGMENTS)
 
 
 def tag(reading: Reading, stage: str, prefix: str = "activations") -> str:
-    """Name a reading: ``<prefix>_<name>/<layer>`` for a number, ``<prefix>/<layer>`` for a histogram.
+    """Name a reading: ``<prefix>_<name>/<layer>``, and ``<prefix>/<layer>`` for a layer's ``histogram``.
 
     TensorBoard makes one section of all that stands before the first slash, so each statistic is one
     section with a chart per layer.
@@ -47,7 +47,8 @@ def tag(reading: Reading, stage: str, prefix: str = "activations") -> str:
     """
     segment = stage_segment(stage)
     # The value decides, not `kind`: a detector that forgot to name the kind still gets the right picture.
-    section = prefix if isinstance(reading.value, Histogram) else f"{prefix}_{reading.name}"
+    of_layer = isinstance(reading.value, Histogram) and reading.name == "histogram"
+    section = prefix if of_layer else f"{prefix}_{reading.name}"
     return f"{section}/{segment}{reading.layer}"
 
 

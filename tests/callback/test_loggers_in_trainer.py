@@ -145,3 +145,14 @@ def test_a_capture_is_read_in_the_stage_it_was_made_in_and_once() -> None:
     assert {row.stage for row in watch.history()} == {"validate"}
     assert len([row for row in watch.history() if row.name == "mean"]) == 2
     assert keep.get_captured() is not None
+
+
+def test_channels_have_a_histogram_of_their_own(tmp_path: Path) -> None:
+    watch = HookCallback(ActivationStatistics("model.0", statistics=["rms"], per_channel=True))
+    runner = fit(module_of(), data_of(), watch, logger=TensorBoardLogger(tmp_path), log_every_n_steps=5)
+    log = accumulated(Path(runner.log_dir))
+    assert set(log.Tags()["histograms"]) == {"activations/model.0", "activations_channel_rms/model.0"}
+    (written,) = log.Histograms("activations_channel_rms/model.0")
+    assert written.histogram_value.num == 32  # one number a channel
+    (rms,) = [row.value for row in watch.history()]
+    assert written.histogram_value.sum_squares / 32 == pytest.approx(rms**2, rel=1e-6)

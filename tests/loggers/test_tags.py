@@ -16,7 +16,7 @@ from mi_crow_lightning.loggers.tags import STAGES
 from mi_crow_lightning.metrics.histogram import Histogram
 
 SCALAR = Reading("transformer.h.0", "mean", 1.0)
-HISTOGRAM = Reading("transformer.h.0", "hist", Histogram((0.0, 1.0), (2.0,), 0.0, 1.0, 2.0, 1.0, 1.0), "histogram")
+HISTOGRAM = Reading("transformer.h.0", "histogram", Histogram((0.0, 1.0), (2.0,), 0.0, 1.0, 2.0, 1.0, 1.0), "histogram")
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,9 @@ def test_importing_every_module_loads_neither_torch_nor_lightning_nor_tensorboar
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_another_histogram_of_a_layer_has_its_name_in_the_tag() -> None:
+    histogram = Histogram((0.0, 1.0), (1.0,), 0.5, 0.5, 1.0, 0.5, 0.25)
+    reading = Reading("h.0", "channel_rms", histogram, "histogram")
+    assert tag(reading, "validate", prefix="mlp") == "mlp_channel_rms/val/h.0"

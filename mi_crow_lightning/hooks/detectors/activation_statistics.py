@@ -135,8 +135,7 @@ class ActivationStatistics(Detector):
         if self.histogram:
             yield Reading(layer, "histogram", histogram(row), "histogram")
         if self.per_channel and not row[Row.MIXED]:
-            # Tags of histograms are told apart by the layer alone.
-            yield Reading(f"{layer}/channel_rms", "channel_rms", histogram_of(channel_rms(row, channels)), "histogram")
+            yield Reading(layer, "channel_rms", histogram_of(channel_rms(row, channels)), "histogram")
 
     def reset(self) -> None:
         """Forget what was seen in the running stage."""
