@@ -33,6 +33,7 @@ from mi_crow_lightning.hooks.rules import refuse_shared_tags
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.history import HistoryRow
 from mi_crow_lightning.readings_log import ReadingsLog
+from mi_crow_lightning.start_warnings import warn_if_nothing_is_logged, warn_of_evaluation_mode
 
 __all__ = ["HookCallback"]
 
@@ -103,8 +104,8 @@ class HookCallback(pl.Callback):
         self._register(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._warn_of_evaluation_mode()
-        self._warn_if_nothing_is_logged(trainer)
+        warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
+        warn_if_nothing_is_logged(trainer, self.detectors, self.log_every_n_steps)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if facts.is_fitting(trainer):
@@ -140,32 +141,17 @@ class HookCallback(pl.Callback):
             self._write(trainer, self._run, moment.step)
 
     def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._begin_batch(trainer, Stage.VALIDATE, batch, batch_idx, dataloader_idx)
 
     def on_test_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._begin_batch(trainer, Stage.TEST, batch, batch_idx, dataloader_idx)
 
     def on_predict_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._begin_batch(trainer, Stage.PREDICT, batch, batch_idx, dataloader_idx)
 
@@ -299,27 +285,6 @@ class HookCallback(pl.Callback):
         """Readings go to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
         scalars = self._log.write(run, trainer.loggers, step)
         trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
-
-    def _warn_of_evaluation_mode(self) -> None:
-        modules = self._run.layers.hooked_modules() if self._run is not None else []
-        asleep = sum(not module.training for module in modules)
-        if asleep:
-            warnings.warn(
-                f"{asleep} of {len(modules)} hooked layers are in evaluation mode, and Lightning keeps that while it "
-                "trains: no dropout, no gradient checkpointing. Models of from_pretrained come so; call .train() on "
-                "what is to be trained before fit.",
-                stacklevel=2,
-            )
-
-    def _warn_if_nothing_is_logged(self, trainer: pl.Trainer) -> None:
-        every, steps = facts.log_interval(trainer, self.log_every_n_steps), facts.steps_of_run(trainer)
-        by_default = any(hook.schedule is None for hook in self.detectors)
-        if by_default and steps is not None and steps < every:
-            warnings.warn(
-                f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
-                "none. Set log_every_n_steps, here or in the Trainer.",
-                stacklevel=2,
-            )
 
 
 def _hook_callbacks(trainer: pl.Trainer) -> list[HookCallback]:

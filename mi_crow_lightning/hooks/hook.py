@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import HookError, NoTensorFound
-from mi_crow_lightning.hooks.activations import put_input, take_input, take_output
+from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.in_place import guarded
+from mi_crow_lightning.hooks.replacement import replacement
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 
 if TYPE_CHECKING:
@@ -226,31 +227,14 @@ class Hook:
         try:
             with guarded(self._activation(ctx, output), type(self).__name__):
                 result = self._hook_fn(module, ctx.args, output)
-            return self._replacement(result, ctx)
+            if result is not None and not self.edits:
+                raise TypeError(
+                    f"{type(self).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "
+                    "detectors observe. Subclass Controller, or Hook, to change activations."
+                )
+            return replacement(result, self.hook_type, ctx)
         finally:
             self._context = outer
-
-    def _replacement(self, result: Any, ctx: HookContext) -> Any:
-        """``result`` of `_hook_fn` in the form that torch expects."""
-        if result is not None and not self.edits:
-            raise TypeError(
-                f"{type(self).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "
-                "detectors observe. Subclass Controller, or Hook, to change activations."
-            )
-        if result is None or self.hook_type is HookType.FORWARD:
-            return result
-        if isinstance(result, Tensor):
-            return put_input(ctx.args, ctx.kwargs, result)
-        if isinstance(result, list):
-            result = tuple(result)
-        if not isinstance(result, tuple):
-            raise TypeError(
-                f"_hook_fn of a pre_forward hook returned a {type(result).__name__}: return a tensor, "
-                "a tuple of positional inputs, or (args, kwargs)"
-            )
-        if len(result) == 2 and isinstance(result[0], tuple) and isinstance(result[1], dict):
-            return result
-        return result, dict(ctx.kwargs)
 
     def wrapped(self, error: Exception, ctx: HookContext, shape: tuple[int, ...] | None = None) -> HookError:
         """``error`` as a `HookError` that tells where it happened."""

@@ -1,0 +1,43 @@
+"""What a user should know before a fit is paid for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from torch import nn
+
+from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.hooks.hook import Hook
+
+__all__ = ["warn_if_nothing_is_logged", "warn_of_evaluation_mode"]
+
+
+def warn_of_evaluation_mode(layers: Sequence[nn.Module]) -> None:
+    """Warn when hooked layers are to be trained in evaluation mode."""
+    asleep = sum(not layer.training for layer in layers)
+    if asleep:
+        warnings.warn(
+            f"{asleep} of {len(layers)} hooked layers are in evaluation mode, and Lightning keeps that while it "
+            "trains: no dropout, no gradient checkpointing. Models of from_pretrained come so; call .train() on "
+            "what is to be trained before fit.",
+            stacklevel=2,
+        )
+
+
+def warn_if_nothing_is_logged(trainer: pl.Trainer, detectors: Sequence[Hook], own_interval: int | None) -> None:
+    """Warn when the run ends before the first step that is logged.
+
+    Args:
+        trainer: the Trainer, at the start of training.
+        detectors: those with a schedule of their own know what they do.
+        own_interval: the callback's ``log_every_n_steps``.
+    """
+    every, steps = facts.log_interval(trainer, own_interval), facts.steps_of_run(trainer)
+    if any(hook.schedule is None for hook in detectors) and steps is not None and steps < every:
+        warnings.warn(
+            f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
+            "none. Set log_every_n_steps, here or in the Trainer.",
+            stacklevel=2,
+        )
