@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test lint format docs demo clean
+.PHONY: help setup test lint format docs demo bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ docs: setup  ## Build the documentation into site/
 
 demo: setup  ## Fine-tune and steer a small language model (ARGS go to the script)
 	$(BIN)/python examples/finetune_and_steer.py $(ARGS)
+
+bench: setup  ## Measure what watching costs (ARGS go to the script); writes benchmark.json
+	$(BIN)/python -m tests.benchmarks.watching $(ARGS)
 
 clean:  ## Remove .venv, built files and caches
 	rm -rf $(VENV) build dist site .site-check .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
