@@ -88,11 +88,6 @@ class Passes:
             self._awaiting_backward.discard(module)
         return self._facts.get(module, PassFacts(takes_mask=True))
 
-    @property
-    def running(self) -> bool:
-        """Whether a watched ancestor is being called."""
-        return bool(self._calls)
-
     @contextmanager
     def generating(self, prompt_width: int | None) -> Iterator[None]:
         """While ``generate`` runs, with a prompt of so many columns."""

@@ -134,6 +134,8 @@ def test_a_vector_made_in_inference_mode_serves_training() -> None:
     model = llama().train()
     Layers(model).register_hook(None, controller)
     model(**BATCH, labels=BATCH["input_ids"]).loss.backward()
+    assert not controller.vector.is_inference()
+    assert model.model.layers[0].mlp.up_proj.weight.grad.any()  # below the steered block
 
 
 def test_strength_and_vector_may_change_between_batches() -> None:
