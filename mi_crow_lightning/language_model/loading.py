@@ -49,11 +49,18 @@ def load_tokenizer(name_or_path: str | Path, **params: Any) -> Any:
 
 def _gguf(name_or_path: str | Path) -> tuple[str, Mapping[str, str]]:
     """Where to load from, and transformers' argument for a GGUF file if it is one."""
-    path = Path(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path).startswith((".", "/", "~")) and not path.exists():
+        # transformers would take it for a name on the hub, and complain of its characters.
+        raise FileNotFoundError(
+            f"there is no folder or GGUF file {str(name_or_path)!r}; of a model on the hub give the name, e.g. 'gpt2'"
+        )
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
-    if not path.is_dir() or (path / "config.json").exists():
+    if not path.is_dir():
         return str(name_or_path), {}
+    if (path / "config.json").exists():
+        return str(path), {}
     files = sorted(file.name for file in path.glob("*.gguf"))
     if len(files) > 1:
         raise ValueError(f"{str(path)!r} holds {len(files)} GGUF files: name one of {', '.join(files)}")
