@@ -8,40 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from mi_crow_lightning.hooks.facts import PassFacts
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 if TYPE_CHECKING:
     from mi_crow_lightning.hooks.hook import Hook
     from mi_crow_lightning.hooks.layers import Layers
 
-__all__ = ["HookContext", "PassFacts"]
-
-
-@dataclass(frozen=True)
-class PassFacts:
-    """What the call of the layer's model says about its tokens.
-
-    Attributes:
-        mask: the attention mask as it was passed, ``None`` when every token is real.
-        tokens: tokens of each row in this pass; ``None`` where that cannot be told.
-        past: tokens in the key-value cache before this pass; ``None`` when the model takes no cache.
-        prompt_width: columns of the prompt, padding included; ``None`` when the whole pass is prompt.
-        generating: whether the pass belongs to a call of ``generate``.
-        takes_mask: whether the model takes an attention mask at all.
-        superseded: whether passes with other facts came since, before the backward pass of this one.
-    """
-
-    mask: Tensor | None = None
-    past: int | None = None
-    tokens: int | None = None
-    prompt_width: int | None = None
-    generating: bool = False
-    takes_mask: bool = False
-    superseded: bool = False
-
-    def agree_with(self, other: PassFacts) -> bool:
-        """Whether both choose the same tokens; masks are compared by identity, which waits for no device."""
-        return self.mask is other.mask and self.past == other.past and self.prompt_width == other.prompt_width
+__all__ = ["HookContext"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +67,14 @@ class HookContext:
     def step(self) -> int | None:
         """Steps taken before this batch; ``None`` outside a Trainer."""
         return self.moment.step if self.moment is not None else None
+
+    @property
+    def decode_step(self) -> int:
+        """0 while the prompt is read, then 1, 2, ...: how many tokens of each row this pass is past the prompt."""
+        facts = self.facts
+        if facts.prompt_width is None or facts.tokens is None:
+            return 0
+        return max(0, (facts.past or 0) + facts.tokens - facts.prompt_width)
 
     @property
     def model(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Following ``generate``: while hooks are attached, the width of the prompt is noted when it is called.
+"""Following ``generate``: while hooks are attached, the width and mask of the prompt are noted when it is called.
 
 Nothing in a single pass tells prompt from generated tokens when there is no cache, or when the prompt is
 fed in chunks; the call of ``generate`` does.
@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mi_crow_lightning.hooks.facts import Generation
 from mi_crow_lightning.hooks.passes import Passes
 
 __all__ = ["follow_generate", "unfollow_generate"]
 
 
 class _FollowedGenerate:
-    """Stands in for a model's ``generate`` and notes the prompt's width; a copy of the model gets its own."""
+    """Stands in for a model's ``generate`` and notes the prompt; a copy of the model gets its own."""
 
     def __init__(self, model: nn.Module, passes: Passes) -> None:
         self.model = model
@@ -28,7 +29,7 @@ class _FollowedGenerate:
         functools.update_wrapper(self, self.original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.passes.generating(_prompt_width(self.model, args, kwargs)):
+        with self.passes.generating(_generation(self.model, args, kwargs)):
             return self.original(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -39,13 +40,16 @@ def _own_generate(model: nn.Module) -> Any:
     return getattr(type(model), "generate").__get__(model)  # noqa: B009
 
 
-def _prompt_width(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+def _generation(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return None  # these are the encoder's tokens; the decoder's prompt is its first pass
+        return Generation()  # what it is given are the encoder's tokens; the decoder's first pass is its prompt
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return Generation(mask.shape[1], mask)  # wider than the IDs where a cache holds the earlier tokens
     for value in (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))):
         if isinstance(value, Tensor) and value.dim() >= 2:
-            return value.shape[1]
-    return None
+            return Generation(value.shape[1])
+    return Generation()
 
 
 def follow_generate(model: nn.Module, passes: Passes) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
-from mi_crow_lightning.hooks.context import HookContext, PassFacts
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.facts import PassFacts
 
-__all__ = ["first_column", "real_tokens", "tokens_of_pass"]
+__all__ = ["first_column", "real_so_far", "real_tokens", "tokens_of_pass"]
 
 
 def tokens_of_pass(x: Tensor, facts: PassFacts) -> int:
@@ -52,9 +53,53 @@ def real_tokens(x: Tensor, ctx: HookContext) -> Tensor | None:
                 f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
             )
         return _fitted(mask.to(x.device) != 0, x, ctx)
+    if ctx.facts.unreadable is not None:
+        raise TokensUnknown(
+            f"the attention mask that {ctx.layer!r}'s model was called with is a {ctx.facts.unreadable}, of which "
+            "padding cannot be told. Give HookCallback(token_mask=...), or use another attention implementation."
+        )
     if ctx.facts.mask is not None:
         return _fitted(_mask_of_pass(ctx.facts.mask, x, ctx.facts), x, ctx)
     return None if ctx.facts.takes_mask else _batch_mask(x, ctx)
+
+
+def real_so_far(x: Tensor, real: Tensor, ctx: HookContext) -> Tensor:
+    """The real tokens of the whole sequence up to the end of this pass, those in the cache too.
+
+    Args:
+        x: the activation ``(B, T, D)``.
+        real: the real tokens of this pass, ``(B, T)`` bool.
+        ctx: the hook's context.
+
+    Returns:
+        ``(B, past + T)`` bool.
+
+    Raises:
+        TokensUnknown: the model was given a mask of this pass alone.
+    """
+    facts = ctx.facts
+    first = first_column(x, facts)
+    if first == 0:
+        return real
+    if facts.mask is None:
+        return real.new_ones(len(real), first + x.shape[1])
+    so_far = _columns_of(facts.mask).to(real.device)[:, : first + x.shape[1]]
+    if so_far.shape[1] != first + x.shape[1]:
+        raise TokensUnknown(
+            f"{ctx.layer!r}: the attention mask {tuple(facts.mask.shape)} does not reach back over the {first} tokens "
+            "before this pass, so positions cannot be counted: pass the mask of the whole sequence"
+        )
+    return so_far.expand(len(real), -1)
+
+
+def _columns_of(mask: Tensor) -> Tensor:
+    """An attention mask of any of the usual forms as (B, columns) bool."""
+    if mask.dim() == 2:
+        return mask != 0
+    # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
+    last = mask.reshape(mask.shape[0], -1, *mask.shape[-2:])[:, 0, -1]
+    # An additive mask holds 0 (or a small bias) for what counts, and a very negative number for the rest.
+    return last > -1000.0 if last.is_floating_point() else last != 0
 
 
 def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
@@ -64,14 +109,9 @@ def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
     second dimension of the activation then is no sequence of these tokens (latents).
     """
     tokens = tokens_of_pass(x, facts) if facts.tokens is not None or x.dim() >= 3 else mask.shape[-1]
-    if mask.dim() == 2:
-        real = mask != 0
-        if facts.past is not None and real.shape[1] != facts.past + tokens:
-            return real
-    else:  # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
-        last = mask.reshape(mask.shape[0], -1, *mask.shape[-2:])[:, 0, -1]
-        # An additive mask holds 0 (or a small bias) for what counts, and a very negative number for the rest.
-        real = last > -1000.0 if last.is_floating_point() else last != 0
+    real = _columns_of(mask)
+    if mask.dim() == 2 and facts.past is not None and real.shape[1] != facts.past + tokens:
+        return real
     return real[:, -tokens:] if facts.past is None else real[:, facts.past : facts.past + tokens]
 
 

@@ -2,46 +2,29 @@
 
 The ancestors of the watched layers report when they are entered and left. The outermost one that is
 called marks the pass: when it returns, the pass is over, and only then are the errors of hooks dealt
-with. One ancestor of each layer, its *token module*, also tells which tokens are real: the innermost
-that takes token IDs or embeddings beside an ``attention_mask``, else the innermost with a mask. (An
-inner mask may speak of keys, as in cross attention, and an outer one of another model's tokens.)
+with. One ancestor of each layer, its *token module*, also tells which tokens are real, see ``facts.py``.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mi_crow_lightning.errors import HookError
-from mi_crow_lightning.hooks.context import PassFacts
+from mi_crow_lightning.hooks.facts import Generation, PassFacts, parameters_of, read_facts
 from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank
 
 if TYPE_CHECKING:
     from mi_crow_lightning.hooks.hook import Hook
 
-__all__ = ["EnterCall", "LeaveCall", "Passes", "parameters_of", "token_module"]
+__all__ = ["EnterCall", "LeaveCall", "Passes"]
 
-_TOKEN_INPUTS = ("input_ids", "inputs_embeds")
-
-
-def parameters_of(module: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters of the module's ``forward``, in order."""
-    return tuple(inspect.signature(module.forward).parameters)
-
-
-def token_module(ancestors: Sequence[nn.Module]) -> nn.Module | None:
-    """Of a layer's ancestors, innermost first, the one whose call tells which tokens are real."""
-    with_mask = [module for module in ancestors if "attention_mask" in parameters_of(module)]
-    for module in with_mask:
-        if any(name in parameters_of(module) for name in _TOKEN_INPUTS):
-            return module
-    return with_mask[0] if with_mask else None
+_REMEMBERED = 32  # calls of a module before a backward pass; older ones are lost, which is told
 
 
 class Passes:
@@ -58,10 +41,9 @@ class Passes:
         self._failed: set[str] = set()
         self._skipped: set[tuple[str, str]] = set()
         self._token_modules: dict[nn.Module, tuple[str, ...]] = {}
-        self._facts: dict[nn.Module, PassFacts] = {}
-        self._awaiting_backward: set[nn.Module] = set()
-        self._prompt_widths: dict[nn.Module, int] = {}
-        self._generate_widths: list[int | None] = []
+        self._token_calls: dict[nn.Module, _Calls] = {}
+        self._first_widths: dict[nn.Module, int] = {}
+        self._generations: list[Generation] = []
 
     def read_tokens_at(self, module: nn.Module) -> None:
         """From now on note the attention mask and cache length that ``module`` is called with."""
@@ -70,9 +52,8 @@ class Passes:
     def reset(self) -> None:
         """Forget the running pass: the next batch begins. Errors of a pass that was cut short are lost with it."""
         self._forget_pass()
-        self._facts.clear()
-        self._awaiting_backward.clear()
-        self._prompt_widths.clear()
+        self._token_calls.clear()
+        self._first_widths.clear()
 
     def _forget_pass(self) -> None:
         self._calls.clear()
@@ -81,21 +62,24 @@ class Passes:
         self._skipped.clear()
 
     def facts_at(self, module: nn.Module | None, recomputing: bool = False) -> PassFacts:
-        """What the running pass says about its tokens, as read at a token module."""
+        """What the running pass, or the one that is recomputed, says about its tokens, as read at a token module."""
         if module is None:
-            return PassFacts(generating=bool(self._generate_widths))
-        if recomputing:
-            self._awaiting_backward.discard(module)
-        return self._facts.get(module, PassFacts(takes_mask=True))
+            return PassFacts(generating=bool(self._generations))
+        calls = self._token_calls.get(module)
+        if calls is None or calls.facts is None:  # the layer was called on its own
+            return PassFacts(takes_mask=True)
+        if not recomputing or module in self._calls:  # checkpointed as a whole, the module itself is called again
+            return calls.facts
+        return calls.repeated() or PassFacts(takes_mask=True, lost=True)
 
     @contextmanager
-    def generating(self, prompt_width: int | None) -> Iterator[None]:
-        """While ``generate`` runs, with a prompt of so many columns."""
-        self._generate_widths.append(prompt_width)
+    def generating(self, generation: Generation) -> Iterator[None]:
+        """While ``generate`` runs."""
+        self._generations.append(generation)
         try:
             yield
         finally:
-            self._generate_widths.pop()
+            self._generations.pop()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An ancestor is called."""
@@ -104,7 +88,8 @@ class Passes:
         self._calls.append(module)
         names = self._token_modules.get(module)
         if names is not None:
-            self._take(module, self._read(module, _Call(names, args, kwargs)))
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            self._token_calls.setdefault(module, _Calls()).begin(self._read(module, names, given))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """An ancestor returned, or raised."""
@@ -112,6 +97,8 @@ class Passes:
             return
         while self._calls.pop() is not module:
             pass  # calls that a BaseException cut short
+        if module in self._token_calls:
+            self._token_calls[module].end()
         if not self._calls:
             self._settle(output)
 
@@ -141,72 +128,50 @@ class Passes:
         """Whether the hook had no effect on the layer in the pass that is recomputed."""
         return (hook_id, layer) in self._skipped
 
-    def _take(self, module: nn.Module, facts: PassFacts) -> None:
-        """Keep the facts of a pass, and whether they replace others that a recompute may still ask for."""
-        if module in self._awaiting_backward:
-            before = self._facts[module]
-            facts = replace(facts, superseded=before.superseded or not before.agree_with(facts))
-        if torch.is_grad_enabled():
-            self._awaiting_backward.add(module)
-        self._facts[module] = facts
-
     def _settle(self, output: Any) -> None:
         errors, self._errors = self._errors, []
         self._failed.clear()
         if errors:
             self._over(errors, output)
 
-    def _read(self, module: nn.Module, call: _Call) -> PassFacts:
-        past = _cache_length(call.get("past_key_values")) if "past_key_values" in call.names else None
-        width = self._generate_widths[-1] if self._generate_widths else None
-        tokens = call.tokens()
-        if width is None:
-            width = self._width_of_first_pass(module, past, tokens)
-        mask = call.get("attention_mask")
-        return PassFacts(
-            mask=mask if isinstance(mask, Tensor) else None,
-            past=past,
-            tokens=tokens,
-            prompt_width=width,
-            generating=bool(self._generate_widths),
-            takes_mask=True,
-        )
-
-    def _width_of_first_pass(self, module: nn.Module, past: int | None, tokens: int | None) -> int | None:
-        """In a decoding loop of the user's own, the first pass with an empty cache is the prompt."""
-        if past:
-            return self._prompt_widths.get(module)
-        if tokens is not None:
-            self._prompt_widths[module] = tokens
-        return None
+    def _read(self, module: nn.Module, names: tuple[str, ...], given: dict[str, Any]) -> PassFacts:
+        generation = self._generations[-1] if self._generations else None
+        facts = read_facts(module, given, names, generation, self._first_widths.get(module))
+        if not facts.past and facts.tokens is not None:
+            # In a decoding loop of the user's own, the first pass with an empty cache is the prompt.
+            self._first_widths[module] = facts.tokens
+        return facts
 
 
-class _Call:
-    """The arguments of a call, by the name of the parameter."""
+class _Calls:
+    """The last calls of a token module, to find the one that a recompute repeats.
 
-    def __init__(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.names = names
-        self._given = {**dict(zip(names, args, strict=False)), **kwargs}
+    A recompute runs while a node of the original graph runs backward. Nodes are numbered in the order they were
+    made, so the node's number lies between the numbers at the start and at the end of its call.
+    """
 
-    def get(self, name: str) -> Any:
-        return self._given.get(name)
+    def __init__(self) -> None:
+        self.facts: PassFacts | None = None
+        self._ended: deque[tuple[int, int, PassFacts]] = deque(maxlen=_REMEMBERED)
+        self._started = 0
 
-    def tokens(self) -> int | None:
-        """How many tokens each row is called with, where that can be told."""
-        for name in _TOKEN_INPUTS:
-            value = self.get(name)
-            if isinstance(value, Tensor) and value.dim() >= 2:
-                return value.shape[1]
-        return None
+    def begin(self, facts: PassFacts) -> None:
+        self.facts, self._started = facts, _next_node()
+
+    def end(self) -> None:
+        if self.facts is not None and torch.is_grad_enabled():
+            self._ended.append((self._started, _next_node(), self.facts))
+
+    def repeated(self) -> PassFacts | None:
+        """The facts of the call that is repeated."""
+        node = torch._C._current_autograd_node()
+        number = node._sequence_nr() if node is not None else -1
+        return next((facts for start, end, facts in reversed(self._ended) if start <= number < end), None)
 
 
-def _cache_length(cache: Any) -> int:
-    """Tokens in a transformers cache, or in the tuple of (key, value) pairs that older models use."""
-    if cache is None:
-        return 0
-    if isinstance(cache, (tuple, list)):
-        return int(cache[0][0].shape[-2]) if cache else 0
-    return int(cache.get_seq_length())
+def _next_node() -> int:
+    number: int = torch._C._autograd._get_sequence_nr()
+    return number
 
 
 class EnterCall(InertWhenCopied):

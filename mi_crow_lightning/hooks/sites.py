@@ -84,7 +84,7 @@ class Site(InertWhenCopied):
             moment=layers.moment,
             batch=layers.batch,
             token_mask=layers.token_mask,
-            facts=layers.passes.facts_at(self._token_source, recomputing),
+            facts=layers.passes.facts_at(self._token_source, recomputing).at_layer(args, kwargs),
             recomputing=recomputing,
         )
         self.fired.add(context.stage)

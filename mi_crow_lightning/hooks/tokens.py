@@ -1,15 +1,14 @@
 """Which positions a hook reads or edits.
 
-`Tokens` turns a context and an activation into a mask ``(B, T)``. Padding is in none of them. Columns are
-counted in the padded sequence, across the decode steps of a key-value cache, and a column is *prompt*
-while it is among those that ``generate`` was called with. Outside ``generate`` the first pass with an
-empty cache is the prompt, so in training every token is.
+`Tokens` turns a context and an activation into a mask ``(B, T)``. Padding is in none of them. What the words
+mean is in ``spans.py``: prompt is what ``generate`` was called with; outside of it the first pass with an empty
+cache is, so in training every token is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,32 +16,63 @@ from torch import Tensor
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.padding import first_column, real_tokens
+from mi_crow_lightning.hooks.padding import real_tokens
+from mi_crow_lightning.hooks.spans import Span
 
 __all__ = ["Tokens", "put_where"]
 
+_NAMES = ("all", "prompt", "generated", "last")
+
 
 class Tokens:
-    """A choice of positions: ``"all"``, ``"prompt"``, ``"generated"`` or ``"last"``.
+    """A choice of positions. Exactly one of the arguments is given; choices are joined by ``&``, ``|`` and ``~``.
 
-    - ``all``: every real token.
-    - ``prompt``: the tokens that were there before the first one was generated.
-    - ``generated``: those after. For an edit this includes the last token of the prompt, because its
-      activation is what produces the first generated token.
-    - ``last``: the last real token of each row: the end of the prompt, then each generated token. For an
-      edit the same as ``generated``.
+    Positions count real tokens from 0, across decode steps; negative ones count from the end of the prompt, so
+    ``-1`` is its last token. In training all tokens are prompt. Where several texts are packed in a row, and the
+    model is called with position IDs that begin anew with each, they count in each text. In models with an encoder
+    and a decoder they count on the side of the layer.
+
+    Args:
+        which: by name,
+
+            - ``"all"``: every real token;
+            - ``"prompt"``: the tokens that were there before the first one was generated;
+            - ``"generated"``: those after. For an edit this includes the last token of the prompt, because its
+              activation is what produces the first generated token;
+            - ``"last"``: the last real token of each row: the end of the prompt, then each generated token. For
+              an edit the same as ``"generated"``.
+        positions: these.
+        window: ``(start, stop)``, from start to before stop, as in a slice; ``None`` for an open end.
+        ids: the tokens with these IDs.
+        where: a function ``(x, ctx) -> (B, T)`` bool of the activation and the hook's context.
 
     Raises:
-        ValueError: ``which`` is none of these.
+        ValueError, TypeError: none of these, or more than one.
 
     >>> Tokens("generated")
     Tokens('generated')
+    >>> Tokens(window=(-8, None)) & ~Tokens(ids={2})
+    Tokens(window=(-8, None)) & ~Tokens(ids=[2])
     """
 
-    def __init__(self, which: str = "all") -> None:
-        if which not in _SELECT:
-            raise not_known("tokens", which, _SELECT)
-        self.which = which
+    def __init__(
+        self,
+        which: str | None = None,
+        *,
+        positions: Iterable[int] | None = None,
+        window: Sequence[int | None] | None = None,
+        ids: Iterable[int] | None = None,
+        where: Callable[[Tensor, HookContext], Tensor] | None = None,
+    ) -> None:
+        given = dict(which=which, positions=positions, window=window, ids=ids, where=where)
+        chosen = {name: value for name, value in given.items() if value is not None} or {"which": "all"}
+        if len(chosen) > 1:
+            raise ValueError(
+                f"Tokens takes one of which, positions, window, ids and where, not {' and '.join(chosen)}: join two "
+                "choices by & or |, as in Tokens('generated') & Tokens(ids={13})"
+            )
+        ((self.kind, value),) = chosen.items()
+        self.value: Any = _CHECKED[self.kind](value)
 
     @classmethod
     def of(cls, value: Tokens | str) -> Tokens:
@@ -65,78 +95,85 @@ class Tokens:
             ``(B, T)`` bool; ``None`` when every element of ``x`` is chosen.
 
         Raises:
-            TokensUnknown: ``x`` is no sequence of tokens, and other than all of it was asked for.
+            TokensUnknown: ``x`` is no sequence of tokens and other than all of it was asked for, or what was asked
+                for cannot be told.
         """
-        if ctx.recomputing and ctx.facts.superseded:
+        if ctx.facts.lost:
             raise TokensUnknown(
-                f"gradient checkpointing runs {ctx.layer!r} again for a pass that other passes, with other tokens, "
-                "followed before its backward pass, so which tokens were edited cannot be told. Run backward after "
-                "each pass, hook a layer outside of the checkpointed ones, or train without checkpointing."
+                f"gradient checkpointing runs {ctx.layer!r} again, and which of the passes before it is repeated, "
+                "and so which tokens were edited, cannot be told. Run backward after fewer passes, hook a layer "
+                "outside of the checkpointed ones, or train without checkpointing."
             )
         real = real_tokens(x, ctx)
-        if self.which == "all":
+        if self._is_all:
             return real
         if x.dim() != 3:
             raise TokensUnknown(
-                f"tokens={self.which!r} needs an activation (batch, tokens, features), and {ctx.layer!r} has "
+                f"tokens={self._text} needs an activation (batch, tokens, features), and {ctx.layer!r} has "
                 f"shape {tuple(x.shape)}: use tokens='all', or choose another layer"
             )
-        return _SELECT[self.which](_span(x, real, ctx), editing)
+        return self._choose(Span(x, real, ctx), editing)
+
+    def _choose(self, span: Span, editing: bool) -> Tensor:
+        """The chosen ones of the real tokens, ``(B, T)`` bool."""
+        return span.real & _CHOOSE[self.kind](self.value, span, editing)
+
+    @property
+    def _is_all(self) -> bool:
+        return self.kind == "which" and self.value == "all"
+
+    @property
+    def _text(self) -> str:
+        return repr(self.value) if self.kind == "which" else repr(self)
+
+    def __and__(self, other: Tokens) -> Tokens:
+        return _Joined("&", self, other)
+
+    def __or__(self, other: Tokens) -> Tokens:
+        return _Joined("|", self, other)
+
+    def __invert__(self) -> Tokens:
+        return _Others(self)
 
     def __repr__(self) -> str:
-        return f"Tokens({self.which!r})"
+        return f"Tokens({self.value!r})" if self.kind == "which" else f"Tokens({self.kind}={self.value!r})"
 
 
-class _Span(NamedTuple):
-    """The tokens of one pass: where they lie in the padded sequence, and which are real."""
+class _Joined(Tokens):
+    """Both choices, or either."""
 
-    real: Tensor  # (B, T) bool
-    columns: Tensor  # (T,)
-    prompt_width: int
-    has_prompt_end: bool  # whether the pass reaches the prompt's last column
+    value: tuple[Tokens, Tokens]
 
+    def __init__(self, sign: str, left: Tokens, right: Tokens) -> None:
+        if not isinstance(right, Tokens):
+            raise TypeError(f"{left!r} {sign} {right!r}: both must be Tokens(...)")
+        self.kind, self.value = sign, (left, right)
 
-def _span(x: Tensor, real: Tensor | None, ctx: HookContext) -> _Span:
-    tokens = x.shape[1]
-    first = first_column(x, ctx.facts)
-    end = first + tokens
-    width = end if ctx.facts.prompt_width is None else ctx.facts.prompt_width
-    if real is None:
-        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    columns = torch.arange(first, end, device=x.device)
-    return _Span(real, columns, width, has_prompt_end=end >= width)
+    def _choose(self, span: Span, editing: bool) -> Tensor:
+        left, right = self.value
+        one, other = left._choose(span, editing), right._choose(span, editing)
+        return one & other if self.kind == "&" else one | other
 
-
-def _prompt(span: _Span, editing: bool) -> Tensor:
-    return span.real & (span.columns < span.prompt_width)
+    def __repr__(self) -> str:
+        parts = [
+            f"({part!r})" if isinstance(part, _Joined) and part.kind != self.kind else repr(part) for part in self.value
+        ]
+        return f" {self.kind} ".join(parts)
 
 
-def _generated(span: _Span, editing: bool) -> Tensor:
-    generated = span.real & (span.columns >= span.prompt_width)
-    if editing and span.has_prompt_end:
-        return generated | _last_of_rows(_prompt(span, editing))
-    return generated
+class _Others(Tokens):
+    """The real tokens that are not chosen."""
 
+    value: Tokens
 
-def _last(span: _Span, editing: bool) -> Tensor:
-    if editing:  # each generated token was the last one once, and a pass without a cache shows them all again
-        return _generated(span, editing)
-    # A chunk in the middle of a prompt has no last token yet.
-    return _last_of_rows(span.real) if span.has_prompt_end else torch.zeros_like(span.real)
+    def __init__(self, inner: Tokens) -> None:
+        self.kind, self.value = "~", inner
 
+    def _choose(self, span: Span, editing: bool) -> Tensor:
+        return span.real & ~self.value._choose(span, editing)
 
-def _last_of_rows(chosen: Tensor) -> Tensor:
-    """Of each row of ``chosen`` (B, T), only its last True."""
-    after = chosen.flip(1).cumsum(1).flip(1)  # how many are chosen from here on
-    return chosen & (after == 1)
-
-
-_SELECT: dict[str, Callable[[_Span, bool], Tensor]] = {
-    "all": lambda span, editing: span.real,
-    "prompt": _prompt,
-    "generated": _generated,
-    "last": _last,
-}
+    def __repr__(self) -> str:
+        return f"~({self.value!r})" if isinstance(self.value, _Joined) else f"~{self.value!r}"
 
 
 def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:
@@ -151,3 +188,119 @@ def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:
         return edited  # a wrong shape or dtype is the controller's to refuse, with a message of its own
     # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.
     return torch.where(mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim())), edited, x)
+
+
+# What is chosen, by kind.
+
+
+def _named(which: str, span: Span, editing: bool) -> Tensor:
+    if which in ("generated", "last") and editing:
+        # Each generated token was the last one once, and a pass without a cache shows them all again.
+        return _generated(span) | span.last_of_prompt
+    if which == "generated":
+        return _generated(span)
+    return {"all": span.real, "prompt": span.in_prompt, "last": span.last}[which]
+
+
+def _generated(span: Span) -> Tensor:
+    if span.ctx.facts.side == "encoder":
+        raise TokensUnknown(
+            f"{span.ctx.layer!r} sees the tokens of an encoder, which are never generated: choose a layer of the "
+            "decoder, or tokens='all', positions=... or ids=..."
+        )
+    return span.generated
+
+
+def _at_positions(positions: Sequence[int], span: Span, editing: bool) -> Tensor:
+    chosen = torch.zeros_like(span.real)
+    for position in positions:
+        chosen = chosen | (span.positions == _from_start(position, span))
+    return chosen
+
+
+def _in_window(window: tuple[int | None, int | None], span: Span, editing: bool) -> Tensor:
+    start, stop = window
+    chosen = span.real
+    if start is not None:
+        chosen = chosen & (span.positions >= _from_start(start, span))
+    if stop is not None:
+        chosen = chosen & (span.positions < _from_start(stop, span))
+    return chosen
+
+
+def _from_start(position: int, span: Span) -> int | Tensor:
+    return position if position >= 0 else span.prompt_lengths + position
+
+
+def _with_ids(ids: Sequence[int], span: Span, editing: bool) -> Tensor:
+    chosen = torch.zeros_like(span.real)
+    for token_id in ids:  # each a comparison with a number: nothing is copied to the device
+        chosen = chosen | (span.ids == token_id)
+    return chosen
+
+
+def _where(function: Callable[[Tensor, HookContext], Tensor], span: Span, editing: bool) -> Tensor:
+    mask = function(span.x, span.ctx)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != span.real.shape:
+        given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TokensUnknown(
+            f"where= must return a torch.bool mask (batch, tokens) = {tuple(span.real.shape)}, not {given}"
+        )
+    return mask.to(span.x.device)
+
+
+_CHOOSE: dict[str, Callable[[Any, Span, bool], Tensor]] = {
+    "which": _named,
+    "positions": _at_positions,
+    "window": _in_window,
+    "ids": _with_ids,
+    "where": _where,
+}
+
+
+# What may be asked for, by kind.
+
+
+def _known_name(which: Any) -> str:
+    if which not in _NAMES:
+        raise not_known("tokens", which, _NAMES)
+    return str(which)
+
+
+def _integers(name: str) -> Callable[[Any], list[int]]:
+    def checked(values: Any) -> list[int]:
+        numbers = list(values) if isinstance(values, Iterable) and not isinstance(values, (str, bytes)) else None
+        if not numbers or not all(_is_integer(number) for number in numbers):
+            raise ValueError(f"{name}={values!r} must be integers, at least one, such as {name}=[0, 3]")
+        return sorted(set(numbers))
+
+    return checked
+
+
+def _ends(window: Any) -> tuple[int | None, int | None]:
+    ends = tuple(window) if isinstance(window, Sequence) and not isinstance(window, str) else ()
+    if len(ends) != 2 or not all(end is None or _is_integer(end) for end in ends):
+        raise ValueError(f"window={window!r} must be (start, stop), integers or None, such as window=(-8, None)")
+    start, stop = ends
+    if start is not None and stop is not None and (start < 0) == (stop < 0) and start >= stop:
+        raise ValueError(f"window={window!r} is empty: start must be before stop")
+    return start, stop
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _function(where: Any) -> Any:
+    if not callable(where):
+        raise TypeError(f"where={where!r} must be a function (x, ctx) -> mask (B, T)")
+    return where
+
+
+_CHECKED: dict[str, Callable[[Any], Any]] = {
+    "which": _known_name,
+    "positions": _integers("positions"),
+    "window": _ends,
+    "ids": _integers("ids"),
+    "where": _function,
+}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from mi_crow_lightning.hooks.facts import token_module
 from mi_crow_lightning.hooks.generate import follow_generate, unfollow_generate
 from mi_crow_lightning.hooks.handles import attach
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.passes import EnterCall, LeaveCall, Passes, token_module
+from mi_crow_lightning.hooks.passes import EnterCall, LeaveCall, Passes
 
 __all__ = ["Watchers"]
 

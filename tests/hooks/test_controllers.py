@@ -228,10 +228,19 @@ def test_a_recompute_is_edited_as_its_pass_was(reentrant: bool) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_two_passes_before_one_backward_are_refused_where_their_tokens_cannot_be_told(reentrant: bool) -> None:
+def test_each_of_two_passes_before_one_backward_is_recomputed_with_its_own_tokens(reentrant: bool) -> None:
     """As in DPO; the passes are padded on different sides, so their last tokens differ."""
-    with pytest.raises(TokensUnknown, match=r"gradient checkpointing runs .* again for a pass that other passes"):
-        gradients(reentrant, passes=2)
+    pairs = zip(gradients(reentrant, passes=2), gradients(None, passes=2), strict=True)
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in pairs)
+
+
+def test_more_passes_before_one_backward_than_are_remembered_are_refused() -> None:
+    model = llama(attention_dropout=0.0).train()
+    checkpoint_blocks(model, reentrant=False)
+    Layers(model).register_hook("block:1.mlp", SteeringController(None, VECTOR, 0.5, tokens="last"))
+    losses = [model(**BATCH, labels=BATCH["input_ids"]).loss for _ in range(40)]
+    with pytest.raises(TokensUnknown, match=r"runs 'model.layers.1.mlp' again, and which of the passes before it"):
+        sum(losses).backward()  # type: ignore[union-attr]
 
 
 def test_two_passes_before_one_backward_without_checkpointing() -> None:
