@@ -62,19 +62,12 @@ def count_bins(x: Tensor) -> Tensor:
     x = x if x.dtype in _BITS else x.float()
     bits = _BITS[x.dtype]
     # An arithmetic shift leaves the exponent, less `exponents` where the sign bit is set.
-    keys = (x.contiguous().view(bits.integer) >> bits.mantissa).flatten().long() + bits.exponents
-    counts = _count_keys(keys, 2 * bits.exponents).double()
-    negative, positive = counts[: bits.exponents], counts[bits.exponents :]
+    keys = (x.contiguous().view(bits.integer) >> bits.mantissa).flatten().add_(bits.exponents)
+    counts = _count_keys(keys, 2 * bits.exponents).view(2, bits.exponents)  # negative, positive
     low, high = bits.bias + MIN_EXPONENT, bits.bias + MAX_EXPONENT
-    return torch.cat(
-        [
-            negative[high:].sum(0, keepdim=True),
-            negative[low:high].flip(0),
-            (negative[:low] + positive[:low]).sum(0, keepdim=True),
-            positive[low:high],
-            positive[high:].sum(0, keepdim=True),
-        ]
-    )
+    small = counts[:, :low].sum()
+    negative, positive = torch.cat([counts[:, low:high], counts[:, high:].sum(1, keepdim=True)], dim=1)  # (32,) each
+    return torch.cat([negative.flip(0), small[None], positive]).double()
 
 
 def _count_keys(keys: Tensor, size: int) -> Tensor:

@@ -3,7 +3,8 @@
 A chunk of the activation at a time is brought into the cache, and all statistics are taken from it there, so
 the activation itself is read from memory once and the workspace is bounded (some 10 MB on the CPU, 200 MB on
 an accelerator) however large it is. Nothing here waits for the device, draws random numbers or changes its
-input. Elements to leave out are multiplied away, never indexed: a shape that depends on the data would wait.
+input. Elements to leave out are multiplied away: indexing makes a shape that depends on the data, which would
+wait. A CPU has the data at hand, so there the tokens that count are indexed, and what is finite needs no cleaning.
 All sums are float64, which does not exist on MPS; there the caller moves the activation to the CPU first.
 """
 
@@ -17,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.log2_bins import CENTRE, count_bins
-from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, empty_rows, merge_all
+from mi_crow_lightning.metrics.log2_bins import BINS, CENTRE, count_bins
+from mi_crow_lightning.metrics.rows import Row, empty_rows, merge_all
 
 # Elements in work at a time: about a cache full on the CPU, enough to outweigh kernel launches elsewhere.
 _CHUNK_CPU = 2**18
@@ -133,90 +134,110 @@ def _tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 class _Chunk(NamedTuple):
-    """Tokens and what to leave out of them, as numbers: arithmetic on booleans is several times slower."""
+    """Elements, and as numbers which of them count: arithmetic on booleans is several times slower."""
 
-    x: Tensor  # (N, D), float32 or float64
-    keep: Tensor | None  # (N, 1 or D), ones and zeros
-    clean: Tensor  # (N, D), zero where left out
-    bad: Tensor  # (N, D), one where selected and not finite
+    x: Tensor  # (N, D), float32 or float64, zero where it does not count
+    counts: Tensor | None  # (N, D), ones and zeros; None: every element counts
+    tokens: Tensor  # number of selected tokens, float64
     selected: Tensor  # number of selected elements, float64
     n: Tensor  # those of them that are finite
 
 
 def _measure_chunk(x: Tensor, mask: Tensor | None, groups: Group) -> Summary:
-    chunk = _chunk(x if x.dtype == torch.float64 else x.float(), mask)
-    values = {Row.COUNT: chunk.n, Row.NONFINITE: chunk.selected - chunk.n}
+    x = x if x.dtype == torch.float64 else x.float()
+    chunk = _finite_chunk(x, mask) or _chunk(x, mask)
+    values = {Row.COUNT: chunk.n, Row.NONFINITE: chunk.selected - chunk.n, Row.TOKENS: chunk.tokens}
     channels = torch.zeros(2, 0, dtype=torch.float64, device=x.device)
     if Group.EXTREMES in groups:
         values |= _extremes(chunk)
-    values[Row.TOKENS] = _count_tokens(chunk)
     bins = _bins(chunk) if Group.BINS in groups else None
     if groups & (Group.MOMENTS | Group.TOKENS | Group.CHANNELS):
-        wide = chunk.clean.to(torch.float64, copy=True)
+        wide = chunk.x.to(torch.float64, copy=True)
         squares = wide * wide  # (N, D)
         if Group.TOKENS in groups:
             norms = squares.sum(1).sqrt()
             values |= {Row.NORM_SUM: norms.sum(), Row.NORM_MAX: norms.amax()}
         if Group.CHANNELS in groups:
-            channels = torch.stack([squares.sum(0), chunk.clean.abs_().amax(0).double()])
+            channels = torch.stack([squares.sum(0), _peaks(chunk.x)])
         if Group.MOMENTS in groups:
             values |= _moments(chunk, wide, squares)
     return Summary(_row(values, bins, channels), channels)
 
 
+def _finite_chunk(x: Tensor, mask: Tensor | None) -> _Chunk | None:
+    """The chunk without what is left out, if the rest is finite and this can be told: then all of it counts."""
+    if not _data_at_hand(x):
+        return None
+    if mask is not None and not mask.all():
+        if mask.shape[1] != 1:
+            return None
+        x = x[mask[:, 0]]
+    # A finite sum has finite terms. (One that overflows may have too: `_chunk` then takes them, only slower.)
+    if x.numel() == 0 or not x.sum().isfinite():
+        return None
+    tokens, n = torch.tensor([len(x), x.numel()], dtype=torch.float64).unbind()
+    return _Chunk(x, None, tokens, n, n)
+
+
+def _data_at_hand(x: Tensor) -> bool:
+    """Whether a branch may depend on the data: not where it waits for the device, nor in a traced graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _chunk(x: Tensor, mask: Tensor | None) -> _Chunk:
-    keep = None if mask is None else mask.to(x.dtype)
+    """The chunk with zeros for what is left out."""
     clean = x.nan_to_num(0.0, 0.0, 0.0)
-    bad = (x - x).nan_to_num_(1.0)  # nan where x is nan or infinite, else 0
-    if keep is None:
-        selected = torch.full((), float(x.numel()), dtype=torch.float64, device=x.device)
+    counts = (x - x).add_(1.0).nan_to_num_(0.0)  # nan where x is nan or infinite
+    if mask is None:
+        tokens = torch.full((), float(len(x)), dtype=torch.float64, device=x.device)
+        selected = tokens * x.shape[1]
     else:
-        clean, bad = clean.mul_(keep), bad.mul_(keep)
+        keep = mask.to(x.dtype)
+        clean, counts = clean.mul_(keep), counts.mul_(keep)
+        tokens = keep.amax(1).sum(dtype=torch.float64)
         selected = keep.sum(dtype=torch.float64) * (x.shape[1] // keep.shape[1])
-    return _Chunk(x, keep, clean, bad, selected, selected - bad.sum(dtype=torch.float64))
+    return _Chunk(clean, counts, tokens, selected, counts.sum(dtype=torch.float64))
 
 
 def _moments(chunk: _Chunk, wide: Tensor, work: Tensor) -> dict[Row, Tensor]:
-    """Overwrites ``wide``, the clean elements in float64, and ``work``: fresh memory costs more than arithmetic."""
+    """Overwrites ``wide``, the elements in float64, and ``work``: fresh memory costs more than arithmetic."""
     mean = wide.sum() / chunk.n.clamp(min=1)
-    valid = chunk.bad.neg_().add_(1.0 if chunk.keep is None else chunk.keep)
-    d = wide.sub_(mean).mul_(valid)
+    d = wide.sub_(mean)
+    if chunk.counts is not None:
+        d.mul_(chunk.counts)
     squares = torch.mul(d, d, out=work)
     m2, (d, squares) = squares.sum(), (d.flatten(), squares.flatten())
     return {Row.MEAN: mean, Row.M2: m2, Row.M3: squares.dot(d), Row.M4: squares.dot(squares)}
 
 
 def _extremes(chunk: _Chunk) -> dict[Row, Tensor]:
-    x, keep, far = chunk.x, chunk.keep, torch.finfo(chunk.x.dtype).max
-    low, high = x.nan_to_num(far, far, far), x.nan_to_num(-far, -far, -far)
-    if keep is not None:
-        away = (1 - keep) * far
-        low, high = low.mul_(keep).add_(away), high.mul_(keep).sub_(away)
-    some = chunk.n > 0
-    return {
-        Row.MINIMUM: torch.where(some, low.amin().double(), math.inf),
-        Row.MAXIMUM: torch.where(some, high.amax().double(), -math.inf),
-        Row.ZEROS: chunk.n - torch.count_nonzero(chunk.clean),
-    }
+    zeros = chunk.n - torch.count_nonzero(chunk.x)
+    if chunk.counts is None:
+        low, high = (extreme.double() for extreme in chunk.x.aminmax())
+    else:
+        away = (1 - chunk.counts) * torch.finfo(chunk.x.dtype).max
+        low = torch.where(chunk.n > 0, (chunk.x + away).amin().double(), math.inf)
+        high = torch.where(chunk.n > 0, (chunk.x - away).amax().double(), -math.inf)
+    return {Row.MINIMUM: low, Row.MAXIMUM: high, Row.ZEROS: zeros}
 
 
-def _count_tokens(chunk: _Chunk) -> Tensor:
-    if chunk.keep is None:
-        return torch.full((), float(len(chunk.x)), dtype=torch.float64, device=chunk.x.device)
-    return chunk.keep.amax(1).sum(dtype=torch.float64)
+def _peaks(x: Tensor) -> Tensor:
+    """The largest absolute value of each channel, ``(D,)``."""
+    return torch.maximum(x.amax(0), -x.amin(0)).double()
 
 
 def _bins(chunk: _Chunk) -> Tensor:
-    bins = count_bins(chunk.clean)
+    bins = count_bins(chunk.x)
     bins[CENTRE] -= chunk.x.numel() - chunk.n  # the zeros that stand for what was left out
     return bins
 
 
 def _row(values: dict[Row, Tensor], bins: Tensor | None, channels: Tensor) -> Tensor:
     """An empty row with some numbers filled in."""
-    zero = torch.zeros((), dtype=torch.float64, device=channels.device)
-    blank = {Row.MINIMUM: zero + math.inf, Row.BAD_BATCH: zero + math.inf, Row.MAXIMUM: zero - math.inf}
-    values = {**blank, Row.CHANNELS: zero + channels.shape[1], **values}
-    head = [values.get(field, zero) for field in Row if field < Row.BINS]
-    bins = zero.expand(ROW_SIZE - Row.BINS) if bins is None else bins
-    return torch.cat([torch.stack(head), bins])
+    empty = {Row.MINIMUM: math.inf, Row.BAD_BATCH: math.inf, Row.MAXIMUM: -math.inf, Row.CHANNELS: channels.shape[1]}
+    head = [
+        values[field] if field in values else channels.new_full((), empty.get(field, 0.0))
+        for field in Row
+        if field < Row.BINS
+    ]
+    return torch.cat([torch.stack(head), channels.new_zeros(BINS) if bins is None else bins])

@@ -124,13 +124,12 @@ def merge_all(stacked: Tensor) -> Tensor:
         )
     out = stacked.sum(0)
     n, means, m2, m3 = stacked[..., : Row.M4].unbind(-1)  # (R, ...) each
-    share = n / out[..., Row.COUNT].clamp(min=1)
-    mean = (share * means).sum(0)
+    mean = (n / out[..., Row.COUNT].clamp(min=1) * means).sum(0)
     d = means - mean
     nd2 = n * d * d
-    between = torch.stack([nd2, d * (3 * m2 + nd2), d * (4 * m3 + d * (6 * m2 + nd2))], -1).sum(0)
+    between = torch.stack([nd2, d * (3 * m2 + nd2), d * (4 * m3 + d * (6 * m2 + nd2))], -1)  # (R, ..., 3)
     out[..., Row.MEAN] = mean
-    out[..., Row.M2 : Row.M4 + 1] += between
+    out[..., Row.M2 : Row.M4 + 1].add_(between.sum(0))
     out[..., _SMALLEST] = stacked[..., _SMALLEST].amin(0)
     out[..., _LARGEST] = stacked[..., _LARGEST].amax(0)
     return out

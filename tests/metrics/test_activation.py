@@ -106,6 +106,13 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(3).to(dtype)
 
 
+@pytest.fixture(params=["data at hand", "data elsewhere"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU, and as on a device that would have to be waited for."""
+    if request.param == "data elsewhere":
+        monkeypatch.setattr(one_pass, "_data_at_hand", lambda x: False)
+
+
 def padding(side: str) -> Tensor | None:
     if side == "none":
         return None
@@ -114,6 +121,7 @@ def padding(side: str) -> Tensor | None:
     return {"right": mask, "left": mask.flip(1), "all": torch.zeros_like(mask)}[side]
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("side", ["none", "right", "left", "all"])
 @pytest.mark.parametrize("special", [False, True])
@@ -124,6 +132,7 @@ def test_row_is_the_reference(dtype: torch.dtype, side: str, special: bool) -> N
     assert_row(summarize(x, padding(side)), reference(x, padding(side)))
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 3), (2, 3, 4, 5), (0,), (2, 0, 3), (3, 4, 0)])
 @pytest.mark.parametrize("mask_dims", [None, 0, 1, 2, 4])
 def test_every_shape(shape: tuple[int, ...], mask_dims: int | None) -> None:
@@ -132,6 +141,7 @@ def test_every_shape(shape: tuple[int, ...], mask_dims: int | None) -> None:
     assert_row(summarize(x, mask), reference(x, mask))
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("mask_dims", [None, 1, 2, 3])
 def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch, mask_dims: int | None) -> None:
     monkeypatch.setattr(one_pass, "_CHUNK_CPU", 50)
@@ -140,6 +150,18 @@ def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch, mask_dims: int | N
     assert_row(summarize(x, mask), reference(x, mask))
 
 
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("left_out", ["padding", "nan"])
+def test_what_is_left_out_is_no_extreme(sign: int, left_out: str) -> None:
+    x = (normal(4, 5, 6).abs() + 1) * sign
+    if left_out == "nan":
+        x[0, 0, 0] = math.nan
+    mask = padding("right") if left_out == "padding" else None
+    assert_row(summarize(x, mask), reference(x, mask))
+
+
+@pytest.mark.usefixtures("either_way")
 def test_strided_views() -> None:
     x = normal(6, 8, 10)
     mask = padding("right")
@@ -175,13 +197,23 @@ def test_float32_extremes_do_not_overflow(scale: float) -> None:
     np.testing.assert_allclose(statistics(summarize(x))["std"], x.double().numpy().std(), rtol=1e-10)
 
 
+def test_finite_elements_whose_sum_is_not() -> None:
+    x = torch.full((40, 25), 3e38)
+    x[:, 0] = 0
+    assert_row(summarize(x), reference(x))
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_changes_nothing(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("side", ["none", "right"])
+@pytest.mark.parametrize("finite", [False, True])
+def test_changes_nothing(dtype: torch.dtype, side: str, finite: bool) -> None:
     x = normal(4, 5, 6, dtype=dtype)
-    x[0, 0, 0] = math.nan
+    if not finite:
+        x[0, 0, 0] = math.nan
     x.requires_grad_()
     before, version, state = x.detach().clone(), x._version, torch.get_rng_state()
-    row = summarize(x, padding("right"))
+    row = summarize(x, padding(side))
     assert not row.requires_grad
     assert torch.equal(x.detach().view(torch.uint8), before.view(torch.uint8))
     assert x._version == version
@@ -230,6 +262,7 @@ def read(x: Tensor, mask: Tensor | None = None) -> dict[str, float]:
     return {name: value.item() for name, value in statistics(row).items()} | channel_statistics(row, channels)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("width", [1, 4, 7])
 @pytest.mark.parametrize("chunk", [10, 2**17])
 def test_statistics_are_numpys(monkeypatch: pytest.MonkeyPatch, width: int, chunk: int) -> None:
@@ -317,9 +350,9 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("mask_dims", [None, 1, 2, 3])
 def test_nothing_waits_for_the_device_or_draws(mask_dims: int | None) -> None:
-    x = normal(4, 5, 6)
-    metric = ActivationStatisticsMetric(2)
-    mask = None if mask_dims is None else torch.ones(x.shape[:mask_dims], dtype=torch.bool)
+    x = normal(4, 5, 6).to("meta")  # to a meta tensor the same is done as to an accelerator's
+    metric = ActivationStatisticsMetric(2).to("meta")
+    mask = None if mask_dims is None else torch.ones(x.shape[:mask_dims], dtype=torch.bool, device="meta")
     for _ in range(2):  # the first finds the widths
         with Operations() as operations:
             metric.update(1, x, mask, batch=3)
