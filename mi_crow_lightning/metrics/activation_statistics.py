@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mi_crow_lightning.metrics.buffers import empty_buffer, merge_buffers, split, widen, widths_in
 from mi_crow_lightning.metrics.one_pass import Group, measure
+from mi_crow_lightning.metrics.ranks import gather
 from mi_crow_lightning.metrics.rows import Row, merge_all
 
 
@@ -183,21 +183,6 @@ class ActivationStatisticsMetric(Metric):
             self.load(buffer)
             state_dict[f"{prefix}buffer"] = self.buffer
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def gather(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Gather the tensors of all ranks in one collective: all have one shape, so none is asked for its own.
-
-    Args:
-        tensor: this rank's.
-        group: the process group, None for all ranks.
-
-    Returns:
-        ``R`` tensors, in the order of the ranks.
-    """
-    gathered = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(gathered, tensor.contiguous(), group=group)
-    return gathered
 
 
 def _names(layers: Sequence[str] | int) -> tuple[str, ...]:

@@ -1,0 +1,96 @@
+"""The running summaries of projections, by stage: the state behind `ProjectionDetector`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.metrics.projections import Projection, empty_projections, merge_projections
+from mi_crow_lightning.metrics.ranks import over_ranks
+
+__all__ = ["ProjectionSums", "ProjectionValues"]
+
+
+class ProjectionValues(NamedTuple):
+    """What can be read from the projections on one direction, at one layer.
+
+    Attributes:
+        mean: mean projection of the tokens, in units of the activation.
+        std: their standard deviation (population).
+        min: the smallest projection.
+        max: the largest.
+        cosine: mean cosine of the tokens.
+    """
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    cosine: float
+
+
+class ProjectionSums:
+    """Sums of the projections on ``K`` directions at ``L`` layers, for each stage.
+
+    Args:
+        layers: how many layers.
+        vectors: how many directions.
+        device: where the sums are kept; they are float64, which Apple's GPUs do not have, so there it is the CPU.
+
+    >>> sums = ProjectionSums(1, 1, torch.device("cpu"))
+    >>> for value in (1.0, 3.0):
+    ...     sums.add("train", 0, torch.tensor([[1, value, 0, value / 5, value, value]], dtype=torch.float64))
+    >>> sums.values("train")[0][0].mean
+    2.0
+    """
+
+    def __init__(self, layers: int, vectors: int, device: torch.device) -> None:
+        self._shape = (layers, vectors)
+        self._device = torch.device("cpu") if device.type == "mps" else device
+        self._rows: dict[str, Tensor] = {}
+
+    def add(self, stage: str, layer: int, seen: Tensor) -> None:
+        """Add the summary of one pass, ``(K, 6)``, at one layer; it does not wait for the device."""
+        rows = self._of(stage)[layer]
+        rows.copy_(merge_projections(torch.stack([rows, seen.to(rows.device)])))
+
+    def values(self, stage: str) -> list[list[ProjectionValues | None]]:
+        """What is read, over all ranks: ``L`` lists of ``K``, ``None`` where nothing was seen; one copy to the host."""
+        rows = over_ranks(self._of(stage), merge_projections).tolist()
+        return [[_values(row) for row in of_layer] for of_layer in rows]
+
+    def reset(self, stage: str) -> None:
+        """Forget what was summed up in a stage."""
+        self._rows.pop(stage, None)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the sums on the CPU, by stage."""
+        return {stage: rows.cpu().clone() for stage, rows in self._rows.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        with torch.inference_mode(False):
+            self._rows = {stage: rows.to(self._device, copy=True) for stage, rows in state.items()}
+
+    def _of(self, stage: str) -> Tensor:
+        if stage not in self._rows:
+            with torch.inference_mode(False):  # the same ones serve prediction and training
+                self._rows[stage] = empty_projections(*self._shape, device=self._device)
+        return self._rows[stage]
+
+
+def _values(row: list[float]) -> ProjectionValues | None:
+    count = row[Projection.COUNT]
+    if not count:
+        return None
+    return ProjectionValues(
+        mean=row[Projection.MEAN],
+        std=math.sqrt(row[Projection.M2] / count),
+        min=row[Projection.MINIMUM],
+        max=row[Projection.MAXIMUM],
+        cosine=row[Projection.COSINES] / count,
+    )
