@@ -13,6 +13,9 @@
     │   ├── WrittenInPlace               a hook wrote to the model's own tensor
     │   ├── EditMismatch (ValueError)    a controller returned another shape, dtype or device
     │   ├── VectorMismatch (ValueError)  a steering vector does not fit the layer
+    │   ├── StrengthMismatch (ValueError)  strengths do not fit the rows, or there are none
+    │   ├── ConditionMismatch (ValueError)  a condition gives no mask that fits, or cannot be told
+    │   ├── PatchMismatch (ValueError)   stored activations do not fit those of the run
     │   ├── TokensUnknown (ValueError)   tokens were asked for where there is no sequence
     │   └── CaptureBudgetExceeded        a capture would grow past its byte budget
     ├── NeverFired (RuntimeError)        a controller was on, and none of its layers ran
@@ -28,6 +31,7 @@ from typing import Any
 __all__ = [
     "ActivationError",
     "CaptureBudgetExceeded",
+    "ConditionMismatch",
     "EditMismatch",
     "HookConflict",
     "HookError",
@@ -35,8 +39,10 @@ __all__ = [
     "MiCrowError",
     "NeverFired",
     "NoTensorFound",
+    "PatchMismatch",
     "RegistrationError",
     "StoreKeyError",
+    "StrengthMismatch",
     "TagConflict",
     "TokensUnknown",
     "VectorMismatch",
@@ -136,6 +142,18 @@ class WrittenInPlace(ActivationError):
 
 class VectorMismatch(ActivationError, ValueError):
     """A steering vector does not fit the layer it was to be added to."""
+
+
+class StrengthMismatch(ActivationError, ValueError):
+    """A controller's strength is not there, or not one for each sample."""
+
+
+class ConditionMismatch(ActivationError, ValueError):
+    """What a controller's ``when`` gave is no mask of the activation, or what it asks for is not known."""
+
+
+class PatchMismatch(ActivationError, ValueError):
+    """Stored activations are not aligned with the activation that they were to replace."""
 
 
 class TokensUnknown(ActivationError, ValueError):

@@ -7,8 +7,14 @@
 `Hook`, `HookType`         what both are; for everything else override ``_hook_fn``
 `LayerActivationDetector`  keeps activations
 `ActivationStatistics`     streams mean, std, ... and a histogram of activations
-`FunctionController`       applies a function to activations
+`ProjectionDetector`       streams projections on directions; may be a condition for edits
 `SteeringController`       adds a vector to activations at chosen tokens
+`AblationController`       takes a direction, or a subspace, out
+`ClampController`          sets, or limits, how far they lie along a direction
+`ScaleController`          multiplies them by a factor
+`PatchController`          replaces them by stored ones
+`FunctionController`       applies a function to them
+`TokenController`          the base of these: a controller of your own overrides ``change``
 `Schedule`, `Tokens`       when a hook is on, and at which positions
 =========================  ===========================================================================
 
@@ -29,16 +35,22 @@ if TYPE_CHECKING:
     from mi_crow_lightning.errors import HookError
     from mi_crow_lightning.hooks.context import HookContext
     from mi_crow_lightning.hooks.controller import Controller
+    from mi_crow_lightning.hooks.controllers.ablation import AblationController
+    from mi_crow_lightning.hooks.controllers.clamp import ClampController
     from mi_crow_lightning.hooks.controllers.function import FunctionController
+    from mi_crow_lightning.hooks.controllers.patch import PatchController
+    from mi_crow_lightning.hooks.controllers.scale import ScaleController
     from mi_crow_lightning.hooks.controllers.steering import SteeringController
     from mi_crow_lightning.hooks.detector import Detector
     from mi_crow_lightning.hooks.detectors.activation_statistics import ActivationStatistics
     from mi_crow_lightning.hooks.detectors.layer_activation import LayerActivationDetector
+    from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector
     from mi_crow_lightning.hooks.hook import Hook
     from mi_crow_lightning.hooks.hook_type import HookType
     from mi_crow_lightning.hooks.layers import Layers
     from mi_crow_lightning.hooks.reading import Reading
     from mi_crow_lightning.hooks.schedules import AllOf, AnyOf, LoggedSteps, Moment, Not, Schedule, Stage
+    from mi_crow_lightning.hooks.token_controller import TokenController
     from mi_crow_lightning.hooks.tokens import Tokens
 
 _HOOKS = "mi_crow_lightning.hooks"
@@ -56,13 +68,21 @@ _SOURCES = {
     "Layers": f"{_HOOKS}.layers",
     "Reading": f"{_HOOKS}.reading",
     "SteeringController": f"{_HOOKS}.controllers.steering",
+    "AblationController": f"{_HOOKS}.controllers.ablation",
+    "ClampController": f"{_HOOKS}.controllers.clamp",
+    "PatchController": f"{_HOOKS}.controllers.patch",
+    "ScaleController": f"{_HOOKS}.controllers.scale",
+    "ProjectionDetector": f"{_HOOKS}.detectors.projection",
+    "TokenController": f"{_HOOKS}.token_controller",
     "Tokens": f"{_HOOKS}.tokens",
 }
 
 __all__ = [
+    "AblationController",
     "ActivationStatistics",
     "AllOf",
     "AnyOf",
+    "ClampController",
     "Controller",
     "Detector",
     "FunctionController",
@@ -75,10 +95,14 @@ __all__ = [
     "LoggedSteps",
     "Moment",
     "Not",
+    "PatchController",
+    "ProjectionDetector",
     "Reading",
+    "ScaleController",
     "Schedule",
     "Stage",
     "SteeringController",
+    "TokenController",
     "Tokens",
 ]
 

@@ -12,7 +12,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 
-__all__ = ["Controller"]
+__all__ = ["Controller", "checked_edit"]
 
 
 class Controller(Hook):
@@ -52,11 +52,11 @@ class Controller(Hook):
         if self.hook_type is HookType.PRE_FORWARD:
             x = take_input(input, ctx.kwargs)
             new = self.modify_activations(module, x, x)
-            return None if _unchanged(new, x) else put_input(input, ctx.kwargs, _checked(new, x))
+            return None if _unchanged(new, x) else put_input(input, ctx.kwargs, checked_edit(new, x))
         x = take_output(output)
         inputs = next((value for value in input if isinstance(value, Tensor)), None)
         new = self.modify_activations(module, inputs, x)
-        return None if _unchanged(new, x) else put_output(output, _checked(new, x))
+        return None if _unchanged(new, x) else put_output(output, checked_edit(new, x))
 
     def modify_activations(self, module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> Tensor | None:
         """The edited activation; by default what `edit` makes of it.
@@ -89,7 +89,12 @@ def _unchanged(new: Tensor | None, x: Tensor) -> bool:
     return new is None or new is x
 
 
-def _checked(new: Any, x: Tensor) -> Tensor:
+def checked_edit(new: Any, x: Tensor) -> Tensor:
+    """``new`` itself, if it may replace ``x``.
+
+    Raises:
+        EditMismatch: it is no tensor, or not of the shape, dtype and device of ``x``.
+    """
     if not isinstance(new, Tensor):
         raise EditMismatch(f"a controller must return a tensor or None, not a {type(new).__name__}")
     for what in ("shape", "dtype", "device"):

@@ -6,6 +6,7 @@ This is the only place where the errors of hooks are caught and wrapped.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -178,6 +179,13 @@ class Hook:
     def default_schedule(self) -> When:
         """When the hook is on in a Trainer if no schedule was given."""
         return Schedule(stages="predict") if self.edits else LoggedSteps()
+
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Called first when the hook is registered: raise where it does not fit these layers.
+
+        Args:
+            blocks: names of the layers, in order, each with the block that it is or lies in, if any.
+        """
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
         """Called when the hook is registered, before any pass: make buffers here, not in ``__init__``.

@@ -133,6 +133,7 @@ class Layers:
         names = [match.name for match in matches]
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
+        hook.check_layers({match.name: match.index for match in matches})
         hook.prepare(names, _device(matches[0].module, self.root))
         hook.layer_signature, hook.hook_type = signature, kind
         self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), self._watchers, due)

@@ -13,10 +13,15 @@ import torch
 from torch import nn
 
 from mi_crow_lightning.hooks import (
+    AblationController,
     ActivationStatistics,
+    ClampController,
     FunctionController,
     LayerActivationDetector,
     Layers,
+    PatchController,
+    ProjectionDetector,
+    ScaleController,
     SteeringController,
 )
 from tests.models import WIDTH, assert_same_handles, handles, llama
@@ -84,10 +89,22 @@ def test_the_original_keeps_working_and_the_copy_can_be_hooked() -> None:
     assert model.generate(IDS, max_new_tokens=2, do_sample=False).shape == (1, 6)
 
 
+def first_rows(x: torch.Tensor, ctx: Any) -> torch.Tensor:
+    return torch.arange(len(x)) == 0
+
+
 HOOKS: dict[str, Callable[[], Any]] = {
     "activations": lambda: LayerActivationDetector("block:*", hook_id="x", keep="all"),
     "statistics": lambda: ActivationStatistics("block:*", hook_id="x", statistics=["mean"]),
     "steering": lambda: SteeringController("block:*", torch.ones(WIDTH), 2.0, "last", hook_id="x"),
+    "steering by layer": lambda: SteeringController("block:1", {1: torch.ones(WIDTH)}, torch.ones(1), hook_id="x"),
+    "ablation": lambda: AblationController(
+        "block:*", torch.ones(WIDTH), hook_id="x", strength=dict.fromkeys(range(4), 0.5)
+    ),
+    "clamp": lambda: ClampController("block:*", torch.ones(WIDTH), 1.0, hook_id="x", preserve_norm=True),
+    "scale": lambda: ScaleController("block:*", 0.5, hook_id="x", when=first_rows),
+    "patch": lambda: PatchController("block:1", torch.ones(WIDTH), hook_id="x"),
+    "projection": lambda: ProjectionDetector("block:*", torch.ones(WIDTH), hook_id="x"),
     "function": lambda: FunctionController("block:*", torch.tanh, hook_id="x", on_error="warn"),
 }
 

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.controller import Controller
+from mi_crow_lightning.hooks.controller import checked_edit
+from mi_crow_lightning.hooks.edits import mixed
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.tokens import Tokens, put_where
+from mi_crow_lightning.hooks.token_controller import TokenController
 
 __all__ = ["FunctionController"]
 
 
-class FunctionController(Controller):
+class FunctionController(TokenController):
     """Replaces activations by a function of them.
 
     Args:
@@ -25,8 +26,9 @@ class FunctionController(Controller):
             activation, and must not write to it.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
-        tokens: at which positions its result is taken; the others, padding among them, stay bit-equal.
-        **options: ``schedule``, ``on_error``, see `Hook`.
+        **options: ``tokens``, at which positions its result is taken (the others stay bit-equal), ``strength``, the
+            share of the change (1 is all), ``when``, ``preserve_norm``, see `TokenController`; ``schedule``,
+            ``on_error``, see `Hook`.
 
     Raises:
         TypeError: ``function`` is not callable.
@@ -45,19 +47,20 @@ class FunctionController(Controller):
         function: Callable[[Tensor], Tensor],
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
-        *,
-        tokens: Tokens | str = "all",
         **options: Any,
     ) -> None:
-        super().__init__(layer_signature, hook_type, hook_id, **options)
+        super().__init__(layer_signature, hook_type=hook_type, hook_id=hook_id, **options)
         if not callable(function):
             raise TypeError(f"function={function!r} must be callable: it maps an activation to another")
         self.function = function
-        self.tokens = Tokens.of(tokens)
 
-    def edit(self, x: Tensor, ctx: HookContext) -> Tensor:
-        """The function's result at the chosen positions, ``x`` elsewhere."""
-        edited = self.function(x)
-        if not isinstance(edited, Tensor):
-            raise EditMismatch(f"function returned a {type(edited).__name__}: it must return the edited tensor")
-        return put_where(self.tokens.mask(x, ctx, editing=True), edited, x)
+    def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """The function's result.
+
+        Raises:
+            EditMismatch: it is no tensor, or of another shape, dtype or device.
+        """
+        new = self.function(x)
+        if not isinstance(new, Tensor):
+            raise EditMismatch(f"function returned a {type(new).__name__}: it must return the edited tensor")
+        return mixed(x, checked_edit(new, x), strength)

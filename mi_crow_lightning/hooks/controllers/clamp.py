@@ -1,0 +1,107 @@
+"""Clamping: setting how far activations lie along a direction.
+
+Whatever the activation, its component along the direction becomes a value, or stays within a range; all that is
+orthogonal to the direction stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.directions import check_width, unit_vector
+from mi_crow_lightning.hooks.edits import added
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.token_controller import TokenController
+from mi_crow_lightning.metrics.projections import project
+
+__all__ = ["ClampController"]
+
+
+class ClampController(TokenController):
+    """Sets the projection of activations on a direction to a value, or clips it to a range.
+
+    With the unit vector ``u`` and the projection ``p = x @ u``, ``x + strength * (target - p) * u``. Tokens whose
+    projection is within the range stay bit-equal.
+
+    Args:
+        layer_signature: which layers.
+        vector: ``(D,)``, the direction; its length does not matter; or a mapping from layer (block index or name)
+            to directions.
+        value: what the projection becomes, in units of the activation.
+        low: the least that it may be, instead of ``value``.
+        high: the most that it may be, instead of ``value``.
+        **options: ``strength``, the share of the way (1 is all), ``tokens``, ``when``, ``preserve_norm`` (it then
+            scales the projection, too), see `TokenController`; ``hook_type``, ``hook_id``, ``schedule``,
+            ``on_error``, see `Hook`.
+
+    Raises:
+        TypeError, ValueError: ``vector`` is no finite direction; neither ``value`` nor a bound is given, or both; a
+            number is not finite; the range is empty.
+
+    >>> from torch import nn, tensor
+    >>> from mi_crow_lightning.hooks import Layers
+    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+    >>> _ = Layers(model).register_hook("0", ClampController("0", tensor([0.0, 2.0]), high=1.0))
+    >>> model(tensor([[[3.0, 4.0], [3.0, -4.0]]]))
+    tensor([[[ 3.,  1.],
+             [ 3., -4.]]])
+    """
+
+    def __init__(
+        self,
+        layer_signature: str | int | None,
+        vector: Tensor | Mapping[int, Tensor] | Mapping[str, Tensor],
+        value: float | None = None,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(layer_signature, **options)
+        self._units = PerLayer(vector, "vector", unit_vector)
+        self._casts = Casts()
+        self.value, self.low, self.high = _checked(value, low, high)
+
+    def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """``x`` with its projection at the value, or within the range.
+
+        Raises:
+            VectorMismatch: the direction's width is not that of ``x``.
+        """
+        unit = self._units.at(ctx)
+        check_width(len(unit), x, ctx, "the clamped direction")
+        unit = self._casts.of(unit, x)
+        along = project(x, unit[None])  # (..., 1)
+        if self.value is not None:
+            return added(x, (self.value - along) * unit, strength)
+        target = along.clamp(self.low, self.high)
+        return torch.where(target == along, x, added(x, (target - along) * unit, strength))
+
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Refuse layers that there is no direction for.
+
+        Raises:
+            RegistrationError: it names the layer, and those that there are.
+        """
+        super().check_layers(blocks)
+        self._units.check_layers(blocks)
+
+
+def _checked(
+    value: float | None, low: float | None, high: float | None
+) -> tuple[float | None, float | None, float | None]:
+    given = {name: number for name, number in (("value", value), ("low", low), ("high", high)) if number is not None}
+    for name, number in given.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise ValueError(f"{name}={number!r} must be a finite number")
+    if not given or ("value" in given and len(given) > 1):
+        raise ValueError(f"value={value!r}, low={low!r}, high={high!r}: give a value, or low, high or both")
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"low={low!r} is above high={high!r}: the range is empty")
+    return value, low, high

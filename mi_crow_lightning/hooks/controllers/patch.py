@@ -1,0 +1,152 @@
+"""Patching: replacing activations by stored ones (activation patching, Meng et al. 2022, arXiv:2202.05262).
+
+The stored activations lie in memory, on the layer's device once they were used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.errors import PatchMismatch
+from mi_crow_lightning.hooks.batch_rows import of_rows
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.directions import check_width
+from mi_crow_lightning.hooks.edits import mixed
+from mi_crow_lightning.hooks.padding import first_column
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.token_controller import TokenController
+
+__all__ = ["PatchController"]
+
+Stored: TypeAlias = Tensor | Sequence[Tensor]
+
+
+class PatchController(TokenController):
+    """Replaces activations by stored ones at chosen tokens.
+
+    How the stored activations are aligned with those of the run follows from their shape:
+
+    - ``(D,)``: every chosen token gets this vector (with a mean: mean ablation).
+    - ``(B, D)``: every chosen token of a row gets the row's vector.
+    - ``(B, T, D)``: column by column. The run's prompt must have as many columns, padding included, so run both with
+      the same padded batch. ``tokens`` chooses among the columns. Later columns, those of generated tokens,
+      are not stored and are left as they are: decode steps are not edited.
+    - a list of ``(B, T, D)`` and then any number of ``(B, 1, D)``, the passes of one ``generate`` with a cache:
+      column by column, and in decode step ``i`` the activation of that step, as far as there are any.
+    - of activations that are no sequence: a shape like theirs.
+
+    ``B`` may be 1, for all rows; rows that ``generate`` makes of a sample share its activations.
+
+    Args:
+        layer_signature: which layers.
+        source: the stored activations; or a mapping from layer (block index or name) to these, as
+            ``LayerActivationDetector.get_captured()`` gives for several layers.
+        **options: ``strength``, the share of the change (1 is all), ``tokens``, ``when``, ``preserve_norm``, see
+            `TokenController`; ``hook_type``, ``hook_id``, ``schedule``, ``on_error``, see `Hook`.
+
+    Raises:
+        TypeError, ValueError: ``source`` is nothing of these.
+
+    >>> from torch import nn, ones, zeros
+    >>> from mi_crow_lightning.hooks import Layers
+    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+    >>> _ = Layers(model).register_hook("0", PatchController("0", ones(1, 2, 3), when=lambda x, ctx: x[..., 0] > 4))
+    >>> model(zeros(1, 2, 3) + 5).unique()
+    tensor([1.])
+    """
+
+    def __init__(
+        self,
+        layer_signature: str | int | None,
+        source: Stored | Mapping[int, Stored] | Mapping[str, Stored],
+        **options: Any,
+    ) -> None:
+        super().__init__(layer_signature, **options)
+        self._stored = PerLayer(source, "source", _checked)
+        self._casts = Casts()
+
+    def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """``x`` with the stored activations wherever there are any.
+
+        Raises:
+            VectorMismatch, PatchMismatch: they are not aligned with ``x``.
+        """
+        stored, prompt = self._stored.at(ctx)
+        check_width(stored.shape[-1], x, ctx, "what is stored")
+        values = self._casts.of(stored, x)
+        if values.dim() == 1:
+            return mixed(x, values.expand_as(x), strength)
+        rows = of_rows(values, len(x))
+        if rows is None:
+            raise _mismatch(stored, x, ctx, "the run must have as many rows, or so many for each stored one")
+        if rows.shape == x.shape and x.dim() != 3:
+            return mixed(x, rows, strength)
+        if x.dim() != 3 or rows.dim() > 3:
+            raise _mismatch(stored, x, ctx, "beyond the rows, both must have one shape")
+        if rows.dim() == 2:
+            return mixed(x, rows[:, None].expand_as(x), strength)
+        return mixed(x, _by_column(rows, prompt, x, ctx), strength)
+
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Refuse layers that nothing is stored for.
+
+        Raises:
+            RegistrationError: it names the layer, and those that there are.
+        """
+        super().check_layers(blocks)
+        self._stored.check_layers(blocks)
+
+
+class _Source(NamedTuple):
+    stored: Tensor
+    prompt: int  # how many of the stored columns are the prompt's, where there are columns
+
+
+def _by_column(stored: Tensor, prompt: int, x: Tensor, ctx: HookContext) -> Tensor:
+    """``x`` with what is stored (rows, columns, D) for the columns of this pass."""
+    first, tokens = first_column(x, ctx.facts), x.shape[1]
+    width = first + tokens if ctx.facts.prompt_width is None else ctx.facts.prompt_width
+    if width != prompt:
+        raise _mismatch(stored, x, ctx, f"the stored prompt has {prompt} columns, and that of the run {width}")
+    known = stored[:, first : first + tokens]
+    missing = tokens - known.shape[1]
+    return x if missing == tokens else torch.cat([known, x[:, tokens - missing :]], 1) if missing else known
+
+
+def _mismatch(stored: Tensor, x: Tensor, ctx: HookContext, why: str) -> PatchMismatch:
+    return PatchMismatch(
+        f"what is stored for {ctx.layer!r} has shape {tuple(stored.shape)}, and the activation {tuple(x.shape)}: {why}"
+    )
+
+
+def _checked(value: Any, name: str) -> _Source:
+    if isinstance(value, Tensor):
+        return _Source(_copied(value, name), value.shape[1] if value.dim() > 1 else 0)
+    if not isinstance(value, (list, tuple)) or not value:
+        hint = ": give what it captured, .get_captured()" if hasattr(value, "get_captured") else ""
+        raise TypeError(
+            f"{name}={value!r} must be a tensor, a list of those of one generate, or a mapping from layer to "
+            f"these{hint}"
+        )
+    passes = [_copied(one, f"{name}[{i}]") for i, one in enumerate(value)]
+    first = passes[0]
+    if first.dim() != 3 or any(later.shape != (len(first), 1, first.shape[2]) for later in passes[1:]):
+        raise ValueError(
+            f"{name} holds the shapes {[tuple(one.shape) for one in passes]}: a list is the passes of one generate "
+            "with a cache, (B, T, D) and then (B, 1, D) for each further token"
+        )
+    return _Source(torch.cat(passes, 1), first.shape[1])
+
+
+def _copied(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a float tensor, not a {what}")
+    if not value.dim() or not value.numel():
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: it must hold at least one activation (D,)")
+    with torch.inference_mode(False):
+        return value.detach().clone()

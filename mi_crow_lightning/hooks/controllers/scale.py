@@ -1,0 +1,45 @@
+"""Scaling: multiplying activations by a factor; 0 switches a layer's part off, -1 turns it round."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.edits import mixed
+from mi_crow_lightning.hooks.token_controller import TokenController
+
+__all__ = ["ScaleController"]
+
+
+class ScaleController(TokenController):
+    """Multiplies activations by a factor at chosen tokens.
+
+    Args:
+        layer_signature: which layers, for example ``"block:3.attn"`` to scale what attention adds to the stream.
+        factor: what they are multiplied by.
+        **options: ``strength``, the share of the change (1 is all), ``tokens``, ``when``, see `TokenController`;
+            ``hook_type``, ``hook_id``, ``schedule``, ``on_error``, see `Hook`.
+
+    Raises:
+        ValueError: ``factor`` is not a finite number.
+
+    >>> from torch import nn, ones
+    >>> from mi_crow_lightning.hooks import Layers
+    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+    >>> _ = Layers(model).register_hook("0", ScaleController("0", 0.5))
+    >>> model(ones(1, 1, 2))
+    tensor([[[0.5000, 0.5000]]])
+    """
+
+    def __init__(self, layer_signature: str | int | None, factor: float, **options: Any) -> None:
+        super().__init__(layer_signature, **options)
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
+            raise ValueError(f"factor={factor!r} must be a finite number")
+        self.factor = float(factor)
+
+    def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """``x * factor``."""
+        return mixed(x, x * self.factor, strength)

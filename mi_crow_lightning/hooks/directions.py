@@ -1,0 +1,104 @@
+"""Directions in activation space: checked and copied, made unit vectors, made an orthonormal basis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.errors import VectorMismatch
+from mi_crow_lightning.hooks.context import HookContext
+
+__all__ = ["check_width", "checked_vector", "orthonormal_basis", "unit_vector"]
+
+
+def checked_vector(value: Any, name: str = "vector") -> Tensor:
+    """A copy of a vector ``(D,)``, float32.
+
+    Raises:
+        TypeError, ValueError: it is no finite float tensor ``(D,)``.
+    """
+    return _copied(value, name, "(D,)", (1,), torch.float32, None)
+
+
+def unit_vector(value: Any, name: str = "vector") -> Tensor:
+    """The unit vector in the direction of ``value``: ``(D,)`` float64.
+
+    Raises:
+        TypeError, ValueError: it is no finite float tensor ``(D,)``, or has length 0.
+
+    >>> unit_vector(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000], dtype=torch.float64)
+    """
+    vector = _copied(value, name, "(D,)", (1,))
+    return _scaled_to_one(vector[None], name)[0]
+
+
+def orthonormal_basis(value: Any, name: str = "vector") -> Tensor:
+    """An orthonormal basis of the space that the rows of ``value`` span: ``(R, D)`` float64.
+
+    A row that depends on the others adds nothing to the space, so ``R`` may be less than the number of rows. Rows
+    count as dependent within float32 rounding, whatever their lengths.
+
+    Args:
+        value: ``(D,)``, or ``(K, D)`` for a subspace.
+        name: what it was given as.
+
+    Raises:
+        TypeError, ValueError: it is no such tensor, or a row has length 0.
+
+    >>> orthonormal_basis(torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0]])).abs()
+    tensor([[1., 0., 0.]], dtype=torch.float64)
+    """
+    rows = _copied(value, name, "(D,), or (K, D) for a subspace", (1, 2))
+    rows = _scaled_to_one(rows.reshape(-1, rows.shape[-1]), name)
+    with torch.inference_mode(False), torch.no_grad():
+        _, lengths, basis = torch.linalg.svd(rows, full_matrices=False)
+        small = max(rows.shape) * torch.finfo(torch.float32).eps
+        independent: Tensor = basis[lengths > small * lengths[0]]
+        return independent.clone()
+
+
+def check_width(width: int, x: Tensor, ctx: HookContext, name: str) -> None:
+    """Refuse a vector that is not as wide as the activation.
+
+    Raises:
+        VectorMismatch: it names the layer, and both widths.
+    """
+    if x.shape[-1] != width:
+        raise VectorMismatch(
+            f"{name} has {width} features, and the activation of {ctx.layer!r} has "
+            f"{x.shape[-1]} (shape {tuple(x.shape)}): use a vector extracted from this model and layer"
+        )
+
+
+def _copied(
+    value: Any,
+    name: str,
+    form: str,
+    dims: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+    device: str | None = "cpu",  # not every device has float64
+) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor {form}, not a {type(value).__name__}: use torch.as_tensor(...), or a mapping "
+            "from layer to tensor"
+        )
+    if value.dim() not in dims or not value.numel() or not value.is_floating_point():
+        raise ValueError(f"{name} must be a float tensor {form}, not {value.dtype} of shape {tuple(value.shape)}")
+    with torch.inference_mode(False):
+        copy = value.detach().to(device or value.device, dtype, copy=True)
+    if not torch.isfinite(copy).all():
+        raise ValueError(f"{name} holds {int((~torch.isfinite(copy)).sum())} values that are not finite")
+    return copy
+
+
+def _scaled_to_one(rows: Tensor, name: str) -> Tensor:
+    lengths = rows.norm(dim=-1, keepdim=True)
+    if not lengths.all():
+        which = f"row {int((lengths == 0).nonzero()[0, 0])} of {name}" if len(rows) > 1 else name
+        raise ValueError(f"{which} has length 0, which is no direction")
+    scaled: Tensor = rows / lengths
+    return scaled

@@ -1,0 +1,128 @@
+"""One value for all layers of a hook, or one for each layer.
+
+Layer names differ by a prefix from root to root (``model.layers.12`` in a model, ``model.model.layers.12`` in the
+LightningModule around it), so a layer is looked up by its name, then by a name that ends so, then by its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.hooks.context import HookContext
+
+__all__ = ["Casts", "PerLayer", "ends_alike"]
+
+V = TypeVar("V")
+
+
+class PerLayer(Generic[V]):
+    """One value for all layers, or a mapping from layer to value.
+
+    Args:
+        given: the value, or a mapping whose keys are block indices or layer names.
+        name: what it was given as, for messages.
+        check: from one given value, and its name, to what is kept of it; raises where it is wrong.
+
+    Raises:
+        TypeError, ValueError: a key is no layer, the mapping is empty, or ``check`` refuses a value.
+
+    >>> values = PerLayer({"layers.1": 5, 2: 7}, "value", lambda value, name: value)
+    >>> values.of("model.layers.1", 1), values.of("model.layers.2.mlp", 2)
+    (5, 7)
+    """
+
+    def __init__(self, given: Any, name: str, check: Callable[[Any, str], V]) -> None:
+        self.name = name
+        self.value: V | dict[int | str, V]
+        if isinstance(given, Mapping):
+            if not given:
+                raise ValueError(f"{name} is an empty mapping: give a value for each layer, or one for all")
+            self.value = {_layer(key, name): check(one, f"{name}[{key!r}]") for key, one in given.items()}
+        else:
+            self.value = check(given, name)
+
+    def at(self, ctx: HookContext) -> V:
+        """The value of the layer that a hook is called at."""
+        return self.of(ctx.layer, ctx.index)
+
+    def of(self, layer: str, index: int | None) -> V:
+        """The value of a layer.
+
+        Args:
+            layer: its name.
+            index: the block that it is or lies in, if any.
+
+        Raises:
+            RegistrationError: there is none, or there are several; the message lists what there is.
+        """
+        if not isinstance(self.value, dict):
+            return self.value
+        keys: list[int | str] = [layer] if layer in self.value else []
+        keys = keys or [key for key in self.value if ends_alike(key, layer)]
+        keys = keys or [key for key in self.value if key == index]
+        if len(keys) == 1:
+            return self.value[keys[0]]
+        listed = ", ".join(map(repr, list(keys or self.value)[:8])) + (", ..." if len(keys or self.value) > 8 else "")
+        if keys:
+            raise RegistrationError(f"{self.name} has several values for layer {layer!r}: those of {listed}")
+        block = f" (block {index})" if index is not None else ""
+        raise RegistrationError(f"{self.name} has nothing for layer {layer!r}{block}; it has: {listed}")
+
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Refuse layers that there is no value for.
+
+        Args:
+            blocks: names of the layers, each with its block.
+
+        Raises:
+            RegistrationError: there is none, or there are several.
+        """
+        for layer, index in blocks.items():
+            self.of(layer, index)
+
+
+def _layer(key: Any, name: str) -> int | str:
+    if isinstance(key, bool) or not isinstance(key, (int, str)):
+        raise TypeError(f"{name}: the key {key!r} is no layer; give the index of a block, or a layer's name")
+    return key
+
+
+def ends_alike(one: object, other: str) -> bool:
+    """Whether one layer's name is the other, or its end by whole segments.
+
+    >>> ends_alike("model.layers.2", "layers.2"), ends_alike("model.layers.12", "layers.2")
+    (True, False)
+    """
+    return isinstance(one, str) and (f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}"))
+
+
+class Casts:
+    """Tensors brought to the dtype and device of an activation, each once.
+
+    Ordinary tensors, also when made in inference mode: the same ones serve prediction and training.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def of(self, tensor: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``tensor`` on the device of ``x``, in ``dtype`` or else that of ``x``."""
+        key = (id(tensor), dtype or x.dtype, x.device)
+        if key not in self._made:
+            with torch.inference_mode(False), torch.no_grad():
+                # The tensor is kept beside its cast: its id then stays its own.
+                self._made[key] = (tensor, tensor.to(x.device, dtype or x.dtype))
+        return self._made[key][1]
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._made.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its own."""
+        return {"_made": {}}

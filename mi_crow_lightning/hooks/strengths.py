@@ -1,0 +1,147 @@
+"""How strongly a controller edits: a number, or one for each sample, layer or moment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.errors import StrengthMismatch
+from mi_crow_lightning.hooks.batch_rows import of_rows
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+
+__all__ = ["Strength", "Strengths", "reads_batch"]
+
+Strength: TypeAlias = (
+    float | Tensor | str | Mapping[int, float] | Mapping[str, float] | Callable[[HookContext], float | Tensor]
+)
+"""What ``strength=`` may be: see `Strengths`."""
+
+_BATCH = "batch"
+_FORMS = (
+    "a finite number, a tensor (B,) with one for each sample, 'batch', a mapping from layer to number, or a "
+    "function of the context"
+)
+
+
+class Strengths:
+    """What was given as ``strength=``, and the strength that follows from it at a layer in a pass.
+
+    Args:
+        given: a number; a tensor ``(B,)``, one for each sample; ``"batch"``, to read ``batch["strength"]``, a tensor
+            ``(B,)`` or a number; a mapping from layer (block index, or name) to number; or a function
+            ``f(ctx)`` that returns a number or a tensor ``(B,)``.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+
+    def __init__(self, given: Strength) -> None:
+        self.given = given
+        self._casts = Casts()
+        self._of_layers: PerLayer[float] | None = None
+        self._of_samples: Tensor | None = None
+        if isinstance(given, Mapping):
+            self._of_layers = PerLayer(given, "strength", _number)
+        elif isinstance(given, Tensor):
+            self._of_samples = _samples(given)
+        elif not _is_batch(given) and not callable(given):
+            self.given = _number(given, "strength")
+
+    @property
+    def number(self) -> float | None:
+        """The strength, if it is one number."""
+        return self.given if isinstance(self.given, float) else None
+
+    def at(self, x: Tensor, ctx: HookContext) -> float | Tensor:
+        """The strength for an activation.
+
+        Args:
+            x: the activation, whose first dimension is samples, or the beams or sequences of samples.
+            ctx: the hook's context.
+
+        Returns:
+            A number, or a float32 tensor on the device of ``x`` that multiplies it row by row: ``(rows, 1, ...)``.
+
+        Raises:
+            StrengthMismatch: there is no strength in the batch, or not so many rows for each.
+        """
+        if self._of_layers is not None:
+            return self._of_layers.at(ctx)
+        if self._of_samples is not None:
+            return _for_rows(self._casts.of(self._of_samples, x, torch.float32), x, ctx)
+        if isinstance(self.given, str):
+            return _for_rows(_from_batch(ctx.batch), x, ctx, "batch['strength']")
+        if callable(self.given):
+            return _for_rows(self.given(ctx), x, ctx, "the strength function's result")
+        assert isinstance(self.given, float)
+        return self.given
+
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Refuse layers that a mapping has no strength for.
+
+        Raises:
+            RegistrationError: it names the layer.
+        """
+        if self._of_layers is not None:
+            self._of_layers.check_layers(blocks)
+
+
+def reads_batch(controller: Any) -> bool:
+    """Whether a controller takes its strength from the batch."""
+    return _is_batch(getattr(controller, "strength", None))
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, str) and value == _BATCH
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        forms = _FORMS if name == "strength" else "a finite number"
+        raise ValueError(f"{name}={value!r} must be {forms}")
+    return float(value)
+
+
+def _samples(value: Tensor) -> Tensor:
+    if value.dim() != 1 or not value.numel() or value.is_complex() or value.dtype == torch.bool:
+        raise ValueError(f"strength must be {_FORMS}, not a {value.dtype} tensor of shape {tuple(value.shape)}")
+    with torch.inference_mode(False):
+        copy = value.detach().to(torch.float32, copy=True)
+    if not torch.isfinite(copy).all():
+        raise ValueError(f"strength holds {int((~torch.isfinite(copy)).sum())} values that are not finite")
+    return copy
+
+
+def _from_batch(batch: Any) -> Any:
+    if not isinstance(batch, Mapping):
+        raise StrengthMismatch(
+            f"strength='batch' reads batch['strength'], and the batch is a {type(batch).__name__}: it must be a mapping"
+        )
+    if "strength" not in batch:
+        raise StrengthMismatch(
+            f"strength='batch' reads batch['strength'], and the batch has only: {', '.join(map(repr, batch))}. Put a "
+            "tensor (B,) or a number there, in the dataset or in predict_step"
+        )
+    return batch["strength"]
+
+
+def _for_rows(value: Any, x: Tensor, ctx: HookContext, name: str = "strength") -> float | Tensor:
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise StrengthMismatch(f"{name} is {value!r}: it must be a finite number or a tensor (B,)")
+        return float(value)
+    if value.dim() > 1:
+        raise StrengthMismatch(f"{name} has shape {tuple(value.shape)}: it must be a number or a tensor (B,)")
+    value = value.to(x.device, torch.float32, non_blocking=True)
+    rows = value if value.dim() == 0 else of_rows(value, len(x))
+    if rows is None:
+        raise StrengthMismatch(
+            f"{name} has {len(value)} values, one for each sample, and the activation of {ctx.layer!r} has {len(x)} "
+            f"rows (shape {tuple(x.shape)}): there must be as many rows, or so many beams or sequences for each sample"
+        )
+    return rows if rows.dim() == 0 else rows.reshape(-1, *[1] * (x.dim() - 1))

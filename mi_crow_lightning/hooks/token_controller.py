@@ -1,0 +1,133 @@
+"""The base of the ready controllers: an edit at chosen tokens, under a condition, of some strength."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mi_crow_lightning.hooks.conditions import Condition, where_both
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.controller import Controller, checked_edit
+from mi_crow_lightning.hooks.edits import with_norms_of
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.strengths import Strength, Strengths
+from mi_crow_lightning.hooks.tokens import Tokens, put_where
+
+__all__ = ["TokenController"]
+
+
+class TokenController(Controller):
+    """A controller that edits chosen tokens; a subclass overrides `change` alone.
+
+    All other positions stay bit-equal, padding among them. Of ``strength`` 0 nothing changes, 1 is the whole change.
+
+    Args:
+        layer_signature: which layers.
+        strength: how much of the change: a number; a tensor ``(B,)``, one for each sample; ``"batch"``, to read
+            ``batch["strength"]``, a tensor ``(B,)`` or a number; a mapping from layer (block index or name) to
+            number; or a function of the context that returns a number or a tensor ``(B,)``. The rows that ``generate``
+            makes of a sample (beams, sequences) share its strength.
+        tokens: at which positions, see `Tokens`.
+        when: a condition on top: ``when(x, ctx)`` returns bools, ``(B,)`` or ``(B, T)`` or one for all. Like the
+            edit, it must give the same again when gradient checkpointing repeats it.
+        preserve_norm: whether an edited token is scaled to the norm that it had, as the last step.
+        hook_type: see `Hook`.
+        hook_id: see `Hook`.
+        **options: ``schedule``, ``on_error``, see `Hook`.
+
+    Raises:
+        TypeError, ValueError: an argument is not one of those named above.
+
+    >>> import torch
+    >>> from mi_crow_lightning.hooks import Layers
+    >>> class Double(TokenController):
+    ...     def change(self, x, strength, ctx):
+    ...         return x + strength * x
+    >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+    >>> _ = Layers(model).register_hook("0", Double(when=lambda x, ctx: x[..., 0] > 0))
+    >>> model(torch.tensor([[[1.0, 2.0], [-1.0, 2.0]]]))
+    tensor([[[ 2.,  4.],
+             [-1.,  2.]]])
+    """
+
+    def __init__(
+        self,
+        layer_signature: str | int | None = None,
+        *,
+        strength: Strength = 1.0,
+        tokens: Tokens | str = "all",
+        when: Condition | None = None,
+        preserve_norm: bool = False,
+        hook_type: HookType | str = HookType.FORWARD,
+        hook_id: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(layer_signature, hook_type, hook_id, **options)
+        if when is not None and not callable(when):
+            raise TypeError(f"when={when!r} must be callable: it is given an activation and the context")
+        if not isinstance(preserve_norm, bool):
+            raise TypeError(f"preserve_norm={preserve_norm!r} must be True or False")
+        self.strength = strength
+        self.tokens = Tokens.of(tokens)
+        self.condition = when
+        self.preserve_norm = preserve_norm
+
+    @property
+    def strength(self) -> Strength:
+        """How much of the change is made; it may be set between batches."""
+        return self._strengths.given
+
+    @strength.setter
+    def strength(self, value: Strength) -> None:
+        self._strengths = Strengths(value)
+
+    def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """The activation as it would be if every token were edited: a pure function.
+
+        Args:
+            x: the activation. Do not write to it.
+            strength: a number, or float32 ``(rows, 1, ...)``; `hooks.edits` has what to do with it.
+            ctx: where and when.
+
+        Returns:
+            A tensor of the same shape, dtype and device, or ``x`` itself to change nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override change(x, strength, ctx)")
+
+    def edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
+        """What `change` makes of ``x`` at the chosen tokens, ``x`` elsewhere.
+
+        Raises:
+            StrengthMismatch, ConditionMismatch, TokensUnknown, EditMismatch: something does not fit ``x``.
+        """
+        chosen = where_both(self.tokens.mask(x, ctx, editing=True), self.condition, x, ctx)
+        if chosen is False:
+            return None
+        edited = self.change(x, self._strengths.at(x, ctx), ctx)
+        if edited is x:
+            return None
+        checked_edit(edited, x)
+        if self.preserve_norm:
+            edited = with_norms_of(x, edited)
+        return edited if chosen is True else put_where(chosen, edited, x)
+
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Refuse layers that a strength by layer leaves out.
+
+        Raises:
+            RegistrationError: it names the layer, and those that there are.
+        """
+        self._strengths.check_layers(blocks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The switch, and the strength where it is a number."""
+        number = self._strengths.number
+        return super().state_dict() | ({} if number is None else {"strength": number})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the switch, and the strength where it was and is a number."""
+        super().load_state_dict(state)
+        if "strength" in state and self._strengths.number is not None:
+            self.strength = state["strength"]
