@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -18,8 +18,7 @@ from torch import Tensor
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.callback_arguments import (
     check_hooks,
-    check_interval,
-    check_names,
+    check_options,
     describe,
     state_key_among,
     state_keys,
@@ -32,8 +31,8 @@ from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.rules import refuse_shared_tags
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.history import HistoryRow
-from mi_crow_lightning.readings_log import ReadingsLog
-from mi_crow_lightning.start_warnings import warn_if_nothing_is_logged, warn_of_evaluation_mode
+from mi_crow_lightning.readings_log import ReadingsLog, count_tags
+from mi_crow_lightning.start_warnings import tell_of_summary, warn_if_nothing_is_logged, warn_of_evaluation_mode
 
 __all__ = ["HookCallback"]
 
@@ -52,6 +51,10 @@ class HookCallback(pl.Callback):
         root: name of the submodule that layer names are relative to; the LightningModule if left out.
         name: tells several HookCallbacks of one Trainer apart in checkpoints.
         log_every_n_steps: how often readings are written in training; the Trainer's own if left out.
+        scalars: which numbers loggers show as scalars. ``"all"``: each layer's, with the layers' histograms.
+            ``"summary"``: min, median and max over the layers. ``"none"``: none. ``"auto"`` is ``"all"`` up to
+            500 tags a stage, else ``"summary"``, and says so when the run starts. TensorBoard's event file
+            holds every number in any case, see `mi_crow_lightning.loggers.read_compact`.
         token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that are not given an
             attention mask.
 
@@ -73,13 +76,11 @@ class HookCallback(pl.Callback):
         root: str | None = None,
         name: str | None = None,
         log_every_n_steps: int | None = None,
+        scalars: Literal["auto", "all", "summary", "none"] = "auto",
         token_mask: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self.detectors, self.controllers = check_hooks(detectors, controllers)
-        check_names(root, name)
-        check_interval(log_every_n_steps)
-        if token_mask is not None and not callable(token_mask):
-            raise TypeError(f"token_mask={token_mask!r} must be a function from a batch to a mask (B, T)")
+        check_options(root, name, log_every_n_steps, scalars, token_mask)
         self.root = root
         self.name = name
         self.log_every_n_steps = log_every_n_steps
@@ -88,7 +89,7 @@ class HookCallback(pl.Callback):
         self._state_key = unique_state_key(self, self.description, name)
         self._run: HookedRun | None = None
         self._trainer: weakref.ref[pl.Trainer] | None = None
-        self._log = ReadingsLog()
+        self._log = ReadingsLog(scalars)
 
     def history(self) -> list[HistoryRow]:
         """All numbers written since this callback was made, with or without a logger."""
@@ -235,6 +236,7 @@ class HookCallback(pl.Callback):
         try:
             facts.refuse_compiled(pl_module, self._run.layers.hooked_modules())
             refuse_shared_tags(_registries(trainer))
+            tell_of_summary(trainer, self._log.scalars, count_tags(self._run))
         except BaseException:
             self._unregister()
             raise
@@ -284,7 +286,8 @@ class HookCallback(pl.Callback):
     def _write(self, trainer: pl.Trainer, run: HookedRun, step: int) -> None:
         """Readings go to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
         scalars = self._log.write(run, trainer.loggers, step)
-        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+        values = torch.tensor(list(scalars.values())).unbind()  # a tensor made for each would take four times as long
+        trainer.callback_metrics.update(zip(scalars, values, strict=True))
 
 
 def _hook_callbacks(trainer: pl.Trainer) -> list[HookCallback]:

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.loggers.scalar_choice import SCALARS
 
 if TYPE_CHECKING:
     from mi_crow_lightning.callback import HookCallback
 
 __all__ = [
     "check_hooks",
-    "check_interval",
-    "check_names",
+    "check_options",
     "describe",
     "state_key_among",
     "state_keys",
@@ -62,26 +63,27 @@ def _listed(name: str, hooks: Sequence[Hook] | Hook | None) -> list[Hook]:
     return listed
 
 
-def check_names(root: str | None, name: str | None) -> None:
-    """Refuse a ``root`` or a ``name`` that is no string.
+def check_options(
+    root: str | None, name: str | None, log_every_n_steps: int | None, scalars: str, token_mask: object
+) -> None:
+    """Refuse what the arguments of the same names cannot be.
 
     Raises:
-        TypeError: it is not.
+        TypeError, ValueError: it says which, and what it may be.
     """
     if root is not None and not isinstance(root, str):
         raise TypeError(f"root must be the name of a submodule, e.g. 'model', not a {type(root).__name__}")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name={name!r} must be a string")
+    if log_every_n_steps is not None:
+        _check_interval(log_every_n_steps)
+    if scalars not in SCALARS:
+        raise not_known("scalars", scalars, SCALARS)
+    if token_mask is not None and not callable(token_mask):
+        raise TypeError(f"token_mask={token_mask!r} must be a function from a batch to a mask (B, T)")
 
 
-def check_interval(log_every_n_steps: int | None) -> None:
-    """Refuse an interval that is no positive whole number.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if log_every_n_steps is None:
-        return
+def _check_interval(log_every_n_steps: int) -> None:
     if isinstance(log_every_n_steps, bool) or not isinstance(log_every_n_steps, int) or log_every_n_steps < 1:
         raise ValueError(f"log_every_n_steps={log_every_n_steps!r} must be a whole number, 1 or more")
 

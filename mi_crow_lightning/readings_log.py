@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from mi_crow_lightning.errors import TagConflict
@@ -12,18 +12,25 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryRow
 from mi_crow_lightning.loggers.layout import write_layout
+from mi_crow_lightning.loggers.scalar_choice import resolve_scalars
 from mi_crow_lightning.loggers.scalars import MetricsLogger, scalars_of
-from mi_crow_lightning.loggers.tags import TaggedReadings, tag
+from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
+from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.loggers.tensorboard import summary_writer
 from mi_crow_lightning.metrics.histogram import Histogram
 
-__all__ = ["ReadingsLog"]
+__all__ = ["ReadingsLog", "count_tags"]
 
 
 class ReadingsLog:
-    """Writes what detectors have to say, and keeps the numbers."""
+    """Writes what detectors have to say, and keeps the numbers.
 
-    def __init__(self) -> None:
+    Args:
+        scalars: which numbers become scalars, one of `SCALARS`.
+    """
+
+    def __init__(self, scalars: str = "auto") -> None:
+        self.scalars = scalars
         self._history = History()
         self._laid_out: set[str] = set()
 
@@ -48,33 +55,43 @@ class ReadingsLog:
         """
         assert run.moment is not None, "readings belong to a stage"
         stage = run.moment.stage.value
-        tagged: list[tuple[str, Reading]] = []
-        charts: dict[str, list[str]] = {}
+        read = LoggedStep(stage, step, list(self._take_readings(run)))
+        if not read.tagged:
+            return {}
+        _refuse_shared_tags(read.tagged)
+        scalars = resolve_scalars(self.scalars, count_tags(run))
+        if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
+            self._laid_out.add(stage)
+            self._lay_out(read, loggers)
+        self._history.add(stage, step, read.tagged)
+        write(loggers, read, scalars)
+        return scalars_of(read.tagged)
+
+    def _take_readings(self, run: HookedRun) -> Iterator[DetectorReadings]:
         for detector in run.detectors:
             if detector.error is not None and not detector.enabled:
                 continue  # off for good since it failed: asked again, it would only fail and warn again
             if not run.take_unread(detector):
                 continue
             readings = run.layers.call(detector, partial(_read, detector)) or []
-            tagged += [(tag(reading, stage, detector.tag_prefix), reading) for reading in readings]
-            numbers = [reading.name for reading in readings if not isinstance(reading.value, Histogram)]
-            charts.setdefault(detector.tag_prefix, []).extend(dict.fromkeys(numbers))
+            layers = tuple(site.match.name for site in run.layers.sites(detector))
+            yield DetectorReadings(readings, layers, str(detector.layer_signature), detector.tag_prefix)
             run.layers.call(detector, detector.reset)
-        if not tagged:
-            return {}
-        _refuse_shared_tags(tagged)
-        if stage not in self._laid_out:  # with the first numbers of a stage, so that no chart stays empty
-            self._laid_out.add(stage)
-            self._lay_out(charts, loggers, stage)
-        self._history.add(stage, step, tagged)
-        write(loggers, tagged, step)
-        return scalars_of(tagged)
 
-    def _lay_out(self, charts: dict[str, list[str]], loggers: Iterable[MetricsLogger], stage: str) -> None:
+    def _lay_out(self, read: LoggedStep, loggers: Iterable[MetricsLogger]) -> None:
         """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
+        charts: dict[str, list[str]] = {}
+        for detector in read.detectors:
+            numbers = [reading.name for reading in detector.readings if not isinstance(reading.value, Histogram)]
+            charts.setdefault(detector.prefix, []).extend(dict.fromkeys(numbers))
         for writer in map(summary_writer, loggers):
             if writer is not None:
-                write_layout(writer, charts, stages=[stage])
+                write_layout(writer, charts, stages=[read.stage])
+
+
+def count_tags(run: HookedRun) -> int:
+    """How many tags the detectors would write in a stage if each layer had its own, as far as they declare them."""
+    return sum(len(run.layers.sites(detector)) * max(1, len(detector.reading_names())) for detector in run.detectors)
 
 
 def _read(detector: Detector) -> list[Reading]:

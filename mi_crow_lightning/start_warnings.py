@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT
 
-__all__ = ["warn_if_nothing_is_logged", "warn_of_evaluation_mode"]
+__all__ = ["tell_of_summary", "warn_if_nothing_is_logged", "warn_of_evaluation_mode"]
 
 
 def warn_of_evaluation_mode(layers: Sequence[nn.Module]) -> None:
@@ -40,4 +42,20 @@ def warn_if_nothing_is_logged(trainer: pl.Trainer, detectors: Sequence[Hook], ow
             f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
             "none. Set log_every_n_steps, here or in the Trainer.",
             stacklevel=2,
+        )
+
+
+def tell_of_summary(trainer: pl.Trainer, scalars: str, tags: int) -> None:
+    """Say that the loggers get a summary over the layers, when that was not asked for.
+
+    Args:
+        trainer: the Trainer; without a logger there is nothing to say.
+        scalars: the callback's argument.
+        tags: how many the detectors would write in a stage.
+    """
+    if scalars == "auto" and tags > AUTO_LIMIT and trainer.loggers:
+        rank_zero_info(
+            f"HookCallback: {tags} tags a stage are more than {AUTO_LIMIT}, so loggers show min, median and max over "
+            "the layers (scalars='summary'). Each layer's numbers are in history() and, with a TensorBoardLogger, in "
+            "the event file (mi_crow_lightning.loggers.read_compact). scalars='all' shows them all."
         )

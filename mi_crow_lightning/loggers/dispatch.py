@@ -7,37 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mi_crow_lightning.loggers.compact_layout import compact
+from mi_crow_lightning.loggers.scalar_choice import shown
 from mi_crow_lightning.loggers.scalars import MetricsLogger, write_scalars
-from mi_crow_lightning.loggers.tags import TaggedReadings
+from mi_crow_lightning.loggers.step import LoggedStep
 from mi_crow_lightning.loggers.tensorboard import summary_writer, write_event
 
 __all__ = ["write"]
 
 
-def write(loggers: Iterable[MetricsLogger], readings: TaggedReadings, step: int) -> None:
+def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "all") -> None:
     """Write the readings of one step to every logger.
 
-    A logger whose ``experiment`` is a ``SummaryWriter`` gets numbers and histograms in one event, any
-    other gets the numbers. On ranks other than 0 Lightning's loggers do nothing, and so does this. What a
-    logger raises goes on to the caller; the loggers after it are then not written.
+    A logger whose ``experiment`` is a ``SummaryWriter`` gets one event: what is shown, and everything in the
+    compact layout. Any other gets what is shown. On ranks other than 0 Lightning's loggers do nothing, and so
+    does this. What a logger raises goes on to the caller; the loggers after it are then not written.
 
     Args:
         loggers: Lightning loggers, e.g. ``trainer.loggers``; may be empty.
-        readings: ``(tag, reading)`` pairs of one step.
-        step: the position on the x axis.
+        step: the readings.
+        scalars: what is shown, see `shown`.
 
     Example:
         >>> from mi_crow_lightning.hooks.reading import Reading
+        >>> from mi_crow_lightning.loggers.step import DetectorReadings
         >>> class Printer:
         ...     def log_metrics(self, metrics, step=None):
         ...         print(step, metrics)
-        >>> write([Printer()], [("activations_std/h.0", Reading("h.0", "std", 2.0))], step=7)
+        >>> detector = DetectorReadings([Reading("h.0", "std", 2.0)], ("h.0",), "h.*")
+        >>> write([Printer()], LoggedStep("train", 7, [detector]))
         7 {'activations_std/h.0': 2.0}
     """
+    readings = shown(step, scalars)
     for logger in loggers:
         writer = summary_writer(logger)
         if writer is None:
             # Loggers of ranks other than 0 come here too; their log_metrics does nothing.
-            write_scalars(logger, readings, step)
+            write_scalars(logger, readings, step.step)
         else:
-            write_event(writer, readings, step)
+            write_event(writer, readings, step.step, compact(step))

@@ -42,6 +42,12 @@ def edit(signature: Any = "model.0", **options: Any) -> FunctionController:
         ({"detectors": Seen(), "log_every_n_steps": 0}, ValueError, "log_every_n_steps=0 must be a whole number"),
         ({"detectors": Seen(), "log_every_n_steps": True}, ValueError, "log_every_n_steps=True must be a whole"),
         ({"detectors": Seen(), "log_every_n_steps": 2.0}, ValueError, "log_every_n_steps=2.0 must be a whole number"),
+        (
+            {"detectors": Seen(), "scalars": "few"},
+            ValueError,
+            "scalars='few' is not known: choose one of 'auto', 'all'",
+        ),
+        ({"detectors": Seen(), "scalars": None}, ValueError, "scalars=None is not known: choose one of 'auto', 'all',"),
         ({"detectors": Seen(), "token_mask": torch.ones(2)}, TypeError, "must be a function from a batch to a mask"),
         (
             {"detectors": Seen(), "root": nn.Linear(2, 2)},

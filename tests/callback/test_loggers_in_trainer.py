@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch import nn
 
 from mi_crow_lightning import ActivationStatistics, HookCallback, LayerActivationDetector, Schedule
+from mi_crow_lightning.loggers import read_compact, read_compact_histograms
 from tests.callback.runs import STAGES, data_of, fit, module_of, run
-from tests.models import trainer
+from tests.models import Module, trainer
 
 # TensorBoard's plugins bring their own copy of html5lib.
 pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
@@ -44,9 +48,9 @@ def tags(folder: Path) -> set[str]:
 
 
 def events(folder: Path) -> list[tuple[int, set[str]]]:
-    """Step and tags of every event that holds values of ours."""
+    """Step and tags, without those of the compact layout, of every event that holds values of ours."""
     loaded = [event for file in sorted(folder.glob("events*")) for event in EventFileLoader(str(file)).Load()]
-    pairs = [(event.step, {value.tag for value in event.summary.value}) for event in loaded]
+    pairs = [(event.step, {v.tag for v in event.summary.value if "#" not in v.tag}) for event in loaded]
     return [(step, found) for step, found in pairs if any(tag.startswith("activations") for tag in found)]
 
 
@@ -156,3 +160,79 @@ def test_channels_have_a_histogram_of_their_own(tmp_path: Path) -> None:
     assert written.histogram_value.num == 32  # one number a channel
     (rms,) = [row.value for row in watch.history()]
     assert written.histogram_value.sum_squares / 32 == pytest.approx(rms**2, rel=1e-6)
+
+
+def deep(layers: int) -> Module:
+    """A model of so many layers, ``model.0`` and so on."""
+    return Module(nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers))))
+
+
+SECTIONS = ("activations_mean", "activations_std")
+SUMMARY = {f"{section}/model.*/{word}" for section in SECTIONS for word in ("min", "median", "max")}
+
+
+@pytest.mark.parametrize(("scalars", "expected"), [("summary", SUMMARY), ("none", set())])
+def test_without_all_scalars_the_numbers_are_in_history_metrics_and_file(
+    tmp_path: Path, scalars: Any, expected: set[str]
+) -> None:
+    board, table = TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "csv")
+    detector = ActivationStatistics("model.*", statistics=["mean", "std"])
+    watch = HookCallback(detector, scalars=scalars)
+    runner = fit(deep(6), data_of(), watch, logger=[board, table], log_every_n_steps=2)
+    found = accumulated(Path(board.log_dir)).Tags()
+    assert {tag for tag in found["scalars"] if tag.startswith("activations")} == expected
+    assert found["histograms"] == [] and ("custom_scalars__config__" in found["tensors"]) == bool(expected)
+    assert {column for column in _columns(tmp_path / "csv") if column.startswith("activations")} == expected
+    rows = watch.history()
+    assert len(rows) == 2 * 6 * 2
+    written = {(row.step, row.tag): row.value for row in read_compact(board.log_dir)}
+    assert written == {(row.step, row.tag): pytest.approx(row.value, rel=1e-6) for row in rows}
+    last = {row.tag: pytest.approx(row.value, rel=1e-6) for row in rows}
+    assert {tag: value.item() for tag, value in runner.callback_metrics.items() if tag in last} == last
+    drawn = list(read_compact_histograms(board.log_dir))
+    assert [row.step for row in drawn] == [1] * 6 + [3] * 6
+    assert {sum(row.counts) for row in drawn} == {4 * 8}
+
+
+def test_a_summary_is_over_the_layers_of_the_step(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    watch = HookCallback(ActivationStatistics("model.*", statistics=["std"]), scalars="summary")
+    fit(deep(6), data_of(), watch, logger=logger)
+    found = accumulated(Path(logger.log_dir))
+    for step in range(5):
+        values = [row.value for row in watch.history() if row.step == step]
+        expected = {"min": min(values), "median": np.median(values), "max": max(values)}
+        for word, value in expected.items():
+            assert found.Scalars(f"activations_std/model.*/{word}")[step].value == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "tags", "histograms"),
+    [
+        ({}, 14 * 3, 0),  # 40 layers x 15 readings
+        ({"scalars": "all"}, 14 * 40, 40),
+        ({"scalars": "summary"}, 14 * 3, 0),
+    ],
+)
+def test_many_tags_become_a_summary_unless_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any], tags: int, histograms: int
+) -> None:
+    logger, watch = TensorBoardLogger(tmp_path), HookCallback(ActivationStatistics("model.*"), **options)
+    with caplog.at_level(logging.INFO):
+        fit(deep(40), data_of(), watch, logger=logger)
+    said = [record.message for record in caplog.records if "HookCallback" in record.message]
+    words = "HookCallback: 600 tags a stage are more than 500, so loggers show min, median and max over the layers"
+    assert [message[: len(words)] for message in said] == ([] if options else [words])
+    found = accumulated(Path(logger.log_dir)).Tags()
+    # nonfinite_batch has no reading where all is finite
+    assert len([tag for tag in found["scalars"] if tag.startswith("activations")]) == tags * 13 // 14
+    assert len(found["histograms"]) == histograms
+
+
+def test_few_tags_are_all_shown_and_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger, watch = TensorBoardLogger(tmp_path), HookCallback(ActivationStatistics("model.*"))
+    with caplog.at_level(logging.INFO):
+        fit(deep(33), data_of(), watch, logger=logger)
+        fit(deep(40), data_of(), HookCallback(ActivationStatistics("model.*")), logger=False)
+    assert not [record for record in caplog.records if "HookCallback" in record.message]
+    assert len(accumulated(Path(logger.log_dir)).Tags()["histograms"]) == 33

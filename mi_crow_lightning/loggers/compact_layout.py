@@ -1,0 +1,110 @@
+"""The compact layout: the numbers of all layers as one tensor per statistic, each histogram as one of its counts.
+
+A statistic is a float32 tensor ``(L,)``, one number a layer; ``nan`` where a layer gave none. A histogram is a
+tensor ``(bins,)`` of int64 counts (float64 if they are no whole numbers). What the positions mean, the
+**schema**, is written beside a tensor's first values: JSON with the layers, or with the layer and the bin edges.
+A hash of it ends the tag, so that a run whose layers or edges change goes on under another tag instead of being
+misread. `read_compact` is the way back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.loggers.drawing import check_edges
+from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
+from mi_crow_lightning.loggers.tags import tag
+from mi_crow_lightning.metrics.histogram import Histogram
+
+__all__ = ["PLUGIN", "VERSION", "CompactTensor", "compact"]
+
+PLUGIN = "mi_crow_lightning"
+"""The plugin name that TensorBoard keeps with the tensors."""
+
+VERSION = 1
+"""Of the schema; in each of them."""
+
+
+class CompactTensor(NamedTuple):
+    """One tensor of a step.
+
+    Attributes:
+        tag: that of the readings, with ``#<hash>`` for the layer, or after it for a histogram.
+        values: ``(L,)`` float32, or ``(bins,)`` int64 or float64.
+        schema: JSON, what the positions mean.
+    """
+
+    tag: str
+    values: NDArray[Any]
+    schema: str
+
+
+def compact(step: LoggedStep) -> list[CompactTensor]:
+    """Return the readings of a step in the compact layout; histograms without any element are left out.
+
+    Args:
+        step: the readings.
+
+    Example:
+        >>> two = [Reading("h.0", "rms", 1.0), Reading("h.2", "rms", 3.0)]
+        >>> (tensor,) = compact(LoggedStep("train", 7, [DetectorReadings(two, ("h.0", "h.1", "h.2"), "h.*")]))
+        >>> tensor.tag, tensor.values
+        ('activations_rms/#...', array([ 1., nan,  3.], dtype=float32))
+        >>> json.loads(tensor.schema)["layers"]
+        ['h.0', 'h.1', 'h.2']
+    """
+    return [tensor for detector in step.detectors for tensor in _of_detector(detector, step.stage)]
+
+
+def _of_detector(detector: DetectorReadings, stage: str) -> Iterator[CompactTensor]:
+    by_name: dict[str, dict[str, float]] = {}
+    for layer, name, value, _ in detector.readings:
+        if not isinstance(value, Histogram):
+            by_name.setdefault(name, {})[layer] = value
+        elif any(value.counts):
+            address, schema = _histogram_schema(detector.prefix, name, stage, layer, value.edges)
+            check_edges(value, address)
+            yield CompactTensor(address, _counts(value.counts), schema)
+    watched = frozenset(detector.layers)
+    for name, by_layer in by_name.items():
+        # A reading may be of something else than a layer that is watched, such as their total.
+        layers = detector.layers if by_layer.keys() <= watched else tuple(by_layer)
+        address, schema = _statistic_schema(detector.prefix, name, stage, layers)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, as in a scalar
+            values = np.array([by_layer.get(layer, np.nan) for layer in layers]).astype(np.float32)
+        yield CompactTensor(address, values, schema)
+
+
+def _counts(counts: tuple[float, ...]) -> NDArray[Any]:
+    whole = all(float(count).is_integer() and abs(count) < 2**63 for count in counts)
+    # Small whole numbers take one to three bytes each in the file, and all of them are kept exactly.
+    return np.array(counts, dtype=np.int64 if whole else np.float64)
+
+
+# Steps repeat the same schemas, and those of histograms are long.
+@lru_cache(maxsize=8192)
+def _statistic_schema(prefix: str, name: str, stage: str, layers: tuple[str, ...]) -> tuple[str, str]:
+    """Tag and schema of a statistic."""
+    schema, digest = _json(kind="statistic", prefix=prefix, name=name, stage=stage, layers=layers)
+    return tag(Reading(f"#{digest}", name, 0.0), stage, prefix), schema
+
+
+@lru_cache(maxsize=8192)
+def _histogram_schema(prefix: str, name: str, stage: str, layer: str, edges: tuple[float, ...]) -> tuple[str, str]:
+    """Tag and schema of a layer's histogram."""
+    schema, digest = _json(kind="histogram", prefix=prefix, name=name, stage=stage, layer=layer, edges=edges)
+    empty = Histogram((), (), 0.0, 0.0, 0.0, 0.0, 0.0)
+    return f"{tag(Reading(layer, name, empty), stage, prefix)}#{digest}", schema
+
+
+def _json(**schema: Any) -> tuple[str, str]:
+    text = json.dumps({"version": VERSION, **schema}, separators=(",", ":"))
+    return text, hashlib.sha256(text.encode()).hexdigest()[:8]

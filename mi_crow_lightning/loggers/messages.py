@@ -1,0 +1,69 @@
+"""The messages of an event file: scalars, histograms and tensors.
+
+Imports tensorboard, so it is imported when the first event is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+
+from mi_crow_lightning.loggers.compact_layout import PLUGIN, CompactTensor
+from mi_crow_lightning.loggers.drawing import drawn_bins
+from mi_crow_lightning.loggers.tags import TaggedReadings
+from mi_crow_lightning.metrics.histogram import Histogram
+
+__all__ = ["shown_values", "tensor_value"]
+
+_TYPES = {"float32": types_pb2.DT_FLOAT, "float64": types_pb2.DT_DOUBLE, "int64": types_pb2.DT_INT64}
+
+
+def shown_values(readings: TaggedReadings) -> Iterable[Any]:
+    """Make a scalar of each number and a picture of each histogram that holds something."""
+    for tag, reading in readings:
+        if not isinstance(reading.value, Histogram):
+            yield summary_pb2.Summary.Value(tag=tag, simple_value=float(reading.value))
+        elif (picture := _picture(tag, reading.value)) is not None:
+            yield summary_pb2.Summary.Value(tag=tag, histo=picture)
+
+
+def _picture(tag: str, histogram: Histogram) -> Any | None:
+    drawn = drawn_bins(histogram, tag)
+    if drawn is None:
+        return None
+    edges, counts = drawn
+    return summary_pb2.HistogramProto(  # TensorBoard draws the first bin from `min`, the last one to `max`
+        min=edges[0],
+        max=edges[-1],
+        num=histogram.total,
+        sum=histogram.sum,
+        sum_squares=histogram.sum_squares,
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
+
+
+def tensor_value(tensor: CompactTensor, with_schema: bool) -> Any:
+    """Make a tensor of our plugin's.
+
+    Args:
+        tensor: what to write.
+        with_schema: whether to write the schema beside it; TensorBoard keeps the first of each tag.
+    """
+    value = summary_pb2.Summary.Value(tag=tensor.tag, tensor=_tensor(tensor.values))
+    if with_schema:
+        plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN, content=tensor.schema.encode())
+        metadata = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DATA_CLASS_TENSOR)
+        value.metadata.CopyFrom(metadata)
+    return value
+
+
+def _tensor(values: NDArray[Any]) -> Any:
+    shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=len(values))])
+    # Integers as a list: there a small one is one byte.
+    content = {"int64_val": values.tolist()} if values.dtype == np.int64 else {"tensor_content": values.tobytes()}
+    return tensor_pb2.TensorProto(dtype=_TYPES[values.dtype.name], tensor_shape=shape, **content)

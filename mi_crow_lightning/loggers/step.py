@@ -1,0 +1,59 @@
+"""The readings of one step, as they are handed to the loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.loggers.tags import TaggedReadings, tag
+
+__all__ = ["DetectorReadings", "LoggedStep"]
+
+
+class DetectorReadings(NamedTuple):
+    """What one detector has to say at a step.
+
+    Attributes:
+        readings: of the layers that were seen.
+        layers: all layers that it watches, in the model's order, whether they were seen or not.
+        signature: how the user named them, e.g. ``"block:*"``.
+        prefix: first part of the tags.
+    """
+
+    readings: Sequence[Reading]
+    layers: tuple[str, ...]
+    signature: str
+    prefix: str = "activations"
+
+
+@dataclass(frozen=True)
+class LoggedStep:
+    """All readings of one step.
+
+    Attributes:
+        stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        step: the position on the x axis.
+        detectors: what each detector has to say.
+
+    Example:
+        >>> two = [Reading("h.0", "rms", 1.0), Reading("h.1", "rms", 3.0)]
+        >>> step = LoggedStep("train", 7, [DetectorReadings(two, ("h.0", "h.1"), "h.*")])
+        >>> [tag for tag, _ in step.tagged]
+        ['activations_rms/h.0', 'activations_rms/h.1']
+    """
+
+    stage: str
+    step: int
+    detectors: Sequence[DetectorReadings]
+
+    @cached_property
+    def tagged(self) -> TaggedReadings:
+        """Every reading with its tag."""
+        return [
+            (tag(reading, self.stage, detector.prefix), reading)
+            for detector in self.detectors
+            for reading in detector.readings
+        ]
