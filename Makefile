@@ -12,15 +12,15 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers lint docs: export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test lint format docs demo bench clean
+.PHONY: help setup test test-loggers lint format docs demo bench clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Create .venv and install the package with everything below
 
@@ -35,6 +35,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup  ## Run the tests and doctests (ARGS go to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Apart from the others because W&B and MLflow bring some forty packages.
+test-loggers: setup  ## Install W&B and MLflow, and run the tests that log to them, offline
+	$(BIN)/python -m pip install --quiet -e '.[loggers]' -c constraints.txt
+	$(BIN)/python -m pytest tests/callback/test_wandb_and_mlflow.py $(ARGS)
 
 # Every check runs, also after one has failed.
 lint: setup  ## Check style, types, the dependency rule and the docs
