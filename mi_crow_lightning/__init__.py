@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         TokenController,
         Tokens,
     )
-    from mi_crow_lightning.language_model import LanguageModel
+    from mi_crow_lightning.language_model import CausalLMModule, LanguageModel, PredictionWriter, by_strength
     from mi_crow_lightning.store import LocalStore
 
 _HERE = "mi_crow_lightning"
@@ -92,7 +92,7 @@ _SOURCES = {
         f"{_HERE}.hooks",
     ),
     "HookCallback": f"{_HERE}.callback",
-    "LanguageModel": f"{_HERE}.language_model",
+    **dict.fromkeys(["CausalLMModule", "LanguageModel", "PredictionWriter", "by_strength"], f"{_HERE}.language_model"),
     "LocalStore": f"{_HERE}.store",
 }
 
@@ -101,6 +101,7 @@ __all__ = [
     "ActivationStatistics",
     "AllOf",
     "AnyOf",
+    "CausalLMModule",
     "ClampController",
     "Controller",
     "Detector",
@@ -121,6 +122,7 @@ __all__ = [
     "NeverFired",
     "Not",
     "PatchController",
+    "PredictionWriter",
     "ProjectionDetector",
     "Reading",
     "RegistrationError",
@@ -130,6 +132,7 @@ __all__ = [
     "SteeringController",
     "TokenController",
     "Tokens",
+    "by_strength",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
+from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
@@ -19,6 +20,7 @@ __all__ = [
     "log_interval",
     "moment_of",
     "refuse_compiled",
+    "samples_of_batch",
     "steps_of_run",
     "takes_a_step",
 ]
@@ -96,6 +98,13 @@ def steps_of_run(trainer: pl.Trainer) -> int | None:
     if trainer.max_epochs is not None and trainer.max_epochs > 0 and batches != float("inf"):
         limits.append(trainer.max_epochs * -(-int(batches) // trainer.accumulate_grad_batches))
     return min(limits) if limits else None
+
+
+def samples_of_batch(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -> list[int] | None:
+    """The places in the dataset of a predict batch's samples; ``None`` where the dataloader does not tell."""
+    loaders = trainer.predict_loop._combined_loader
+    sampler = getattr(loaders.flattened[dataloader_idx], "batch_sampler", None) if loaders is not None else None
+    return list(sampler.seen_batch_indices[batch_idx]) if isinstance(sampler, _IndexBatchSamplerWrapper) else None
 
 
 def find_root(pl_module: pl.LightningModule, root: str | None) -> nn.Module:

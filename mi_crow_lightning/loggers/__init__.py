@@ -7,6 +7,7 @@
     write                    ... -> every logger of the run
     write_event              ... -> one TensorBoard event
     write_scalars            ... -> one ``log_metrics`` call
+    write_text_table         texts -> the loggers that take text
     write_layout             one TensorBoard chart per statistic, one line per layer
     summary_writer           a logger -> its ``SummaryWriter``, if it has one
     read_compact             event files -> the numbers (HistoryRow)
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
     from mi_crow_lightning.loggers.tags import tag
     from mi_crow_lightning.loggers.tensorboard import summary_writer, write_event
+    from mi_crow_lightning.loggers.text_table import write_text_table
 
 __all__ = [
     "DetectorReadings",
@@ -48,6 +50,7 @@ __all__ = [
     "write_event",
     "write_layout",
     "write_scalars",
+    "write_text_table",
 ]
 
 _HERE = "mi_crow_lightning.loggers"
@@ -66,6 +69,7 @@ _SOURCES = {
     "write_event": f"{_HERE}.tensorboard",
     "write_layout": f"{_HERE}.layout",
     "write_scalars": f"{_HERE}.scalars",
+    "write_text_table": f"{_HERE}.text_table",
 }
 
 

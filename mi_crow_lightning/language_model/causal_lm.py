@@ -1,0 +1,262 @@
+"""A LightningModule around a causal language model: fit trains it, predict generates."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.language_model.generated import GeneratedText, records_of
+from mi_crow_lightning.language_model.generation import Generation
+from mi_crow_lightning.language_model.loading import load_model, load_tokenizer
+from mi_crow_lightning.language_model.shown_texts import ShownTexts
+from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, readers_of, refuse_unread, strengths_of
+from mi_crow_lightning.language_model.texts import (
+    TextCollator,
+    are_texts,
+    check_batch,
+    check_left_padding,
+    labels_of,
+    positions_of,
+)
+
+__all__ = ["CausalLMModule"]
+
+_NOT_FOR_THE_MODEL = ("labels", "strength")
+
+
+class CausalLMModule(pl.LightningModule):
+    """Trains a causal language model, and generates with it.
+
+    A batch is a list of texts, or a mapping with ``input_ids`` and ``attention_mask`` ``(B, T)``, and in fit maybe
+    ``labels``. All but ``labels`` and ``strength`` goes to the model.
+
+    - **fit** and **validate** log the mean loss of the tokens that are predicted, as ``train/loss`` and
+      ``val/loss``, **test** as ``test/loss``. Padding counts nowhere, on either side.
+    - **predict** gives a list of `GeneratedText` for each batch.
+
+    Args:
+        model: a causal language model of transformers, or its name or folder, see `load_model`. One that is
+            wholly in evaluation mode, as ``from_pretrained`` leaves it, is put into training mode when a fit
+            starts; one that is partly in it stays as it is.
+        tokenizer: its tokenizer, or where to load it from; left out, that of a model given by name.
+        generation: a ``GenerationConfig``, or the arguments of ``model.generate`` by name. Say
+            ``max_new_tokens``: the default of transformers is 20.
+        sweep: strengths. Each prompt is generated once with each, in one batch, by controllers with
+            ``strength="batch"``.
+        lr: learning rate of AdamW.
+        weight_decay: of AdamW.
+        warmup_steps: steps in which the learning rate rises to ``lr``; it stays there.
+        max_length: texts are cut to so many tokens; left out, none is cut.
+        log_text: how many prompts of a predict run are shown with their texts, one column per strength, in the
+            loggers that take text (TensorBoard, W&B).
+        model_params: for ``from_pretrained`` of a model given by name.
+
+    Raises:
+        TypeError, ValueError: an argument is none of those named above.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, eos_token_id=None, **sizes))
+        >>> module = CausalLMModule(model, generation={"max_new_tokens": 3, "do_sample": False})
+        >>> prompts = torch.utils.data.DataLoader([{"input_ids": torch.tensor([5, 7, 9])}] * 4, batch_size=2)
+        >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        >>> batches = trainer.predict(module, prompts)
+        >>> [[len(text.token_ids) for text in batch] for batch in batches]
+        [[3, 3], [3, 3]]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | Path,
+        tokenizer: Any = None,
+        *,
+        generation: Any = None,
+        sweep: Sequence[float] | None = None,
+        lr: float = 2e-5,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        max_length: int | None = None,
+        log_text: int = 0,
+        model_params: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_numbers(lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, log_text=log_text)
+        self.generation = Generation(generation)
+        self.sweep = sweep
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.max_length = max_length
+        self.model = _model(model, model_params)
+        self.tokenizer = _tokenizer(tokenizer, model)
+        self._shown = ShownTexts(log_text)
+        self._readers: list[Hook] = []
+        # Plain values, so that a checkpoint's can be loaded with weights_only; a module is in its weights.
+        generation, sweep = self.generation.hyperparameters(), self.sweep
+        places = {"model": model, "tokenizer": tokenizer}
+        model, tokenizer = (str(place) if isinstance(place, Path) else place for place in places.values())
+        self.save_hyperparameters(ignore=[name for name, place in places.items() if not isinstance(place, (str, Path))])
+
+    @property
+    def sweep(self) -> list[float] | None:
+        """The strengths that each prompt is generated with; may be changed between runs."""
+        return self._sweep
+
+    @sweep.setter
+    def sweep(self, strengths: Sequence[float] | None) -> None:
+        self._sweep = checked_sweep(strengths)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns."""
+        return self.model(*args, **kwargs)
+
+    # Batches.
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Texts become tokens, padded on the left, before anyone else sees the batch."""
+        return TextCollator(self.tokenizer, max_length=self.max_length)(batch) if are_texts(batch) else batch
+
+    # Fit, validate, test.
+
+    def setup(self, stage: str) -> None:
+        """A model that is wholly in evaluation mode is put into training mode to be fitted."""
+        # Not in on_fit_start: the Trainer's model summary, which tells the mode, comes before it.
+        if stage == "fit" and not any(module.training for module in self.model.modules()):
+            self.model.train()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss, _ = self._loss(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        return self._evaluate("val/loss", batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        return self._evaluate("test/loss", batch)
+
+    def _evaluate(self, name: str, batch: Any) -> Tensor:
+        loss, predicted = self._loss(batch)
+        if not predicted:
+            raise ValueError("no token of the batch can be predicted: its labels are -100 but for first tokens")
+        # Weighted, so that the epoch's value is the mean over all its tokens, whatever the batches.
+        self.log(name, loss, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=int(predicted))
+        return loss
+
+    def _loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The mean loss of the predicted tokens, and how many those are."""
+        check_batch(batch)
+        inputs, labels = _inputs(batch), labels_of(batch)
+        if labels.shape[1] < 2:
+            raise ValueError("every text of the batch is a single token: nothing can be predicted from it")
+        if "position_ids" not in inputs and "attention_mask" in inputs and self._takes_positions():
+            inputs["position_ids"] = positions_of(inputs["attention_mask"])
+        loss = getattr(self.model(**inputs, labels=labels), "loss", None)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"{type(self.model).__name__} returned no loss: a causal model of transformers does")
+        return loss, (labels[:, 1:] != -100).sum()
+
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the parameters that take gradients. For another optimizer override this."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise ValueError("no parameter of the model takes gradients: nothing can be trained")
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        if not self.warmup_steps:
+            return optimizer
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    # Predict.
+
+    def on_predict_start(self) -> None:
+        if not callable(getattr(self.model, "generate", None)):
+            raise TypeError(f"{type(self.model).__name__} has no generate(): predict needs a model that generates")
+        self._readers = readers_of(self.trainer) if self.sweep is not None else []
+        if self.sweep is not None:
+            refuse_unread(self.sweep, self._readers)
+        self._shown.begin(self.trainer)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedText]:
+        """Generate from a batch of prompts, padded on the left.
+
+        Returns:
+            A record for each prompt, within it for each strength, within that for each returned sequence.
+
+        Raises:
+            TypeError, ValueError: the batch holds no tokens, or padding on the right; or strengths that nothing
+                reads.
+        """
+        check_batch(batch)
+        check_left_padding(batch)
+        if self.sweep is None:
+            texts = self._generate(batch, strengths_of(batch), 1)
+        else:
+            if self._readers:
+                refuse_unread(self.sweep, self._readers, batch)
+            prompts = len(batch["input_ids"])
+            with expanded(batch, self.sweep):
+                texts = self._generate(batch, self.sweep * prompts, len(self.sweep))
+        self._shown.add(texts, dataloader_idx)
+        return texts
+
+    def on_predict_epoch_end(self) -> None:
+        self._shown.write(self.trainer, self.sweep)
+
+    def on_predict_end(self) -> None:
+        self._readers = []
+
+    def _generate(
+        self, batch: Mapping[str, Any], strengths: list[float] | None, strengths_per_prompt: int
+    ) -> list[GeneratedText]:
+        """Generate from each row of the batch."""
+        model: Any = self.model
+        result = model.generate(**_inputs(batch), **self.generation.arguments(model, self.tokenizer))
+        return records_of(
+            result if isinstance(result, Tensor) else result.sequences,
+            batch,
+            self.tokenizer,
+            strengths=strengths,
+            strengths_per_prompt=strengths_per_prompt,
+            cut=lambda new: self.generation.cut(new, self.model, self.tokenizer),
+        )
+
+
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}
+
+
+def _model(model: Any, params: Mapping[str, Any] | None) -> nn.Module:
+    if isinstance(model, (str, Path)):
+        model = load_model(model, **(params or {}))
+    elif params is not None:
+        raise ValueError("model_params are for a model given by name, and this one is a module already")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be a torch module, or the name or folder of one")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(f"{type(model).__name__} is an encoder-decoder model: CausalLMModule takes causal ones")
+    return model
+
+
+def _tokenizer(tokenizer: Any, model: Any) -> Any:
+    place = model if tokenizer is None else tokenizer
+    return load_tokenizer(place) if isinstance(place, (str, Path)) else tokenizer
+
+
+def _check_numbers(**numbers: float) -> None:
+    for name, value in numbers.items():
+        whole = name in ("warmup_steps", "log_text")
+        kind = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name}={value!r} must be a {'whole ' if whole else ''}number, 0 or more")

@@ -1,0 +1,117 @@
+"""What ``generate`` made, as records: the new tokens of each row, and their text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["GeneratedText", "by_strength", "records_of"]
+
+
+class GeneratedText(NamedTuple):
+    """One continuation of one prompt.
+
+    Attributes:
+        prompt: the prompt's text, decoded without special tokens; ``None`` without a tokenizer.
+        strength: what the row was steered with; ``None`` when the batch named none.
+        text: the continuation alone, so that ``prompt + text`` is the whole; ``None`` without a tokenizer.
+        token_ids: the new tokens, up to the end-of-text token if there is one, it included.
+        row: which prompt of its batch.
+        sequence: which of the prompt's ``num_return_sequences``.
+    """
+
+    prompt: str | None
+    strength: float | None
+    text: str | None
+    token_ids: list[int]
+    row: int
+    sequence: int
+
+
+def by_strength(predictions: Any) -> dict[float | None, list[GeneratedText]]:
+    """Texts by the strength they were steered with, each list in the order of the prompts.
+
+    Args:
+        predictions: what ``trainer.predict`` returned, or a part of it.
+
+    Raises:
+        TypeError: it holds something else.
+
+    >>> rain = [GeneratedText("Rain", strength, " fell", [7], row=0, sequence=0) for strength in (0.0, 4.0)]
+    >>> {strength: len(texts) for strength, texts in by_strength([rain, rain]).items()}
+    {0.0: 2, 4.0: 2}
+    """
+    found: dict[float | None, list[GeneratedText]] = {}
+    for text in _flat(predictions):
+        found.setdefault(text.strength, []).append(text)
+    return found
+
+
+def _flat(predictions: Any) -> Iterator[GeneratedText]:
+    if isinstance(predictions, GeneratedText):
+        yield predictions
+    elif isinstance(predictions, list):
+        for part in predictions:
+            yield from _flat(part)
+    else:
+        raise TypeError(
+            f"predictions must be lists of GeneratedText, as trainer.predict(CausalLMModule(...), ...) returns "
+            f"them, and hold a {type(predictions).__name__}"
+        )
+
+
+def records_of(
+    sequences: Tensor,
+    batch: Mapping[str, Any],
+    tokenizer: Any,
+    *,
+    strengths: Sequence[float] | None = None,
+    strengths_per_prompt: int = 1,
+    cut: Any,
+) -> list[GeneratedText]:
+    """The rows that ``generate`` returned, as records in the same order.
+
+    Args:
+        sequences: ``(R, T + new)``: the prompts with what follows.
+        batch: what was generated from: ``input_ids`` ``(B, T)`` and maybe ``attention_mask``. ``R`` is a multiple
+            of ``B``, the rows of one prompt follow one another.
+        tokenizer: for the texts; ``None`` leaves them out.
+        strengths: one for each row of the batch.
+        strengths_per_prompt: how many rows of the batch belong to one prompt.
+        cut: from the new tokens of a row to those that count.
+    """
+    prompts = _prompts(batch)
+    width, repeats = batch["input_ids"].shape[1], len(sequences) // len(prompts)
+    records = []
+    for i, row in enumerate(sequences[:, width:].tolist()):
+        place, sequence = divmod(i, repeats)
+        new = cut(row)
+        prompt, text = (None, None) if tokenizer is None else _texts(tokenizer, prompts[place], new)
+        strength = None if strengths is None else strengths[place]
+        records.append(GeneratedText(prompt, strength, text, new, place // strengths_per_prompt, sequence))
+    return records
+
+
+def _prompts(batch: Mapping[str, Any]) -> list[list[int]]:
+    """The tokens of each row, without padding."""
+    ids: list[list[int]] = batch["input_ids"].tolist()
+    if batch.get("attention_mask") is None:
+        return ids
+    masks = batch["attention_mask"].tolist()
+    return [
+        [token for token, real in zip(row, mask, strict=True) if real] for row, mask in zip(ids, masks, strict=True)
+    ]
+
+
+def _texts(tokenizer: Any, prompt_ids: list[int], new: list[int]) -> tuple[str, str]:
+    """The prompt and its continuation. Decoded alone, a continuation may lose the space it begins with."""
+    prompt, whole = (_decoded(tokenizer, ids) for ids in (prompt_ids, prompt_ids + new))
+    return prompt, whole[len(prompt) :] if whole.startswith(prompt) else _decoded(tokenizer, new)
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    # Without clean-up, which would take out spaces that the tokens have.
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

@@ -1,0 +1,105 @@
+"""The arguments that ``generate`` is called with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from transformers import GenerationConfig
+
+__all__ = ["Generation"]
+
+
+class Generation:
+    """How to generate: a ``GenerationConfig``, or its arguments by name.
+
+    Args:
+        given: arguments by name are those of ``model.generate(...)``: they win over the model's own. A
+            ``GenerationConfig`` is passed on as it is; transformers fills what it leaves open from the model's
+            own. ``None`` for the model's own alone.
+
+    Raises:
+        TypeError, ValueError: it is neither, or names what is no argument of a ``GenerationConfig``.
+
+    >>> Generation({"max_new_token": 5})
+    Traceback (most recent call last):
+    ...
+    ValueError: generation has 'max_new_token', which GenerationConfig does not know; closest: 'max_new_tokens', ...
+    """
+
+    def __init__(self, given: GenerationConfig | Mapping[str, Any] | None) -> None:
+        if given is not None and not isinstance(given, (GenerationConfig, Mapping)):
+            raise TypeError(
+                f"generation={given!r} must be a transformers GenerationConfig, or a mapping of its arguments, e.g. "
+                "{'max_new_tokens': 40}"
+            )
+        if isinstance(given, Mapping):
+            _check_names(given)
+        self.given = dict(given or {}) if not isinstance(given, GenerationConfig) else given
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The arguments by name: plain values, which a checkpoint keeps."""
+        if not isinstance(self.given, GenerationConfig):
+            return self.given
+        return {name: value for name, value in self.given.to_diff_dict().items() if name in _names()}
+
+    def arguments(self, model: Any, tokenizer: Any) -> dict[str, Any]:
+        """Keyword arguments for ``model.generate``, beside the batch.
+
+        A padding token that neither names is the tokenizer's, and ``stop_strings`` get the tokenizer they need.
+        """
+        extra = {"tokenizer": tokenizer} if self.setting("stop_strings", model) else {}
+        pad = self._padding(model, tokenizer)
+        if not isinstance(self.given, GenerationConfig):
+            return {**self.given, **extra, **({} if pad is None else {"pad_token_id": pad})}
+        config = copy.deepcopy(self.given)
+        config.pad_token_id = pad
+        return {"generation_config": config, **extra}
+
+    def setting(self, name: str, model: Any) -> Any:
+        """What holds for one argument: as given, else the model's own."""
+        if isinstance(self.given, dict) and name in self.given:
+            return self.given[name]
+        given = getattr(self.given, name, None)
+        return given if given is not None else getattr(getattr(model, "generation_config", None), name, None)
+
+    def _padding(self, model: Any, tokenizer: Any) -> Any:
+        pad = self.setting("pad_token_id", model)
+        return pad if pad is not None else getattr(tokenizer, "pad_token_id", None)
+
+    def cut(self, new: list[int], model: Any, tokenizer: Any) -> list[int]:
+        """The new tokens of a row without the padding after its end.
+
+        Args:
+            new: all that ``generate`` returned behind the prompt.
+            model: the model that generated them.
+            tokenizer: the one given to `arguments`.
+        """
+        ends = self.setting("eos_token_id", model)
+        ends = {ends} if isinstance(ends, int) else set(ends if ends is not None else [])
+        first = next((i for i, token in enumerate(new) if token in ends), None)
+        if first is not None:
+            return new[: first + 1]
+        if not ends or not self.setting("stop_strings", model):
+            return new  # every row went on to the last column
+        pad = self._padding(model, tokenizer)
+        while new and new[-1] == pad:
+            new = new[:-1]
+        return new
+
+
+def _names() -> set[str]:
+    return {name for name in vars(GenerationConfig()) if not name.startswith("_") and name != "transformers_version"}
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    known = _names()
+    for name in given:
+        if name not in known:
+            closest = get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)
+            raise ValueError(
+                f"generation has {name!r}, which GenerationConfig does not know; closest: "
+                f"{', '.join(map(repr, closest))}"
+            )

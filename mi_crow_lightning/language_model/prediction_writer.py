@@ -1,0 +1,173 @@
+"""Predictions on disk: JSON lines, written batch by batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.hooks.choices import not_known
+from mi_crow_lightning.language_model.generated import GeneratedText
+from mi_crow_lightning.language_model.line_file import LineFile
+
+__all__ = ["PredictionWriter"]
+
+_MODES = ("x", "w", "a")
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes what ``predict_step`` returns as JSON lines, one line a record, whatever the module.
+
+    A record is a mapping, a named tuple, a dataclass or a string (its ``text``), and ``predict_step`` returns one or
+    a list of them; `CausalLMModule` returns `GeneratedText`. Tensors in a record become lists. Each line says
+    beside this its ``dataloader_idx``, ``batch_idx`` and ``index``, the place of its sample in the dataset, where
+    that is known: for `GeneratedText`, and when there is one record a sample.
+
+    The lines of a batch are with the operating system when the batch ends, all or none: a run that is killed keeps
+    what it wrote. UTF-8; NaN and infinity are written as Python's ``json`` does.
+
+    Args:
+        path: the file. With several processes each writes its own: of ``texts.jsonl`` rank 1 writes
+            ``texts.rank1.jsonl``.
+        mode: ``"x"`` refuses a file that is there, ``"w"`` writes it anew, ``"a"`` continues it.
+
+    Attributes:
+        file: the file that this rank writes; ``None`` before predict starts.
+
+    Raises:
+        ValueError: ``mode`` is none of these.
+
+    >>> PredictionWriter("texts.jsonl", mode="r")
+    Traceback (most recent call last):
+    ...
+    ValueError: mode='r' is not known: choose one of 'x', 'w', 'a'
+    """
+
+    def __init__(self, path: str | Path, mode: str = "x") -> None:
+        super().__init__(write_interval="batch")
+        if mode not in _MODES:
+            raise not_known("mode", mode, _MODES)
+        self.path = Path(path).expanduser()
+        self.mode = mode
+        self.file: Path | None = None
+        self._lines: LineFile | None = None
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the file, before anything is predicted.
+
+        Raises:
+            FileExistsError: on any rank there is one, and the mode is ``"x"``.
+        """
+        self._close()
+        self.file = file = self._file_of(trainer)
+        free = self.mode != "x" or not file.exists()
+        # On all ranks or on none: one that went on alone would wait for the others.
+        if not trainer.strategy.reduce_boolean_decision(free, all=True):
+            what = f"{str(file)!r} exists already" if not free else f"another rank's file beside {str(file)!r} exists"
+            raise FileExistsError(f"{what}: PredictionWriter(..., mode='w') writes it anew, mode='a' continues it")
+        self._lines = LineFile(file, self.mode)
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the records of one batch.
+
+        Raises:
+            TypeError: ``predict_step`` returned no records, or one holds what JSON does not know.
+        """
+        assert self._lines is not None, "predict has started"
+        records = list(_records(prediction))
+        # Not `batch_indices`: Lightning leaves there those of an earlier dataloader when the running one has none.
+        samples = facts.samples_of_batch(trainer, batch_idx, dataloader_idx)
+        place = {"dataloader_idx": dataloader_idx, "batch_idx": batch_idx}
+        lines = []
+        for i, record in enumerate(records):
+            row = record.row if isinstance(record, GeneratedText) else i if _one_each(records, samples) else None
+            index = samples[row] if samples is not None and row is not None else None
+            lines.append(_line({"index": index, **place, **_fields(record)}))
+        self._lines.append(lines)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _file_of(self, trainer: pl.Trainer) -> Path:
+        if trainer.world_size == 1:
+            return self.path
+        return self.path.with_name(f"{self.path.stem}.rank{trainer.global_rank}{self.path.suffix}")
+
+    def _close(self) -> None:
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or pickled writer has no file open."""
+        return {**self.__dict__, "_lines": None}
+
+
+def _one_each(records: list[Any], samples: list[int] | None) -> bool:
+    return samples is not None and len(records) == len(samples)
+
+
+def _records(prediction: Any) -> Iterator[Any]:
+    """The records of one batch: the prediction itself, or what it lists."""
+    several = isinstance(prediction, (list, tuple)) and not hasattr(prediction, "_fields")
+    for record in prediction if several else [prediction]:
+        if not isinstance(record, (str, Mapping)) and not _is_named(record):
+            raise TypeError(
+                f"PredictionWriter writes records: a mapping, a named tuple, a dataclass or a string, or a list of "
+                f"them; predict_step returned {f'a list with a {_kind(record)}' if several else f'a {_kind(record)}'}"
+            )
+        yield record
+
+
+def _is_named(record: Any) -> bool:
+    named_tuple = isinstance(record, tuple) and hasattr(record, "_fields")
+    return named_tuple or (dataclasses.is_dataclass(record) and not isinstance(record, type))
+
+
+def _kind(record: Any) -> str:
+    return f"Tensor of shape {tuple(record.shape)}" if isinstance(record, Tensor) else type(record).__name__
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    if isinstance(record, str):
+        return {"text": record}
+    if isinstance(record, Mapping):
+        return dict(record)
+    if isinstance(record, tuple):
+        return dict(record._asdict())  # type: ignore[attr-defined]
+    return dataclasses.asdict(record)
+
+
+def _line(fields: dict[str, Any]) -> str:
+    try:
+        return json.dumps(fields, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"PredictionWriter cannot write a record with the fields {list(fields)}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} is neither text, number, list nor mapping")

@@ -1,0 +1,84 @@
+"""The first texts of a predict run, steered beside unsteered, for loggers that take text."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import groupby
+
+import lightning.pytorch as pl
+
+from mi_crow_lightning.language_model.generated import GeneratedText
+from mi_crow_lightning.loggers.text_table import takes_text, write_text_table
+
+__all__ = ["ShownTexts"]
+
+
+class ShownTexts:
+    """Keeps the texts of the first prompts of each dataloader, and writes them as a table.
+
+    Args:
+        prompts: how many prompts; 0 for none.
+    """
+
+    def __init__(self, prompts: int) -> None:
+        self.prompts = prompts
+        self._kept: dict[int, list[list[GeneratedText]]] = {}
+
+    def begin(self, trainer: pl.Trainer) -> None:
+        """A run begins; warns when none of its loggers takes text."""
+        self._kept = {}
+        if self.prompts and not any(map(takes_text, trainer.loggers)) and trainer.is_global_zero:
+            names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none at all"
+            warnings.warn(
+                f"log_text={self.prompts}, and no logger of this Trainer takes text (it has {names}): "
+                "TensorBoardLogger and WandbLogger do.",
+                stacklevel=2,
+            )
+
+    def add(self, texts: Sequence[GeneratedText], dataloader_idx: int) -> None:
+        """Keep the texts of a batch, as long as there is room."""
+        kept = self._kept.setdefault(dataloader_idx, [])
+        for _, of_prompt in groupby(texts, key=lambda text: text.row):
+            if len(kept) < self.prompts:
+                kept.append(list(of_prompt))
+
+    def write(self, trainer: pl.Trainer, sweep: Sequence[float] | None) -> None:
+        """Write what was kept, one table a dataloader, on rank 0.
+
+        Args:
+            trainer: the Trainer, with its loggers.
+            sweep: the strengths, each a column of the table; ``None`` for one text a row.
+        """
+        if trainer.is_global_zero:
+            for dataloader_idx, kept in self._kept.items():
+                tag = f"predict/texts/dataloader_idx_{dataloader_idx}" if len(self._kept) > 1 else "predict/texts"
+                rows = [row for of_prompt in kept for row in _rows(of_prompt, sweep)]
+                if rows:
+                    write_text_table(trainer.loggers, tag, _columns(sweep), rows, trainer.global_step)
+        self._kept = {}
+
+
+def _columns(sweep: Sequence[float] | None) -> list[str]:
+    texts = ["strength", "text"] if sweep is None else [f"strength {strength:g}" for strength in sweep]
+    return ["prompt", *texts]
+
+
+def _rows(of_prompt: Sequence[GeneratedText], sweep: Sequence[float] | None) -> list[list[str]]:
+    """One row for each returned sequence."""
+    if sweep is None:
+        return [[_shown(t.prompt, []), _number(t.strength), _shown(t.text, t.token_ids)] for t in of_prompt]
+    rows: dict[int, list[str]] = {}
+    for text in of_prompt:  # in the order of the strengths
+        row = rows.setdefault(text.sequence, [_shown(text.prompt, [])])
+        row.append(_shown(text.text, text.token_ids))
+    return list(rows.values())
+
+
+def _shown(text: str | None, token_ids: Sequence[int]) -> str:
+    """The text; its tokens where there is no tokenizer."""
+    return text if text is not None else " ".join(map(str, token_ids))
+
+
+def _number(strength: float | None) -> str:
+    return "" if strength is None else f"{strength:g}"

@@ -1,0 +1,145 @@
+"""Sweeps: each prompt once per strength, in one batched ``generate``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.callback import HookCallback
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.strengths import reads_batch
+
+__all__ = ["checked_sweep", "expanded", "readers_of", "refuse_unread", "strengths_of"]
+
+_KEY = "strength"
+
+
+def checked_sweep(sweep: Any) -> list[float] | None:
+    """The strengths as a list of numbers.
+
+    Raises:
+        TypeError, ValueError: they are no finite numbers, none, or one is given twice.
+    """
+    if sweep is None:
+        return None
+    if isinstance(sweep, (str, Mapping)) or not isinstance(sweep, Iterable):
+        raise TypeError(f"sweep={sweep!r} must be a list of strengths, e.g. [0, 2, 4]")
+    strengths = list(sweep)
+    for strength in strengths:
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+            raise ValueError(f"sweep={strengths!r} holds {strength!r}: each strength must be a finite number")
+    if not strengths or len(set(strengths)) < len(strengths):
+        raise ValueError(f"sweep={strengths!r} must hold at least one strength, and each only once")
+    return [float(strength) for strength in strengths]
+
+
+@contextmanager
+def expanded(batch: Any, sweep: Sequence[float]) -> Iterator[None]:
+    """While it lasts, the batch has each of its ``B`` rows once per strength, and ``strength`` ``(B * S,)``.
+
+    It stays the same object, which is what hooks see as ``ctx.batch``. The rows of one prompt follow one another,
+    in the order of the strengths.
+
+    Args:
+        batch: with ``input_ids`` ``(B, T)``. Tensors and lists of ``B`` entries are expanded.
+        sweep: ``S`` strengths.
+
+    Raises:
+        TypeError: the batch cannot be written to.
+        ValueError: it has strengths of its own.
+    """
+    if not isinstance(batch, MutableMapping):
+        raise TypeError(f"sweep needs a batch that can be written to, e.g. a dict, not a {type(batch).__name__}")
+    if _KEY in batch:
+        raise ValueError(
+            f"the batch has its own {_KEY!r} and CausalLMModule a sweep={list(sweep)!r}: leave one of them out"
+        )
+    before, ids = dict(batch), batch["input_ids"]
+    try:
+        for key, value in before.items():
+            batch[key] = _each_repeated(value, len(ids), len(sweep))
+        batch[_KEY] = torch.tensor(sweep, dtype=torch.float32, device=ids.device).repeat(len(ids))
+        yield
+    finally:
+        batch.pop(_KEY, None)
+        batch.update(before)
+
+
+def strengths_of(batch: Mapping[str, Any]) -> list[float] | None:
+    """The strength of each row, if the batch names them: a number, or a tensor of one a row.
+
+    Raises:
+        ValueError: there are not as many as rows.
+    """
+    strengths, rows = batch.get(_KEY), len(batch["input_ids"])
+    if strengths is None:
+        return None
+    if isinstance(strengths, (int, float)) or (isinstance(strengths, Tensor) and strengths.dim() == 0):
+        return [float(strengths)] * rows
+    if not isinstance(strengths, Tensor) or strengths.shape != (rows,):
+        raise ValueError(
+            f"batch[{_KEY!r}] must be a number or a tensor of one strength a row, ({rows},), not {strengths!r}"
+        )
+    return [float(strength) for strength in strengths.tolist()]
+
+
+def readers_of(trainer: pl.Trainer) -> list[Hook]:
+    """The controllers of the Trainer's HookCallbacks that take their strength from the batch."""
+    callbacks = [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
+    return [hook for callback in callbacks for hook in callback.controllers if reads_batch(hook)]
+
+
+def refuse_unread(sweep: Sequence[float], readers: Sequence[Hook], batch: Any = None) -> None:
+    """Refuse a sweep whose strengths nothing reads: each prompt's texts would be one text under several names.
+
+    Args:
+        sweep: the strengths.
+        readers: the controllers that take theirs from the batch.
+        batch: the running one; left out, only whether there are readers is asked.
+
+    Raises:
+        ValueError: it says what to do.
+    """
+    way_out = 'give a controller strength="batch", e.g. SteeringController("block:12", vector, strength="batch")'
+    start = f"CausalLMModule(sweep={list(sweep)!r}) generates one text per strength, and"
+    if not readers:
+        raise ValueError(
+            f"{start} no controller of this Trainer takes its strength from the batch: {way_out}, in "
+            "Trainer(callbacks=[HookCallback(controllers=[...])])"
+        )
+    if batch is None:
+        return
+    on = [
+        hook
+        for hook in readers
+        if hook.enabled
+        and (context := hook.context) is not None
+        and context.moment is not None
+        and hook.when().due(context.moment)
+    ]
+    if not on:
+        raise ValueError(
+            f"{start} none of {', '.join(map(repr, readers))} is on in this batch: enable it, or let its schedule "
+            "take in all of predict"
+        )
+    for hook in on:
+        if hook.context is not None and hook.context.batch is not batch:
+            raise ValueError(
+                f"{start} {hook!r} sees another batch than predict_step was given: hand predict_step the batch of "
+                "the dataloader, not a copy"
+            )
+
+
+def _each_repeated(value: Any, rows: int, times: int) -> Any:
+    if isinstance(value, Tensor) and value.dim() and len(value) == rows:
+        return value.repeat_interleave(times, 0)
+    if isinstance(value, list) and len(value) == rows:
+        return [item for item in value for _ in range(times)]
+    return value

@@ -1,0 +1,163 @@
+"""Texts to batches: token IDs, padded to one length, and what is made of them for a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mi_crow_lightning.hooks.choices import not_known
+
+__all__ = ["TextCollator", "are_texts", "check_batch", "check_left_padding", "labels_of", "positions_of"]
+
+_SIDES = ("left", "right")
+
+
+class TextCollator:
+    """From texts to one padded batch: the ``collate_fn`` of a ``DataLoader`` over texts.
+
+    Args:
+        tokenizer: a tokenizer of transformers, with a padding token.
+        max_length: texts are cut to so many tokens, on the tokenizer's ``truncation_side``; left out, none is cut.
+        padding_side: ``"left"``, which ``generate`` needs, or ``"right"``.
+        **params: for the tokenizer, e.g. ``add_special_tokens=False`` for texts made by a chat template.
+
+    Raises:
+        ValueError: the tokenizer has no padding token, or an argument is none of those named above.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"<pad>": 0, "rain": 1, "fell": 2}))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
+        >>> TextCollator(tokenizer)(["rain fell", "rain"])["input_ids"]
+        tensor([[1, 2],
+                [0, 1]])
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, max_length: int | None = None, padding_side: str = "left", **params: Any
+    ) -> None:
+        if tokenizer is None:
+            raise ValueError("texts need a tokenizer: give one, e.g. CausalLMModule(model, tokenizer)")
+        if tokenizer.pad_token is None:
+            raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token")
+        if padding_side not in _SIDES:
+            raise not_known("padding_side", padding_side, _SIDES)
+        if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int)):
+            raise ValueError(f"max_length={max_length!r} must be a whole number of tokens, or None")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length={max_length!r} must be 1 token or more")
+        self.tokenizer = tokenizer
+        self.params = {
+            "padding": True,
+            "padding_side": padding_side,
+            "truncation": max_length is not None,
+            "max_length": max_length,
+            "return_attention_mask": True,
+            "return_token_type_ids": False,  # a causal model takes none
+            **params,
+        }
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """One batch.
+
+        Args:
+            texts: ``B`` texts.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, each ``(B, T)``.
+
+        Raises:
+            TypeError: ``texts`` is no list of strings.
+            ValueError: a text has no tokens.
+        """
+        if not are_texts(texts):
+            raise TypeError(f"texts must be a list of strings, not {texts!r}")
+        batch = dict(self.tokenizer(list(texts), return_tensors="pt", **self.params))
+        for text, length in zip(texts, batch["attention_mask"].sum(1).tolist(), strict=True):
+            if not length:
+                raise ValueError(f"the text {text!r} has no tokens: leave it out")
+        return batch
+
+
+def are_texts(batch: Any) -> bool:
+    """Whether a batch is a list of texts, as a ``DataLoader`` over texts gives it."""
+    return isinstance(batch, (list, tuple)) and len(batch) > 0 and all(isinstance(text, str) for text in batch)
+
+
+def check_batch(batch: Any) -> None:
+    """Refuse what is no batch of tokens.
+
+    Raises:
+        TypeError: it is no mapping.
+        ValueError: it has no ``input_ids`` of shape ``(B, T)``.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"the batch is a {type(batch).__name__}: CausalLMModule takes a list of texts, or a mapping with "
+            "'input_ids' and 'attention_mask' (B, T), e.g. DataLoader(texts, collate_fn=TextCollator(tokenizer))"
+        )
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        found = f"of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"among its {sorted(batch)}"
+        raise ValueError(f"the batch must have a tensor 'input_ids' (B, T); it has none {found}")
+
+
+def check_left_padding(batch: Mapping[str, Any]) -> None:
+    """Refuse rows that end in padding: what is generated would follow it.
+
+    Raises:
+        ValueError: it names the first such row.
+    """
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return
+    padded = (mask[:, -1] == 0).nonzero().flatten().tolist()
+    if padded:
+        raise ValueError(
+            f"row {padded[0]} of the batch ends in padding ({len(padded)} of {len(mask)} rows do), and generated "
+            "tokens would follow it. Pad prompts on the left: give texts, or TextCollator(tokenizer), or set "
+            "tokenizer.padding_side = 'left'"
+        )
+
+
+def labels_of(batch: Mapping[str, Any]) -> Tensor:
+    """The batch's ``labels``; without any, its tokens, and -100 (no loss) where they are not predicted from text.
+
+    That is at padding, and at the first token after it: a model predicts each token from the column before.
+
+    Returns:
+        ``(B, T)``, not shifted: a causal model does that.
+
+    >>> import torch
+    >>> ids, mask = torch.tensor([[9, 9, 5, 6], [5, 6, 7, 9]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    >>> labels_of({"input_ids": ids, "attention_mask": mask})
+    tensor([[-100, -100, -100,    6],
+            [   5,    6,    7, -100]])
+    """
+    if batch.get("labels") is not None:
+        labels: Tensor = batch["labels"]
+        return labels
+    ids: Tensor = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return ids
+    not_predicted = mask == 0
+    not_predicted[:, 1:] |= mask[:, :-1] == 0
+    return ids.masked_fill(not_predicted, -100)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions counted without padding, as ``generate`` counts them.
+
+    Args:
+        mask: ``(B, T)``, 0 where a token is padding.
+
+    >>> import torch
+    >>> positions_of(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]))
+    tensor([[0, 0, 0, 1], [0, 1, 2, 2]])
+    """
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
