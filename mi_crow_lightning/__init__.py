@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     )
     from mi_crow_lightning.language_model import CausalLMModule, LanguageModel, PredictionWriter, by_strength
     from mi_crow_lightning.store import LocalStore
+    from mi_crow_lightning.vectors import ContrastDetector, LabelCollator, PairCollator, SteeringVector
 
 _HERE = "mi_crow_lightning"
 _SOURCES = {
@@ -91,6 +92,7 @@ _SOURCES = {
         ],
         f"{_HERE}.hooks",
     ),
+    **dict.fromkeys(["ContrastDetector", "LabelCollator", "PairCollator", "SteeringVector"], f"{_HERE}.vectors"),
     "HookCallback": f"{_HERE}.callback",
     **dict.fromkeys(["CausalLMModule", "LanguageModel", "PredictionWriter", "by_strength"], f"{_HERE}.language_model"),
     "LocalStore": f"{_HERE}.store",
@@ -103,6 +105,7 @@ __all__ = [
     "AnyOf",
     "CausalLMModule",
     "ClampController",
+    "ContrastDetector",
     "Controller",
     "Detector",
     "FunctionController",
@@ -112,6 +115,7 @@ __all__ = [
     "HookContext",
     "HookError",
     "HookType",
+    "LabelCollator",
     "LanguageModel",
     "LayerActivationDetector",
     "LayerNotFound",
@@ -121,6 +125,7 @@ __all__ = [
     "MiCrowError",
     "NeverFired",
     "Not",
+    "PairCollator",
     "PatchController",
     "PredictionWriter",
     "ProjectionDetector",
@@ -130,6 +135,7 @@ __all__ = [
     "Schedule",
     "Stage",
     "SteeringController",
+    "SteeringVector",
     "TokenController",
     "Tokens",
     "by_strength",

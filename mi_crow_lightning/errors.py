@@ -19,6 +19,8 @@
     │   ├── TokensUnknown (ValueError)   tokens were asked for where there is no sequence
     │   └── CaptureBudgetExceeded        a capture would grow past its byte budget
     ├── NeverFired (RuntimeError)        a controller was on, and none of its layers ran
+    ├── NothingExtracted (RuntimeError)  vectors or scores were asked for before there was anything to make them of
+    ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
     └── StoreKeyError (ValueError)       a key that would leave the store's folder
 
 Wrong arguments to a constructor are plain ``ValueError`` or ``TypeError``.
@@ -39,12 +41,14 @@ __all__ = [
     "MiCrowError",
     "NeverFired",
     "NoTensorFound",
+    "NothingExtracted",
     "PatchMismatch",
     "RegistrationError",
     "StoreKeyError",
     "StrengthMismatch",
     "TagConflict",
     "TokensUnknown",
+    "VectorFileError",
     "VectorMismatch",
     "WrittenInPlace",
 ]
@@ -141,7 +145,7 @@ class WrittenInPlace(ActivationError):
 
 
 class VectorMismatch(ActivationError, ValueError):
-    """A steering vector does not fit the layer it was to be added to."""
+    """A steering vector does not fit the model, the layer or the other vector that it was to be used with."""
 
 
 class StrengthMismatch(ActivationError, ValueError):
@@ -166,6 +170,14 @@ class CaptureBudgetExceeded(ActivationError):
 
 class NeverFired(MiCrowError, RuntimeError):
     """A controller was on in a stage, and none of its layers ran."""
+
+
+class NothingExtracted(MiCrowError, RuntimeError):
+    """Vectors, or held-out scores, were asked for before a run gave any."""
+
+
+class VectorFileError(MiCrowError, ValueError):
+    """A file, or folder, holds no vector that can be read."""
 
 
 class StoreKeyError(MiCrowError, ValueError):

@@ -11,7 +11,7 @@ import pytest
 
 import mi_crow_lightning
 
-PACKAGES = ["", ".hooks", ".language_model", ".loggers", ".metrics", ".store"]
+PACKAGES = ["", ".hooks", ".language_model", ".loggers", ".metrics", ".store", ".vectors"]
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "tensorboard", "safetensors", "numpy")
 
 
@@ -79,9 +79,9 @@ def test_star_import_gives_all():
 
 
 def test_the_root_holds_the_same_objects_as_the_packages():
-    from mi_crow_lightning import errors, hooks, language_model, store
+    from mi_crow_lightning import errors, hooks, language_model, store, vectors
 
-    for place in (hooks, language_model, store, errors):
+    for place in (hooks, language_model, store, errors, vectors):
         for name in set(place.__all__) & set(mi_crow_lightning.__all__):
             assert getattr(mi_crow_lightning, name) is getattr(place, name)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mi_crow_lightning.metrics.buffers import empty_buffer, merge_buffers, split, widen, widths_in
+from mi_crow_lightning.metrics.collectives import gather
 from mi_crow_lightning.metrics.one_pass import Group, measure
-from mi_crow_lightning.metrics.ranks import gather
 from mi_crow_lightning.metrics.rows import Row, merge_all
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.metrics.collectives import over_ranks
 from mi_crow_lightning.metrics.projections import Projection, empty_projections, merge_projections
-from mi_crow_lightning.metrics.ranks import over_ranks
 
 __all__ = ["ProjectionSums", "ProjectionValues"]
 

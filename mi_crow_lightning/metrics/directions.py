@@ -1,0 +1,92 @@
+"""One direction from two classes of vectors: by the difference of means, by principal component, by a probe.
+
+All three have one scale. With ``u`` a unit vector and ``delta`` the difference of the class means, positive minus
+negative, the direction is ``u (u . delta)``: added once, it moves the mean of the negative class, along ``u``, to that
+of the positive class. It does not depend on the sign of ``u``, and points to the positive class.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.metrics.class_moments import ClassMoments
+
+__all__ = ["mean_difference", "principal_difference", "scaled"]
+
+
+def mean_difference(moments: ClassMoments) -> Tensor:
+    """The mean of the positive class minus that of the negative one, ``(D,)`` float64.
+
+    Raises:
+        ValueError: a class has no vectors.
+
+    >>> moments = ClassMoments(2)
+    >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]))
+    >>> mean_difference(moments)
+    tensor([3., 2.], dtype=torch.float64)
+    """
+    negative, positive = moments.of("negative"), moments.of("positive")
+    if not (negative.n and positive.n):
+        raise ValueError(f"two classes are needed, and there are {negative.n} negative, {positive.n} positive")
+    return positive.mean - negative.mean
+
+
+def principal_difference(moments: ClassMoments) -> Tensor:
+    """The first principal component of the paired differences, scaled as all directions here, ``(D,)`` float64.
+
+    Each difference counts with both signs, so that their mean is not subtracted: the component is the first
+    eigenvector of ``E[d d^T]`` (Zou et al. 2023, "Representation Engineering", arXiv:2310.01405).
+
+    Raises:
+        ValueError: there are no pairs, or vectors without one; or the scatter of the differences was not kept.
+
+    >>> moments = ClassMoments(2, ["difference"])
+    >>> x = torch.tensor([[0.0, 0.0], [4.0, 1.0], [0.0, 0.0], [4.0, -1.0]])
+    >>> moments.update(x, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
+    >>> principal_difference(moments).round(decimals=9)
+    tensor([4., 0.], dtype=torch.float64)
+    """
+    counts = [moments.of(group).n for group in ("negative", "positive", "difference")]
+    if len(set(counts)) > 1 or not counts[0]:
+        raise ValueError(
+            f"the principal component needs pairs, and of {counts[0]} negative and {counts[1]} positive vectors "
+            f"{counts[2]} of each are in one: both rows of a pair must be in one batch, under one number"
+        )
+    difference = moments.of("difference")
+    if difference.covariance is None:
+        raise ValueError(
+            "the principal component needs the scatter of 'difference', which was not kept: covariance=['difference']"
+        )
+    mean = difference.mean
+    around_zero = difference.covariance * (difference.n - 1) / difference.n + mean.outer(mean)
+    return scaled(_first_eigenvector(around_zero), mean)
+
+
+def scaled(unit: Tensor, delta: Tensor) -> Tensor:
+    """A unit vector ``(D,)``, as long as the difference of the class means ``delta`` (D,) is along it.
+
+    >>> scaled(torch.tensor([-1.0, 0.0]), torch.tensor([3.0, 4.0]))
+    tensor([3., -0.])
+    """
+    return unit * torch.dot(unit, delta)
+
+
+def _first_eigenvector(matrix: Tensor, block: int = 16, tolerance: float = 1e-13) -> Tensor:
+    """The unit eigenvector of the largest eigenvalue of a symmetric, positive matrix ``(D, D)``.
+
+    Subspace iteration: a few products with the matrix, where all eigenvectors would take ``D**3``. The start is
+    random, from a generator of its own.
+    """
+    width = len(matrix)
+    start = torch.randn(width, min(block, width), generator=torch.Generator().manual_seed(0), dtype=matrix.dtype)
+    basis = start.to(matrix.device)
+    for _ in range(300):
+        basis = torch.linalg.qr(matrix @ basis).Q
+        product = matrix @ basis
+        values, inner = torch.linalg.eigh(basis.T @ product)
+        unit: Tensor = basis @ inner[:, -1]
+        if (product @ inner[:, -1] - values[-1] * unit).norm() <= tolerance * values[-1]:
+            return unit
+    eigenvectors: Tensor = torch.linalg.eigh(matrix).eigenvectors  # many nearly equal eigenvalues
+    return eigenvectors[:, -1]

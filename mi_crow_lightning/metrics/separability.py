@@ -1,0 +1,60 @@
+"""How well numbers tell two classes apart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Separability", "separability"]
+
+
+class Separability(NamedTuple):
+    """How far apart the held-out samples of two classes lie at one layer, along one direction.
+
+    Attributes:
+        layer: name of the layer.
+        auroc: area under the ROC curve: the probability that a positive sample projects further than a
+            negative one, ties counted half. 1 is perfect, 0.5 is chance.
+        n: how many samples.
+        d_prime: difference of the class means in units of the root of the mean class variance. It tells layers
+            apart where ``auroc`` is 1 at several.
+    """
+
+    layer: str
+    auroc: float
+    n: int
+    d_prime: float
+
+
+def separability(layer: str, scores: Tensor, label: Tensor) -> Separability:
+    """Measure how well ``scores`` tell the classes apart.
+
+    Args:
+        layer: name of the layer.
+        scores: ``(N,)``, for example projections on a direction.
+        label: ``(N,)`` integers, 0 or 1.
+
+    Raises:
+        ValueError: a class is missing, or a score is not finite.
+
+    >>> separability("h.3", torch.tensor([100.0, 300.0, 200.0, 400.0]), torch.tensor([0, 0, 1, 1]))
+    Separability(layer='h.3', auroc=0.75, n=4, d_prime=1.0)
+    """
+    from torchmetrics.functional.classification import binary_auroc  # loads transformers
+
+    scores, positive = scores.double(), label == 1
+    if positive.all() or not positive.any():
+        raise ValueError(
+            f"{layer!r}: both classes are needed, and of {len(label)} samples {int(positive.sum())} are positive"
+        )
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"{layer!r}: {int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
+    # Only the order counts. As they are, torchmetrics would put scores outside of [0, 1] through a sigmoid, where
+    # those beyond 40 become equal.
+    order = torch.unique(scores, return_inverse=True)[1].double() / len(scores)
+    groups = scores[positive], scores[~positive]
+    spread = torch.stack([group.var(unbiased=False) for group in groups]).mean().sqrt()
+    d_prime = (groups[0].mean() - groups[1].mean()) / spread
+    return Separability(layer, binary_auroc(order, positive.long()).item(), len(scores), d_prime.item())

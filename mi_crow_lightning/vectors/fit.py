@@ -1,0 +1,96 @@
+"""Whether a steering vector is for a model: its name, its layers, their widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+
+from torch import Tensor, nn
+
+from mi_crow_lightning.errors import LayerNotFound, VectorMismatch
+from mi_crow_lightning.hooks.addressing import Match, resolve
+from mi_crow_lightning.hooks.blocks import find_blocks
+from mi_crow_lightning.hooks.names import ModuleTree, unwrapped
+
+__all__ = ["model_name", "names_in", "output_width"]
+
+
+def model_name(model: nn.Module) -> str:
+    """What a model is called: the ``name_or_path`` of its configuration, else the name of its class.
+
+    Of a path only the last part counts, so that it is the same on another machine.
+
+    >>> model_name(nn.Sequential(nn.Identity()))
+    'Sequential'
+    """
+    for module in model.modules():
+        name = getattr(getattr(module, "config", None), "name_or_path", None)
+        if isinstance(name, str):
+            return _without_folder(name) or type(unwrapped(module)).__name__
+    return type(unwrapped(model)).__name__
+
+
+def _without_folder(name: str) -> str:
+    # A hub's ID is "owner/name"; a path is absolute, begins with a dot or has other parts.
+    path = PurePath(name)
+    is_id = len(path.parts) <= 2 and not path.is_absolute() and not name.startswith((".", "~"))
+    return name if is_id else path.name
+
+
+def names_in(vector: Mapping[str, Tensor], model: nn.Module, any_model: bool) -> dict[str, str]:
+    """The name in ``model`` of each of the vector's layers.
+
+    Raises:
+        VectorMismatch: the model has another name, lacks a layer, or has one of another width.
+    """
+    wanted, given = getattr(vector, "model", ""), model_name(model)
+    if wanted and wanted != given and not any_model:
+        raise VectorMismatch(
+            f"the vector is of model {wanted!r}, and this one is {given!r}: extract a vector from it, or say "
+            "any_model=True if the one was made from the other"
+        )
+    tree = ModuleTree(model)
+    matches = {layer: _match(tree, layer) for layer in vector}
+    for layer, match in matches.items():
+        width = output_width(tree, match)
+        if width is not None and width != len(vector[layer]):
+            raise VectorMismatch(
+                f"the direction of {layer!r} has {len(vector[layer])} features, and {match.name!r} of {given!r} "
+                f"has {width}"
+            )
+    return {layer: match.name for layer, match in matches.items()}
+
+
+def _match(tree: ModuleTree, layer: str) -> Match:
+    try:
+        matches = resolve(tree, layer)
+    except LayerNotFound as error:
+        inner = _without_leading_segments(tree, layer)
+        if inner is None:
+            raise VectorMismatch(f"the model has no layer for the vector's {layer!r}: {error}") from error
+        matches = resolve(tree, inner)
+    if len(matches) > 1:
+        raise VectorMismatch(f"the vector's {layer!r} means {len(matches)} layers of the model: name one")
+    return matches[0]
+
+
+def _without_leading_segments(tree: ModuleTree, layer: str) -> str | None:
+    """The longest end of ``layer`` that is a name in ``tree``: the vector's model was inside of another module."""
+    segments = layer.split(".")
+    ends = (".".join(segments[i:]) for i in range(1, len(segments)))
+    return next((end for end in ends if end in tree.modules), None)
+
+
+def output_width(tree: ModuleTree, match: Match) -> int | None:
+    """How many features the output of a layer has, where that can be told without running it.
+
+    A linear layer and an embedding know it; of a block of the main stack the model's ``config.hidden_size`` tells it.
+    """
+    module = unwrapped(match.module)
+    for attribute in ("out_features", "embedding_dim"):
+        if isinstance(width := getattr(module, attribute, None), int):
+            return width
+    if match.index is None or find_blocks(tree)[match.index] != match.name:
+        return None
+    sizes = [getattr(getattr(parent, "config", None), "hidden_size", None) for parent in tree.ancestors(match.module)]
+    return next((size for size in sizes if isinstance(size, int)), None)

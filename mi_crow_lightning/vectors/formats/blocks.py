@@ -1,0 +1,55 @@
+"""Blocks by number: what other formats know of a layer.
+
+Without the model a number is not a name, so directions that are read get the address of the block, ``"block:12"`` or
+``"block:12.mlp"``; ``SteeringVector.fitted_to(model)`` gives them the model's names. In the other direction the number
+is read off the name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["address_of", "number_of", "numbers_of"]
+
+
+def address_of(number: int, part: str = "") -> str:
+    """How a layer of block ``number`` is addressed.
+
+    >>> address_of(12), address_of(12, "mlp")
+    ('block:12', 'block:12.mlp')
+    """
+    return f"block:{number}.{part}" if part else f"block:{number}"
+
+
+def number_of(layer: str) -> tuple[int, str]:
+    """The block's number in a layer's name, and the name of the part of the block; empty for the whole block.
+
+    Raises:
+        ValueError: the name has no number, or several.
+
+    >>> number_of("model.layers.12"), number_of("transformer.h.3.mlp"), number_of("block:12")
+    ((12, ''), (3, 'mlp'), (12, ''))
+    """
+    segments = re.split(r"[.:]", layer)
+    places = [i for i, segment in enumerate(segments) if re.fullmatch(r"(layer_)?\d+", segment)]
+    if len(places) != 1:
+        raise ValueError(f"layer {layer!r} has {len(places)} numbers in its name, and one is needed: the block's")
+    return int(segments[places[0]].removeprefix("layer_")), ".".join(segments[places[0] + 1 :])
+
+
+def numbers_of(layers: Iterable[str]) -> dict[str, int]:
+    """The block numbers of layers that are whole blocks, each of another one.
+
+    Raises:
+        ValueError: a layer is a part of a block, has no number, or has that of another.
+    """
+    numbers: dict[str, int] = {}
+    for layer in layers:
+        number, part = number_of(layer)
+        if part:
+            raise ValueError(f"layer {layer!r} is a part of block {number}, and this format holds directions of blocks")
+        if number in numbers.values():
+            raise ValueError(f"two layers have the number {number}: {[*numbers, layer]}; choose some with only(...)")
+        numbers[layer] = number
+    return numbers

@@ -1,0 +1,136 @@
+"""Control vectors of llama.cpp and repeng: GGUF files of architecture ``controlvector``.
+
+A file holds one tensor ``direction.N`` (D,) float32 for each block, and the fields ``controlvector.model_hint`` and
+``controlvector.layer_count``. ``N`` counts blocks from 0, and the direction is added to the block's *output*: repeng
+numbers the model's layers so, and llama.cpp, which stores ``direction.N`` at ``N - 1`` and reads block ``i`` from
+``i - 1``, comes to the same. llama.cpp refuses ``direction.0``; repeng writes and reads it.
+
+Read in llama.cpp ``common/common.cpp`` (``common_control_vector_load_one``) and ``src/llama-adapter.cpp``
+(``llama_adapter_cvec::apply``), and in repeng 0.4.0 ``extract.py``. This is the only module that knows gguf.
+"""
+
+from __future__ import annotations
+
+import re
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.errors import VectorFileError, VectorMismatch
+from mi_crow_lightning.store.files import write_atomically
+from mi_crow_lightning.vectors.formats.blocks import address_of, numbers_of
+from mi_crow_lightning.vectors.origin import Origin
+from mi_crow_lightning.vectors.steering_vector import SteeringVector
+
+__all__ = ["read_control_vector", "write_control_vector"]
+
+_ARCHITECTURE = "controlvector"
+_ORIGIN = "mi_crow_lightning.origin"
+_NAME = re.compile(r"direction\.(?P<number>\d+)")
+
+
+def read_control_vector(path: str | PathLike[str]) -> SteeringVector:
+    """Read a control vector's GGUF file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One direction for each block; the layers are named ``"block:N"``, see `SteeringVector.fitted_to`. The file's
+        hint at the model is ``metadata["model_hint"]``. Of a file that `write_control_vector` wrote, method, tokens
+        and the rest are read too.
+
+    Raises:
+        ImportError: the package gguf is not installed.
+        FileNotFoundError: there is no such file.
+        VectorFileError: it is no GGUF file, of another architecture, or a tensor is not ``direction.N`` (D,) float32.
+    """
+    gguf, path = _gguf(), Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no control vector at {str(path)!r}: there is no such file")
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        directions = dict(_direction(gguf, tensor) for tensor in reader.tensors)
+    except VectorFileError as error:
+        raise VectorFileError(f"{str(path)!r}: {error}") from None
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:  # damaged: anything
+        raise VectorFileError(f"{str(path)!r} is no readable GGUF file: {error}") from error
+    if fields.get("general.architecture") != _ARCHITECTURE:
+        raise VectorFileError(
+            f"{str(path)!r} has the architecture {fields.get('general.architecture')!r}, and a control vector's is "
+            f"{_ARCHITECTURE!r}"
+        )
+    if not directions:
+        raise VectorFileError(f"{str(path)!r} holds no tensor 'direction.N'")
+    return _with_origin(directions, fields)
+
+
+def write_control_vector(vector: SteeringVector, path: str | PathLike[str], *, model_hint: str | None = None) -> None:
+    """Write a control vector's GGUF file, which llama.cpp and repeng read.
+
+    Args:
+        vector: its layers are whole blocks, whose numbers are read off their names, and all of one width.
+        path: the file.
+        model_hint: the architecture, as in the model's ``config.model_type``; the vector's ``model_hint`` or its
+            model's name if left out. llama.cpp does not read it, repeng warns when two vectors differ in it.
+
+    Raises:
+        ImportError: the package gguf is not installed.
+        ValueError: a layer is no block, or is block 0, which llama.cpp refuses.
+        VectorMismatch: the layers differ in width.
+    """
+    gguf, numbers = _gguf(), numbers_of(vector)
+    if first := [layer for layer, number in numbers.items() if number == 0]:
+        others = ", ".join(repr(layer) for layer in vector if layer not in first)
+        raise ValueError(
+            f"llama.cpp refuses a direction for block 0, which {first[0]!r} is: leave it out, vector.only({others})"
+        )
+    if len(widths := {len(vector[layer]) for layer in vector}) > 1:
+        raise VectorMismatch(f"a control vector has one width, and the layers have {sorted(widths)}")
+    hint = model_hint if model_hint is not None else str(vector.metadata.get("model_hint", vector.model))
+    with TemporaryDirectory() as folder:
+        writer = gguf.GGUFWriter(whole := Path(folder, "whole.gguf"), _ARCHITECTURE)
+        writer.add_string(f"{_ARCHITECTURE}.model_hint", hint)
+        writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(vector))
+        writer.add_string(_ORIGIN, vector.origin.to_text())
+        for layer in vector:
+            writer.add_tensor(f"direction.{numbers[layer]}", vector[layer].numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        write_atomically(Path(path), whole.read_bytes())
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError("control vectors need the package gguf: pip install 'mi-crow-lightning[gguf]'") from error
+    return gguf
+
+
+def _direction(gguf: Any, tensor: Any) -> tuple[str, Tensor]:
+    name = _NAME.fullmatch(tensor.name)
+    if name is None:
+        raise VectorFileError(f"tensor {tensor.name!r} is not 'direction.N'")
+    shape, kind = tuple(int(size) for size in tensor.shape), gguf.GGMLQuantizationType(tensor.tensor_type)
+    if kind != gguf.GGMLQuantizationType.F32 or len(shape) != 1:
+        raise VectorFileError(f"{tensor.name!r} is {kind.name} of shape {shape}, and F32 (D,) is needed")
+    return address_of(int(name["number"])), torch.from_numpy(np.array(tensor.data, dtype=np.float32))
+
+
+def _with_origin(directions: dict[str, Tensor], fields: dict[str, Any]) -> SteeringVector:
+    ordered = {layer: directions[layer] for layer in sorted(directions, key=lambda layer: numbers_of([layer])[layer])}
+    hint = fields.get(f"{_ARCHITECTURE}.model_hint", "")
+    try:
+        origin = Origin.from_text(fields[_ORIGIN]) if _ORIGIN in fields else Origin()
+        return SteeringVector(ordered, **{**vars(origin), "metadata": {**origin.metadata, "model_hint": hint}})
+    except (TypeError, ValueError) as error:
+        raise VectorFileError(f"the control vector is damaged: {error}") from error

@@ -1,0 +1,91 @@
+"""Where a steering vector comes from: kept beside its numbers, and written with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mi_crow_lightning.errors import VectorMismatch
+
+__all__ = ["Origin"]
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The facts of a vector's extraction; empty where they are not known.
+
+    Attributes:
+        method: how it was made.
+        model: name of the model.
+        tokens: which positions were read, as text.
+        samples: how many samples, by class.
+        metadata: whatever else is to be kept: strings, numbers and booleans.
+
+    Raises:
+        TypeError: a field holds something else.
+    """
+
+    method: str = ""
+    model: str = ""
+    tokens: str = ""
+    samples: Mapping[str, int] = field(default_factory=dict)
+    metadata: Mapping[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("method", "model", "tokens"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be a string")
+        _check_mapping("samples", self.samples, (int,))
+        _check_mapping("metadata", self.metadata, (str, int, float, bool))
+
+    def joined(self, other: Origin, sign: str) -> Origin:
+        """The origin of a sum, or difference: what both agree on; of two methods or tokens, both.
+
+        Raises:
+            VectorMismatch: the vectors are of different models.
+        """
+        if self.model and other.model and self.model != other.model:
+            raise VectorMismatch(
+                f"a vector of model {self.model!r} and one of {other.model!r} have no common space: "
+                "add and subtract vectors of one model"
+            )
+        return Origin(
+            method=_both(self.method, other.method, sign),
+            model=self.model or other.model,
+            tokens=_both(self.tokens, other.tokens, sign),
+            samples=self.samples if self.samples == other.samples else {},
+            metadata={key: value for key, value in self.metadata.items() if other.metadata.get(key) == value},
+        )
+
+    def to_text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_text(cls, text: str) -> Origin:
+        """What `to_text` wrote.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
+        read = json.loads(text)
+        if not isinstance(read, dict):
+            raise TypeError(f"expected a JSON object, not {text[:80]!r}")
+        return cls(**read)
+
+
+def _check_mapping(name: str, value: Any, allowed: tuple[type, ...]) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}={value!r} must be a mapping")
+    for key, item in value.items():
+        if not isinstance(key, str) or type(item) not in allowed:
+            kinds = ", ".join(kind.__name__ for kind in allowed)
+            raise TypeError(f"{name}[{key!r}]={item!r}: keys must be strings, and values one of {kinds}")
+
+
+def _both(a: str, b: str, sign: str) -> str:
+    return a if a == b else f"{a or '?'} {sign} {b or '?'}"

@@ -1,0 +1,346 @@
+"""The steering vector: one direction per layer, with its origin written down."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from numbers import Real
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mi_crow_lightning.errors import VectorMismatch
+from mi_crow_lightning.vectors.origin import Origin, Value
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["SteeringVector"]
+
+
+class SteeringVector(Mapping[str, Tensor]):
+    """One direction per layer, and where it comes from. Nothing of it changes once it is made.
+
+    A mapping from the layer's name to ``(D,)``, float32, on the CPU. What it gives out are copies. Layers may differ
+    in width. Vectors over the same layers add and subtract, and a number scales them.
+
+    Args:
+        directions: by name of the layer, ``(D,)`` each, of any floating-point dtype and on any device.
+        method: how they were made.
+        model: name of the model, as `model_name` gives it; empty when it is not known.
+        tokens: which positions were read, as text.
+        samples: how many samples, by class.
+        metadata: whatever else is to be kept: strings, numbers and booleans.
+
+    Raises:
+        TypeError, ValueError: an argument is not one of those named above, or a direction is not finite.
+
+    >>> vector = SteeringVector({"h.0": torch.tensor([3.0, 4.0]), "h.1": torch.tensor([0.0, 2.0])}, method="by hand")
+    >>> vector
+    SteeringVector(by hand, 2 layers 'h.0' to 'h.1', width 2, norm 2 to 5)
+    >>> (2 * vector)["h.0"]
+    tensor([6., 8.])
+    >>> vector.normalise()["h.1"]
+    tensor([0., 1.])
+    """
+
+    def __init__(
+        self,
+        directions: Mapping[str, Tensor],
+        *,
+        method: str = "",
+        model: str = "",
+        tokens: str = "",
+        samples: Mapping[str, int] | None = None,
+        metadata: Mapping[str, Value] | None = None,
+    ) -> None:
+        if not isinstance(directions, Mapping) or not directions:
+            raise ValueError(f"directions={directions!r} must map at least one layer's name to a tensor (D,)")
+        self._directions = {_checked_name(layer): _checked(layer, value) for layer, value in directions.items()}
+        self._origin = Origin(method, model, tokens, dict(samples or {}), dict(metadata or {}))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, in order."""
+        return tuple(self._directions)
+
+    @property
+    def method(self) -> str:
+        """How it was made."""
+        return self._origin.method
+
+    @property
+    def model(self) -> str:
+        """Name of the model that it was made from; empty when it is not known."""
+        return self._origin.model
+
+    @property
+    def tokens(self) -> str:
+        """Which positions were read, as text."""
+        return self._origin.tokens
+
+    @property
+    def samples(self) -> Mapping[str, int]:
+        """How many samples it was made from, by class."""
+        return MappingProxyType(self._origin.samples)
+
+    @property
+    def metadata(self) -> Mapping[str, Value]:
+        """Whatever else is known."""
+        return MappingProxyType(self._origin.metadata)
+
+    @property
+    def origin(self) -> Origin:
+        """A copy of all of these facts together."""
+        return replace(self._origin, samples=dict(self.samples), metadata=dict(self.metadata))
+
+    def __getitem__(self, layer: str) -> Tensor:
+        return self._directions[layer].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._directions)
+
+    def __len__(self) -> int:
+        return len(self._directions)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        same_layers = self._directions.keys() == other._directions.keys() and self._origin == other._origin
+        return same_layers and all(torch.equal(self._directions[layer], other._directions[layer]) for layer in self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def only(self, *layers: str) -> SteeringVector:
+        """The same vector at some of its layers, in the order given.
+
+        Raises:
+            KeyError: it has no such layer; the message lists those it has.
+        """
+        if missing := [layer for layer in layers if layer not in self._directions]:
+            raise KeyError(f"no direction for {missing}; this vector has {list(self._directions)}")
+        return self._made({layer: self._directions[layer] for layer in layers})
+
+    def with_origin(self, **facts: Any) -> SteeringVector:
+        """The same directions with other facts: ``method``, ``model``, ``tokens``, ``samples``, ``metadata``.
+
+        >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand")
+        >>> vector.with_origin(model="tiny").model
+        'tiny'
+        """
+        return self._made(self._directions, replace(self._origin, **facts))
+
+    def norms(self) -> dict[str, float]:
+        """The Euclidean norm of each layer's direction."""
+        return {layer: value.double().norm().item() for layer, value in self._directions.items()}
+
+    def normalise(self) -> SteeringVector:
+        """The same directions with norm 1.
+
+        Raises:
+            ValueError: a direction is zero.
+        """
+        if zero := [layer for layer, norm in self.norms().items() if norm == 0]:
+            raise ValueError(f"the direction of {', '.join(map(repr, zero))} is zero, which has no unit direction")
+        return self._each(lambda value: value.double() / value.double().norm())
+
+    def random_like(self, seed: int) -> SteeringVector:
+        """Random directions with the norms of these: the control that tells a direction's effect from its length's.
+
+        The same seed gives the same directions again, and one layer's does not depend on the others. The run's random
+        numbers are not touched.
+
+        >>> vector = SteeringVector({"h.0": torch.tensor([3.0, 4.0])})
+        >>> round(vector.random_like(seed=0).norms()["h.0"], 6)
+        5.0
+        """
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed={seed!r} must be a whole number")
+        norms = self.norms()
+        directions = {layer: _random(f"{seed}:{layer}", len(self._directions[layer]), norms[layer]) for layer in self}
+        origin = replace(self._origin, method="random", samples={}, metadata={"seed": seed, "norms_of": self.method})
+        return self._made(directions, origin)
+
+    def cosines(self, other: SteeringVector) -> dict[str, float]:
+        """Cosine between this vector and another at each layer; nan where one is zero.
+
+        Raises:
+            VectorMismatch: the layers, or their widths, differ.
+
+        >>> a = SteeringVector({"h.0": torch.tensor([1.0, 0.0])})
+        >>> a.cosines(SteeringVector({"h.0": torch.tensor([0.0, 2.0])}))
+        {'h.0': 0.0}
+        """
+        self._check_same_layers(other)
+        return {layer: _cosine(self._directions[layer], other._directions[layer]) for layer in self}
+
+    def layer_cosines(self) -> Tensor:
+        """Cosines between the directions of all layers, ``(L, L)`` float64; nan where one is zero.
+
+        Raises:
+            VectorMismatch: the layers differ in width.
+        """
+        if len({len(value) for value in self._directions.values()}) > 1:
+            raise VectorMismatch(f"the layers differ in width: {_widths(self._directions)}; choose some with only(...)")
+        stacked = torch.stack(list(self._directions.values())).double()
+        unit = stacked / stacked.norm(dim=1, keepdim=True)
+        return torch.mm(unit, unit.T)
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        return self._joined(other, torch.add, "+")
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        return self._joined(other, torch.sub, "-")
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        if isinstance(factor, bool) or not isinstance(factor, Real):
+            return NotImplemented
+        if not math.isfinite(factor):
+            raise ValueError(f"a vector cannot be scaled by {factor!r}: use a finite number")
+        return self._each(lambda value: value.double() * float(factor))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> SteeringVector:
+        if isinstance(divisor, bool) or not isinstance(divisor, Real):
+            return NotImplemented
+        return self * (1 / float(divisor))
+
+    def __neg__(self) -> SteeringVector:
+        return self * -1
+
+    def __repr__(self) -> str:
+        return f"SteeringVector({', '.join(self._description())})"
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to one safetensors file, whole or not at all; see `mi_crow_lightning.vectors.file`.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from mi_crow_lightning.vectors.file import write
+
+        write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> SteeringVector:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            VectorFileError: it holds something else, or is of a later release.
+
+        >>> import tempfile
+        >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand", samples={"joy": 16})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     vector.save(f"{folder}/joy.safetensors")
+        ...     SteeringVector.load(f"{folder}/joy.safetensors") == vector
+        True
+        """
+        from mi_crow_lightning.vectors.file import read
+
+        return read(Path(path))
+
+    def fitted_to(self, model: nn.Module, *, any_model: bool = False) -> SteeringVector:
+        """The same vector under the layer names of ``model``, once it is known to fit.
+
+        Names are looked up as they are, without leading segments that the model does not have or with such that it
+        has, and as ``"block:3"``.
+
+        Args:
+            model: any module; names are relative to it.
+            any_model: whether a model of another name will do, as a fine-tuned one.
+
+        Raises:
+            VectorMismatch: the model has another name, lacks a layer, or has one of another width.
+        """
+        from mi_crow_lightning.vectors.fit import names_in
+
+        names = names_in(self, model, any_model)
+        return self._made({names[layer]: value for layer, value in self._directions.items()})
+
+    def check_fits(self, model: nn.Module, *, any_model: bool = False) -> None:
+        """Refuse a model that this vector is not for; see `fitted_to`."""
+        self.fitted_to(model, any_model=any_model)
+
+    def _made(self, directions: Mapping[str, Tensor], origin: Origin | None = None) -> SteeringVector:
+        origin = origin or self._origin
+        return SteeringVector(directions, **vars(origin))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> SteeringVector:
+        return self._made({layer: function(value) for layer, value in self._directions.items()})
+
+    def _joined(self, other: SteeringVector, join: Callable[[Tensor, Tensor], Tensor], sign: str) -> SteeringVector:
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        self._check_same_layers(other)
+        directions = {layer: join(self._directions[layer], other._directions[layer]) for layer in self}
+        return self._made(directions, self._origin.joined(other._origin, sign))
+
+    def _check_same_layers(self, other: SteeringVector) -> None:
+        mine, theirs = _widths(self._directions), _widths(other._directions)
+        if mine != theirs:
+            raise VectorMismatch(
+                f"the vectors differ in layers or widths, {mine} and {theirs}: choose the layers that both have with "
+                "only(...)"
+            )
+
+    def _description(self) -> Iterator[str]:
+        names, norms = self.layers, sorted(self.norms().values())
+        widths = sorted({len(value) for value in self._directions.values()})
+        if self.method:
+            yield f"{self.method} of {self.model!r}" if self.model else self.method
+        elif self.model:
+            yield f"of {self.model!r}"
+        yield f"layer {names[0]!r}" if len(names) == 1 else f"{len(names)} layers {names[0]!r} to {names[-1]!r}"
+        yield f"width {_range(widths)}"
+        yield f"norm {_range(norms)}"
+        if self.tokens:
+            yield f"tokens {self.tokens}"
+        if self.samples:
+            yield "samples " + " ".join(f"{name} {count}" for name, count in self.samples.items())
+
+
+def _checked_name(layer: object) -> str:
+    if not isinstance(layer, str) or not layer or layer == "__metadata__":
+        raise ValueError(f"a layer's name must be a non-empty string, not {layer!r}")
+    return layer
+
+
+def _checked(layer: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the direction of {layer!r} must be a tensor (D,), not a {type(value).__name__}")
+    if value.dim() != 1 or not value.numel() or not value.is_floating_point():
+        raise ValueError(
+            f"the direction of {layer!r} must be a float tensor (D,), not {value.dtype} of shape {tuple(value.shape)}"
+        )
+    with torch.inference_mode(False):
+        copy = value.detach().to("cpu", torch.float32, copy=True)
+    if not torch.isfinite(copy).all():
+        raise ValueError(f"the direction of {layer!r} holds {int((~torch.isfinite(copy)).sum())} non-finite values")
+    return copy
+
+
+def _random(seed: str, width: int, norm: float) -> Tensor:
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") >> 1
+    value = torch.randn(width, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    return value.mul_(norm / value.norm())
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float(torch.dot(a, b) / (a.norm() * b.norm()))
+
+
+def _widths(directions: Mapping[str, Tensor]) -> dict[str, int]:
+    return {layer: len(value) for layer, value in directions.items()}
+
+
+def _range(ordered: list[Any]) -> str:
+    texts = list(dict.fromkeys(f"{value:.4g}" for value in (ordered[0], ordered[-1])))
+    return " to ".join(texts)

@@ -1,0 +1,99 @@
+"""The packaged SmolLM2-135M: vectors from the contrast pairs of the examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mi_crow_lightning import (
+    ContrastDetector,
+    HookCallback,
+    LanguageModel,
+    PairCollator,
+    SteeringController,
+    SteeringVector,
+    Tokens,
+)
+from mi_crow_lightning.hooks import Layers
+from tests.models import trainer
+from tests.vectors.contrasts import Reader
+
+BLOCK = "model.model.layers.18"
+NEUTRAL = ["The weather today is", "My neighbour told me that the day was", "In my opinion this was", "I feel"]
+GOOD, BAD = [" great", " wonderful", " happy", " good"], [" terrible", " awful", " sad", " bad"]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[str, str]]:
+    texts = json.loads((Path(__file__).parents[2] / "examples" / "joy_and_sorrow.json").read_text())
+    return list(zip(texts["positive"], texts["negative"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def extracted(smollm2: LanguageModel, pairs: Any) -> dict[str, ContrastDetector]:
+    """From twelve pairs, scored on four others: over all tokens, and without the first one of each text."""
+    smollm2.tokenizer.padding_side = "right"
+    chosen = {"all": Tokens("all"), "later": ~Tokens(positions=[0])}
+    detectors = {name: ContrastDetector("block:*", tokens=tokens, name=name) for name, tokens in chosen.items()}
+    run, module, collate = (
+        trainer(HookCallback(list(detectors.values()))),
+        Reader(smollm2.model),
+        PairCollator(smollm2.tokenize),
+    )
+    run.predict(module, DataLoader(pairs[:12], batch_size=4, collate_fn=collate))
+    run.validate(module, DataLoader(pairs[12:], batch_size=4, collate_fn=collate), verbose=False)
+    return detectors
+
+
+def test_the_vector_is_the_difference_of_mean_hidden_states(
+    smollm2: LanguageModel, pairs: Any, extracted: dict[str, ContrastDetector]
+) -> None:
+    means: list[list[Tensor]] = [[], []]
+    for pair in pairs[:12]:
+        for rows, text in zip(means, pair, strict=True):
+            with torch.no_grad():
+                states = smollm2.model(**smollm2.tokenize([text]), output_hidden_states=True).hidden_states
+            rows.append(states[19][0, 1:].double().mean(0))  # what block 18 gives, without the first token
+    wanted = torch.stack(means[0]).mean(0) - torch.stack(means[1]).mean(0)
+    vector = extracted["later"].vectors()
+    # A text alone and one in a batch differ by rounding, which massive activations make large.
+    torch.testing.assert_close(vector[BLOCK].double(), wanted, rtol=1e-3, atol=1e-3 * wanted.norm().item())
+    assert len(vector) == 30 and vector.samples == {"0": 12, "1": 12, "pairs": 12}
+    assert vector.tokens == "~Tokens(positions=[0])"
+
+
+def test_held_out_pairs_are_told_apart_once_the_first_token_is_left_out(extracted: dict[str, ContrastDetector]) -> None:
+    auroc = {name: {row.layer: row.auroc for row in d.separability()} for name, d in extracted.items()}
+    # The first token's massive activation, divided by the length of the text, drowns all else in the mean.
+    assert auroc["later"][BLOCK] == 1.0 > auroc["all"][BLOCK]
+    assert auroc["later"][extracted["later"].best_layer()] == 1.0
+
+
+def test_it_steers_and_its_random_control_does_less(
+    smollm2: LanguageModel, extracted: dict[str, ContrastDetector]
+) -> None:
+    """The log-probability of four good next words over four bad ones, after neutral beginnings."""
+    vector = extracted["later"].vectors().fitted_to(smollm2.model)
+    (layer,) = [name for name in vector if BLOCK.endswith(name)]
+    good, bad = (torch.tensor([smollm2.tokenizer(word)["input_ids"][0] for word in words]) for words in (GOOD, BAD))
+    batch = smollm2.tokenize(NEUTRAL)
+    last = batch["attention_mask"].sum(1) - 1
+
+    def gap(direction: SteeringVector, strength: float) -> float:
+        layers = Layers(smollm2.model)
+        layers.register_hook(layer, SteeringController(layer, direction[layer], strength))
+        with torch.no_grad():
+            logits = smollm2.model(**batch).logits[range(len(NEUTRAL)), last].log_softmax(-1)
+        layers.unregister_all_hooks()
+        return (logits[:, good].mean() - logits[:, bad].mean()).item()
+
+    steered = [gap(vector, strength) for strength in (-1.0, 0.0, 1.0, 2.0)]
+    control = [gap(vector.random_like(0), strength) for strength in (-1.0, 0.0, 1.0, 2.0)]
+    assert steered == sorted(steered) and steered[1] == control[1]
+    assert steered[-1] - steered[0] > 3 * (max(control) - min(control))

@@ -1,0 +1,56 @@
+"""Two ranks extract and score what one process over all data would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from mi_crow_lightning import ContrastDetector, HookCallback
+from tests.callback.runs import assert_bit_equal
+from tests.models import BLOCKS, llama, trainer
+from tests.vectors.contrasts import Reader, batches
+from tests.vectors.two_processes import HELD_OUT, METHODS, PAIRS, detector, extract, rows
+
+
+def in_one_process() -> dict[str, Any]:
+    watch = HookCallback(detector())
+    # The same batches, so that activations are the same to the bit.
+    data = [
+        DataLoader([batch for rank in rows(pairs, seed) for batch in batches(rank)], batch_size=None)  # type: ignore[arg-type]
+        for pairs, seed in ((PAIRS, 0), (HELD_OUT, 5))
+    ]
+    return extract(trainer(watch), Reader(llama()), watch.detectors[0], *data)
+
+
+def side_of_the_first_rank() -> torch.Tensor:
+    side = ContrastDetector("lm_head")
+    trainer(HookCallback(side)).predict(Reader(llama()), batches(rows(PAIRS, 0)[0]))
+    return side.vectors()["model.lm_head"]
+
+
+def test_two_ranks_extract_what_one_process_would(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.vectors.two_processes", str(tmp_path)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert_bit_equal(first, second)
+    assert_close(first["side"], side_of_the_first_rank(), rtol=1e-6, atol=1e-9)
+    wanted = in_one_process()
+    assert first["vectors"].keys() == set(METHODS)
+    for method, vectors in wanted["vectors"].items():
+        assert list(first["vectors"][method]) == list(vectors) and len(vectors) == BLOCKS
+        assert_close(first["vectors"][method], vectors, rtol=1e-6, atol=1e-9)
+    assert_close(first["moments"], wanted["moments"], rtol=1e-11, atol=1e-14)
+    assert next(iter(first["moments"].values()))[0] == sum(PAIRS)
+    for (layer, auroc, n, d_prime), (of_layer, *expected) in zip(first["scores"], wanted["scores"], strict=True):
+        assert layer == of_layer and n == 2 * sum(HELD_OUT) == expected[1]
+        assert_close([auroc, d_prime], [expected[0], expected[2]], rtol=1e-6, atol=1e-7)

@@ -1,0 +1,76 @@
+"""A script: extraction and scoring on two CPU processes, ``python -m tests.vectors.two_processes FOLDER``.
+
+Each rank has pairs of its own, of uneven number, and writes what its detector gives.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from mi_crow_lightning import ContrastDetector, HookCallback
+from mi_crow_lightning.metrics.class_moments import GROUPS
+from tests.models import llama, trainer
+from tests.vectors.contrasts import Reader, batches, texts
+
+PAIRS, HELD_OUT = (7, 4), (2, 5)  # of each rank
+METHODS = ("mean_difference", "pca", "logistic")
+
+
+def rows(pairs: tuple[int, int], seed: int) -> list[list[dict[str, Any]]]:
+    """Those of each rank."""
+    all_rows = texts(sum(pairs), seed)
+    return [all_rows[: 2 * pairs[0]], all_rows[2 * pairs[0] :]]
+
+
+class Ranked(Reader):
+    """Each rank has data of its own, and only the first runs the side layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.side = nn.Identity()
+
+    def read(self, batch: dict[str, torch.Tensor]) -> None:
+        output = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        if self.global_rank == 0:
+            self.side(output.logits)
+
+    def predict_dataloader(self) -> Any:
+        return batches(rows(PAIRS, seed=0)[self.global_rank])
+
+    def val_dataloader(self) -> Any:
+        return batches(rows(HELD_OUT, seed=5)[self.global_rank])
+
+
+def extract(runner: Any, module: Reader, detector: ContrastDetector, *data: Any) -> dict[str, Any]:
+    """Both runs, and all that the detector gives."""
+    runner.predict(module, *data[:1])
+    runner.validate(module, *data[1:], verbose=False)
+    moments = {
+        f"{layer} {group}": [torch.tensor(float(found.n)), found.mean, found.covariance]
+        for layer, groups in detector.moments().items()
+        for group, found in groups.items()
+    }
+    vectors = {method: dict(detector.vectors(method)) for method in METHODS}
+    return {"vectors": vectors, "moments": moments, "scores": [list(row) for row in detector.separability()]}
+
+
+def detector() -> ContrastDetector:
+    return ContrastDetector("block:*", covariance=GROUPS, keep_samples=True)
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    watch = HookCallback([detector(), side := ContrastDetector("side", name="side", covariance=GROUPS)])
+    runner = trainer(watch, strategy=DDPStrategy(), devices=2, use_distributed_sampler=False)
+    given = extract(runner, Ranked(llama()), watch.detectors[0])
+    given["side"] = dict(side.vectors())["side"]
+    torch.save(given, f"{folder}/{runner.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
