@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mi_crow_lightning import SteeringVector
 from tests.tiny_gpt2 import tokenizer
 
+MOODS = ("extracted", "random")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -34,6 +36,38 @@ def test_finetune_and_steer(tiny_llama: Path, tmp_path: Path, monkeypatch: pytes
     assert "STEERED at block:3, strength 3.0" in printed
     assert f"tensorboard --logdir {logs}" in printed and "version_0" in printed
     assert list(logs.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.filterwarnings("default")
+def test_steer_predict(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    vector = tmp_path / "joy.safetensors"
+    monkeypatch.setattr(sys, "argv", ["steer_predict.py", "--model", str(tiny_llama), "--output", str(vector)])
+    runpy.run_path(str(EXAMPLES / "steer_predict.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert SteeringVector.load(vector).method == "mean_difference"
+    assert all(f"model.model.layers.{block} " in printed for block in range(5))
+    assert "strength +4 at model.model.layers." in printed
+    assert {"strength", "extracted", "random 0", "random 1", "random 2"} <= scores(printed).keys()
+
+
+def scores(printed: str) -> dict[str, list[str]]:
+    """The lines of the last table, by their first column."""
+    return {line[:24].strip(): line[24:].split() for line in printed.splitlines()}
+
+
+@pytest.mark.usefixtures("smollm2_file")
+@pytest.mark.filterwarnings("default")
+def test_the_real_models_mood_follows_the_vector_and_no_random_one(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["steer_predict.py", "--output", str(tmp_path / "joy.safetensors")])
+    runpy.run_path(str(EXAMPLES / "steer_predict.py"), run_name="__main__")
+    table = scores(capsys.readouterr().out)
+    moods = {name: [float(number) for number in table[name]] for name in table if name.split(" ")[0] in MOODS}
+    assert len({row[2] for row in moods.values()}) == 1, "at strength 0 all are the model as it is"
+    extracted = moods.pop("extracted")
+    assert extracted == sorted(extracted)
+    spans = [max(row) - min(row) for row in moods.values()]
+    assert max(extracted) - min(extracted) > 3 * max(spans)
+    assert any(row != sorted(row) for row in moods.values())
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -28,14 +28,14 @@ from mi_crow_lightning.language_model.texts import (
 
 __all__ = ["CausalLMModule"]
 
-_NOT_FOR_THE_MODEL = ("labels", "strength")
+_NOT_FOR_THE_MODEL = ("label", "labels", "pair", "strength")
 
 
 class CausalLMModule(pl.LightningModule):
     """Trains a causal language model, and generates with it.
 
     A batch is a list of texts, or a mapping with ``input_ids`` and ``attention_mask`` ``(B, T)``, and in fit maybe
-    ``labels``. All but ``labels`` and ``strength`` goes to the model.
+    ``labels``. All but ``labels``, ``strength``, ``label`` and ``pair`` goes to the model.
 
     - **fit** and **validate** log the mean loss of the tokens that are predicted, as ``train/loss`` and
       ``val/loss``, **test** as ``test/loss``. Padding counts nowhere, on either side.

