@@ -20,12 +20,14 @@ from mi_crow_lightning.callback_arguments import (
     check_hooks,
     check_options,
     describe,
+    names_among,
     state_key_among,
     state_keys,
     unique_state_key,
 )
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooked_run import HookedRun
+from mi_crow_lightning.hooks.effects import Effect, Effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.rules import refuse_shared_tags
@@ -37,6 +39,7 @@ from mi_crow_lightning.start_warnings import tell_of_summary, warn_if_nothing_is
 __all__ = ["HookCallback"]
 
 _STATE_VERSION = 1
+_LIGHTNINGS = ("log", "log_dict")  # methods of the LightningModule, which Lightning sets on callbacks
 
 
 class HookCallback(pl.Callback):
@@ -90,10 +93,18 @@ class HookCallback(pl.Callback):
         self._run: HookedRun | None = None
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._log = ReadingsLog(scalars)
+        self._effects: Effects | None = None
 
     def history(self) -> list[HistoryRow]:
         """All numbers written since this callback was made, with or without a logger."""
         return self._log.rows()
+
+    def effects(self) -> list[Effect]:
+        """What each controller changed in the running or last run, by layer and stage, over all ranks.
+
+        Told at the end of validation, test and predict, and in training at the steps that are logged and at the end.
+        """
+        return self._effects.rows() if self._effects is not None else []
 
     # Start and end of a run.
 
@@ -176,6 +187,7 @@ class HookCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._run is not None:
+            self._run.effects.take(Stage.TRAIN)  # of the steps since the last that was logged
             self._run.check_that_hooks_ran(Stage.TRAIN)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -221,8 +233,9 @@ class HookCallback(pl.Callback):
         return f"HookCallback(detectors={self.detectors!r}, controllers={self.controllers!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copied or pickled callback is one that is not running."""
-        return {**self.__dict__, "_run": None, "_trainer": None}
+        """A copied or pickled callback is one that is not running, and takes no model along."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in _LIGHTNINGS}
+        return {**kept, "_run": None, "_trainer": None}
 
     # What the events are made of.
 
@@ -232,7 +245,9 @@ class HookCallback(pl.Callback):
         self._trainer = weakref.ref(trainer)
         self._log.begin_run()
         root = facts.find_root(pl_module, self.root)
-        self._run = HookedRun(root, [*self.controllers, *self.detectors], self.token_mask)
+        names = names_among(self, _hook_callbacks(trainer))
+        self._run = HookedRun(root, [*self.controllers, *self.detectors], self.token_mask, names)
+        self._effects = self._run.effects
         try:
             facts.refuse_compiled(pl_module, self._run.layers.hooked_modules())
             refuse_shared_tags(_registries(trainer))

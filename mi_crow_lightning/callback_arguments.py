@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -17,6 +18,8 @@ __all__ = [
     "check_hooks",
     "check_options",
     "describe",
+    "names_among",
+    "readable_names",
     "state_key_among",
     "state_keys",
     "unique_state_key",
@@ -91,6 +94,34 @@ def _check_interval(log_every_n_steps: int) -> None:
 def state_keys(hooks: Sequence[Hook]) -> dict[str, Hook]:
     """A name for each hook that is the same when the script runs again: its ID if given, else its order."""
     return {hook.id if hook.has_given_id else f"{i}:{type(hook).__name__}": hook for i, hook in enumerate(hooks)}
+
+
+def readable_names(hooks: Sequence[Hook]) -> list[str]:
+    """What hooks are called in tags: their ID if given, else their class; the second of a name gets a number.
+
+    >>> from mi_crow_lightning import ScaleController
+    >>> readable_names([ScaleController(0, 2), ScaleController(1, 2), ScaleController(2, 2, hook_id="half")])
+    ['ScaleController', 'ScaleController-2', 'half']
+    """
+    names: dict[int, str] = {}
+    for index, hook in sorted(enumerate(hooks), key=lambda one: not one[1].has_given_id):  # given ones stay as they are
+        base = hook.id if hook.has_given_id else type(hook).__name__
+        tries = (base if number == 1 else f"{base}-{number}" for number in itertools.count(1))
+        names[index] = next(name for name in tries if name not in names.values())
+    return [names[index] for index in range(len(hooks))]
+
+
+def names_among(callback: HookCallback, present: Sequence[HookCallback]) -> dict[str, str]:
+    """What the callback's controllers are called in the logs of its Trainer, by ID.
+
+    Args:
+        callback: one of the Trainer's, or one that another callback passes the Trainer's events on to.
+        present: the Trainer's callbacks.
+    """
+    callbacks = present if callback in present else [*present, callback]
+    hooks = [(one, hook) for one in callbacks for hook in one.controllers]
+    names = readable_names([hook for _, hook in hooks])
+    return {hook.id: name for (one, hook), name in zip(hooks, names, strict=True) if one is callback}
 
 
 def describe(hooks: Sequence[Hook], name: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,16 +25,24 @@ class HookedRun:
         root: layer names are relative to it.
         hooks: registered at once, all or none; nothing is attached until a batch begins.
         token_mask: from a batch to the mask of its real tokens.
+        names: what hooks are called in logs, by ID; a hook that is not in it by its ID.
 
     Attributes:
         layers: the registry.
+        effects: what the hooks changed.
         batches_seen: batches of the running stage so far, over all its dataloaders.
 
     Raises:
         RegistrationError: a hook does not get onto its layers.
     """
 
-    def __init__(self, root: nn.Module, hooks: Sequence[Hook], token_mask: Callable[[Any], Tensor] | None) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        hooks: Sequence[Hook],
+        token_mask: Callable[[Any], Tensor] | None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
         self.layers = Layers(root, allow_stacking=True, on_error=_default_policy)
         self._hooks = list(hooks)
         self._token_mask = token_mask
@@ -47,6 +55,7 @@ class HookedRun:
         except BaseException:
             self.end()
             raise
+        self.effects = self.layers.count_effects(names or {})
 
     @property
     def moment(self) -> Moment | None:
@@ -94,6 +103,9 @@ class HookedRun:
         for hook in self._hooks:
             self.layers.set_due(hook, False)
 
+    def _should_have_edited(self, hook: Controller, stage: Stage) -> bool:
+        return self.effects.changed_nothing(hook.id, stage) and not hook.may_be_idle and not hook.error
+
     def end(self) -> None:
         """Take the hooks off the model."""
         self.layers.unregister_all_hooks()
@@ -109,8 +121,8 @@ class HookedRun:
             silent = [site.match.name for site in sites if stage not in site.fired]
             if stage not in self._was_on[hook.id]:
                 continue
-            if isinstance(hook, Controller) and not any(stage in site.edited for site in sites) and not hook.error:
-                _warn_of_no_edit(hook, stage, ran=len(silent) < len(sites))
+            if len(silent) < len(sites) and isinstance(hook, Controller) and self._should_have_edited(hook, stage):
+                _warn_of_no_edit(hook, stage)
             if not silent:
                 continue
             message = (
@@ -122,13 +134,12 @@ class HookedRun:
             warnings.warn(message, stacklevel=2)
 
 
-def _warn_of_no_edit(hook: Hook, stage: Stage, ran: bool) -> None:
-    if ran:
-        warnings.warn(
-            f"{hook!r} ran in stage {stage.value!r} and changed nothing: each time it returned None, or what it was "
-            "given, and that leaves the activation as it is. An edit is what edit() returns.",
-            stacklevel=3,
-        )
+def _warn_of_no_edit(hook: Hook, stage: Stage) -> None:
+    warnings.warn(
+        f"{hook!r} ran in stage {stage.value!r} and changed nothing: either its tokens chose none, or what it returned "
+        "each time was None, or equal to what it was given. An edit is what edit() returns.",
+        stacklevel=3,
+    )
 
 
 def _default_policy(hook: Hook) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 
 from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.effects import Effect
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryRow
@@ -20,6 +23,8 @@ from mi_crow_lightning.loggers.tensorboard import summary_writer
 from mi_crow_lightning.metrics.histogram import Histogram
 
 __all__ = ["ReadingsLog", "count_tags"]
+
+_QUANTITIES = ("tokens", "fired", "mean_ratio", "max_ratio")
 
 
 class ReadingsLog:
@@ -43,7 +48,7 @@ class ReadingsLog:
         return self._history.rows()
 
     def write(self, run: HookedRun, loggers: Sequence[MetricsLogger], step: int) -> dict[str, float]:
-        """Write the readings of all detectors in the running stage, and begin the next ones.
+        """Write the readings of all detectors in the running stage, and what hooks changed; begin the next ones.
 
         Args:
             run: the hooks.
@@ -77,6 +82,8 @@ class ReadingsLog:
             layers = tuple(site.match.name for site in run.layers.sites(detector))
             yield DetectorReadings(readings, layers, str(detector.layer_signature), detector.tag_prefix)
             run.layers.call(detector, detector.reset)
+        assert run.moment is not None, "readings belong to a stage"
+        yield from _of_effects(run.effects.take(run.moment.stage))
 
     def _lay_out(self, read: LoggedStep, loggers: Iterable[MetricsLogger]) -> None:
         """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
@@ -106,6 +113,16 @@ def _read(detector: Detector) -> list[Reading]:
         if declared and reading.name not in declared:
             raise ValueError(f"readings() gave {reading.name!r}, which is not in reading_names() {declared!r}")
     return readings
+
+
+def _of_effects(effects: Iterable[Effect]) -> Iterator[DetectorReadings]:
+    """What each hook changed, as readings under ``steering_<quantity>/<hook>/<layer>``."""
+    for hook, of_hook in groupby(effects, key=lambda effect: effect.hook):
+        rows = [(f"{hook}/{effect.layer}", effect) for effect in of_hook]
+        numbers = [(place, name, getattr(effect, name)) for place, effect in rows for name in _QUANTITIES]
+        # No token was changed where there is no ratio.
+        readings = [Reading(place, name, value) for place, name, value in numbers if not math.isnan(value)]
+        yield DetectorReadings(readings, tuple(place for place, _ in rows), hook, prefix="steering")
 
 
 def _refuse_shared_tags(tagged: TaggedReadings) -> None:

@@ -37,6 +37,11 @@ class Controller(Hook):
 
     _edits = True
 
+    @property
+    def may_be_idle(self) -> bool:
+        """Whether it is no surprise when nothing changes in a whole stage; else a warning tells it."""
+        return False
+
     def __init__(
         self,
         layer_signature: str | int | None = None,

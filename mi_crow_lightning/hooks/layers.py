@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mi_crow_lightning.errors import HookError, RegistrationError, WrittenInPlace
 from mi_crow_lightning.hooks.addressing import Match, resolve
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.error_policy import act_on
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -49,6 +50,7 @@ class Layers:
         batch: the running batch; ``None`` outside a Trainer.
         token_mask: the user's function from a batch to the mask of its real tokens.
         passes: the running passes of the model.
+        effects: counts what hooks change; ``None`` to count nothing.
 
     >>> from torch import nn, ones
     >>> from mi_crow_lightning.hooks import FunctionController
@@ -82,6 +84,7 @@ class Layers:
         self.moment: Moment | None = None
         self.batch: Any = None
         self.token_mask: Callable[[Any], Tensor] | None = None
+        self.effects: Effects | None = None
         self.passes = Passes(self._pass_over)
         self._on_error = on_error
         self._watchers = Watchers(self.passes)
@@ -211,6 +214,18 @@ class Layers:
         """The layers that hooks are registered on."""
         return [site.match.module for registration in self._registrations.values() for site in registration.sites]
 
+    def count_effects(self, names: Mapping[str, str]) -> Effects:
+        """From now on count what the registered hooks change, in the batches of a Trainer.
+
+        Args:
+            names: what hooks are called, by ID; a hook that is not in it by its ID.
+        """
+        hooks = [registration for registration in self._registrations.values() if registration.hook.edits]
+        layers = {registration.hook.id: [site.match.name for site in registration.sites] for registration in hooks}
+        device = _device(hooks[0].sites[0].match.module if hooks else self.root, self.root)
+        self.effects = Effects(layers, {hook_id: names.get(hook_id, hook_id) for hook_id in layers}, device)
+        return self.effects
+
     def is_attached(self, hook: Hook) -> bool:
         """Whether the hook's layers call it now."""
         return any(site.attached for site in self.sites(hook))
@@ -274,7 +289,7 @@ class Layers:
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled registry has no hooks: those on the model are inert in its copy."""
         mine = ("passes", "_watchers", "_registrations")
-        return {name: value for name, value in self.__dict__.items() if name not in mine}
+        return {name: value for name, value in self.__dict__.items() if name not in mine} | {"effects": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -34,7 +34,6 @@ class Site(InertWhenCopied):
 
     Attributes:
         fired: the stages in which the hook was called here (``None`` outside a Trainer).
-        edited: the stages in which it changed something here.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class Site(InertWhenCopied):
         self.match = match
         self.watched = watched
         self.fired: set[Stage | None] = set()
-        self.edited: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self._layers = layers
         self._token_source = token_source
@@ -89,8 +87,8 @@ class Site(InertWhenCopied):
         )
         self.fired.add(context.stage)
         result = self.hook.run(context, module, output)
-        if result is not None:
-            self.edited.add(context.stage)
+        if result is not None and layers.effects is not None and not recomputing:
+            layers.effects.note(self.hook.id, self.hook.hook_type, context, output, result)
         return result
 
 

@@ -83,6 +83,11 @@ class TokenController(Controller):
     def strength(self, value: Strength) -> None:
         self._strengths = Strengths(value)
 
+    @property
+    def may_be_idle(self) -> bool:
+        """Whether a condition, or the strength, may leave everything as it is."""
+        return self.condition is not None or not self._strengths.number
+
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """The activation as it would be if every token were edited: a pure function.
 

@@ -164,7 +164,7 @@ def test_a_controller_whose_layers_never_run_is_an_error(stage: str) -> None:
 
 
 def test_some_silent_layers_are_told_by_name() -> None:
-    edit = FunctionController("*", lambda x: x * 1)
+    edit = FunctionController("*", lambda x: x * 2)
     with told(r"these of its 8 layers never ran: spare$"):
         run("predict", trainer(HookCallback(controllers=edit)), Detour(), data_of())
 

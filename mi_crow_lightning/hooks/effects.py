@@ -1,0 +1,108 @@
+"""What the hooks of a run really changed: counted at the layers, for every hook that edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.errors import NoTensorFound
+from mi_crow_lightning.hooks.activations import take_input, take_output
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.metrics.effects import EffectSums, EffectValues
+
+__all__ = ["Effect", "Effects"]
+
+
+class Effect(NamedTuple):
+    """What one hook changed at one layer in one stage.
+
+    Attributes:
+        hook: the hook's ID, or the name of its class if it was given none.
+        layer: name of the layer.
+        stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        tokens: how many tokens it changed; those that it left as they are do not count.
+        fired: how many edits it made, one for each call of the layer.
+        mean_ratio: mean over these tokens of ``|change| / |activation|``, Euclidean norms; nan when there is none.
+        max_ratio: the largest of these.
+    """
+
+    hook: str
+    layer: str
+    stage: str
+    tokens: int
+    fired: int
+    mean_ratio: float
+    max_ratio: float
+
+
+class Effects:
+    """What hooks changed, by hook and layer.
+
+    Args:
+        layers: the layers of each hook that edits, by the hook's ID.
+        names: what the hooks are called.
+        device: where sums are kept.
+    """
+
+    def __init__(self, layers: Mapping[str, Iterable[str]], names: Mapping[str, str], device: torch.device) -> None:
+        self._places = [(hook_id, layer) for hook_id, names_ in layers.items() for layer in names_]
+        self._index = {place: index for index, place in enumerate(self._places)}
+        self._names = dict(names)
+        self._sums = EffectSums(len(self._places), device)
+        self._unknown: set[tuple[str, str]] = set()
+
+    def note(self, hook_id: str, hook_type: HookType, ctx: HookContext, output: Any, result: Any) -> None:
+        """A hook returned ``result`` at a layer.
+
+        Args:
+            hook_id: its ID.
+            hook_type: where it stands.
+            ctx: the call.
+            output: what the layer returned, if the hook stands after it.
+            result: what replaces that; before a layer its ``(args, kwargs)``.
+        """
+        assert ctx.stage is not None, "effects are those of a Trainer's stages"
+        pair = _before_and_after(hook_type, ctx, output, result)
+        if pair is None:
+            self._unknown.add((hook_id, ctx.stage.value))
+        else:
+            self._sums.add(ctx.stage.value, self._index[hook_id, ctx.layer], *pair)
+
+    def take(self, stage: Stage) -> list[Effect]:
+        """What was changed in a stage since it was last taken, over all ranks: all must take part."""
+        if not self._places:
+            return []
+        return list(self._rows(stage, self._sums.take(stage.value)))
+
+    def rows(self) -> list[Effect]:
+        """All that was taken so far."""
+        return [effect for stage in Stage for effect in self._rows(stage, self._sums.totals(stage.value))]
+
+    def changed_nothing(self, hook_id: str, stage: Stage) -> bool:
+        """Whether a hook is known to have left every token as it was, of what was taken so far."""
+        totals = zip(self._places, self._sums.totals(stage.value), strict=True)
+        touched = any(values.tokens for (hook, _), values in totals if hook == hook_id)
+        return not touched and (hook_id, stage.value) not in self._unknown
+
+    def _rows(self, stage: Stage, values: Iterable[EffectValues]) -> Iterator[Effect]:
+        for (hook_id, layer), of_place in zip(self._places, values, strict=True):
+            if of_place.fired:
+                yield Effect(self._names[hook_id], layer, stage.value, *of_place)
+
+
+def _before_and_after(hook_type: HookType, ctx: HookContext, output: Any, result: Any) -> tuple[Tensor, Tensor] | None:
+    """The activation without and with the edit; ``None`` where there are no such two to compare."""
+    try:
+        if hook_type is HookType.FORWARD:
+            before, after = take_output(output), take_output(result)
+        else:
+            before, after = take_input(ctx.args, ctx.kwargs), take_input(*result)
+    except NoTensorFound:
+        return None
+    alike = before.shape == after.shape and before.device == after.device
+    return (before, after) if alike and before.is_floating_point() and after.is_floating_point() else None

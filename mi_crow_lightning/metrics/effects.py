@@ -1,0 +1,140 @@
+"""How much edits change activations: a pure function of an activation before and after, and running sums of it."""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.metrics.collectives import is_distributed, over_ranks
+
+__all__ = ["Change", "EffectSums", "EffectValues", "measure_change", "merge_changes"]
+
+
+class Change(IntEnum):
+    """What stands where in the summary of changes."""
+
+    TOKENS = 0  # that were changed
+    RATED = 1  # those of them that have a finite ratio
+    RATIOS = 2  # sum of the ratios
+    LARGEST = 3  # of the ratios; 0 when there is none
+    FIRED = 4  # edits made
+
+
+class EffectValues(NamedTuple):
+    """What can be read from a summary of changes.
+
+    Attributes:
+        tokens: how many tokens were changed.
+        fired: how many edits were made, one for each call of the layer.
+        mean_ratio: mean of ``|change| / |activation|`` over the changed tokens; nan when there is none.
+        max_ratio: the largest of these; nan when there is none.
+    """
+
+    tokens: int
+    fired: int
+    mean_ratio: float
+    max_ratio: float
+
+
+@torch.no_grad()
+def measure_change(before: Tensor, after: Tensor) -> Tensor:
+    """Summarise one edit, without waiting for the device.
+
+    A token is what is left without the last dimension, or of ``(B, C, H, W)`` without dimension 1. It is changed when
+    the Euclidean norm of its change is above 0, and has a ratio when its own norm is, too; norms are float32 or better.
+    A token with elements that are not finite, before or after, counts as unchanged.
+
+    Args:
+        before: the activation, floating-point.
+        after: the edited one, of the same shape.
+
+    Returns:
+        ``(5,)`` float64 (float32 on MPS, which has none), see `Change`; ``FIRED`` is 1.
+
+    >>> before = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
+    >>> measure_change(before, before + torch.tensor([[0.0], [2.0], [1.0]]))[: Change.RATED + 1]
+    tensor([2., 1.], dtype=torch.float64)
+    """
+    before, after = before.detach(), after.detach()
+    dim, wide = 1 if before.dim() == 4 else -1, torch.promote_types(before.dtype, torch.float32)
+    change = torch.linalg.vector_norm(after - before, dim=dim, dtype=wide)
+    ratio = change / torch.linalg.vector_norm(before, dim=dim, dtype=wide)
+    ratio = ratio.to(_sums_on(before.device)).nan_to_num_(0.0, 0.0, 0.0)
+    changed = (change > 0) & (change < math.inf)
+    largest = ratio.amax() if ratio.numel() else ratio.sum()
+    sums = (changed.sum(), (ratio > 0).sum(), ratio.sum(), largest, torch.ones_like(largest))
+    return torch.stack([one.to(ratio.dtype) for one in sums])
+
+
+def _sums_on(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@torch.no_grad()
+def merge_changes(stacked: Tensor) -> Tensor:
+    """Join summaries of changes: ``(R, ..., 5)`` to ``(..., 5)``."""
+    out = stacked.sum(0)
+    out[..., Change.LARGEST] = stacked[..., Change.LARGEST].amax(0)
+    return out
+
+
+_NOTHING = EffectValues(0, 0, math.nan, math.nan)
+
+
+class EffectSums:
+    """Sums of changes at ``N`` places, for each stage.
+
+    Args:
+        places: how many places.
+        device: where the sums are kept.
+
+    >>> sums = EffectSums(1, torch.device("cpu"))
+    >>> sums.add("predict", 0, torch.ones(2, 4), torch.ones(2, 4) * torch.tensor([[1.0], [1.5]]))
+    >>> sums.take("predict")
+    [EffectValues(tokens=1, fired=1, mean_ratio=0.5, max_ratio=0.5)]
+    """
+
+    def __init__(self, places: int, device: torch.device) -> None:
+        self._empty = torch.zeros(places, len(Change), dtype=_sums_on(device), device=device)
+        self._rows: dict[str, Tensor] = {}
+        self._totals: dict[str, Tensor] = {}
+
+    def add(self, stage: str, place: int, before: Tensor, after: Tensor) -> None:
+        """Add one edit; it does not wait for the device."""
+        row = self._of(stage)[place]
+        row.copy_(merge_changes(torch.stack([row, measure_change(before, after).to(row)])))
+
+    def take(self, stage: str) -> list[EffectValues]:
+        """What was added in a stage since it was last taken, over all ranks; one copy to the host.
+
+        It is a collective: all ranks must take part.
+        """
+        if stage not in self._rows and not is_distributed():
+            return [_NOTHING] * len(self._empty)  # nothing to wait for
+        rows = over_ranks(self._of(stage), merge_changes).cpu()
+        self._rows.pop(stage)
+        before = self._totals.get(stage, torch.zeros_like(rows))
+        self._totals[stage] = merge_changes(torch.stack([before, rows]))
+        return [_values(row) for row in rows.tolist()]
+
+    def totals(self, stage: str) -> list[EffectValues]:
+        """All that was taken in a stage so far."""
+        if stage not in self._totals:
+            return [_NOTHING] * len(self._empty)
+        return [_values(row) for row in self._totals[stage].tolist()]
+
+    def _of(self, stage: str) -> Tensor:
+        if stage not in self._rows:
+            with torch.inference_mode(False):  # the same ones serve prediction and training
+                self._rows[stage] = torch.zeros_like(self._empty)
+        return self._rows[stage]
+
+
+def _values(row: list[float]) -> EffectValues:
+    rated = row[Change.RATED]
+    mean, largest = (row[Change.RATIOS] / rated, row[Change.LARGEST]) if rated else (math.nan, math.nan)
+    return EffectValues(int(row[Change.TOKENS]), int(row[Change.FIRED]), mean, largest)

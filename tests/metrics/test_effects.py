@@ -1,0 +1,126 @@
+"""Sizes of edits against numpy in float64, and their sums by stage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mi_crow_lightning.metrics.effects import EffectSums, EffectValues, measure_change, merge_changes
+
+NOTHING = EffectValues(0, 0, math.nan, math.nan)
+
+
+def numpys(*edits: tuple[Tensor, Tensor]) -> EffectValues:
+    tokens, ratios = 0, []
+    for before, after in edits:
+        x, y = (one.double().numpy().reshape(-1, one.shape[-1]) for one in (before, after))
+        for one, other in zip(x, y, strict=True):
+            if (one != other).any():
+                tokens += 1
+                if np.linalg.norm(one) > 0:
+                    ratios.append(np.linalg.norm(other - one) / np.linalg.norm(one))
+    mean, largest = (np.mean(ratios), max(ratios)) if ratios else (math.nan, math.nan)
+    return EffectValues(tokens, len(edits), mean, largest)
+
+
+def read(*edits: tuple[Tensor, Tensor]) -> EffectValues:
+    sums = EffectSums(1, torch.device("cpu"))
+    for edit in edits:
+        sums.add("predict", 0, *edit)
+    (values,) = sums.take("predict")
+    assert sums.totals("predict") == [values]
+    return values
+
+
+def assert_equal(found: EffectValues, expected: EffectValues, tolerance: float = 1e-5) -> None:
+    assert (found.tokens, found.fired) == (expected.tokens, expected.fired)
+    assert found[2:] == pytest.approx(expected[2:], rel=tolerance, nan_ok=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5)), min_size=1, max_size=5), st.integers(0, 10_000))
+def test_edits_add_up(sizes: list[tuple[int, int]], seed: int) -> None:
+    generator, edits = torch.Generator().manual_seed(seed), []
+    for rows, tokens in sizes:
+        x = torch.randn(rows, tokens, 6, generator=generator)
+        x[torch.rand(rows, tokens, generator=generator) < 0.2] = 0
+        some = torch.rand(rows, tokens, 6, generator=generator) < 0.1
+        edits.append((x, torch.where(some, x + torch.randn(rows, tokens, 6, generator=generator), x)))
+    assert_equal(read(*edits), numpys(*edits))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-3), (torch.float64, 1e-12)]
+)
+def test_other_dtypes(dtype: torch.dtype, tolerance: float) -> None:
+    x = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = torch.where(torch.arange(4)[:, None] > 1, x * 1.5, x)
+    assert_equal(read((x, y)), numpys((x, y)), tolerance)
+
+
+def test_the_smallest_change_counts_and_a_zeros_sign_does_not() -> None:
+    x = torch.full((4, 8), 1e-20)
+    x[3] = -0.0
+    y = x.clone()
+    y[1, 0], y[2] = 2e-20, 3e-20
+    y[3] = 0.0
+    assert_equal(read((x, y)), EffectValues(2, 1, (math.sqrt(1 / 8) + 2) / 2, 2.0), 1e-5)
+
+
+def test_what_is_not_finite_counts_as_unchanged() -> None:
+    x = torch.ones(5, 2)
+    x[0, 0], x[1, 0] = math.nan, math.inf
+    y = x * 2
+    y[2, 0] = math.inf
+    assert_equal(read((x, y)), EffectValues(2, 1, 1.0, 1.0))
+    assert_equal(read((x, x.clone())), EffectValues(0, 1, math.nan, math.nan))
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6), (2, 3, 4, 5, 6)])
+def test_tokens_are_all_but_the_last_dimension(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    assert_equal(read((x, 2 * x)), EffectValues(math.prod(shape[:-1]), 1, 1.0, 1.0))
+
+
+def test_of_images_they_are_pixels() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    y = x.clone()
+    y[:, :, 1, 2] *= -1
+    assert_equal(read((x, y)), EffectValues(2, 1, 2.0, 2.0))
+
+
+def test_it_changes_nothing_and_records_no_gradient() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    y = x * 2
+    kept = y.detach().clone()
+    assert not measure_change(x, y).requires_grad
+    assert torch.equal(y, kept)
+
+
+def test_ranks_merge_like_edits() -> None:
+    edits = [(torch.randn(2, 3, 4), torch.randn(2, 3, 4)) for _ in range(3)]
+    merged = merge_changes(torch.stack([measure_change(*edit) for edit in edits]))
+    sums = EffectSums(1, torch.device("cpu"))
+    for edit in edits:
+        sums.add("test", 0, *edit)
+    assert torch.allclose(sums._of("test")[0], merged)
+
+
+def test_stages_and_places_are_apart_and_totals_stay() -> None:
+    sums, one, other = EffectSums(2, torch.device("cpu")), torch.ones(1, 2), torch.full((1, 2), 1.5)
+    assert sums.take("train") == sums.totals("train") == [NOTHING] * 2
+    with torch.inference_mode():
+        sums.add("train", 1, one, other)
+    sums.add("train", 1, one, 2 * one)
+    assert sums.take("predict") == [NOTHING] * 2
+    assert sums.take("train") == [NOTHING, EffectValues(2, 2, 0.75, 1.0)]
+    sums.add("train", 1, one, other)
+    assert sums.take("train") == [NOTHING, EffectValues(1, 1, 0.5, 0.5)]
+    assert sums.totals("train")[1] == EffectValues(3, 3, pytest.approx(2 / 3), 1.0)
+    assert sums.take("train") == [NOTHING] * 2
