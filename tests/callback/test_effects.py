@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from mi_crow_lightning import (
+    ClampController,
     Controller,
     FunctionController,
     Hook,
@@ -260,6 +261,7 @@ def test_names_differ_between_the_callbacks_of_a_trainer(hook_id: str | None) ->
         (lambda: FunctionController(1, lambda x: x + 0), 1),
         (lambda: PatchController(1, V, tokens=Tokens(positions=[5000])), 1),
         (lambda: SteeringController(1, V, 0), 0),
+        (lambda: ClampController(1, V, low=-1e6), 0),
         (lambda: SteeringController(1, V, lambda ctx: 0), 0),
         (lambda: SteeringController(1, V, when=lambda x, ctx: False), 0),
         (lambda: SteeringController(1, V, when=lambda x, ctx: torch.tensor(False)), 0),

@@ -68,6 +68,11 @@ class ClampController(TokenController):
         self._casts = Casts()
         self.value, self.low, self.high = _checked(value, low, high)
 
+    @property
+    def may_be_idle(self) -> bool:
+        """Whether all may lie within a range, as for `TokenController`."""
+        return self.value is None or super().may_be_idle
+
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """``x`` with its projection at the value, or within the range.
 
