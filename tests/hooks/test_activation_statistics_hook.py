@@ -137,6 +137,20 @@ def test_what_is_chosen_is_what_is_read() -> None:
     assert detector.reading_names() == ("max", "mean")
 
 
+def test_a_channel_is_dead_by_the_threshold_and_since_the_last_reading() -> None:
+    model = nn.Sequential(nn.Identity())
+    detector = ActivationStatistics("0", statistics=["dead_share"], histogram=False, dead_threshold=0.5)
+    Layers(model).register_hook(None, detector)
+    for values in ([1.0, 0.0, -0.5, 0.0], [0.0, -0.6, 0.5, 0.0]):
+        model(torch.tensor([values]))
+    assert by_layer(detector)["0"] == {"dead_share": 0.5}
+    detector.reset()
+    model(torch.tensor([[0.0, 0.0, 0.0, 0.7]]))
+    assert by_layer(detector)["0"] == {"dead_share": 0.75}
+    with pytest.raises(ValueError, match=r"dead_threshold=-0\.1 must be 0 or a positive number"):
+        ActivationStatistics("0", dead_threshold=-0.1)
+
+
 def test_bf16_is_summed_in_float64() -> None:
     model, detector = nn.Sequential(nn.Identity()), ActivationStatistics("0", statistics=["mean", "std"])
     Layers(model).register_hook(None, detector)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
-def numpys(x: np.ndarray) -> dict[str, float]:
-    """All statistics of tokens ``(N, D)``, from their definitions."""
-    rms = np.sqrt((x**2).mean(0))
-    norms = np.linalg.norm(x, axis=1)
+def numpys(tokens: np.ndarray, dead_threshold: float = 0.0) -> dict[str, float]:
+    """All statistics of tokens ``(N, D)``, from their definitions, over the finite elements."""
+    finite = np.isfinite(tokens)
+    x, clean = tokens[finite], np.where(finite, tokens, 0.0)
+    rms, norms = channel_rms(tokens), np.linalg.norm(clean, axis=1)
     return {
         "mean": x.mean(),
         "std": x.std(),
@@ -23,10 +24,37 @@ def numpys(x: np.ndarray) -> dict[str, float]:
         "token_norm_mean": norms.mean(),
         "token_norm_max": norms.max(),
         "zero_share": (x == 0).mean(),
-        "dead_share": (np.abs(x).max(0) == 0).mean(),
+        "dead_share": (np.abs(clean).max(0) <= dead_threshold).mean(),
         "kurtosis": ((x - x.mean()) ** 4).mean() / x.var() ** 2 - 3,
         "outlier_ratio": rms.max() / np.median(rms),
-        "nonfinite_count": 0.0,
+        "nonfinite_count": float((~finite).sum()),
+    }
+
+
+def channel_rms(tokens: np.ndarray) -> np.ndarray:
+    """Of tokens ``(N, D)`` the root mean square of each channel, non-finite elements taken as zeros: ``(D,)``."""
+    return np.sqrt((np.where(np.isfinite(tokens), tokens, 0.0) ** 2).mean(0))
+
+
+def log2_counts(x: np.ndarray) -> list[int]:
+    """How many finite elements lie between ``-2**14, ..., -2**-18, 2**-18, ..., 2**14``, or beyond the ends."""
+    v = x[np.isfinite(x)]
+    # np.histogram's bins are half-open upwards, ours are mirror images: count each side by magnitude.
+    powers = np.array([2.0**e for e in range(-18, 14)] + [np.inf])
+    positive, negative = (np.histogram(side, powers)[0] for side in (v[v > 0], -v[v < 0]))
+    return [*negative[::-1], (np.abs(v) < 2.0**-18).sum(), *positive]
+
+
+PICTURES = ("histogram", "channel_rms")
+
+
+def readings_of(tokens: np.ndarray, dead_threshold: float = 0.0) -> dict[str, Any]:
+    """All that is read of tokens ``(N, D)``; histograms as their counts."""
+    # Most statistics are the same when everything is counted twice: only the counts are not.
+    return {
+        **numpys(tokens, dead_threshold),
+        "histogram": log2_counts(tokens),
+        "channel_rms": log2_counts(channel_rms(tokens)),
     }
 
 
@@ -46,11 +74,9 @@ class Recorder:
         x = x if self.mask is None else torch.stack([x[row, column] for row, column in self.mask.nonzero().tolist()])
         self.seen[name].append(x.double().numpy().reshape(-1, x.shape[-1]))
 
-    def take(self) -> dict[str, dict[str, float]]:
+    def take(self) -> dict[str, dict[str, Any]]:
         """The statistics of all that was seen since the last call, by module."""
-        joined = {name: np.concatenate(parts) for name, parts in self.seen.items() if parts}
-        # Most statistics are the same when everything is counted twice: only the count is not.
-        found = {name: {**numpys(x), "count": x.size} for name, x in joined.items()}
+        found = {name: readings_of(np.concatenate(parts)) for name, parts in self.seen.items() if parts}
         for parts in self.seen.values():
             parts.clear()
         return found
@@ -60,17 +86,20 @@ class Recorder:
             handle.remove()
 
 
-def assert_readings(readings: list[Any], expected: dict[str, dict[str, float]], rel: float = 1e-11) -> None:
-    """Readings (or rows of a history, which has no histograms) are the expected ones: all of them, and no others."""
-    found: dict[str, dict[str, float]] = {}
+def assert_readings(
+    readings: list[Any],
+    expected: dict[str, dict[str, Any]],
+    rel: float = 1e-11,
+    histograms: tuple[str, ...] = ("histogram",),
+) -> None:
+    """Readings are the expected ones: all of them, and no others; a history has no ``histograms``."""
+    found: dict[str, dict[str, Any]] = {}
     for reading in readings:
-        if isinstance(reading.value, float):
-            found.setdefault(reading.layer, {})[reading.name] = reading.value
-        else:
-            found[reading.layer]["count"] = reading.value.total
+        number = isinstance(reading.value, float)
+        found.setdefault(reading.layer, {})[reading.name] = reading.value if number else list(reading.value.counts)
     assert found.keys() == expected.keys()
     for layer, values in expected.items():
-        values = {name: value for name, value in values.items() if name != "count" or name in found[layer]}
-        assert found[layer].keys() == values.keys()
-        for name, value in values.items():
+        wanted = {name: value for name, value in values.items() if name not in PICTURES or name in histograms}
+        assert found[layer].keys() == wanted.keys(), layer
+        for name, value in wanted.items():
             np.testing.assert_allclose(found[layer][name], value, rtol=rel, atol=1e-14, err_msg=f"{name} of {layer}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ from mi_crow_lightning.metrics.activation import (
 )
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
 from mi_crow_lightning.metrics.one_pass import Group
-from tests.metrics.reference import numpys
+from tests.metrics.reference import log2_counts, numpys
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SPECIAL = [
@@ -78,10 +80,7 @@ def reference(x: Tensor, mask: Tensor | None = None) -> np.ndarray:
         norms = [np.sqrt((t[k & np.isfinite(t)] ** 2).sum()) for t, k in zip(tokens, keeps, strict=True) if k.any()]
         row[Row.CHANNELS] = width
     row[Row.TOKENS], row[Row.NORM_SUM], row[Row.NORM_MAX] = len(norms), sum(norms), max(norms, default=0)
-    # np.histogram's bins are half-open upwards, ours are mirror images: count each side by magnitude.
-    powers = np.array([2.0**e for e in range(-18, 14)] + [np.inf])
-    positive, negative = (np.histogram(side, powers)[0] for side in (v[v > 0], -v[v < 0]))
-    row[Row.BINS :] = [*negative[::-1], (np.abs(v) < 2.0**-18).sum(), *positive]
+    row[Row.BINS :] = log2_counts(v)
     return row
 
 
@@ -279,6 +278,16 @@ def test_statistics_are_numpys(monkeypatch: pytest.MonkeyPatch, width: int, chun
 
 def padding_of(batch: int, tokens: int) -> Tensor:
     return torch.arange(tokens) < torch.arange(1, batch + 1)[:, None]
+
+
+def test_every_statistic_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    described = {name: cells for cells in rows for name in re.findall(r"`(\w+)`", cells[0])}
+    assert described.keys() == set(STATISTICS)
+    assert all(len(cells) == 4 and all(cell.strip() for cell in cells) for cells in described.values())
+    assert metrics.activation.__doc__ is not None
+    assert all(re.search(rf"^(\w+, )?{name}\b", metrics.activation.__doc__, re.MULTILINE) for name in STATISTICS)
 
 
 def test_kurtosis_of_what_is_known() -> None:

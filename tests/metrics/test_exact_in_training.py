@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 
-from mi_crow_lightning import ActivationStatistics, HookCallback
+from mi_crow_lightning import ActivationStatistics, HookCallback, Schedule
 from mi_crow_lightning.hooks import Layers
+from tests.metrics.noted import Noted
 from tests.metrics.reference import Recorder, assert_readings
 from tests.models import Module, gpt2, llama, loader, token_data, trainer
 
@@ -60,7 +61,7 @@ def test_padding_and_an_uneven_last_batch(make: Any, side: str) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("precision", ["float32", "autocast", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "autocast", "autocast16", "bfloat16"])
 def test_checkpointing_of_transformers(reentrant: bool, precision: str) -> None:
     model = llama().train().to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     plain = copy.deepcopy(model)
@@ -77,7 +78,8 @@ def test_checkpointing_of_transformers(reentrant: bool, precision: str) -> None:
     for side in ("left", "right"):
         batch = padded(side)
         reference.mask = batch["attention_mask"].bool()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        narrow = torch.float16 if precision == "autocast16" else torch.bfloat16
+        with torch.autocast("cpu", narrow, enabled=precision.startswith("autocast")):
             plain(**batch)
             loss = model(**batch, labels=batch["input_ids"]).loss
         loss.backward()
@@ -130,6 +132,31 @@ def test_decode_steps() -> None:
     assert_readings(readings(detectors), reference.take())
 
 
+def with_shared_blocks() -> nn.Module:
+    """Blocks 1 and 3 are one module, which is called twice in a pass; the MLP of 0 and 2 is one module too."""
+    model = llama(use_cache=False)
+    stack = model.model.layers
+    stack[3], stack[2].mlp = stack[1], stack[0].mlp
+    return model
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_shared_modules_and_padding(side: str, accumulate: int) -> None:
+    module = Module(with_shared_blocks())
+    data = [{name: row[name] if side == "left" else row[name].flip(0) for name in row} for row in token_data(18)]
+    names = [f"model.model.layers.{layer}" for layer in ("0", "1", "2", "0.mlp", "1.mlp")]
+    detectors = [Noted("block:*"), Noted("model.model.layers.*.mlp")]
+    seen = PerStep(names, accumulate, 5)
+    runner = trainer(HookCallback(detectors), seen, limit_val_batches=0, accumulate_grad_batches=accumulate)
+    runner.fit(module, loader(data), loader(data))
+    assert len(seen.steps) == len(detectors[0].noted)
+    counts = [sum(seen.steps[0][name]["histogram"]) for name in names]
+    assert counts[1] == 2 * counts[0] and counts[3] == 2 * counts[0] == counts[4]  # they are called twice
+    for blocks, mlps, expected in zip(*(detector.noted for detector in detectors), seen.steps, strict=True):
+        assert_readings(blocks + mlps, expected)
+
+
 class PerStep(pl.Callback):
     """Records what each optimizer step's batches gave, by the number of micro-batches in it."""
 
@@ -156,15 +183,41 @@ class PerStep(pl.Callback):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_one_reading_a_step_over_all_its_micro_batches(accumulate: int, steps: int, precision: Any) -> None:
     names = [f"model.model.layers.{i}" for i in range(4)]
-    watch, seen = HookCallback(ActivationStatistics("block:*")), PerStep(names, accumulate, 5)
-    runner = trainer(watch, seen, limit_val_batches=0, accumulate_grad_batches=accumulate, precision=precision)
+    detector, seen = Noted("block:*"), PerStep(names, accumulate, 5)
+    options = {"limit_val_batches": 0, "accumulate_grad_batches": accumulate, "precision": precision}
+    runner = trainer(HookCallback(detector), seen, **options)
     runner.fit(Module(llama()), loader(token_data(18)), loader(token_data(4)))  # four batches of 4, one of 2
-    found: dict[int, list[Any]] = {}
-    for row in watch.history():
-        found.setdefault(row.step, []).append(row)
-    assert len(found) == len(seen.steps) == steps
-    for rows, expected in zip(found.values(), seen.steps, strict=True):
-        assert_readings(rows, expected)
+    assert len(detector.noted) == len(seen.steps) == steps
+    for readings, expected in zip(detector.noted, seen.steps, strict=True):
+        assert_readings(readings, expected)
+
+
+class PerEvaluation(pl.Callback):
+    """Records what the batches of each validation gave."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.epochs: list[dict[str, dict[str, Any]]] = []
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.recorder = recorder(pl_module, self.names)
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *index: int) -> None:
+        self.recorder.mask = batch["attention_mask"].bool()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.recorder.remove()
+        self.epochs.append(self.recorder.take())
+
+
+def test_an_evaluation_reads_all_its_batches() -> None:
+    names = [f"model.model.layers.{i}" for i in range(4)]
+    detector, seen = Noted("block:*", schedule=Schedule(stages="validate")), PerEvaluation(names)
+    runner = trainer(HookCallback(detector), seen, max_epochs=2, val_check_interval=3, num_sanity_val_steps=0)
+    runner.fit(Module(llama()), loader(token_data(20)), loader(token_data(10)))  # batches of 4, 4 and 2
+    assert len(detector.noted) == len(seen.epochs) == 2
+    for readings, expected in zip(detector.noted, seen.epochs, strict=True):
+        assert_readings(readings, expected)
 
 
 def test_the_first_batch_that_broke_is_told() -> None:
