@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from mi_crow_lightning.hooks.reading import Reading
-from tests.metrics.reference import assert_readings, numpys
-from tests.metrics.two_processes import ACCUMULATE, NAMES, SIZES
+from tests.metrics.reference import PICTURES, assert_readings, numpys, readings_of
+from tests.metrics.two_processes import ACCUMULATE, BREAKS, BROKEN, DEAD, NAMES, SIZES
 
 
 @pytest.mark.parametrize("kind", ["ddp", "sharded"])
@@ -23,11 +22,16 @@ def test_two_ranks_read_what_one_process_would(tmp_path: Path, kind: str) -> Non
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    steps = sorted({step for step, *_ in ranks[0]["rows"]})
-    assert len(steps) == len(SIZES[0]) // ACCUMULATE
-    for index, step in enumerate(steps):
-        found = [Reading(layer, name, value) for at, layer, name, value in ranks[0]["rows"] if at == step]
-        parts = [rank["batches"][index * ACCUMULATE + i] for rank in ranks for i in range(ACCUMULATE)]
-        expected = {name: numpys(np.concatenate([part[name].numpy() for part in parts])) for name in NAMES}
-        assert_readings(found, expected)
+    ranks = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    assert ranks[0]["steps"] == ranks[1]["steps"]
+    assert len(ranks[0]["steps"]) == len(SIZES[0]) // ACCUMULATE
+    for step, readings in enumerate(ranks[0]["steps"]):
+        parts = [rank["batches"][step * ACCUMULATE + i] for rank in ranks for i in range(ACCUMULATE)]
+        expected = {name: readings_of(np.concatenate([part[name] for part in parts]), DEAD) for name in NAMES}
+        for name, values in expected.items():
+            assert (values["nonfinite_count"] > 0) == (step == 1 and name in BROKEN), name
+            if values["nonfinite_count"]:
+                values["nonfinite_batch"] = min(BREAKS)
+        assert_readings(readings, expected, histograms=PICTURES)
+        alone = numpys(np.concatenate([part[NAMES[0]] for part in parts[:ACCUMULATE]]), DEAD)  # rank 0's
+        assert 0 < expected[NAMES[0]]["dead_share"] < alone["dead_share"] < 1
