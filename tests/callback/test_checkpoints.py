@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, LayerActivationDetector, Schedule
 from tests.callback.runs import FailingDetector, OnEvent, Seen, data_of, fit, module_of, run, told
+from tests.metrics.noted import Noted
 from tests.models import Module, handles, mlp, trainer, vector_data
 
 EVERY = Schedule()
@@ -33,12 +34,11 @@ class Resumable(DataLoader[Any]):
     done = 0
 
     def __iter__(self) -> Any:
-        first, self.done = self.done, 0
+        first = self.done
         for i, batch in enumerate(super().__iter__()):
             if i >= first:
-                self.done = i + 1
+                self.done = (i + 1) % len(self)  # here, as nobody asks for more than the last batch
                 yield batch
-        self.done = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done}
@@ -83,6 +83,7 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_does(tmp_path: Path, accu
     changes = {"accumulate_grad_batches": accumulate, "log_every_n_steps": 4 // accumulate}
     whole = HookCallback(statistics())
     long_fit(tmp_path / "whole", whole, **changes)
+    assert len({row.step for row in whole.history()}) == 5
     broken = HookCallback(statistics())
     with pytest.raises(ArithmeticError, match="power cut"):
         long_fit(tmp_path / "broken", broken, crash_at(crash), **changes)
@@ -93,6 +94,35 @@ def test_a_resumed_run_reads_what_an_uninterrupted_one_does(tmp_path: Path, accu
     joined = {(row.step, row.tag): row.value for row in (*broken.history(), *resumed.history())}
     assert joined == {(row.step, row.tag): row.value for row in whole.history()}
     assert {row.step for row in resumed.history()} <= {row.step for row in whole.history()}
+
+
+def bad_at(batch: int) -> pl.Callback:
+    """Runs the model on infinities in a batch of the first epoch; listed behind ours, whose hooks see it."""
+
+    def overflow(trainer: Any, module: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 0 and batch_idx == batch:
+            with torch.no_grad():
+                module.model(torch.full((3, 8), float("inf")))
+
+    return OnEvent("on_train_batch_start", overflow)
+
+
+@pytest.mark.parametrize("bad", [4, 5, 6, 7])
+def test_channels_histograms_and_the_first_bad_batch_survive_a_crash(tmp_path: Path, bad: int) -> None:
+    def noted(folder: str, *callbacks: pl.Callback, **options: Any) -> list[str]:
+        detector = Noted("model.*", schedule=EVERY, per_channel=True, dead_threshold=0.5)
+        try:
+            long_fit(tmp_path / folder, HookCallback(detector), bad_at(bad), *callbacks, **options)
+        except ArithmeticError:
+            assert callbacks
+        return [repr(readings) for readings in detector.noted]  # exact, and nan is nan
+
+    whole, broken = noted("whole"), noted("broken", crash_at(6))
+    saved = files(tmp_path / "broken")
+    resumed = noted("resumed", ckpt_path=saved[max(saved)])
+    assert (len(whole), len(broken), max(saved)) == (5, 1, 6)
+    assert [f"'nonfinite_batch', value={bad}.0" in text for text in whole] == [False, True, False, False, False]
+    assert broken + resumed == whole
 
 
 def test_one_callback_resumes_its_own_run(tmp_path: Path) -> None:
