@@ -63,8 +63,8 @@ docs: setup  ## Build the documentation into site/
 demo: setup  ## Fine-tune and steer a small language model (ARGS go to the script)
 	$(BIN)/python examples/finetune_and_steer.py $(ARGS)
 
-bench: setup  ## Measure what watching costs (ARGS go to the script); writes benchmark.json
-	$(BIN)/python -m tests.benchmarks.watching $(ARGS)
+bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs PAGE); writes benchmark.json
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:  ## Remove .venv, built files and caches
 	rm -rf $(VENV) build dist site .site-check .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

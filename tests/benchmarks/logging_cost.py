@@ -68,9 +68,11 @@ def one_by_one(logger: Logger, step: LoggedStep) -> None:
             writer.add_scalar(tag, reading.value, step.step)
 
 
-def measure(statistics: int, histograms: bool, write_step: Callable[[Logger, LoggedStep], Any]) -> tuple[float, float]:
+def measure(
+    statistics: int, histograms: bool, write_step: Callable[[Logger, LoggedStep], Any], steps: int
+) -> tuple[float, float]:
     """Milliseconds (the least) and bytes of a step, without the first, which holds the schemas too."""
-    made = [readings(statistics, histograms, step) for step in range(STEPS + 1)]
+    made = [readings(statistics, histograms, step) for step in range(steps + 1)]
     with tempfile.TemporaryDirectory() as folder:
         logger = Logger(folder)
         sizes, times = [], []
@@ -81,17 +83,17 @@ def measure(statistics: int, histograms: bool, write_step: Callable[[Logger, Log
             times.append(time.process_time() - start)
             sizes.append(sum(file.stat().st_size for file in Path(folder).iterdir()))
         logger.experiment.close()
-    return 1e3 * min(times[1:]), (sizes[-1] - sizes[0]) / STEPS
+    return 1e3 * min(times[1:]), (sizes[-1] - sizes[0]) / steps
 
 
-def rows() -> list[dict[str, Any]]:
+def rows(steps: int = STEPS) -> list[dict[str, Any]]:
     """Time and bytes of each way to write 100 layers, 8 or 14 statistics, with and without histograms."""
     ways: dict[str, Callable[[Logger, LoggedStep], Any]] = {"one call each": one_by_one}
     for scalars in ("all", "summary", "none"):
         ways[f"scalars={scalars!r}"] = partial(in_one_event, scalars=scalars)
     found: list[dict[str, Any]] = []
     for statistics, histograms, (name, way) in product((8, 14), (False, True), ways.items()):
-        milliseconds, size = measure(statistics, histograms, way)
+        milliseconds, size = measure(statistics, histograms, way, steps)
         what = f"100 layers x {statistics} statistics{', histograms' if histograms else ''}: {name}"
         found.append({"row": what, "value": round(milliseconds, 2), "unit": "ms a logged step"})
         found.append({"row": what, "value": round(size / 1000, 1), "unit": "kB a logged step"})

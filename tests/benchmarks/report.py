@@ -1,0 +1,116 @@
+"""What a benchmark found, as JSON and as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
+
+
+class NotRun(Exception):
+    """Why a row has no number: no GPU, a missing package."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table of targets.
+
+    Args:
+        what: what is measured.
+        value: what was measured; ``None``: not run.
+        limit: the most it may be; ``None``: there is only a number to compare with.
+        unit: ``"share"``, ``"ratio"`` or what a count counts.
+        note: why it was not run, or how to read the value.
+    """
+
+    what: str
+    value: float | None
+    limit: float | None = None
+    unit: str = ""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.value is None:
+            return f"not run: {self.note}"
+        if self.limit is None:
+            return "no target"
+        if self.value <= self.limit:
+            return "met"
+        return f"missed by {number(self.value - self.limit, self.unit)}"
+
+
+@dataclass
+class Section:
+    """A side-by-side table, and the targets that are read from it.
+
+    Args:
+        title: what the table shows.
+        note: how it was measured.
+        lines: one a row of the table, by column; a `Summary` or a number as text.
+        targets: rows of the table of targets.
+    """
+
+    title: str
+    note: str = ""
+    lines: list[dict[str, str]] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+
+def number(value: float, unit: str) -> str:
+    """A measured value as text."""
+    if unit == "share":
+        return f"{value * 100:.2g} %"
+    text = f"{value:.3g}" if unit == "ratio" or value != int(value) else f"{value:.0f}"
+    return text if unit == "ratio" else f"{text} {unit}".strip()
+
+
+def table(lines: Sequence[dict[str, str]]) -> list[str]:
+    """A Markdown table; columns are those of the first line, cells padded so that it reads as text too."""
+    columns = list(lines[0])
+    rows = [columns, *([line.get(column, "") for column in columns] for line in lines)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    rows.insert(1, ["-" * width for width in widths])
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+
+
+def markdown(heading: str, sections: Sequence[Section]) -> str:
+    """The targets of all sections, then each section's own table."""
+    targets = [
+        {
+            "what": target.what,
+            "measured": "" if target.value is None else number(target.value, target.unit),
+            "target": "" if target.limit is None else f"<= {number(target.limit, target.unit)}",
+            "verdict": target.verdict + (f" ({target.note})" if target.note and target.value is not None else ""),
+        }
+        for section in sections
+        for target in section.targets
+    ]
+    blocks = [[heading], table(targets)]
+    for section in sections:
+        if section.lines:
+            blocks += [[f"### {section.title}"], [section.note] if section.note else [], table(section.lines)]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def as_json(machine: dict[str, Any], sections: Sequence[Section]) -> dict[str, Any]:
+    """All of it, as JSON holds it."""
+    return {**machine, "sections": [asdict(section) for section in sections]}
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the two marks of a page.
+
+    Raises:
+        ValueError: the page does not have the marks.
+    """
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} needs the lines {BEGIN} and {END}: the tables go between them")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
