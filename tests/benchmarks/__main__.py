@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, help="turns of each variant (9; 15 on a GPU; 2 with --quick)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, numbers without meaning")
+    parser.add_argument("--only", default="", help="a part of the names of what is to be measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     parser.add_argument("--docs", type=Path, help="a page to put the tables into")
@@ -67,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     machine = about(device, rounds)
     found, failed = [], False
     for name, measure in sections(device, rounds, args.quick):
+        if args.only not in name:
+            continue
         print(f"... {name}", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:
