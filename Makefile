@@ -12,12 +12,12 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel lint docs: export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers lint format docs demo bench clean
+.PHONY: help setup test test-loggers test-kernel lint format docs demo bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ test: setup  ## Run the tests and doctests (ARGS go to pytest)
 test-loggers: setup  ## Install W&B and MLflow, and run the tests that log to them, offline
 	$(BIN)/python -m pip install --quiet -e '.[loggers]' -c constraints.txt
 	$(BIN)/python -m pytest tests/callback/test_wandb_and_mlflow.py $(ARGS)
+
+# Triton decides when it is imported whether it interprets, so these tests have a process of their own.
+test-kernel: setup  ## Run the CUDA kernels' tests on the CPU, in Triton's interpreter; installs triton
+	$(BIN)/python -m pip install --quiet triton -c constraints.txt
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/metrics -k kernel $(ARGS)
 
 # Every check runs, also after one has failed.
 lint: setup  ## Check style, types, the dependency rule and the docs

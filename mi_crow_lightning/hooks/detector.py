@@ -87,7 +87,8 @@ class Detector(Hook):
     def _observe(self, x: Tensor, ctx: HookContext) -> None:
         with torch.no_grad():
             # Of an inference tensor nothing need be detached, and torch would not tell of writes to the alias.
-            self.observe(x if x.is_inference() else x.detach(), ctx)
+            alias = torch.compiler.is_compiling() or not x.is_inference()
+            self.observe(x.detach() if alias else x, ctx)
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """See one activation of one layer.

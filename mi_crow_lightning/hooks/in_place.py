@@ -22,7 +22,8 @@ def guarded(x: Tensor | None, who: str) -> Iterator[None]:
     """While the block runs, ``x`` must not be written to.
 
     In inference mode tensors count no versions, but outside of it torch tells when they are written to: so
-    the block leaves that mode, without recording gradients.
+    the block leaves that mode, without recording gradients. In a graph that is being compiled versions cannot be
+    asked for, so nothing is guarded there.
 
     Args:
         x: the model's own tensor; without one there is nothing to guard.
@@ -31,7 +32,7 @@ def guarded(x: Tensor | None, who: str) -> Iterator[None]:
     Raises:
         WrittenInPlace: it was written to.
     """
-    if x is None:
+    if x is None or torch.compiler.is_compiling():
         yield
         return
     if x.is_inference():

@@ -71,8 +71,9 @@ class Site(InertWhenCopied):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
         layers = self._layers
-        # Inside a backward pass a layer only runs because gradient checkpointing runs it again.
-        recomputing = torch._C._current_graph_task_id() != -1
+        # Inside a backward pass a layer only runs because gradient checkpointing runs it again. While a graph is
+        # being compiled this cannot be asked, and no backward pass is running.
+        recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
         context = HookContext(
             layers=layers,
             layer=self.match.name,

@@ -35,8 +35,9 @@ from torch import Tensor
 
 from mi_crow_lightning.metrics.histogram import Histogram
 from mi_crow_lightning.metrics.log2_bins import EDGES
-from mi_crow_lightning.metrics.one_pass import Group, Summary, measure, summarize
+from mi_crow_lightning.metrics.one_pass import measure, summarize
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, check_rows, empty_rows, merge, merge_all
+from mi_crow_lightning.metrics.summary import Group, Summary
 
 __all__ = [
     "EDGES",

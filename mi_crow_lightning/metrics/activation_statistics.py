@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mi_crow_lightning.metrics.buffers import empty_buffer, merge_buffers, split, widen, widths_in
+from mi_crow_lightning.metrics.accumulate import accumulate
+from mi_crow_lightning.metrics.buffers import empty_buffer, merge_buffers, place_of, split, widen, widths_in
 from mi_crow_lightning.metrics.collectives import gather
-from mi_crow_lightning.metrics.one_pass import Group, measure
-from mi_crow_lightning.metrics.rows import Row, merge_all
+from mi_crow_lightning.metrics.one_pass import as_tokens
+from mi_crow_lightning.metrics.summary import Group
 
 
 class ActivationStatisticsMetric(Metric):
@@ -81,8 +82,12 @@ class ActivationStatisticsMetric(Metric):
         """Always True, so that ``compute`` does not warn: a count of 0 says that nothing was seen."""
         return True
 
-    def update(self, index: int, x: Tensor, mask: Tensor | None = None, batch: int | None = None) -> None:
-        """Add one activation of one layer.
+    def update(self, index: int, x: Tensor, mask: Tensor | None = None, batch: int | Tensor | None = None) -> None:
+        """Add one activation of one layer; the same as `accumulate`."""
+        self.accumulate(index, x, mask, batch)
+
+    def accumulate(self, index: int, x: Tensor, mask: Tensor | None = None, batch: int | Tensor | None = None) -> None:
+        """Add one activation of one layer, without torchmetrics on the way: ``torch.compile`` makes one graph of it.
 
         There is no synchronisation when ``x`` and the metric are on one device.
 
@@ -90,29 +95,31 @@ class ActivationStatisticsMetric(Metric):
             index: which layer, ``0 <= index < L``.
             x: its activation, any shape and floating-point dtype, for example ``(B, T, D)``.
             mask: bool, of the shape of ``x``'s leading dimensions: True where elements count.
-            batch: which batch it is of; the first with a non-finite element is kept.
+            batch: which batch it is of; the first with a non-finite element is kept. In a compiled graph give a
+                tensor ``()``: an integer that changes would be compiled in, and anew each time.
 
         Raises:
             IndexError: there is no such layer.
             TypeError, ValueError: those of :func:`~mi_crow_lightning.metrics.one_pass.measure`.
+            RuntimeError: a graph is being compiled, and the layer's number of channels is not known.
         """
         if not 0 <= index < len(self.layers):
             raise IndexError(f"no layer {index}: this metric holds the layers 0 to {len(self.layers) - 1}")
-        seen, channels = (part.to(self.buffer.device) for part in measure(x, mask, self.groups))
-        if batch is not None:
-            seen[Row.BAD_BATCH] = torch.where(seen[Row.NONFINITE] > 0, float(batch), seen[Row.BAD_BATCH])
-        width = channels.shape[1]
-        if width and not self.widths[index]:
-            self._widen([*self.widths[:index], width, *self.widths[index + 1 :]])
-        rows, parts = self.split(self.buffer)
-        sums, peaks = parts[index]
-        if width == len(sums):
-            sums.add_(channels[0])
-            torch.maximum(peaks, channels[1], out=peaks)
-        elif width:  # never widened twice: all ranks keep one size
-            seen[Row.MIXED] = 1
-            seen[Row.CHANNELS] = len(sums)
-        rows[index].copy_(merge_all(torch.stack([rows[index], seen])))
+        tokens, keep = as_tokens(x, mask)
+        width = tokens.shape[1]
+        if Group.CHANNELS in self.groups and width and not self.widths[index]:
+            if torch.compiler.is_compiling():
+                # What a graph makes in inference mode could not be written to outside of it.
+                raise RuntimeError(
+                    f"the number of channels of layer {self.layers[index]!r} is not known, and a compiled graph "
+                    "cannot make room for them: run one pass before compiling, or call make_room"
+                )
+            self.make_room(index, width)
+        accumulate(place_of(self.buffer, self.widths, index), tokens, keep, self.groups, batch)
+
+    def make_room(self, index: int, width: int) -> None:
+        """Give a layer room for its channels, before the first activation does."""
+        self._widen([*self.widths[:index], width, *self.widths[index + 1 :]])
 
     def split(self, buffer: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Rows ``(L, ROW_SIZE)`` and each layer's channels ``(2, D)``, as views of a buffer of this metric."""

@@ -8,12 +8,21 @@ describes itself; the owner keeps the widths as integers too, because reading th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, empty_rows, merge_all
+
+
+class Place(NamedTuple):
+    """The numbers of one layer, float64 and contiguous, to be read or written."""
+
+    row: Tensor  # (ROW_SIZE,)
+    sums: Tensor  # (D,) sums of squares; (0,) without channels
+    peaks: Tensor  # (D,) largest absolute values; (0,) without channels
 
 
 def empty_buffer(widths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
@@ -38,6 +47,22 @@ def split(buffer: Tensor, layers: int) -> tuple[Tensor, Tensor]:
     """The rows ``(L, ROW_SIZE)`` and the channel part ``(2, sum of widths)`` of a buffer, as views."""
     rows, channels = buffer[: layers * ROW_SIZE], buffer[layers * ROW_SIZE :]
     return rows.view(layers, ROW_SIZE), channels.view(2, -1)
+
+
+def place_of(buffer: Tensor, widths: Sequence[int], index: int) -> Place:
+    """Where the numbers of a layer are, as views.
+
+    Example:
+        >>> place = place_of(empty_buffer([3, 0, 2]), [3, 0, 2], 2)
+        >>> len(place.row) == ROW_SIZE, len(place.sums), len(place.peaks)
+        (True, 2, 2)
+    """
+    sums, width = len(widths) * ROW_SIZE + sum(widths[:index]), widths[index]
+    return Place(
+        buffer.narrow(0, index * ROW_SIZE, ROW_SIZE),
+        buffer.narrow(0, sums, width),
+        buffer.narrow(0, sums + sum(widths), width),
+    )
 
 
 def widths_in(buffer: Tensor, layers: int) -> list[int]:

@@ -6,49 +6,30 @@ an accelerator) however large it is. Nothing here waits for the device, draws ra
 input. Elements to leave out are multiplied away: indexing makes a shape that depends on the data, which would
 wait. A CPU has the data at hand, so there the tokens that count are indexed, and what is finite needs no cleaning.
 All sums are float64, which does not exist on MPS; there the caller moves the activation to the CPU first.
+
+That is the form for eager torch. On CUDA the kernels in ``kernel/`` do the same, and in a graph that is being
+compiled ``traced.py`` does.
 """
 
 from __future__ import annotations
 
 import math
-from enum import Flag, auto
 from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.metrics.buffers import Place
+from mi_crow_lightning.metrics.kernel.choice import launched, suits
 from mi_crow_lightning.metrics.log2_bins import BINS, CENTRE, count_bins
-from mi_crow_lightning.metrics.rows import Row, empty_rows, merge_all
+from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, empty_rows, merge_all
+from mi_crow_lightning.metrics.summary import Group, Summary
+from mi_crow_lightning.metrics.traced import measure_traced
 
 # Elements in work at a time: about a cache full on the CPU, enough to outweigh kernel launches elsewhere.
 _CHUNK_CPU = 2**18
 _CHUNK_ACCELERATOR = 2**22
-
-
-class Group(Flag):
-    """Statistics that are computed together; what is in no chosen group is not computed."""
-
-    COUNTS = 0  # elements, non-finite elements, tokens: always
-    MOMENTS = auto()  # mean, M2, M3, M4
-    EXTREMES = auto()  # minimum, maximum, zeros
-    TOKENS = auto()  # token norms
-    CHANNELS = auto()  # the channel part
-    BINS = auto()  # the histogram's counts
-    ALL = MOMENTS | EXTREMES | TOKENS | CHANNELS | BINS
-
-
-class Summary(NamedTuple):
-    """What is kept of an activation, or of a part of one.
-
-    Attributes:
-        row: ``(ROW_SIZE,)``, see `Row`.
-        channels: ``(2, D)``, of each channel the sum of squares and the largest absolute value; ``(2, 0)``
-            when the channels were not asked for.
-    """
-
-    row: Tensor
-    channels: Tensor
 
 
 def summarize(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -91,12 +72,32 @@ def measure(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) ->
         tensor([[ 9., 32.],
                 [ 3.,  4.]], dtype=torch.float64)
     """
+    return measure_tokens(*as_tokens(x, mask), groups)
+
+
+def as_tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The arguments of :func:`measure` as ``(N, D)``, and ``(N, 1)`` or, if it chooses elements, ``(N, D)``.
+
+    Raises:
+        TypeError, ValueError: those of :func:`measure`.
+    """
     _check(x, mask)
-    tokens, keep = _tokens(x.detach(), mask)  # (N, D), (N, 1 or D)
+    return _tokens(x.detach(), mask)
+
+
+def measure_tokens(tokens: Tensor, keep: Tensor | None, groups: Group) -> Summary:
+    """:func:`measure` of what `as_tokens` gave."""
     width = tokens.shape[1] if Group.CHANNELS in groups else 0
-    if x.numel() == 0:
-        return Summary(empty_rows(1, x.device)[0], torch.zeros(2, width, dtype=torch.float64, device=x.device))
-    step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_ACCELERATOR) // tokens.shape[1])
+    if tokens.numel() == 0:
+        row, channels = empty_rows(1, tokens.device)[0], tokens.new_zeros(2, width, dtype=torch.float64)
+        return Summary(row, channels)
+    if torch.compiler.is_compiling():
+        return measure_traced(tokens, keep, groups)
+    if suits(tokens, keep):
+        row, channels = tokens.new_empty(ROW_SIZE, dtype=torch.float64), tokens.new_empty(2, width, dtype=torch.float64)
+        if launched(tokens, keep, groups, Place(row, channels[0], channels[1])):
+            return Summary(row, channels)
+    step = max(1, (_CHUNK_CPU if tokens.device.type == "cpu" else _CHUNK_ACCELERATOR) // tokens.shape[1])
     masks = repeat(None) if keep is None else keep.split(step)
     parts = [_measure_chunk(*chunk, groups) for chunk in zip(tokens.split(step), masks, strict=False)]
     if len(parts) == 1:
@@ -180,8 +181,8 @@ def _finite_chunk(x: Tensor, mask: Tensor | None) -> _Chunk | None:
 
 
 def _data_at_hand(x: Tensor) -> bool:
-    """Whether a branch may depend on the data: not where it waits for the device, nor in a traced graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether a branch may depend on the data: not where it waits for the device."""
+    return x.device.type == "cpu"
 
 
 def _chunk(x: Tensor, mask: Tensor | None) -> _Chunk:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,13 +29,13 @@ from mi_crow_lightning.metrics.activation import (
     empty_rows,
     groups_of,
     histogram,
-    measure,
     merge,
     statistics,
     summarize,
 )
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
-from mi_crow_lightning.metrics.one_pass import Group
+from mi_crow_lightning.metrics.summary import Group
+from tests.metrics.conftest import Form
 from tests.metrics.reference import log2_counts, numpys
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -57,14 +57,22 @@ SPECIAL = [
 SPECIAL += [sign * 2.0**e for e in range(-24, 16) for sign in (1, -1)]
 
 
-def reference(x: Tensor, mask: Tensor | None = None) -> np.ndarray:
-    """The row of ``x``, in float64 numpy, from the formulas."""
+def as_tokens_of(x: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """Elements ``(N, D)``, channels last, and which of them count."""
     values = x.double().numpy()
     selected = np.ones(values.shape, bool)
     if mask is not None:
         selected &= mask.numpy().reshape((*mask.shape, *[1] * (values.ndim - mask.ndim)))
     if values.ndim == 4 and (mask is None or mask.ndim < 2):
         values, selected = np.moveaxis(values, 1, -1), np.moveaxis(selected, 1, -1)
+    width = values.shape[-1] if values.ndim else 1
+    rows = math.prod(values.shape[:-1])
+    return values.reshape(rows, width), selected.reshape(rows, width)
+
+
+def reference(x: Tensor, mask: Tensor | None = None) -> np.ndarray:
+    """The row of ``x``, in float64 numpy, from the formulas."""
+    values, selected = as_tokens_of(x, mask)
     chosen = values[selected]
     v = chosen[np.isfinite(chosen)]
     row = np.zeros(ROW_SIZE)
@@ -74,11 +82,9 @@ def reference(x: Tensor, mask: Tensor | None = None) -> np.ndarray:
     row[[Row.MINIMUM, Row.MAXIMUM, Row.BAD_BATCH]] = v.min(initial=np.inf), v.max(initial=-np.inf), np.inf
     row[[Row.ZEROS, Row.NONFINITE]] = (v == 0).sum(), chosen.size - v.size
     norms: list[float] = []
-    width = values.shape[-1] if values.ndim else 1
     if values.size:
-        tokens, keeps = values.reshape(-1, width), selected.reshape(-1, width)
-        norms = [np.sqrt((t[k & np.isfinite(t)] ** 2).sum()) for t, k in zip(tokens, keeps, strict=True) if k.any()]
-        row[Row.CHANNELS] = width
+        norms = [np.sqrt((t[k & np.isfinite(t)] ** 2).sum()) for t, k in zip(values, selected, strict=True) if k.any()]
+        row[Row.CHANNELS] = values.shape[1]
     row[Row.TOKENS], row[Row.NORM_SUM], row[Row.NORM_MAX] = len(norms), sum(norms), max(norms, default=0)
     row[Row.BINS :] = log2_counts(v)
     return row
@@ -87,29 +93,25 @@ def reference(x: Tensor, mask: Tensor | None = None) -> np.ndarray:
 ROUNDED = [Row.MEAN, Row.M2, Row.M3, Row.M4, Row.NORM_SUM, Row.NORM_MAX]
 
 
-def assert_row(row: Tensor, expected: np.ndarray) -> None:
+def assert_row(form: Form, x: Tensor, mask: Tensor | None = None) -> None:
+    """The row that the form makes of ``x`` is the reference's: counts and extremes exactly."""
+    row, expected = form.measure(x, mask).row, reference(x, mask)
     assert row.shape == (ROW_SIZE,)
     assert row.dtype == torch.float64
     exact = [i for i in range(ROW_SIZE) if i not in ROUNDED]
     np.testing.assert_array_equal(row.numpy()[exact], expected[exact])
     n = max(expected[Row.COUNT], 1)
     spread = max(np.sqrt(expected[Row.M2] / n), abs(expected[Row.MEAN]), 1e-300)
-    np.testing.assert_allclose(row[Row.MEAN], expected[Row.MEAN], rtol=1e-12, atol=1e-14 * spread)
-    np.testing.assert_allclose(row[Row.M2], expected[Row.M2], rtol=1e-10, atol=1e-300)
-    np.testing.assert_allclose(row[Row.M3], expected[Row.M3], rtol=1e-10, atol=1e-10 * n * spread**3)
-    np.testing.assert_allclose(row[Row.M4], expected[Row.M4], rtol=1e-10, atol=1e-300)
-    np.testing.assert_allclose(row[[Row.NORM_SUM, Row.NORM_MAX]], expected[[Row.NORM_SUM, Row.NORM_MAX]], rtol=1e-12)
+    np.testing.assert_allclose(row[Row.MEAN], expected[Row.MEAN], rtol=form.mean, atol=form.offset * spread)
+    np.testing.assert_allclose(row[Row.M2], expected[Row.M2], rtol=form.sums, atol=1e-300)
+    np.testing.assert_allclose(row[Row.M3], expected[Row.M3], rtol=form.sums, atol=form.sums * n * spread**3)
+    np.testing.assert_allclose(row[Row.M4], expected[Row.M4], rtol=form.sums, atol=1e-300)
+    norms = [Row.NORM_SUM, Row.NORM_MAX]
+    np.testing.assert_allclose(row[norms], expected[norms], rtol=form.mean)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(3).to(dtype)
-
-
-@pytest.fixture(params=["data at hand", "data elsewhere"])
-def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU, and as on a device that would have to be waited for."""
-    if request.param == "data elsewhere":
-        monkeypatch.setattr(one_pass, "_data_at_hand", lambda x: False)
 
 
 def padding(side: str) -> Tensor | None:
@@ -120,53 +122,49 @@ def padding(side: str) -> Tensor | None:
     return {"right": mask, "left": mask.flip(1), "all": torch.zeros_like(mask)}[side]
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("side", ["none", "right", "left", "all"])
 @pytest.mark.parametrize("special", [False, True])
-def test_row_is_the_reference(dtype: torch.dtype, side: str, special: bool) -> None:
+def test_row_is_the_reference(form: Form, dtype: torch.dtype, side: str, special: bool) -> None:
     x = normal(4, 5, 120, dtype=dtype)
     if special:
         x[:, :, : len(SPECIAL)] = torch.tensor(SPECIAL, dtype=torch.float64).to(dtype)
-    assert_row(summarize(x, padding(side)), reference(x, padding(side)))
+    assert_row(form, x, padding(side))
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 3), (2, 3, 4, 5), (0,), (2, 0, 3), (3, 4, 0)])
 @pytest.mark.parametrize("mask_dims", [None, 0, 1, 2, 4])
-def test_every_shape(shape: tuple[int, ...], mask_dims: int | None) -> None:
+def test_every_shape(form: Form, shape: tuple[int, ...], mask_dims: int | None) -> None:
     x = normal(*shape)
     mask = None if mask_dims is None else normal(*shape[:mask_dims], seed=1) > 0
-    assert_row(summarize(x, mask), reference(x, mask))
+    assert_row(form, x, mask)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("form", ["chunks", "elsewhere"], indirect=True)
 @pytest.mark.parametrize("mask_dims", [None, 1, 2, 3])
-def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch, mask_dims: int | None) -> None:
+def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch, form: Form, mask_dims: int | None) -> None:
     monkeypatch.setattr(one_pass, "_CHUNK_CPU", 50)
     x = normal(7, 11, 13).add(5)
     mask = None if mask_dims is None else normal(*x.shape[:mask_dims], seed=1) > 0
-    assert_row(summarize(x, mask), reference(x, mask))
+    assert_row(form, x, mask)
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("left_out", ["padding", "nan"])
-def test_what_is_left_out_is_no_extreme(sign: int, left_out: str) -> None:
+def test_what_is_left_out_is_no_extreme(form: Form, sign: int, left_out: str) -> None:
     x = (normal(4, 5, 6).abs() + 1) * sign
     if left_out == "nan":
         x[0, 0, 0] = math.nan
     mask = padding("right") if left_out == "padding" else None
-    assert_row(summarize(x, mask), reference(x, mask))
+    assert_row(form, x, mask)
 
 
-@pytest.mark.usefixtures("either_way")
-def test_strided_views() -> None:
+def test_strided_views(form: Form) -> None:
     x = normal(6, 8, 10)
     mask = padding("right")
-    assert_row(summarize(x.transpose(0, 2)), reference(x.transpose(0, 2)))
+    assert_row(form, x.transpose(0, 2))
     expanded = normal(4, 1, 6).expand(4, 5, 6)
-    assert_row(summarize(expanded, mask), reference(expanded, mask))
+    assert_row(form, expanded, mask)
 
 
 def test_no_shape_and_no_branch_depends_on_the_data() -> None:
@@ -179,40 +177,51 @@ def test_no_shape_and_no_branch_depends_on_the_data() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_variance_far_from_zero(dtype: torch.dtype) -> None:
-    noise = torch.randn(10_000_000, generator=torch.Generator().manual_seed(0))
+def test_variance_far_from_zero(form: Form, dtype: torch.dtype) -> None:
+    size = 60_000 if form.name == "kernel" else 10_000_000  # the interpreter is slow
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
     x = (noise + 100).to(dtype).reshape(-1, 500)
-    values = statistics(measure(x, groups=Group.MOMENTS).row)
+    values = statistics(form.measure(x, groups=Group.MOMENTS).row)
     exact = x.double().numpy()
-    np.testing.assert_allclose(values["std"], exact.std(), rtol=1e-10)
-    np.testing.assert_allclose(values["mean"], exact.mean(), rtol=1e-12)
+    np.testing.assert_allclose(values["std"], exact.std(), rtol=form.sums)
+    np.testing.assert_allclose(values["mean"], exact.mean(), rtol=form.offset)
     d = exact - exact.mean()
-    np.testing.assert_allclose(values["kurtosis"], (d**4).mean() / exact.var() ** 2 - 3, atol=1e-11)
+    np.testing.assert_allclose(values["kurtosis"], (d**4).mean() / exact.var() ** 2 - 3, atol=10 * form.sums)
 
 
 @pytest.mark.parametrize("scale", [1e-37, 1e37])
-def test_float32_extremes_do_not_overflow(scale: float) -> None:
-    x = normal(1000).double().mul(scale).float()
-    np.testing.assert_allclose(statistics(summarize(x))["std"], x.double().numpy().std(), rtol=1e-10)
+def test_float32_extremes_do_not_overflow(form: Form, scale: float) -> None:
+    x = normal(10, 100).double().mul(scale).float()
+    exact, (row, channels) = x.double().numpy(), form.measure(x)
+    np.testing.assert_allclose(statistics(row)["std"], exact.std(), rtol=form.sums)
+    np.testing.assert_allclose(statistics(row)["token_norm_mean"], np.linalg.norm(exact, axis=1).mean(), rtol=form.mean)
+    np.testing.assert_allclose(channels, [(exact**2).sum(0), np.abs(exact).max(0)], rtol=form.sums)
 
 
-def test_finite_elements_whose_sum_is_not() -> None:
+def test_equal_elements_have_no_variance(form: Form) -> None:
+    x = torch.full((7, 13), 0.7)
+    assert x.mean() != x[0, 0]  # rounded
+    row = form.measure(x).row
+    assert row[[Row.M2, Row.M3, Row.M4]].tolist() == [0, 0, 0]
+    assert row[Row.MEAN] == x[0, 0]
+
+
+def test_finite_elements_whose_sum_is_not(form: Form) -> None:
     x = torch.full((40, 25), 3e38)
     x[:, 0] = 0
-    assert_row(summarize(x), reference(x))
+    assert_row(form, x)
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("side", ["none", "right"])
 @pytest.mark.parametrize("finite", [False, True])
-def test_changes_nothing(dtype: torch.dtype, side: str, finite: bool) -> None:
+def test_changes_nothing(form: Form, dtype: torch.dtype, side: str, finite: bool) -> None:
     x = normal(4, 5, 6, dtype=dtype)
     if not finite:
         x[0, 0, 0] = math.nan
     x.requires_grad_()
     before, version, state = x.detach().clone(), x._version, torch.get_rng_state()
-    row = summarize(x, padding(side))
+    row = form.measure(x, padding(side)).row
     assert not row.requires_grad
     assert torch.equal(x.detach().view(torch.uint8), before.view(torch.uint8))
     assert x._version == version
@@ -234,16 +243,46 @@ def test_refuses_other_masks() -> None:
         summarize(normal(4, 5, 3), torch.ones(4, 5, dtype=torch.int64))
 
 
-def test_float8() -> None:
-    x = normal(50).to(torch.float8_e4m3fn)
-    assert_row(summarize(x), reference(x.float()))
+def test_float8(form: Form) -> None:
+    assert_row(form, normal(50).to(torch.float8_e4m3fn))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from(SPECIAL), max_size=30))
-def test_any_values(values: list[float]) -> None:
-    x = torch.tensor(values, dtype=torch.float64)
-    assert_row(summarize(x), reference(x))
+@pytest.mark.parametrize("form", ["chunks", "elsewhere"], indirect=True)
+def test_any_values(form: Form, values: list[float]) -> None:
+    assert_row(form, torch.tensor(values, dtype=torch.float64))
+
+
+@st.composite
+def activations(draw: st.DrawFn) -> tuple[Tensor, Tensor | None]:
+    """Any shape, dtype and mask; a few elements of some are special."""
+    shape = draw(st.lists(st.integers(1, 12), max_size=4)) + draw(st.lists(st.integers(0, 150), max_size=1))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    x = torch.randn(shape, generator=generator).mul(draw(st.sampled_from([1e-6, 1.0, 1e4])))
+    special = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), shape, generator=generator)]
+    x = torch.where(torch.rand(shape, generator=generator) < draw(st.sampled_from([0, 0.1, 1])), special, x)
+    dims = draw(st.integers(-1, len(shape)))
+    mask = None if dims < 0 else torch.rand(shape[:dims], generator=generator) < draw(st.sampled_from([0.1, 0.9, 1]))
+    return x.to(draw(st.sampled_from(DTYPES))), mask
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(activations())
+def test_any_activation(form: Form, activation: tuple[Tensor, Tensor | None]) -> None:
+    x, mask = activation
+    assert_row(form, x, mask)
+    assert_channels(form, x, mask)
+
+
+def assert_channels(form: Form, x: Tensor, mask: Tensor | None) -> None:
+    """The sums of squares are the reference's, small ones by the size of the largest; the absolute values exactly."""
+    values, selected = as_tokens_of(x, mask)
+    kept = np.where(selected & np.isfinite(values), values, 0)
+    sums, peaks = form.measure(x, mask, Group.CHANNELS).channels
+    expected = (kept**2).sum(0)
+    np.testing.assert_allclose(sums, expected, rtol=form.sums, atol=1e-30 * expected.max(initial=0))
+    np.testing.assert_array_equal(peaks, np.abs(kept).max(0, initial=0))
 
 
 @pytest.mark.parametrize(
@@ -255,25 +294,24 @@ def test_refuses_what_is_not_rows(call: Callable[[], object]) -> None:
         call()
 
 
-def read(x: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+def read(form: Form, x: Tensor, mask: Tensor | None = None) -> dict[str, float]:
     """All statistics by name."""
-    row, channels = measure(x, mask)
+    row, channels = form.measure(x, mask)
     return {name: value.item() for name, value in statistics(row).items()} | channel_statistics(row, channels)
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("width", [1, 4, 7])
 @pytest.mark.parametrize("chunk", [10, 2**17])
-def test_statistics_are_numpys(monkeypatch: pytest.MonkeyPatch, width: int, chunk: int) -> None:
+def test_statistics_are_numpys(monkeypatch: pytest.MonkeyPatch, form: Form, width: int, chunk: int) -> None:
     monkeypatch.setattr(one_pass, "_CHUNK_CPU", chunk)
     x = normal(3, 5, width).relu() * torch.arange(1, width + 1)
     x[..., 1:2] = 0
-    values, mask = read(x, padding_of(3, 5)), padding_of(3, 5)
+    values, mask = read(form, x, padding_of(3, 5)), padding_of(3, 5)
     assert math.isnan(values.pop("nonfinite_batch"))
     expected = numpys(x[mask].double().numpy())
     assert set(values) == set(expected) == set(STATISTICS) - {"nonfinite_batch"}
     for name, value in expected.items():
-        assert values[name] == pytest.approx(value, rel=1e-12), name
+        assert values[name] == pytest.approx(value, rel=2 * form.sums), name
 
 
 def padding_of(batch: int, tokens: int) -> Tensor:
@@ -284,46 +322,46 @@ def test_every_statistic_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
     rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("| `")]
     described = {name: cells for cells in rows for name in re.findall(r"`(\w+)`", cells[0])}
-    assert described.keys() == set(STATISTICS)
-    assert all(len(cells) == 4 and all(cell.strip() for cell in cells) for cells in described.values())
+    assert described.keys() >= set(STATISTICS)
+    assert all(len(described[name]) == 4 and all(map(str.strip, described[name])) for name in STATISTICS)
     assert metrics.activation.__doc__ is not None
     assert all(re.search(rf"^(\w+, )?{name}\b", metrics.activation.__doc__, re.MULTILINE) for name in STATISTICS)
 
 
-def test_kurtosis_of_what_is_known() -> None:
-    assert read(torch.tensor([-1.0, 1.0]))["kurtosis"] == -2
-    assert math.isnan(read(torch.ones(3))["kurtosis"])
-    assert read(normal(400_000).reshape(-1, 4))["kurtosis"] == pytest.approx(0, abs=0.05)
+def test_kurtosis_of_what_is_known(form: Form) -> None:
+    assert read(form, torch.tensor([-1.0, 1.0]))["kurtosis"] == -2
+    assert math.isnan(read(form, torch.ones(3))["kurtosis"])
+    assert read(form, normal(40_000).reshape(-1, 100))["kurtosis"] == pytest.approx(0, abs=0.1)
 
 
 @pytest.mark.parametrize(("threshold", "dead"), [(0.0, 0.25), (0.5, 0.5), (0.49, 0.25), (9.0, 1.0)])
-def test_dead_channels(threshold: float, dead: float) -> None:
-    summary = measure(torch.tensor([[0.0, 0.5, -1.0, 0.1], [-0.0, -0.2, 0.3, 2.0]]))
+def test_dead_channels(form: Form, threshold: float, dead: float) -> None:
+    summary = form.measure(torch.tensor([[0.0, 0.5, -1.0, 0.1], [-0.0, -0.2, 0.3, 2.0]]))
     assert channel_statistics(*summary, threshold)["dead_share"] == dead
 
 
-def test_channels_of_images_are_dimension_one() -> None:
+def test_channels_of_images_are_dimension_one(form: Form) -> None:
     x = normal(2, 3, 4, 5)
     pixels = x.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
     for mask in (None, torch.ones(2, dtype=torch.bool)):
-        assert read(x, mask)["outlier_ratio"] == pytest.approx(numpys(pixels)["outlier_ratio"], rel=1e-12)
-        assert read(x, mask)["token_norm_mean"] == pytest.approx(numpys(pixels)["token_norm_mean"], rel=1e-12)
+        assert read(form, x, mask)["outlier_ratio"] == pytest.approx(numpys(pixels)["outlier_ratio"], rel=form.sums)
+        assert read(form, x, mask)["token_norm_mean"] == pytest.approx(numpys(pixels)["token_norm_mean"], rel=form.sums)
     heads = x.reshape(-1, 5).double().numpy()  # with a mask (B, T) it is (B, T, H, D)
-    values = read(x, torch.ones(2, 3, dtype=torch.bool))
-    assert values["outlier_ratio"] == pytest.approx(numpys(heads)["outlier_ratio"], rel=1e-12)
+    values = read(form, x, torch.ones(2, 3, dtype=torch.bool))
+    assert values["outlier_ratio"] == pytest.approx(numpys(heads)["outlier_ratio"], rel=form.sums)
 
 
-def test_channels_that_are_mostly_or_all_zero() -> None:
+def test_channels_that_are_mostly_or_all_zero(form: Form) -> None:
     x = torch.zeros(2, 4)
-    assert math.isnan(read(x)["outlier_ratio"]) and read(x)["dead_share"] == 1
+    assert math.isnan(read(form, x)["outlier_ratio"]) and read(form, x)["dead_share"] == 1
     x[0, 0] = 1
-    assert read(x)["outlier_ratio"] == math.inf
+    assert read(form, x)["outlier_ratio"] == math.inf
 
 
 @pytest.mark.parametrize("group", Group)
-def test_what_is_not_asked_for_is_not_there(group: Group) -> None:
-    x, whole = normal(4, 5, 6), measure(normal(4, 5, 6))
-    row, channels = measure(x, None, group)
+def test_what_is_not_asked_for_is_not_there(form: Form, group: Group) -> None:
+    x, whole = normal(4, 5, 6), form.measure(normal(4, 5, 6))
+    row, channels = form.measure(x, None, group)
     fields = {
         Group.MOMENTS: [Row.MEAN, Row.M2, Row.M3, Row.M4],
         Group.EXTREMES: [Row.MINIMUM, Row.MAXIMUM, Row.ZEROS],
@@ -370,19 +408,19 @@ def test_nothing_waits_for_the_device_or_draws(mask_dims: int | None) -> None:
         assert not [name for name in operations.names if "rand" in name or "normal" in name]
 
 
-def test_statistics_of_nothing_are_nan() -> None:
-    values = read(torch.tensor([math.nan, math.inf, -math.inf]))
+def test_statistics_of_nothing_are_nan(form: Form) -> None:
+    values = read(form, torch.tensor([math.nan, math.inf, -math.inf]))
     assert values.pop("nonfinite_count") == 3
     assert all(math.isnan(value) for value in values.values())
 
 
-def test_histogram_is_numpys() -> None:
-    x = normal(500, dtype=torch.float64)
-    result, v = histogram(summarize(x)), x.numpy()
+def test_histogram_is_numpys(form: Form) -> None:
+    x = normal(500)
+    result, v = histogram(form.measure(x).row), x.double().numpy()
     assert result.edges == EDGES
     np.testing.assert_array_equal(result.counts, np.histogram(v, EDGES)[0])  # no element lies on an edge
     assert (result.minimum, result.maximum, result.total) == (v.min(), v.max(), 500)
-    np.testing.assert_allclose([result.sum, result.sum_squares], [v.sum(), (v**2).sum()], rtol=1e-12)
+    np.testing.assert_allclose([result.sum, result.sum_squares], [v.sum(), (v**2).sum()], rtol=100 * form.mean)
     assert all(type(count) is float for count in result.counts)
 
 
@@ -401,4 +439,12 @@ def test_public_names_resolve() -> None:
 
 def test_importing_the_package_loads_neither_torch_nor_torchmetrics() -> None:
     code = "import sys, mi_crow_lightning.metrics; assert not {'torch', 'torchmetrics'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_triton_is_not_loaded_unless_it_is_used() -> None:
+    code = (
+        "import sys, torch; from mi_crow_lightning.metrics import measure; measure(torch.ones(2, 3)); "
+        "assert 'triton' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

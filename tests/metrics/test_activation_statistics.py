@@ -47,14 +47,14 @@ def both(index: int, parts: tuple[int, ...]) -> Summary:
     return measure(torch.cat(tokens))
 
 
-def test_batches_add_up() -> None:
+def test_batches_add_up(rounding: float) -> None:
     metric = filled(3, (0, 1))
     rows, channels = metric.split(metric.compute())
     assert rows.shape == (3, ROW_SIZE)
     for index in range(3):
         expected = both(index, (0, 1))
-        torch.testing.assert_close(rows[index], expected.row, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(channels[index], expected.channels, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(rows[index], expected.row, rtol=rounding, atol=rounding)
+        torch.testing.assert_close(channels[index], expected.channels, rtol=rounding, atol=rounding)
 
 
 def test_a_layer_that_never_fired_is_empty_and_no_warning_comes() -> None:
@@ -76,6 +76,7 @@ def test_compute_is_a_copy_and_never_stale() -> None:
     assert metric.split(metric.compute())[0][0, Row.COUNT] == 5
 
 
+@pytest.mark.usefixtures("rounding")
 def test_a_layer_whose_width_changes_has_no_channels_and_all_else() -> None:
     metric = ActivationStatisticsMetric(2)
     for width in (3, 5, 3, 2):
@@ -90,6 +91,7 @@ def test_a_layer_whose_width_changes_has_no_channels_and_all_else() -> None:
     assert metric.rows[:, Row.MIXED].tolist() == [0, 0] and metric.rows[:, Row.CHANNELS].tolist() == [3, 4]
 
 
+@pytest.mark.usefixtures("rounding")
 def test_the_first_batch_with_a_non_finite_element() -> None:
     metric = ActivationStatisticsMetric(3)
     for index, bad in enumerate(([], [4, 2], [7])):
@@ -126,6 +128,7 @@ def test_every_order_of_inference_and_ordinary_mode(made_in: bool, reset_in: boo
     assert metric.rows[0, Row.COUNT] == 12
 
 
+@pytest.mark.usefixtures("rounding")
 def test_an_activation_of_inference_mode_after_it() -> None:
     with torch.inference_mode():
         x = torch.ones(2, 3)
@@ -134,6 +137,7 @@ def test_an_activation_of_inference_mode_after_it() -> None:
     assert metric.rows[0, Row.COUNT] == 6
 
 
+@pytest.mark.usefixtures("rounding")
 def test_an_activation_in_a_graph() -> None:
     x = torch.ones(3, requires_grad=True)
     metric = ActivationStatisticsMetric(1)
@@ -177,6 +181,7 @@ def test_moves_with_its_device() -> None:
     assert metric.compute().is_meta
 
 
+@pytest.mark.usefixtures("rounding")
 def test_saves_and_goes_on() -> None:
     whole, half = filled(3, (0, 1, 2, 3)), filled(3, (0, 1))
     file = io.BytesIO()

@@ -31,8 +31,8 @@ from mi_crow_lightning.metrics.activation import (
 )
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
 from mi_crow_lightning.metrics.buffers import split
-from mi_crow_lightning.metrics.one_pass import Group
 from mi_crow_lightning.metrics.rows import Row
+from mi_crow_lightning.metrics.summary import Group
 
 __all__ = ["ActivationStatistics"]
 
@@ -108,7 +108,7 @@ class ActivationStatistics(Detector):
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """Add the chosen tokens of ``x``."""
         index = self._layers.index(ctx.layer)
-        self._metric(ctx.stage).update(index, x, self.tokens.mask(x, ctx), ctx.batch_idx)
+        self._metric(ctx.stage).accumulate(index, x, self.tokens.mask(x, ctx), ctx.batch_idx)
 
     def reading_names(self) -> tuple[str, ...]:
         """The chosen statistics, and ``histogram`` and ``channel_rms`` if they are given."""

@@ -1,0 +1,9 @@
+"""What pytest must not import: the doctests' collection would, and these modules need triton."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+NEED_TRITON = ["mi_crow_lightning/metrics/kernel/*.py", "tests/metrics/kernel/compile.py"]
+
+collect_ignore_glob = [] if find_spec("triton") else NEED_TRITON

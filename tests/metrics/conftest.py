@@ -1,0 +1,89 @@
+"""The forms of the look at an activation, which one test suite is for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import pytest
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.metrics import one_pass
+from mi_crow_lightning.metrics.kernel import choice
+from mi_crow_lightning.metrics.one_pass import as_tokens, measure
+from mi_crow_lightning.metrics.summary import Group, Summary
+from mi_crow_lightning.metrics.traced import measure_traced
+
+
+class Measure(Protocol):
+    def __call__(self, x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) -> Summary: ...
+
+
+class Form(NamedTuple):
+    """One way to measure, and how far it may be off.
+
+    Attributes:
+        name: in float64 ``chunks`` as on a CPU, or on a device that would have to be waited for (``elsewhere``);
+            in float32 ``traced``, or the kernels in the interpreter (``kernel``) or on a GPU (``cuda``).
+        measure: what :func:`~mi_crow_lightning.metrics.one_pass.measure` is in this form.
+        sums: of sums of squares and higher powers, relative.
+        mean: of the mean and of norms, relative.
+        offset: of the mean, in standard deviations.
+    """
+
+    name: str
+    measure: Measure
+    sums: float
+    mean: float
+    offset: float
+
+
+def measure_as_traced(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) -> Summary:
+    tokens, keep = as_tokens(x, mask)
+    if x.numel() == 0:
+        return measure(x, mask, groups)
+    return measure_traced(tokens, keep, groups)
+
+
+def measure_on_cuda(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) -> Summary:
+    summary = measure(x.cuda(), None if mask is None else mask.cuda(), groups)
+    return Summary(*(part.cpu() for part in summary))
+
+
+# `make test-kernel` sets it: Triton reads it when it is imported, so a process has interpreted kernels or none.
+WITH_KERNEL = ["kernel"] if os.environ.get("TRITON_INTERPRET") == "1" else []
+WITH_CUDA = ["cuda"] if torch.cuda.is_available() and not WITH_KERNEL else []
+
+
+@pytest.fixture(params=["chunks", "elsewhere", "traced", *WITH_KERNEL, *WITH_CUDA])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
+    """Each form in turn; those of the kernels where they can run."""
+    if request.param in ("chunks", "elsewhere"):
+        monkeypatch.setattr(one_pass, "_data_at_hand", lambda x: request.param == "chunks")
+        return Form(request.param, measure, sums=1e-10, mean=1e-12, offset=1e-14)
+    if request.param == "kernel":
+        request.getfixturevalue("kernel")
+    measures = {"traced": measure_as_traced, "kernel": measure, "cuda": measure_on_cuda}
+    return Form(request.param, measures[request.param], sums=2e-6, mean=5e-7, offset=5e-7)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Activations on the CPU go to the kernels, in Triton's interpreter; memory that they do not write is nan."""
+    pytest.importorskip("triton", reason="triton is not installed: make test-kernel does so")
+    monkeypatch.setattr(choice, "_devices", {"cpu"})
+    assert choice.suits(torch.ones(1, 1), None)
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["torch", *WITH_KERNEL])
+def rounding(request: pytest.FixtureRequest) -> float:
+    """The state is added to by torch operations, then by the kernels; gives how far sums may be off, relative."""
+    if request.param == "torch":
+        return 1e-12
+    request.getfixturevalue("kernel")
+    return 2e-6
