@@ -13,6 +13,8 @@ ARGS ?=
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
 test test-loggers test-kernel lint docs: export HF_HUB_OFFLINE := 1
+# Tiny models gain nothing from threads, and on busy cores these wait for one another.
+test test-loggers test-kernel: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -34,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 test: setup  ## Run the tests and doctests (ARGS go to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # Apart from the others because W&B and MLflow bring some forty packages.
 test-loggers: setup  ## Install W&B and MLflow, and run the tests that log to them, offline
