@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.language_model.generated import GeneratedText, records_of
 from mi_crow_lightning.language_model.generation import Generation
-from mi_crow_lightning.language_model.loading import load_model, load_tokenizer
+from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
 from mi_crow_lightning.language_model.shown_texts import ShownTexts
 from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, readers_of, refuse_unread, strengths_of
 from mi_crow_lightning.language_model.texts import (
@@ -95,8 +95,8 @@ class CausalLMModule(pl.LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.max_length = max_length
-        self.model = _model(model, model_params)
-        self.tokenizer = _tokenizer(tokenizer, model)
+        self.model = given_or_loaded_model(model, model_params)
+        self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
         self._shown = ShownTexts(log_text)
         self._readers: list[Hook] = []
         # Plain values, so that a checkpoint's can be loaded with weights_only; a module is in its weights.
@@ -235,23 +235,6 @@ class CausalLMModule(pl.LightningModule):
 
 def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}
-
-
-def _model(model: Any, params: Mapping[str, Any] | None) -> nn.Module:
-    if isinstance(model, (str, Path)):
-        model = load_model(model, **(params or {}))
-    elif params is not None:
-        raise ValueError("model_params are for a model given by name, and this one is a module already")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} must be a torch module, or the name or folder of one")
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ValueError(f"{type(model).__name__} is an encoder-decoder model: CausalLMModule takes causal ones")
-    return model
-
-
-def _tokenizer(tokenizer: Any, model: Any) -> Any:
-    place = model if tokenizer is None else tokenizer
-    return load_tokenizer(place) if isinstance(place, (str, Path)) else tokenizer
 
 
 def _check_numbers(**numbers: float) -> None:

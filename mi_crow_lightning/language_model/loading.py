@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["load_model", "load_tokenizer"]
+__all__ = ["given_or_loaded_model", "given_or_loaded_tokenizer", "load_model", "load_tokenizer"]
 
 
 def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
@@ -45,6 +45,33 @@ def load_tokenizer(name_or_path: str | Path, **params: Any) -> Any:
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def given_or_loaded_model(model: Any, params: Mapping[str, Any] | None) -> nn.Module:
+    """A causal language model, loaded if it is a name or a folder.
+
+    Args:
+        model: a module, or what `load_model` takes.
+        params: for ``from_pretrained``.
+
+    Raises:
+        TypeError, ValueError: it is neither, or no causal model; or a module is given ``params``.
+    """
+    if isinstance(model, (str, Path)):
+        model = load_model(model, **(params or {}))
+    elif params is not None:
+        raise ValueError("model_params are for a model given by name, and this one is a module already")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be a torch module, or the name or folder of one")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(f"{type(model).__name__} is an encoder-decoder model: CausalLMModule takes causal ones")
+    return model
+
+
+def given_or_loaded_tokenizer(tokenizer: Any, model: Any) -> Any:
+    """A tokenizer, loaded if it is a name or a folder; left out, that of a ``model`` that is one, else ``None``."""
+    place = model if tokenizer is None else tokenizer
+    return load_tokenizer(place) if isinstance(place, (str, Path)) else tokenizer
 
 
 def _gguf(name_or_path: str | Path) -> tuple[str, Mapping[str, str]]:
