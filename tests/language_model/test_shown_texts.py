@@ -115,15 +115,22 @@ def test_each_dataloader_has_a_table_at_the_step_of_the_training_before(tmp_path
     }
 
 
-def test_a_logger_of_no_text_is_told_and_a_second_run_starts_anew(tmp_path: Path) -> None:
+def test_a_logger_of_no_text_is_told(tmp_path: Path) -> None:
     module = module_of(2, sweep=None)
     with told("log_text=2, and no logger of this Trainer takes text \\(it has none at all\\)"):
         trainer().predict(module, texts_loader())
     with told("log_text=2, and no logger of this Trainer takes text \\(it has CSVLogger\\)"):
         trainer(logger=CSVLogger(tmp_path)).predict(module, texts_loader())
+
+
+def test_a_run_shows_nothing_of_one_that_failed_before_it(tmp_path: Path) -> None:
+    module = module_of(2, sweep=None)
+    good = TextCollator(tokens())(TEXTS[:1])
+    with pytest.raises(TypeError, match="the batch is a Tensor"):
+        trainer(logger=TensorBoardLogger(tmp_path)).predict(module, DataLoader([good, torch.ones(1)], batch_size=None))
     logger = TensorBoardLogger(tmp_path)
     trainer(logger=logger).predict(module, texts_loader(["Hi"]))
-    assert len(tables(logger)["predict/texts"][1]) == 2
+    assert [row[0] for row in tables(logger)["predict/texts"][1]] == ["prompt", "Hi"]
 
 
 def test_nothing_is_written_or_told_unless_asked_for(tmp_path: Path) -> None:
