@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.callback_arguments import (
+    check_flag,
     check_hooks,
     check_options,
     describe,
@@ -30,10 +31,12 @@ from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.effects import Effect, Effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.rules import refuse_shared_tags
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.history import HistoryRow
 from mi_crow_lightning.readings_log import ReadingsLog, count_tags
+from mi_crow_lightning.report.of_run import Asked
+from mi_crow_lightning.report.reporter import Reporter
+from mi_crow_lightning.report.run_report import RunReport
 from mi_crow_lightning.start_warnings import tell_of_summary, warn_if_nothing_is_logged, warn_of_evaluation_mode
 
 __all__ = ["HookCallback"]
@@ -60,6 +63,7 @@ class HookCallback(pl.Callback):
             holds every number in any case, see `mi_crow_lightning.loggers.read_compact`.
         token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that are not given an
             attention mask.
+        dry_run: match and report as always, and attach nothing: the run is that without the callback.
 
     Raises:
         TypeError, ValueError: an argument is not one of those named above; a hook names no layer; two
@@ -81,6 +85,7 @@ class HookCallback(pl.Callback):
         log_every_n_steps: int | None = None,
         scalars: Literal["auto", "all", "summary", "none"] = "auto",
         token_mask: Callable[[Any], Tensor] | None = None,
+        dry_run: bool = False,
     ) -> None:
         self.detectors, self.controllers = check_hooks(detectors, controllers)
         check_options(root, name, log_every_n_steps, scalars, token_mask)
@@ -88,12 +93,14 @@ class HookCallback(pl.Callback):
         self.name = name
         self.log_every_n_steps = log_every_n_steps
         self.token_mask = token_mask
+        self.dry_run = check_flag("dry_run", dry_run)
         self.description = describe([*self.detectors, *self.controllers], name)
         self._state_key = unique_state_key(self, self.description, name)
         self._run: HookedRun | None = None
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._log = ReadingsLog(scalars)
         self._effects: Effects | None = None
+        self._reporter = Reporter()
 
     def history(self) -> list[HistoryRow]:
         """All numbers written since this callback was made, with or without a logger."""
@@ -105,6 +112,10 @@ class HookCallback(pl.Callback):
         Told at the end of validation, test and predict, and in training at the steps that are logged and at the end.
         """
         return self._effects.rows() if self._effects is not None else []
+
+    def report(self) -> RunReport:
+        """What the run watches and steers, and whether that works with what else it uses; `NoReport` before one."""
+        return self._reporter.last()
 
     # Start and end of a run.
 
@@ -244,14 +255,16 @@ class HookCallback(pl.Callback):
         self._unregister()  # an earlier run may have ended without a word, e.g. a killed notebook cell
         self._trainer = weakref.ref(trainer)
         self._log.begin_run()
-        root = facts.find_root(pl_module, self.root)
+        hooks = [*self.controllers, *self.detectors]
+        asked = Asked(hooks, self.root, self.log_every_n_steps, self._log.scalars)
+        if self.dry_run:
+            return self._reporter.rehearse(trainer, pl_module, asked, _registries(trainer))
         names = names_among(self, _hook_callbacks(trainer))
-        self._run = HookedRun(root, [*self.controllers, *self.detectors], self.token_mask, names)
-        self._effects = self._run.effects
+        self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names)
+        self._effects = run.effects
         try:
-            facts.refuse_compiled(pl_module, self._run.layers.hooked_modules())
-            refuse_shared_tags(_registries(trainer))
-            tell_of_summary(trainer, self._log.scalars, count_tags(self._run))
+            self._reporter.begin(trainer, pl_module, asked, run.layers, _registries(trainer))
+            tell_of_summary(trainer, self._log.scalars, count_tags(run.layers))
         except BaseException:
             self._unregister()
             raise

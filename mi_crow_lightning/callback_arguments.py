@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mi_crow_lightning.callback import HookCallback
 
 __all__ = [
+    "check_flag",
     "check_hooks",
     "check_options",
     "describe",
@@ -89,6 +90,17 @@ def check_options(
 def _check_interval(log_every_n_steps: int) -> None:
     if isinstance(log_every_n_steps, bool) or not isinstance(log_every_n_steps, int) or log_every_n_steps < 1:
         raise ValueError(f"log_every_n_steps={log_every_n_steps!r} must be a whole number, 1 or more")
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """``value`` if it is a bool; a string such as ``"no"`` would count as true.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")
+    return value
 
 
 def state_keys(hooks: Sequence[Hook]) -> dict[str, Hook]:

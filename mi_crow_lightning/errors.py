@@ -19,6 +19,7 @@
     │   ├── TokensUnknown (ValueError)   tokens were asked for where there is no sequence
     │   └── CaptureBudgetExceeded        a capture would grow past its byte budget
     ├── NeverFired (RuntimeError)        a controller was on, and none of its layers ran
+    ├── NoReport (RuntimeError)          a run's report was asked for before a run
     ├── NothingExtracted (RuntimeError)  vectors or scores were asked for before there was anything to make them of
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
     └── StoreKeyError (ValueError)       a key that would leave the store's folder
@@ -40,6 +41,7 @@ __all__ = [
     "LayerNotFound",
     "MiCrowError",
     "NeverFired",
+    "NoReport",
     "NoTensorFound",
     "NothingExtracted",
     "PatchMismatch",
@@ -170,6 +172,10 @@ class CaptureBudgetExceeded(ActivationError):
 
 class NeverFired(MiCrowError, RuntimeError):
     """A controller was on in a stage, and none of its layers ran."""
+
+
+class NoReport(MiCrowError, RuntimeError):
+    """A run's report was asked for where no run has begun."""
 
 
 class NothingExtracted(MiCrowError, RuntimeError):

@@ -11,6 +11,7 @@ from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effect
+from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryRow
@@ -64,7 +65,7 @@ class ReadingsLog:
         if not read.tagged:
             return {}
         _refuse_shared_tags(read.tagged)
-        scalars = resolve_scalars(self.scalars, count_tags(run))
+        scalars = resolve_scalars(self.scalars, count_tags(run.layers))
         if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
             self._laid_out.add(stage)
             self._lay_out(read, loggers)
@@ -96,9 +97,10 @@ class ReadingsLog:
                 write_layout(writer, charts, stages=[read.stage])
 
 
-def count_tags(run: HookedRun) -> int:
+def count_tags(layers: Layers) -> int:
     """How many tags the detectors would write in a stage if each layer had its own, as far as they declare them."""
-    return sum(len(run.layers.sites(detector)) * max(1, len(detector.reading_names())) for detector in run.detectors)
+    detectors = [hook for hook in layers.get_hooks() if isinstance(hook, Detector)]
+    return sum(len(layers.sites(detector)) * max(1, len(detector.reading_names())) for detector in detectors)
 
 
 def _read(detector: Detector) -> list[Reading]:

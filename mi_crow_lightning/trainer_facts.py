@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
@@ -14,13 +15,18 @@ from mi_crow_lightning.hooks.schedules import Moment, Stage
 __all__ = [
     "batches_that_stepped",
     "callbacks_of",
+    "compiled_refusal",
     "find_root",
+    "is_compiled",
+    "is_compiled_as_a_whole",
     "is_fitting",
     "is_running",
     "log_interval",
     "moment_of",
+    "name_of_run",
     "refuse_compiled",
     "samples_of_batch",
+    "spawns",
     "steps_of_run",
     "takes_a_step",
 ]
@@ -31,9 +37,20 @@ def is_fitting(trainer: pl.Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING
 
 
+def name_of_run(trainer: pl.Trainer) -> str:
+    """What was called: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+    assert trainer.state.fn is not None, "a callback's events belong to a run"
+    return trainer.state.fn.value
+
+
 def is_running(trainer: pl.Trainer) -> bool:
     """Whether the Trainer is in a run: neither finished nor interrupted."""
     return trainer.state.status == TrainerStatus.RUNNING
+
+
+def spawns(trainer: pl.Trainer) -> bool:
+    """Whether the run takes place in processes that this one starts, and not in this one."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def batches_that_stepped(trainer: pl.Trainer) -> int:
@@ -130,20 +147,36 @@ def refuse_compiled(pl_module: pl.LightningModule, layers: list[nn.Module]) -> N
     Raises:
         RegistrationError: it names what is compiled.
     """
+    refusal = compiled_refusal(pl_module, layers)
+    if refusal is not None:
+        raise RegistrationError(refusal)
+
+
+def compiled_refusal(pl_module: pl.LightningModule, layers: list[nn.Module]) -> str | None:
+    """Why hooks on ``layers`` are refused because of what is compiled; ``None`` where they are not."""
     tree = ModuleTree(pl_module)
-    compiled = "the LightningModule" if getattr(pl_module, "_compiler_ctx", None) is not None else None
+    compiled = "the LightningModule" if is_compiled_as_a_whole(pl_module) else None
     for layer in layers:
-        around = [module for module in (*tree.ancestors(layer), layer) if _is_compiled(module, layer)]
+        around = [module for module in (*tree.ancestors(layer), layer) if _runs_compiled(module, layer)]
         compiled = compiled or (type(around[0]).__name__ if around else None)
-    if compiled is not None:
-        raise RegistrationError(
-            f"{compiled} is compiled, and hooks inside a compiled graph are not supported yet: they would be "
-            "ignored. Run without torch.compile, or watch a layer outside of the compiled module."
-        )
+    if compiled is None:
+        return None
+    return (
+        f"{compiled} is compiled, and hooks inside a compiled graph are not supported yet: they would be "
+        "ignored. Run without torch.compile, or watch a layer outside of the compiled module."
+    )
 
 
-def _is_compiled(module: nn.Module, layer: nn.Module) -> bool:
-    if module._compiled_call_impl is not None:
-        return True
-    # A hook on the wrapper itself runs outside of the graph.
-    return type(module).__name__ == "OptimizedModule" and module is not layer
+def is_compiled_as_a_whole(pl_module: pl.LightningModule) -> bool:
+    """Whether the LightningModule itself was given to ``torch.compile``."""
+    return getattr(pl_module, "_compiler_ctx", None) is not None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``module`` was compiled on its own, by ``module.compile()`` or ``torch.compile(module)``."""
+    return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+
+
+def _runs_compiled(module: nn.Module, layer: nn.Module) -> bool:
+    """Whether a hook on ``layer`` runs in the graph of ``module``: one on the wrapper itself runs outside of it."""
+    return is_compiled(module) and (module is not layer or module._compiled_call_impl is not None)

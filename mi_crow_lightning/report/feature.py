@@ -1,0 +1,40 @@
+"""One thing that a run may use, and whether hooks work with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Feature", "Support"]
+
+
+class Support(str, Enum):
+    """Whether hooks work with something that a run uses."""
+
+    NOT_USED = "-"
+    SUPPORTED = "supported"
+    DEGRADED = "degraded"
+    UNTESTED = "untested"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something that a run may use.
+
+    Attributes:
+        name: what it is, e.g. ``"precision"``.
+        value: which of it the run uses, e.g. ``"bf16-mixed"``; ``"none"`` where it uses none.
+        support: whether hooks work with it.
+        note: how it is degraded, why it is refused, or what else to know.
+    """
+
+    name: str
+    value: str
+    support: Support
+    note: str = ""
+
+    @classmethod
+    def unused(cls, name: str) -> Feature:
+        """The feature of a run that does not use it."""
+        return cls(name, "none", Support.NOT_USED)

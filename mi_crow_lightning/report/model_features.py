@@ -1,0 +1,111 @@
+"""What a model uses, and whether hooks work with it. "Supported" is what the tests run.
+
+Optional libraries are known by the names of their classes: none is imported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import lightning.pytorch as pl
+from torch import nn
+
+from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.hooks.names import ModuleTree
+from mi_crow_lightning.report.feature import Feature, Support
+
+__all__ = ["adapters", "attention_kernels", "checkpointing", "compilation", "quantisation"]
+
+_KERNELS = ("eager", "sdpa")
+_QUANTISED = ("bitsandbytes.", "torch.ao.nn.quantized.", "torchao.")
+
+
+def compilation(pl_module: pl.LightningModule, layers: list[nn.Module]) -> Feature:
+    """What ``torch.compile`` compiled, and whether a hooked layer lies in it."""
+    compiled = _compiled_names(pl_module)
+    if not compiled:
+        return Feature.unused("torch.compile")
+    refusal = facts.compiled_refusal(pl_module, layers)
+    if refusal is not None:
+        return Feature("torch.compile", _some(compiled), Support.REFUSED, refusal)
+    return Feature("torch.compile", _some(compiled), Support.SUPPORTED, "no hooked layer lies inside")
+
+
+def _compiled_names(pl_module: pl.LightningModule) -> list[str]:
+    names = [name for name, module in ModuleTree(pl_module).modules.items() if facts.is_compiled(module)]
+    whole = facts.is_compiled_as_a_whole(pl_module) or "" in names
+    return (["the LightningModule"] if whole else []) + [name for name in names if name]
+
+
+def checkpointing(pl_module: pl.LightningModule, fitting: bool) -> Feature:
+    """Gradient checkpointing as transformers and torch's wrappers switch it on.
+
+    A model that calls ``torch.utils.checkpoint`` by itself does not tell; hooks work with it all the same.
+
+    Args:
+        pl_module: the LightningModule.
+        fitting: whether there is a backward pass at all.
+    """
+    name = "gradient checkpointing"
+    transformers = [module for module in pl_module.modules() if vars(module).get("gradient_checkpointing") is True]
+    if not transformers and not any(_is_a(module, "CheckpointWrapper") for module in pl_module.modules()):
+        return Feature.unused(name)
+    if not fitting:
+        return Feature(name, "on", Support.SUPPORTED, "without effect outside of fit")
+    if not all(module.training for module in transformers):
+        note = "does nothing in modules that are in evaluation mode: call .train() before fit"
+        return Feature(name, "on", Support.DEGRADED, note)
+    return Feature(name, "on", Support.SUPPORTED, "a layer's second run is not observed; edits are repeated in it")
+
+
+def adapters(pl_module: pl.LightningModule) -> Feature:
+    """PEFT's adapters: on layers (LoRA and its like), or before the model (prompt tuning and its like)."""
+    adapted = [module for module in pl_module.modules() if _is_a(module, "BaseTunerLayer")]
+    if adapted:
+        kinds = [type(module).__module__.split(".")[-2] for module in adapted]
+        support = Support.SUPPORTED if set(kinds) == {"lora"} else Support.UNTESTED
+        note = "a hook on an adapted layer sees it with its adapter, one on its .base_layer without"
+        return Feature("PEFT", f"{_counted(kinds)} layers", support, note)
+    if any(_is_a(module, "PeftModel") for module in pl_module.modules()):
+        return Feature("PEFT", "no adapted layers", Support.UNTESTED, "prompts that are learned count as tokens")
+    return Feature.unused("PEFT")
+
+
+def quantisation(pl_module: pl.LightningModule) -> Feature:
+    """Layers of quantisation libraries, and weights that are whole numbers."""
+    kinds = _counted(type(module).__name__ for module in pl_module.modules() if _is_quantised(module))
+    if not kinds:
+        return Feature.unused("quantisation")
+    return Feature("quantisation", kinds, Support.UNTESTED)
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    own = [*module.parameters(recurse=False)]
+    return (
+        f"{type(module).__module__}.".startswith(_QUANTISED)
+        or any(type(weight).__module__.startswith("torchao.") for weight in own)
+        or any(not (weight.is_floating_point() or weight.is_complex()) for weight in own)
+    )
+
+
+def attention_kernels(pl_module: pl.LightningModule) -> Feature:
+    """The kernels that transformers' models attend with."""
+    configs = (vars(module).get("config") for module in pl_module.modules())
+    kernels = {str(kernel) for config in configs if (kernel := getattr(config, "_attn_implementation", None))}
+    if not kernels:
+        return Feature.unused("attention kernel")
+    support = Support.SUPPORTED if kernels.issubset(_KERNELS) else Support.UNTESTED
+    return Feature("attention kernel", _some(sorted(kernels)), support)
+
+
+def _is_a(module: nn.Module, class_name: str) -> bool:
+    return any(cls.__name__ == class_name for cls in type(module).__mro__)
+
+
+def _counted(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in Counter(kinds).items())
+
+
+def _some(names: list[str], at_most: int = 3) -> str:
+    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

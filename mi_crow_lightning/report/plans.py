@@ -1,0 +1,70 @@
+"""What registered hooks will do, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.names import unwrapped
+from mi_crow_lightning.hooks.sites import Site
+from mi_crow_lightning.report.layer_shape import known_shape
+from mi_crow_lightning.report.run_report import HookedLayer, HookPlan
+from mi_crow_lightning.report.words import schedule_in_words, tokens_in_words
+
+__all__ = ["hook_plans", "hooked_layers"]
+
+
+def hook_plans(layers: Layers, hooks: Iterable[Hook], refused: Mapping[str, str], every: int) -> tuple[HookPlan, ...]:
+    """The plans of hooks.
+
+    Args:
+        layers: where they are registered.
+        hooks: the hooks.
+        refused: why, by the ID of those that are not.
+        every: steps from one logged step to the next, 0 for never.
+    """
+    return tuple(
+        HookPlan(
+            hook=_label(hook),
+            edits=hook.edits,
+            layer_signature=hook.layer_signature,
+            layers=() if hook.id in refused else tuple(site.match.name for site in layers.sites(hook)),
+            when=_when(hook, every),
+            tokens=tokens_in_words(hook),
+            refused=refused.get(hook.id),
+        )
+        for hook in hooks
+    )
+
+
+def _when(hook: Hook, every: int) -> str:
+    words = schedule_in_words(hook.when(), every)
+    return words if hook.enabled else f"disabled (else {words})"
+
+
+def hooked_layers(layers: Layers) -> tuple[HookedLayer, ...]:
+    """The layers that have hooks, in the model's order."""
+    sites: dict[str, list[Site]] = {name: [] for name in layers.list_layers()}
+    for hook in layers.get_hooks():
+        for site in layers.sites(hook):
+            sites.setdefault(site.match.name, []).append(site)
+    return tuple(_hooked_layer(at_layer) for at_layer in sites.values() if at_layer)
+
+
+def _hooked_layer(sites: list[Site]) -> HookedLayer:
+    match = sites[0].match
+    in_order = sorted(sites, key=lambda site: (site.hook.hook_type is HookType.FORWARD, site.order))
+    return HookedLayer(
+        name=match.name,
+        index=match.index,
+        module=type(unwrapped(match.module)).__name__,
+        hooks=tuple(_label(site.hook) for site in in_order),
+        output_shape=known_shape(match.module),
+    )
+
+
+def _label(hook: Hook) -> str:
+    kind = type(hook).__name__
+    return f"{kind} {hook.id!r}" if hook.has_given_id else kind

@@ -1,0 +1,37 @@
+"""Why hooks that are on their layers cannot run all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import lightning.pytorch as pl
+
+from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.rules import refuse_shared_tags
+
+__all__ = ["refusals"]
+
+
+def refusals(pl_module: pl.LightningModule, layers: Layers, registries: Sequence[Layers]) -> list[RegistrationError]:
+    """The reasons, to be told in a report, and the first of them to be raised.
+
+    Args:
+        pl_module: the LightningModule.
+        layers: the hooks.
+        registries: those of all HookCallbacks of the Trainer, ``layers`` among them.
+    """
+    checks: list[Callable[[], None]] = [
+        lambda: facts.refuse_compiled(pl_module, layers.hooked_modules()),
+        lambda: refuse_shared_tags(registries),
+    ]
+    return [error for check in checks if (error := _refusal(check)) is not None]
+
+
+def _refusal(check: Callable[[], None]) -> RegistrationError | None:
+    try:
+        check()
+    except RegistrationError as error:
+        return error
+    return None

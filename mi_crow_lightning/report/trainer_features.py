@@ -1,0 +1,83 @@
+"""What a Trainer uses, and whether hooks work with it. "Supported" is what the tests run."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+
+from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.report.feature import Feature, Support
+
+__all__ = ["accumulation", "loggers", "precision", "strategy"]
+
+_SEVERAL_PROCESSES = (DDPStrategy, ModelParallelStrategy)
+_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
+
+
+def strategy(trainer: pl.Trainer, steers: bool) -> Feature:
+    """The strategy and its processes.
+
+    Args:
+        trainer: the Trainer.
+        steers: whether one of the hooks may change activations.
+    """
+    used, processes = trainer.strategy, trainer.world_size
+    value = f"{type(used).__name__}, {processes} process{'es' if processes > 1 else ''}"
+    if type(used) is SingleDeviceStrategy:
+        return Feature("strategy", value, Support.SUPPORTED)
+    if type(used) not in _SEVERAL_PROCESSES:
+        return Feature("strategy", value, Support.UNTESTED)
+    if facts.spawns(trainer):
+        note = "what Python objects keep, such as history(), stays in the spawned processes"
+        return Feature("strategy", value, Support.UNTESTED, note)
+    if steers:
+        note = "readings are those of all processes; controllers act in each of them, which no test runs"
+        return Feature("strategy", value, Support.UNTESTED, note)
+    return Feature("strategy", value, Support.SUPPORTED, "readings are those of all processes")
+
+
+def precision(trainer: pl.Trainer) -> Feature:
+    """The precision plugin's."""
+    value = str(trainer.precision)
+    if value not in _PRECISIONS:
+        return Feature("precision", value, Support.UNTESTED)
+    note = "" if value in ("32-true", "64-true") else "statistics are summed in float32 or better"
+    return Feature("precision", value, Support.SUPPORTED, note)
+
+
+def accumulation(trainer: pl.Trainer) -> Feature:
+    """Gradient accumulation, which only a fit does."""
+    batches = trainer.accumulate_grad_batches
+    if batches == 1 or not facts.is_fitting(trainer):
+        return Feature.unused("gradient accumulation")
+    note = "a reading covers all batches of its step"
+    return Feature("gradient accumulation", f"{batches} batches a step", Support.SUPPORTED, note)
+
+
+def loggers(trainer: pl.Trainer, scalars: str) -> list[Feature]:
+    """The loggers, each a feature; one that is not used where there are none.
+
+    Args:
+        trainer: the Trainer.
+        scalars: which numbers they show, ``"all"``, ``"summary"`` or ``"none"``.
+    """
+    return [_logger(logger, scalars) for logger in trainer.loggers] or [Feature.unused("logger")]
+
+
+def _logger(logger: Logger, scalars: str) -> Feature:
+    # By class: asking a logger for its `experiment` would begin its run before Lightning does.
+    shown, draws = _SHOWN[scalars], isinstance(logger, (TensorBoardLogger, WandbLogger))
+    if isinstance(logger, DummyLogger):
+        support, note = Support.DEGRADED, "keeps nothing; the numbers are in history()"
+    elif draws and scalars == "all":
+        support, note = Support.SUPPORTED, f"{shown}, and histograms"
+    elif isinstance(logger, TensorBoardLogger):
+        support, note = Support.SUPPORTED, f"{shown}; each number is in the event file"
+    else:
+        support, note = Support.DEGRADED, f"{shown}, and no histograms"
+    return Feature("logger", type(logger).__name__, support, note)
+
+
+_SHOWN = {"all": "all numbers", "summary": "min, median and max over the layers", "none": "no numbers"}

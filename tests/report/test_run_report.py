@@ -1,0 +1,215 @@
+"""The report of a run: what was matched, told once, and true to what the run then does."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from mi_crow_lightning import (
+    ActivationStatistics,
+    FunctionController,
+    HookCallback,
+    LayerActivationDetector,
+    LayerNotFound,
+    Schedule,
+    SteeringController,
+)
+from mi_crow_lightning.errors import NoReport, TagConflict
+from mi_crow_lightning.report import HookedLayer, HookPlan, RunReport
+from tests.callback.runs import STAGES, data_of, fit, module_of, run
+from tests.models import WIDTH, trainer
+
+
+def steering(**options: Any) -> SteeringController:
+    return SteeringController("block:2", vector=torch.ones(WIDTH), **options)
+
+
+def predicted(watch: HookCallback, kind: str = "llama", **changes: Any) -> RunReport:
+    run("predict", trainer(watch, limit_predict_batches=1, **changes), module_of(kind), data_of(kind))
+    return watch.report()
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "mi_crow_lightning"]
+
+
+def test_each_hook_is_told_with_its_layers_schedule_and_tokens() -> None:
+    watch = HookCallback(
+        [ActivationStatistics("block:1-2", hook_id="watch"), LayerActivationDetector("lm_head")],
+        [steering(tokens="generated")],
+        log_every_n_steps=5,
+    )
+    assert predicted(watch).hooks == (
+        HookPlan(
+            hook="SteeringController",
+            edits=True,
+            layer_signature="block:2",
+            layers=("model.model.layers.2",),
+            when="predict",
+            tokens="what is generated, from the prompt's last token on",
+        ),
+        HookPlan(
+            hook="ActivationStatistics 'watch'",
+            edits=False,
+            layer_signature="block:1-2",
+            layers=("model.model.layers.1", "model.model.layers.2"),
+            when="logged steps of train (every 5), validate and test",
+            tokens="all but padding",
+        ),
+        HookPlan("LayerActivationDetector", False, "lm_head", ("model.lm_head",), "always", "every position"),
+    )
+
+
+def test_a_disabled_hook_is_told() -> None:
+    steer = steering()
+    steer.disable()
+    (plan,) = predicted(HookCallback(controllers=[steer])).hooks
+    assert plan.when == "disabled (else predict)"
+
+
+def test_a_wrapped_layer_is_told_by_its_own_class() -> None:
+    module = module_of()
+    module.model[5] = torch.compile(module.model[5], backend="eager")  # type: ignore[index,operator]
+    watch = HookCallback([LayerActivationDetector("model.5")])
+    run("predict", trainer(watch), module, data_of())
+    assert watch.report().layers == (HookedLayer("model.5", 5, "Linear", ("LayerActivationDetector",), "(..., 5)"),)
+    assert watch.detectors[0].get_captured() is not None  # type: ignore[attr-defined]
+
+
+class Order(FunctionController):
+    """Notes in ``calls`` that it ran."""
+
+    def __init__(self, calls: list[str], **options: Any) -> None:
+        super().__init__("model.0", lambda x: self.calls.append(self.id) or x + 1, schedule=Schedule(), **options)
+        self.calls = calls
+
+
+class Noted(LayerActivationDetector):
+    def __init__(self, calls: list[str], **options: Any) -> None:
+        super().__init__("model.0", **options)
+        self.calls = calls
+
+    def observe(self, x: Any, ctx: Any) -> None:
+        self.calls.append(self.id)
+
+
+def test_the_hooks_of_a_layer_stand_in_the_order_in_which_they_run() -> None:
+    calls: list[str] = []
+    detectors = [
+        Noted(calls, hook_id="late"),
+        Noted(calls, hook_id="early", before_edits=True, name="a"),
+        Noted(calls, hook_id="input", hook_type="pre_forward", name="b"),
+    ]
+    editing = [Order(calls, hook_id="edit"), Order(calls, hook_id="edit input", hook_type="pre_forward")]
+    report = predicted(HookCallback(detectors, editing), "mlp")
+    (layer,) = report.layers
+    assert layer == HookedLayer("model.0", 0, "Linear", layer.hooks, f"(..., {WIDTH})")
+    assert [label.split("'")[1] for label in layer.hooks] == calls == ["edit input", "input", "early", "edit", "late"]
+
+
+def test_layers_stand_in_the_models_order_with_the_block_they_lie_in() -> None:
+    watch = HookCallback([ActivationStatistics("lm_head"), ActivationStatistics("block:1-2.attn")])
+    assert [(layer.name, layer.index) for layer in predicted(watch).layers] == [
+        ("model.model.layers.1.self_attn", 1),
+        ("model.model.layers.2.self_attn", 2),
+        ("model.lm_head", None),
+    ]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_run_is_told_once_at_info_level(stage: str, caplog: pytest.LogCaptureFixture) -> None:
+    watch = HookCallback([ActivationStatistics("model.*")])
+    runner, module = trainer(watch, max_epochs=2), module_of()
+    with caplog.at_level(logging.INFO):
+        run(stage, runner, module, data_of())
+        assert told(caplog) == [str(watch.report())]
+        assert watch.report().run == stage and not watch.report().dry_run
+        assert [record.levelname for record in caplog.records if record.name == "mi_crow_lightning"] == ["INFO"]
+        run("predict", runner, module, data_of())
+    assert told(caplog)[1:] == [str(watch.report())]
+    assert watch.report().run == "predict"
+
+
+def test_only_the_first_rank_tells(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    from mi_crow_lightning.report.tell import tell
+
+    with caplog.at_level(logging.INFO):
+        tell("from rank 1")
+        monkeypatch.setattr(rank_zero_only, "rank", 0)
+        tell("from rank 0")
+    assert told(caplog) == ["from rank 0"]
+
+
+def test_there_is_no_report_before_a_run() -> None:
+    with pytest.raises(NoReport, match="there is a report once a run has begun"):
+        HookCallback().report()
+
+
+def test_a_run_whose_layers_are_not_found_has_none() -> None:
+    watch = HookCallback([ActivationStatistics("nowhere")])
+    with pytest.raises(LayerNotFound):
+        predicted(watch)
+    with pytest.raises(NoReport):
+        watch.report()
+
+
+def test_tags_that_two_callbacks_share_are_in_the_report_of_the_one_that_is_refused() -> None:
+    first, second = (HookCallback([ActivationStatistics("model.0")], name=name) for name in ("first", "second"))
+    with pytest.raises(TagConflict) as caught:
+        fit(module_of(), data_of(), first, second)
+    assert first.report().refusals == ()
+    assert second.report().refusals == (str(caught.value),)
+    assert str(second.report()).endswith("becomes its tags' first part")
+
+
+def test_a_report_pickles_and_holds_no_model() -> None:
+    watch = HookCallback([ActivationStatistics("block:*")])
+    report = predicted(watch)
+    size = len(pickle.dumps(report))
+    assert pickle.loads(pickle.dumps(report)) == report
+    assert size < 5_000
+    assert pickle.loads(pickle.dumps(watch)).report() == report
+
+
+def test_the_text() -> None:
+    watch = HookCallback(
+        [ActivationStatistics("block:*"), LayerActivationDetector("lm_head", hook_id="head")],
+        [steering(tokens="prompt")],
+    )
+    assert (
+        str(predicted(watch))
+        == """\
+HookCallback in predict: 3 hooks on 5 layers.
+
+hook                            layers               when                                             tokens
+SteeringController              'block:2'  1 layer   predict                                          the prompt
+ActivationStatistics            'block:*'  4 layers  logged steps of train (each), validate and test  all but padding
+LayerActivationDetector 'head'  'lm_head'  1 layer   always                                           every position
+
+layer                                             class              output     hooks, in the order they run
+model.model.layers.0 to model.model.layers.1 (2)  LlamaDecoderLayer             ActivationStatistics
+model.model.layers.2                              LlamaDecoderLayer             SteeringController, ActivationStatistics
+model.model.layers.3                              LlamaDecoderLayer             ActivationStatistics
+model.lm_head                                     Linear             (..., 64)  LayerActivationDetector 'head'
+
+this run uses
+strategy          SingleDeviceStrategy, 1 process  supported
+precision         32-true                          supported
+attention kernel  sdpa                             supported
+not used: torch.compile, gradient accumulation, gradient checkpointing, PEFT, quantisation, logger"""
+    )
+
+
+def test_a_long_report_is_cut_and_the_value_is_not() -> None:
+    layers = tuple(HookedLayer(f"model.{i}", i, "Linear" if i % 2 else "ReLU", ("Mine",)) for i in range(40))
+    report = RunReport("fit", False, (), layers, ())
+    lines = str(report).splitlines()
+    assert [line.split()[0] for line in lines[3:27]] == [f"model.{i}" for i in range(24)]
+    assert lines[27].split() == ["...", "16", "rows", "more"]
+    assert len(report.layers) == 40
