@@ -26,7 +26,7 @@ from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks.blocks import find_blocks
 from mi_crow_lightning.hooks.names import ModuleTree
 
-__all__ = ["ROLES", "Match", "resolve"]
+__all__ = ["ROLES", "Match", "resolve", "signatures_by_role"]
 
 # The child of a block that plays a role, by the names that transformers and timm give it.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -71,6 +71,23 @@ def resolve(tree: ModuleTree, signature: str | int) -> list[Match]:
     names = _names(tree, signature)
     blocks = _blocks_if_any(tree)
     return [Match(name, tree.modules[name], _block_index(blocks, name)) for name in names]
+
+
+def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
+    """The signature by role of each layer that has one: ``"block:3"``, ``"block:3.attn"``, ``"block:3.mlp"``.
+
+    Empty for a model without a main stack.
+
+    >>> stack = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> signatures_by_role(ModuleTree(stack))
+    {'0': 'block:0', '1': 'block:1'}
+    """
+    found: dict[str, str] = {}
+    for index, block in enumerate(_blocks_if_any(tree)):
+        found[block] = f"block:{index}"
+        parts = {role: _in_role(tree, block, role) for role in ROLES}
+        found.update({name: f"block:{index}.{role}" for role, name in parts.items() if name is not None})
+    return found
 
 
 def _names(tree: ModuleTree, signature: str | int) -> list[str]:
@@ -123,9 +140,9 @@ def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
 
 
 def _child(tree: ModuleTree, block: str, child: str, text: str) -> list[str]:
-    for name in ROLES.get(child, ()):
-        if f"{block}.{name}" in tree.modules:
-            return [f"{block}.{name}"]
+    by_role = _in_role(tree, block, child)
+    if by_role is not None:
+        return [by_role]
     pattern = f"{block}.{child}".split(".")
     found = [name for name in tree.names if _matches(name.split("."), pattern)]
     if not found:
@@ -135,6 +152,10 @@ def _child(tree: ModuleTree, block: str, child: str, text: str) -> list[str]:
             f"(and by role: {', '.join(ROLES)})"
         )
     return found
+
+
+def _in_role(tree: ModuleTree, block: str, role: str) -> str | None:
+    return next((name for child in ROLES.get(role, ()) if (name := f"{block}.{child}") in tree.modules), None)
 
 
 def _by_glob(tree: ModuleTree, text: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["given_or_loaded_model", "given_or_loaded_tokenizer", "load_model", "load_tokenizer"]
+__all__ = ["find_source", "given_or_loaded_model", "given_or_loaded_tokenizer", "load_model", "load_tokenizer"]
 
 
 def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
@@ -24,7 +24,7 @@ def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM  # loading transformers takes seconds: only when asked for
 
-    source, gguf = _gguf(name_or_path)
+    source, gguf = find_source(name_or_path)
     if gguf:
         params = {"dtype": torch.float32, **gguf, **params}
     model: nn.Module = AutoModelForCausalLM.from_pretrained(source, **params)
@@ -40,7 +40,7 @@ def load_tokenizer(name_or_path: str | Path, **params: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
-    source, gguf = _gguf(name_or_path)
+    source, gguf = find_source(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, **{**gguf, **params})
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -74,8 +74,16 @@ def given_or_loaded_tokenizer(tokenizer: Any, model: Any) -> Any:
     return load_tokenizer(place) if isinstance(place, (str, Path)) else tokenizer
 
 
-def _gguf(name_or_path: str | Path) -> tuple[str, Mapping[str, str]]:
-    """Where to load from, and transformers' argument for a GGUF file if it is one."""
+def find_source(name_or_path: str | Path) -> tuple[str, Mapping[str, str]]:
+    """Where to load from, and transformers' argument for a GGUF file if it is one.
+
+    Args:
+        name_or_path: as for `load_model`.
+
+    Raises:
+        FileNotFoundError: it is a path, and nothing is there.
+        ValueError: it is a folder with several GGUF files.
+    """
     path = Path(name_or_path).expanduser()
     if str(name_or_path).startswith((".", "/", "~")) and not path.exists():
         # transformers would take it for a name on the hub, and complain of its characters.

@@ -1,0 +1,86 @@
+"""The layers of a model as a table: names, the signatures by role that mean them, sizes and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from mi_crow_lightning.hooks.addressing import resolve, signatures_by_role
+from mi_crow_lightning.hooks.names import ModuleTree, unwrapped
+from mi_crow_lightning.report.table import text_table
+
+__all__ = ["LayerRow", "layer_rows", "layer_table", "parameter_count"]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer of a model.
+
+    Attributes:
+        name: its name.
+        role: the signature by role that means it, such as ``"block:3.attn"``, where there is one.
+        index: the block that it is or lies in; ``None`` outside the main stack.
+        module: its class.
+        parameters: how many numbers its weights have.
+        output_shape: of what it returned in a tiny pass; ``None`` where that is not known.
+    """
+
+    name: str
+    role: str | None
+    index: int | None
+    module: str
+    parameters: int
+    output_shape: tuple[int, ...] | None = None
+
+
+def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]:
+    """The layers of a model, in its order, without shapes.
+
+    Args:
+        model: names are relative to it.
+        signature: only the layers that it matches.
+
+    Raises:
+        LayerNotFound: ``signature`` matches none.
+
+    >>> [row.role for row in layer_rows(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
+    ['block:0', 'block:1']
+    """
+    tree = ModuleTree(model)
+    if signature is None and not tree.names:
+        return []
+    roles = signatures_by_role(tree)
+    return [
+        LayerRow(
+            name=match.name,
+            role=roles.get(match.name),
+            index=match.index,
+            module=type(unwrapped(match.module)).__name__,
+            parameters=parameter_count(match.module),
+        )
+        for match in resolve(tree, "*" if signature is None else signature)
+    ]
+
+
+def parameter_count(module: nn.Module) -> int:
+    """How many numbers the weights of a module have; those that are made in its first pass do not count."""
+    return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in module.parameters())
+
+
+def layer_table(rows: Sequence[LayerRow]) -> str:
+    """The rows as text."""
+    cells = [
+        (
+            row.name,
+            row.role or "",
+            "" if row.index is None else str(row.index),
+            row.module,
+            f"{row.parameters:,}",
+            "" if row.output_shape is None else str(row.output_shape),
+        )
+        for row in rows
+    ]
+    return text_table(("layer", "role", "index", "class", "parameters", "output"), cells, right=(2, 4))

@@ -1,0 +1,149 @@
+"""The shapes of what layers return, found by a tiny forward pass: without numbers where that works, else with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
+
+from mi_crow_lightning.errors import NoTensorFound
+from mi_crow_lightning.hooks.activations import take_output
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.layers import Layers
+
+__all__ = ["Call", "Shapes", "output_shapes"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A module of a model, and what to call it with: tensors on the CPU."""
+
+    module: nn.Module
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a tiny forward pass showed.
+
+    Attributes:
+        by_layer: the shape of what each layer returned, where it ran and returned a tensor.
+        inputs: the shapes of what the model was given, by name.
+        found_by: ``"fake"`` tensors or the ``"cpu"``; ``None`` where no pass succeeded.
+        why_not: why none did.
+    """
+
+    by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    found_by: str | None = None
+    why_not: str = ""
+
+
+def output_shapes(
+    model: nn.Module, calls: Callable[[nn.Module], Sequence[Call]], on_cpu: Callable[[], nn.Module]
+) -> Shapes:
+    """The shapes of what the layers of a model return.
+
+    torch's fake tensors are the shapes of tensors without their numbers, so a pass of them costs next to nothing,
+    whatever the size of the model. It fails where shapes depend on numbers, as in some mixtures of experts.
+
+    Args:
+        model: layer names are relative to it; it may be on the meta device.
+        calls: what to run of a model. It may raise, as what follows.
+        on_cpu: gives the model with numbers, for where fake tensors do not do.
+
+    >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU())
+    >>> output_shapes(model, lambda it: [Call(it, (torch.zeros(3, 2),))], on_cpu=lambda: model).by_layer
+    {'0': (3, 8), '1': (3, 8)}
+    """
+    try:
+        given = calls(model)
+    except Exception as error:  # whatever a model's config makes impossible
+        return Shapes(why_not=str(error))
+    inputs = {name: shape for call in given for name, shape in _input_shapes(call)}
+    try:
+        return Shapes(_fake_pass(model, given), inputs, found_by="fake")
+    except Exception as error:  # whatever a model raises that meets tensors without numbers
+        why_not = f"without numbers: {_first_line(error)}"
+    try:
+        real = on_cpu()
+        return Shapes(_pass(real, calls(real)), inputs, found_by="cpu")
+    except Exception as error:
+        return Shapes(inputs=inputs, why_not=f"{why_not}; on the CPU: {_first_line(error)}")
+
+
+def _input_shapes(call: Call) -> Iterator[tuple[str, tuple[int, ...]]]:
+    positional = {f"input {i}" if len(call.args) > 1 else "input": value for i, value in enumerate(call.args)}
+    for name, value in {**positional, **call.kwargs}.items():
+        if isinstance(value, torch.Tensor):
+            yield name, tuple(value.shape)
+
+
+def _fake_pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, ...]]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with _quiet_torch(), torch.no_grad(), mode, _recorded(model) as shapes:
+        for call in calls:
+            tensors = [*call.module.named_parameters(), *call.module.named_buffers()]
+            fakes = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors}
+            # Inputs too: transformers leaves out what needs numbers where it sees fake ones.
+            args, kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (call.args, call.kwargs))
+            functional_call(call.module, fakes, args, kwargs)
+    return shapes
+
+
+def _pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, ...]]:
+    with torch.no_grad(), _recorded(model) as shapes:
+        for call in calls:
+            call.module(*call.args, **call.kwargs)
+    return shapes
+
+
+class _Recorder(Detector):
+    """Notes the shape of the first thing that each layer returns."""
+
+    def __init__(self) -> None:
+        super().__init__("*")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def _hook_fn(self, module: nn.Module, input: tuple[Any, ...], output: Any = None) -> None:
+        assert self.context is not None, "a hook has a context while it runs"
+        try:
+            self.shapes.setdefault(self.context.layer, tuple(take_output(output).shape))
+        except NoTensorFound:
+            return  # a layer may return what is no tensor, such as a cache: it has no shape
+
+
+@contextmanager
+def _recorded(model: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
+    layers, recorder = Layers(model), _Recorder()
+    layers.register_hook(None, recorder)
+    try:
+        yield recorder.shapes
+    finally:
+        layers.unregister_all_hooks()
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Torch logs a traceback before it raises what a fake tensor cannot do."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    line, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {line}"
