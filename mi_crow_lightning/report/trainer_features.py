@@ -32,8 +32,8 @@ def strategy(trainer: pl.Trainer, steers: bool) -> Feature:
     if facts.spawns(trainer):
         note = "what Python objects keep, such as history(), stays in the spawned processes"
         return Feature("strategy", value, Support.UNTESTED, note)
-    if steers:
-        note = "readings are those of all processes; controllers act in each of them, which no test runs"
+    if steers and not (facts.name_of_run(trainer) == "predict" and type(used) is DDPStrategy):
+        note = "readings are those of all processes; steering in several is tested in predict under DDP alone"
         return Feature("strategy", value, Support.UNTESTED, note)
     return Feature("strategy", value, Support.SUPPORTED, "readings are those of all processes")
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -113,19 +114,29 @@ def test_a_compiled_layer_without_a_hook_is_no_obstacle() -> None:
 # The Trainer.
 
 
+def sharded() -> ModelParallelStrategy:
+    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+
+
 @pytest.mark.parametrize(
-    ("strategy", "devices", "steers", "value", "support"),
+    ("strategy", "run", "steers", "value", "support"),
     [
-        ("auto", 1, True, "SingleDeviceStrategy, 1 process", SUPPORTED),
-        ("ddp", 2, False, "DDPStrategy, 2 processes", SUPPORTED),
-        ("ddp", 2, True, "DDPStrategy, 2 processes", UNTESTED),
-        ("ddp_spawn", 2, False, "DDPStrategy, 2 processes", UNTESTED),
+        ("auto", "fit", True, "SingleDeviceStrategy, 1 process", SUPPORTED),
+        ("ddp", "fit", False, "DDPStrategy, 2 processes", SUPPORTED),
+        ("ddp", "predict", True, "DDPStrategy, 2 processes", SUPPORTED),
+        ("ddp", "fit", True, "DDPStrategy, 2 processes", UNTESTED),
+        ("ddp_spawn", "fit", False, "DDPStrategy, 2 processes", UNTESTED),
+        (sharded, "fit", False, "ModelParallelStrategy, 2 processes", SUPPORTED),
+        (sharded, "predict", True, "ModelParallelStrategy, 2 processes", UNTESTED),
     ],
 )
-def test_strategies(strategy: str, devices: int, steers: bool, value: str, support: Support) -> None:
-    feature = trainer_features.strategy(trainer(strategy=strategy, devices=devices), steers)
+def test_strategies(strategy: Any, run: str, steers: bool, value: str, support: Support) -> None:
+    made = strategy() if callable(strategy) else strategy
+    runner = trainer(strategy=made, devices=1 if strategy == "auto" else 2)
+    runner.state.fn = TrainerFn.FITTING if run == "fit" else TrainerFn.PREDICTING  # processes are not started for this
+    feature = trainer_features.strategy(runner, steers)
     assert (feature.value, feature.support) == (value, support)
-    assert bool(feature.note) == (devices > 1)
+    assert bool(feature.note) == (strategy != "auto")
 
 
 class OwnStrategy(SingleDeviceStrategy):
