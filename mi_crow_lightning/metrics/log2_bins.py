@@ -23,7 +23,7 @@ EDGES: tuple[float, ...] = tuple(-p for p in reversed(_POWERS)) + _POWERS
 """The 66 ascending edges of the 65 bins, ``-2**14 ... -2**-18, 2**-18 ... 2**14``."""
 
 
-class _Bits(NamedTuple):
+class Bits(NamedTuple):
     """Where an IEEE 754 format keeps its exponent."""
 
     integer: torch.dtype  # of the same width
@@ -33,10 +33,10 @@ class _Bits(NamedTuple):
 
 
 # float16 is absent: its subnormal numbers reach into the bins, so it is widened first.
-_BITS = {
-    torch.bfloat16: _Bits(torch.int16, 7, 256, 127),
-    torch.float32: _Bits(torch.int32, 23, 256, 127),
-    torch.float64: _Bits(torch.int64, 52, 2048, 1023),
+BITS = {
+    torch.bfloat16: Bits(torch.int16, 7, 256, 127),
+    torch.float32: Bits(torch.int32, 23, 256, 127),
+    torch.float64: Bits(torch.int64, 52, 2048, 1023),
 }
 _LANE_COUNTERS = 2**19
 
@@ -59,11 +59,20 @@ def count_bins(x: Tensor) -> Tensor:
         >>> [(EDGES[i], EDGES[i + 1], int(counts[i])) for i in counts.nonzero().flatten()]
         [(-2.0, -1.0, 1), (-3.814697265625e-06, 3.814697265625e-06, 1), (1.0, 2.0, 2), (8192.0, 16384.0, 1)]
     """
-    x = x if x.dtype in _BITS else x.float()
-    bits = _BITS[x.dtype]
+    x = x if x.dtype in BITS else x.float()
+    return bins_of_exponents(count_exponents(x), BITS[x.dtype])
+
+
+def count_exponents(x: Tensor) -> Tensor:
+    """How many elements of ``x``, of a dtype in `BITS`, have each exponent: ``(2, exponents)``, the negative first."""
+    bits = BITS[x.dtype]
     # An arithmetic shift leaves the exponent, less `exponents` where the sign bit is set.
     keys = (x.contiguous().view(bits.integer) >> bits.mantissa).flatten().add_(bits.exponents)
-    counts = _count_keys(keys, 2 * bits.exponents).view(2, bits.exponents)  # negative, positive
+    return _count_keys(keys, 2 * bits.exponents).view(2, bits.exponents)
+
+
+def bins_of_exponents(counts: Tensor, bits: Bits) -> Tensor:
+    """The 65 bins of :func:`count_bins` from the counts of :func:`count_exponents`."""
     low, high = bits.bias + MIN_EXPONENT, bits.bias + MAX_EXPONENT
     small = counts[:, :low].sum()
     negative, positive = torch.cat([counts[:, low:high], counts[:, high:].sum(1, keepdim=True)], dim=1)  # (32,) each

@@ -4,11 +4,10 @@ A chunk of the activation at a time is brought into the cache, and all statistic
 the activation itself is read from memory once and the workspace is bounded (some 10 MB on the CPU, 200 MB on
 an accelerator) however large it is. Nothing here waits for the device, draws random numbers or changes its
 input. Elements to leave out are multiplied away: indexing makes a shape that depends on the data, which would
-wait. A CPU has the data at hand, so there the tokens that count are indexed, and what is finite needs no cleaning.
-All sums are float64, which does not exist on MPS; there the caller moves the activation to the CPU first.
+wait. All sums are float64, which does not exist on MPS; there the caller moves the activation to the CPU first.
 
-That is the form for eager torch. On CUDA the kernels in ``kernel/`` do the same, and in a graph that is being
-compiled ``traced.py`` does.
+That is the form for eager torch. What is finite and on a CPU is measured by ``at_hand.py``, on CUDA the kernels in
+``kernel/`` do the same, and in a graph that is being compiled ``traced.py`` does.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.metrics.at_hand import is_at_hand, measure_at_hand
 from mi_crow_lightning.metrics.buffers import Place
 from mi_crow_lightning.metrics.kernel.choice import launched, suits
 from mi_crow_lightning.metrics.log2_bins import BINS, CENTRE, count_bins
@@ -138,7 +138,7 @@ class _Chunk(NamedTuple):
     """Elements, and as numbers which of them count: arithmetic on booleans is several times slower."""
 
     x: Tensor  # (N, D), float32 or float64, zero where it does not count
-    counts: Tensor | None  # (N, D), ones and zeros; None: every element counts
+    counts: Tensor  # (N, D), ones and zeros
     tokens: Tensor  # number of selected tokens, float64
     selected: Tensor  # number of selected elements, float64
     n: Tensor  # those of them that are finite
@@ -146,7 +146,10 @@ class _Chunk(NamedTuple):
 
 def _measure_chunk(x: Tensor, mask: Tensor | None, groups: Group) -> Summary:
     x = x if x.dtype == torch.float64 else x.float()
-    chunk = _finite_chunk(x, mask) or _chunk(x, mask)
+    by_token = mask is None or mask.shape[1] == 1
+    if by_token and is_at_hand(x) and (summary := measure_at_hand(x, mask, groups)) is not None:
+        return summary
+    chunk = _chunk(x, mask)
     values = {Row.COUNT: chunk.n, Row.NONFINITE: chunk.selected - chunk.n, Row.TOKENS: chunk.tokens}
     channels = torch.zeros(2, 0, dtype=torch.float64, device=x.device)
     if Group.EXTREMES in groups:
@@ -163,26 +166,6 @@ def _measure_chunk(x: Tensor, mask: Tensor | None, groups: Group) -> Summary:
         if Group.MOMENTS in groups:
             values |= _moments(chunk, wide, squares)
     return Summary(_row(values, bins, channels), channels)
-
-
-def _finite_chunk(x: Tensor, mask: Tensor | None) -> _Chunk | None:
-    """The chunk without what is left out, if the rest is finite and this can be told: then all of it counts."""
-    if not _data_at_hand(x):
-        return None
-    if mask is not None and not mask.all():
-        if mask.shape[1] != 1:
-            return None
-        x = x[mask[:, 0]]
-    # A finite sum has finite terms. (One that overflows may have too: `_chunk` then takes them, only slower.)
-    if x.numel() == 0 or not x.sum().isfinite():
-        return None
-    tokens, n = torch.tensor([len(x), x.numel()], dtype=torch.float64).unbind()
-    return _Chunk(x, None, tokens, n, n)
-
-
-def _data_at_hand(x: Tensor) -> bool:
-    """Whether a branch may depend on the data: not where it waits for the device."""
-    return x.device.type == "cpu"
 
 
 def _chunk(x: Tensor, mask: Tensor | None) -> _Chunk:
@@ -204,8 +187,7 @@ def _moments(chunk: _Chunk, wide: Tensor, work: Tensor) -> dict[Row, Tensor]:
     """Overwrites ``wide``, the elements in float64, and ``work``: fresh memory costs more than arithmetic."""
     mean = wide.sum() / chunk.n.clamp(min=1)
     d = wide.sub_(mean)
-    if chunk.counts is not None:
-        d.mul_(chunk.counts)
+    d.mul_(chunk.counts)
     squares = torch.mul(d, d, out=work)
     m2, (d, squares) = squares.sum(), (d.flatten(), squares.flatten())
     return {Row.MEAN: mean, Row.M2: m2, Row.M3: squares.dot(d), Row.M4: squares.dot(squares)}
@@ -213,12 +195,9 @@ def _moments(chunk: _Chunk, wide: Tensor, work: Tensor) -> dict[Row, Tensor]:
 
 def _extremes(chunk: _Chunk) -> dict[Row, Tensor]:
     zeros = chunk.n - torch.count_nonzero(chunk.x)
-    if chunk.counts is None:
-        low, high = (extreme.double() for extreme in chunk.x.aminmax())
-    else:
-        away = (1 - chunk.counts) * torch.finfo(chunk.x.dtype).max
-        low = torch.where(chunk.n > 0, (chunk.x + away).amin().double(), math.inf)
-        high = torch.where(chunk.n > 0, (chunk.x - away).amax().double(), -math.inf)
+    away = (1 - chunk.counts) * torch.finfo(chunk.x.dtype).max
+    low = torch.where(chunk.n > 0, (chunk.x + away).amin().double(), math.inf)
+    high = torch.where(chunk.n > 0, (chunk.x - away).amax().double(), -math.inf)
     return {Row.MINIMUM: low, Row.MAXIMUM: high, Row.ZEROS: zeros}
 
 

@@ -25,7 +25,7 @@ class Form(NamedTuple):
     """One way to measure, and how far it may be off.
 
     Attributes:
-        name: in float64 ``chunks`` as on a CPU, or on a device that would have to be waited for (``elsewhere``);
+        name: in float64 ``at_hand`` as on a CPU, or on a device that would have to be waited for (``elsewhere``);
             in float32 ``traced``, or the kernels in the interpreter (``kernel``) or on a GPU (``cuda``).
         measure: what :func:`~mi_crow_lightning.metrics.one_pass.measure` is in this form.
         sums: of sums of squares and higher powers, relative.
@@ -57,11 +57,11 @@ WITH_KERNEL = ["kernel"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 WITH_CUDA = ["cuda"] if torch.cuda.is_available() and not WITH_KERNEL else []
 
 
-@pytest.fixture(params=["chunks", "elsewhere", "traced", *WITH_KERNEL, *WITH_CUDA])
+@pytest.fixture(params=["at_hand", "elsewhere", "traced", *WITH_KERNEL, *WITH_CUDA])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
     """Each form in turn; those of the kernels where they can run."""
-    if request.param in ("chunks", "elsewhere"):
-        monkeypatch.setattr(one_pass, "_data_at_hand", lambda x: request.param == "chunks")
+    if request.param in ("at_hand", "elsewhere"):
+        monkeypatch.setattr(one_pass, "is_at_hand", lambda x: request.param == "at_hand")
         return Form(request.param, measure, sums=1e-10, mean=1e-12, offset=1e-14)
     if request.param == "kernel":
         request.getfixturevalue("kernel")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mi_crow_lightning import metrics
-from mi_crow_lightning.metrics import one_pass
+from mi_crow_lightning.metrics import at_hand, one_pass
 from mi_crow_lightning.metrics.activation import (
     EDGES,
     ROW_SIZE,
@@ -140,10 +140,11 @@ def test_every_shape(form: Form, shape: tuple[int, ...], mask_dims: int | None) 
     assert_row(form, x, mask)
 
 
-@pytest.mark.parametrize("form", ["chunks", "elsewhere"], indirect=True)
+@pytest.mark.parametrize("form", ["at_hand", "elsewhere"], indirect=True)
 @pytest.mark.parametrize("mask_dims", [None, 1, 2, 3])
 def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch, form: Form, mask_dims: int | None) -> None:
     monkeypatch.setattr(one_pass, "_CHUNK_CPU", 50)
+    monkeypatch.setattr(at_hand, "_CHUNK", 27)
     x = normal(7, 11, 13).add(5)
     mask = None if mask_dims is None else normal(*x.shape[:mask_dims], seed=1) > 0
     assert_row(form, x, mask)
@@ -249,7 +250,7 @@ def test_float8(form: Form) -> None:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from(SPECIAL), max_size=30))
-@pytest.mark.parametrize("form", ["chunks", "elsewhere"], indirect=True)
+@pytest.mark.parametrize("form", ["at_hand", "elsewhere"], indirect=True)
 def test_any_values(form: Form, values: list[float]) -> None:
     assert_row(form, torch.tensor(values, dtype=torch.float64))
 
@@ -304,6 +305,7 @@ def read(form: Form, x: Tensor, mask: Tensor | None = None) -> dict[str, float]:
 @pytest.mark.parametrize("chunk", [10, 2**17])
 def test_statistics_are_numpys(monkeypatch: pytest.MonkeyPatch, form: Form, width: int, chunk: int) -> None:
     monkeypatch.setattr(one_pass, "_CHUNK_CPU", chunk)
+    monkeypatch.setattr(at_hand, "_CHUNK", chunk // 2)
     x = normal(3, 5, width).relu() * torch.arange(1, width + 1)
     x[..., 1:2] = 0
     values, mask = read(form, x, padding_of(3, 5)), padding_of(3, 5)
