@@ -58,7 +58,7 @@ def test_controllers_then_detectors_and_before_edits_first(hook_type: str) -> No
     assert log == [("before", 1), "2", "3", ("after", 123), ("after too", 123)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(["edit", "see", "before"]), min_size=1, max_size=5),
     switches=st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=12),

@@ -136,7 +136,7 @@ NUMBERS = st.floats(width=32) | st.floats()
 STEP = st.dictionaries(st.tuples(st.sampled_from(LAYERS), st.sampled_from(["mean", "rms"])), NUMBERS, min_size=1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(["train", "test"]), STEP), min_size=1, max_size=4))
 def test_numbers_come_back_as_float32(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, dict[tuple[str, str], float]]]
@@ -159,7 +159,7 @@ COUNTS = st.lists(st.integers(0, 2**52).map(float), min_size=3, max_size=3) | st
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(COUNTS, min_size=1, max_size=4))
 def test_histograms_come_back_exactly(tmp_path_factory: pytest.TempPathFactory, counts: list[list[float]]) -> None:
     folder = tmp_path_factory.mktemp("run")

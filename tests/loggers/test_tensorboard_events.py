@@ -79,7 +79,7 @@ def test_one_event_a_step_with_all_its_values(tmp_path: Path) -> None:
 FINITE32 = st.floats(width=32) | st.floats()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(FINITE32, min_size=1, max_size=20))
 def test_scalars_come_back_as_float32(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -174,7 +174,7 @@ def histograms(draw: st.DrawFn) -> tuple[list[float], Histogram]:
     return numbers, Histogram(tuple(edges), tuple(counts.astype(float)), *map(float, moments))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(histograms())
 def test_every_drawn_bin_holds_what_it_says(
     tmp_path_factory: pytest.TempPathFactory, given: tuple[list[float], Histogram]

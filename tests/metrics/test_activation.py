@@ -248,7 +248,7 @@ def test_float8(form: Form) -> None:
     assert_row(form, normal(50).to(torch.float8_e4m3fn))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(-1e6, 1e6, width=32) | st.sampled_from(SPECIAL), max_size=30))
 @pytest.mark.parametrize("form", ["at_hand", "elsewhere"], indirect=True)
 def test_any_values(form: Form, values: list[float]) -> None:
@@ -268,7 +268,7 @@ def activations(draw: st.DrawFn) -> tuple[Tensor, Tensor | None]:
     return x.to(draw(st.sampled_from(DTYPES))), mask
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(activations())
 def test_any_activation(form: Form, activation: tuple[Tensor, Tensor | None]) -> None:
     x, mask = activation

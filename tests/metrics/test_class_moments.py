@@ -47,7 +47,7 @@ def labelled(draw: st.DrawFn) -> tuple[list[Batch], float]:
     return batches, 1 + offset
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(labelled())
 def test_batches_merge_to_numpy_over_all(drawn: tuple[list[Batch], float]) -> None:
     batches, scale = drawn
@@ -59,7 +59,7 @@ def test_batches_merge_to_numpy_over_all(drawn: tuple[list[Batch], float]) -> No
     assert_moments(moments, wanted, scale)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 1000))
 def test_pairs_are_found_in_any_order(sizes: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

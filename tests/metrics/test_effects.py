@@ -43,7 +43,7 @@ def assert_equal(found: EffectValues, expected: EffectValues, tolerance: float =
     assert found[2:] == pytest.approx(expected[2:], rel=tolerance, nan_ok=True)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5)), min_size=1, max_size=5), st.integers(0, 10_000))
 def test_edits_add_up(sizes: list[tuple[int, int]], seed: int) -> None:
     generator, edits = torch.Generator().manual_seed(seed), []

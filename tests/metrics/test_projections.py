@@ -51,7 +51,7 @@ def test_one_pass(dtype: torch.dtype, tolerance: float) -> None:
         assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 1000), st.floats(-1e3, 1e3))
 def test_passes_add_up_to_all_their_tokens(sizes: list[int], seed: int, shift: float) -> None:
     generator = torch.Generator().manual_seed(seed)

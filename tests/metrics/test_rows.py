@@ -49,7 +49,7 @@ def fold(rows: list[Tensor]) -> Tensor:
     return total
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(splits(), st.randoms(use_true_random=False))
 def test_any_split_merges_to_the_whole(chunks: list[list[float]], random: Random) -> None:
     tensors = [torch.tensor(chunk, dtype=torch.float64) for chunk in chunks]
@@ -60,7 +60,7 @@ def test_any_split_merges_to_the_whole(chunks: list[list[float]], random: Random
     assert_same(merge_all(torch.stack(rows)), whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(elements, max_size=12), st.sampled_from([1.0, 1e60]))
 def test_an_empty_row_is_neutral(chunk: list[float], scale: float) -> None:
     row, empty = summarize(torch.tensor(chunk, dtype=torch.float64) * scale), empty_rows(1)[0]

@@ -22,7 +22,7 @@ samples = st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples, st.sampled_from([1.0, 1000.0, 1e-3]), st.sampled_from([0.0, 5000.0]))
 def test_the_area_is_that_of_the_ranks(rows: list[tuple[int, bool]], scale: float, offset: float) -> None:
     scores = np.array([score for score, _ in rows]) * scale + offset

@@ -65,7 +65,7 @@ def test_a_relative_store_stays_where_it_was_made(tmp_path: Path, monkeypatch: p
     assert store.put("r", 0, "l", "k", torch.ones(1)).is_relative_to(tmp_path / "runs")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(run=NAMES, layer=NAMES, key=NAMES, batch=st.integers(0, 2**63 - 1))
 def test_names_come_back_as_they_were_given(run: str, layer: str, key: str, batch: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def test_names_come_back_as_they_were_given(run: str, layer: str, key: str, batc
         assert same(store.get(run, batch, layer, key), torch.ones(2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     dtype=st.sampled_from(DTYPES),
     shape=st.lists(st.integers(0, 4), max_size=4),

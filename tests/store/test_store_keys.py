@@ -84,7 +84,7 @@ def test_a_layer_cannot_take_the_place_of_the_metadata(tmp_path: Path) -> None:
         LocalStore(tmp_path).put("r", 0, "MetaData.json", "k", ONE)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(name=st.lists(st.sampled_from(["/", "\\", "..", ".", "a", "\0", "~", "C:", " "]), max_size=6).map("".join))
 def test_no_name_writes_outside_the_folder(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(meta=st.dictionaries(st.text(), JSON, max_size=4))
 def test_metadata_comes_back(meta: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
