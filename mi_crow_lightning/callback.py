@@ -29,10 +29,12 @@ from mi_crow_lightning.callback_arguments import (
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.effects import Effect, Effects
+from mi_crow_lightning.hooks.elsewhere import Elsewhere
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.history import HistoryRow
+from mi_crow_lightning.rank_states import of_all_ranks, restore
 from mi_crow_lightning.readings_log import ReadingsLog, count_tags
 from mi_crow_lightning.report.of_run import Asked
 from mi_crow_lightning.report.reporter import Reporter
@@ -97,24 +99,43 @@ class HookCallback(pl.Callback):
         self.description = describe([*self.detectors, *self.controllers], name)
         self._state_key = unique_state_key(self, self.description, name)
         self._run: HookedRun | None = None
+        self._interrupted = False
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._log = ReadingsLog(scalars)
         self._effects: Effects | None = None
         self._reporter = Reporter()
+        self._elsewhere = Elsewhere()
+        for hook in (*self.detectors, *self.controllers):
+            hook.elsewhere = self._elsewhere
 
     def history(self) -> list[HistoryRow]:
-        """All numbers written since this callback was made, with or without a logger."""
+        """All numbers written since this callback was made, with or without a logger.
+
+        Raises:
+            RanElsewhere: the last run was one of ``ddp_spawn`` and its like, and this is not one of its processes.
+        """
+        self._elsewhere.refuse("history()")
         return self._log.rows()
 
     def effects(self) -> list[Effect]:
         """What each controller changed in the running or last run, by layer and stage, over all ranks.
 
         Told at the end of validation, test and predict, and in training at the steps that are logged and at the end.
+
+        Raises:
+            RanElsewhere: as `history`.
         """
+        self._elsewhere.refuse("effects()")
         return self._effects.rows() if self._effects is not None else []
 
     def report(self) -> RunReport:
-        """What the run watches and steers, and whether that works with what else it uses; `NoReport` before one."""
+        """What the run watches and steers, and whether that works with what else it uses.
+
+        Raises:
+            NoReport: before the first run.
+            RanElsewhere: as `history`.
+        """
+        self._elsewhere.refuse("report()")
         return self._reporter.last()
 
     # Start and end of a run.
@@ -146,6 +167,7 @@ class HookCallback(pl.Callback):
         self._end_run_of(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._interrupted = True
         self._end_run_of(trainer)
 
     # Batches.
@@ -218,9 +240,11 @@ class HookCallback(pl.Callback):
         return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
-        """Switches and what was seen since the last readings, by hook."""
+        """Switches and what was seen since the last readings, by hook; where there are several ranks, all must ask."""
         hooks = {key: hook.state_dict() for key, hook in state_keys([*self.detectors, *self.controllers]).items()}
-        return {"version": _STATE_VERSION, "hooks": hooks}
+        # A rank that broke off is alone.
+        first, *others = [hooks] if self._interrupted else of_all_ranks(hooks)
+        return {"version": _STATE_VERSION, "hooks": first, **({"other_ranks": others} if others else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; hooks that are not on both sides are named in a warning."""
@@ -230,8 +254,8 @@ class HookCallback(pl.Callback):
                 f"reads version {_STATE_VERSION}"
             )
         saved, present = state_dict["hooks"], state_keys([*self.detectors, *self.controllers])
-        for key in saved.keys() & present.keys():
-            present[key].load_state_dict(saved[key])
+        both = {key: hook for key, hook in present.items() if key in saved}
+        restore(both, [saved, *state_dict.get("other_ranks", [])])
         if saved.keys() != present.keys():
             warnings.warn(
                 f"HookCallback: hooks in the checkpoint only: {sorted(saved.keys() - present.keys())}; "
@@ -254,14 +278,18 @@ class HookCallback(pl.Callback):
         self._refuse_second_trainer(trainer)
         self._unregister()  # an earlier run may have ended without a word, e.g. a killed notebook cell
         self._trainer = weakref.ref(trainer)
+        self._interrupted = False
         self._log.begin_run()
+        spawned = facts.spawns(trainer)
         hooks = [*self.controllers, *self.detectors]
         asked = Asked(hooks, self.root, self.log_every_n_steps, self._log.scalars)
         if self.dry_run:
+            self._elsewhere.begin(spawned)
             return self._reporter.rehearse(trainer, pl_module, asked, _registries(trainer))
         names = names_among(self, _hook_callbacks(trainer))
         self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names)
         self._effects = run.effects
+        self._elsewhere.begin(spawned)
         try:
             self._reporter.begin(trainer, pl_module, asked, run.layers, _registries(trainer))
             tell_of_summary(trainer, self._log.scalars, count_tags(run.layers))
@@ -313,7 +341,7 @@ class HookCallback(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, run: HookedRun, step: int) -> None:
         """Readings go to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
-        scalars = self._log.write(run, trainer.loggers, step)
+        scalars = self._log.write(run, trainer.loggers, step, trainer.strategy.root_device)
         values = torch.tensor(list(scalars.values())).unbind()  # a tensor made for each would take four times as long
         trainer.callback_metrics.update(zip(scalars, values, strict=True))
 

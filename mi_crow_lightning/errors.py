@@ -20,6 +20,7 @@
     │   └── CaptureBudgetExceeded        a capture would grow past its byte budget
     ├── NeverFired (RuntimeError)        a controller was on, and none of its layers ran
     ├── NoReport (RuntimeError)          a run's report was asked for before a run
+    ├── RanElsewhere (RuntimeError)      what stayed in the processes that a run was started in was asked for outside
     ├── NothingExtracted (RuntimeError)  vectors or scores were asked for before there was anything to make them of
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
     └── StoreKeyError (ValueError)       a key that would leave the store's folder
@@ -45,6 +46,7 @@ __all__ = [
     "NoTensorFound",
     "NothingExtracted",
     "PatchMismatch",
+    "RanElsewhere",
     "RegistrationError",
     "StoreKeyError",
     "StrengthMismatch",
@@ -176,6 +178,10 @@ class NeverFired(MiCrowError, RuntimeError):
 
 class NoReport(MiCrowError, RuntimeError):
     """A run's report was asked for where no run has begun."""
+
+
+class RanElsewhere(MiCrowError, RuntimeError):
+    """Something of a run was asked for that stayed in the processes which ``ddp_spawn`` and its like start for it."""
 
 
 class NothingExtracted(MiCrowError, RuntimeError):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import NeverFired
@@ -14,6 +15,7 @@ from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Moment, Stage
+from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
 
 __all__ = ["HookedRun"]
 
@@ -67,13 +69,29 @@ class HookedRun:
         """The hooks that may have readings."""
         return [hook for hook in self._hooks if isinstance(hook, Detector)]
 
-    def take_unread(self, detector: Detector) -> bool:
-        """Whether the detector was on in the running stage since its last reading there; it is read then."""
+    def is_unread(self, hook: Hook) -> bool:
+        """Whether the hook was on in the running stage since its last reading there, and did not fail."""
         stage = self.moment.stage if self.moment is not None else None
-        if stage not in self._unread[detector.id]:
-            return False
-        self._unread[detector.id].discard(stage)
-        return True
+        return stage in self._unread[hook.id] and not hook.is_off_by_failure
+
+    def share_states(self) -> Shares:
+        """What `is_unread` says, over all ranks, for `exchange`: the IDs of the hooks, which are read then.
+
+        A hook that failed on one rank is switched off on all: its readings would be of some ranks and look like those
+        of all.
+        """
+        assert self.moment is not None, "readings belong to a stage"
+        states = torch.tensor([[hook.is_off_by_failure, self.is_unread(hook)] for hook in self._hooks]).reshape(-1, 2)
+        if is_distributed():
+            states = yield Share(states.double(), lambda ranks: ranks.amax(0))
+        for hook, failed in zip(self._hooks, states[:, 0].tolist(), strict=True):
+            if failed and not hook.is_off_by_failure:
+                _warn_of_failure_elsewhere(hook)
+                hook.switch_off_after_pass()
+        unread = [hook for hook, (failed, on) in zip(self._hooks, states.tolist(), strict=True) if on and not failed]
+        for hook in unread:
+            self._unread[hook.id].discard(self.moment.stage)
+        return {hook.id for hook in unread}
 
     def begin_batch(self, moment: Moment, batch: Any) -> None:
         """Attach the hooks that are due, and no others."""
@@ -132,6 +150,15 @@ class HookedRun:
             if hook.edits and len(silent) == len(sites):
                 raise NeverFired(f"{message}. Nothing was edited; choose layers that the stage runs.")
             warnings.warn(message, stacklevel=2)
+
+
+def _warn_of_failure_elsewhere(hook: Hook) -> None:
+    warnings.warn(
+        f"{hook!r} failed on another rank, which says why, and is disabled on all ranks from now on: what it read "
+        "would be of some ranks only. hook.enable(), called on every rank, brings it back.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _warn_of_no_edit(hook: Hook, stage: Stage) -> None:

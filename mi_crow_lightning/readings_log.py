@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
+import torch
+
 from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.detector import Detector
@@ -21,6 +23,7 @@ from mi_crow_lightning.loggers.scalars import MetricsLogger, scalars_of
 from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.loggers.tensorboard import summary_writer
+from mi_crow_lightning.metrics.collectives import exchange, is_distributed
 from mi_crow_lightning.metrics.histogram import Histogram
 
 __all__ = ["ReadingsLog", "count_tags"]
@@ -48,20 +51,29 @@ class ReadingsLog:
         """All numbers written so far."""
         return self._history.rows()
 
-    def write(self, run: HookedRun, loggers: Sequence[MetricsLogger], step: int) -> dict[str, float]:
+    def write(
+        self,
+        run: HookedRun,
+        loggers: Sequence[MetricsLogger],
+        step: int,
+        device: torch.device | None = None,
+    ) -> dict[str, float]:
         """Write the readings of all detectors in the running stage, and what hooks changed; begin the next ones.
+
+        Where there are several ranks, all must take part.
 
         Args:
             run: the hooks.
             loggers: where to; may be empty.
             step: the position on the x axis.
+            device: where ranks exchange tensors; ``None`` for where these are.
 
         Returns:
             The numbers by tag.
         """
         assert run.moment is not None, "readings belong to a stage"
         stage = run.moment.stage.value
-        read = LoggedStep(stage, step, list(self._take_readings(run)))
+        read = LoggedStep(stage, step, list(self._take_readings(run, device)))
         if not read.tagged:
             return {}
         _refuse_shared_tags(read.tagged)
@@ -73,18 +85,21 @@ class ReadingsLog:
         write(loggers, read, scalars)
         return scalars_of(read.tagged)
 
-    def _take_readings(self, run: HookedRun) -> Iterator[DetectorReadings]:
-        for detector in run.detectors:
-            if detector.error is not None and not detector.enabled:
-                continue  # off for good since it failed: asked again, it would only fail and warn again
-            if not run.take_unread(detector):
+    def _take_readings(self, run: HookedRun, device: torch.device | None) -> Iterator[DetectorReadings]:
+        assert run.moment is not None, "readings belong to a stage"
+        # Every rank takes part with every detector: none knows which of them are on, or failed, on the others.
+        sharing = run.detectors if is_distributed() else [one for one in run.detectors if run.is_unread(one)]
+        owners = [run.share_states(), run.effects.share(run.moment.stage), *(one.share() for one in sharing)]
+        unread, effects, *merged = exchange(owners, device)
+        for detector, of_all_ranks in zip(sharing, merged, strict=True):
+            if detector.id not in unread:
                 continue
+            detector.receive(of_all_ranks)
             readings = run.layers.call(detector, partial(_read, detector)) or []
             layers = tuple(site.match.name for site in run.layers.sites(detector))
             yield DetectorReadings(readings, layers, str(detector.layer_signature), detector.tag_prefix)
             run.layers.call(detector, detector.reset)
-        assert run.moment is not None, "readings belong to a stage"
-        yield from _of_effects(run.effects.take(run.moment.stage))
+        yield from _of_effects(effects)
 
     def _lay_out(self, read: LoggedStep, loggers: Iterable[MetricsLogger]) -> None:
         """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""

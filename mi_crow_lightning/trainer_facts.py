@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
@@ -25,10 +26,12 @@ __all__ = [
     "moment_of",
     "name_of_run",
     "refuse_compiled",
+    "refuse_tensor_parallel",
     "samples_of_batch",
     "spawns",
     "steps_of_run",
     "takes_a_step",
+    "tensor_parallel_refusal",
 ]
 
 
@@ -51,6 +54,31 @@ def is_running(trainer: pl.Trainer) -> bool:
 def spawns(trainer: pl.Trainer) -> bool:
     """Whether the run takes place in processes that this one starts, and not in this one."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def refuse_tensor_parallel(trainer: pl.Trainer) -> None:
+    """Refuse layers that are split over processes.
+
+    Raises:
+        RegistrationError: they are.
+    """
+    refusal = tensor_parallel_refusal(trainer)
+    if refusal is not None:
+        raise RegistrationError(refusal)
+
+
+def tensor_parallel_refusal(trainer: pl.Trainer) -> str | None:
+    """Why hooks are refused where layers are split over processes; ``None`` where they are not."""
+    strategy = trainer.strategy
+    mesh = strategy._device_mesh if isinstance(strategy, ModelParallelStrategy) else None
+    size = mesh["tensor_parallel"].size() if mesh is not None else 1
+    if size == 1:
+        return None
+    return (
+        f"tensor_parallel_size={size}: each process has all tokens of its group or a part of their features, so "
+        "readings would count tokens several times and edits could miss features. Use "
+        "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard, or strategy='ddp'."
+    )
 
 
 def batches_that_stepped(trainer: pl.Trainer) -> int:

@@ -13,6 +13,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.metrics.collectives import Shares, exchange
 
 __all__ = ["Detector"]
 
@@ -66,6 +67,7 @@ class Detector(Hook):
         self.before_edits = before_edits
         self.metadata: dict[str, Any] = {}
         self.tensor_metadata: dict[str, Any] = {}
+        self._of_all_ranks: Tensor | None = None
 
     def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:
         """Take the activation out of what the layer was given or returned, and `observe` it.
@@ -111,6 +113,24 @@ class Detector(Hook):
     def readings(self) -> Iterable[Reading]:
         """What was seen since the last `reset`, for the loggers; ``self.context.stage`` tells the stage."""
         return ()
+
+    def share(self) -> Shares:
+        """What this rank saw in the running stage, to be merged with what the others did; see `exchange`.
+
+        Before `readings` are asked for, every rank gives its share, be the hook on there or not: one collective for
+        all detectors. `over_ranks` then gives what came of it. Nothing is shared here.
+        """
+        return None
+        yield  # a generator
+
+    def receive(self, merged: Tensor | None) -> None:
+        """Take what `share` returned, for the next `over_ranks`."""
+        self._of_all_ranks = merged
+
+    def over_ranks(self) -> Tensor:
+        """What `share` returned, on the host; outside of a Trainer all ranks share now."""
+        merged, self._of_all_ranks = self._of_all_ranks, None
+        return merged if merged is not None else exchange([self.share()])[0]
 
     def reset(self) -> None:
         """Begin the next reading: called after `readings` were written."""

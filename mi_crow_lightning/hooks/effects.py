@@ -13,6 +13,7 @@ from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.metrics.collectives import Shares, exchange
 from mi_crow_lightning.metrics.effects import EffectSums, EffectValues
 
 __all__ = ["Effect", "Effects"]
@@ -75,9 +76,15 @@ class Effects:
 
     def take(self, stage: Stage) -> list[Effect]:
         """What was changed in a stage since it was last taken, over all ranks: all must take part."""
+        taken: list[Effect] = exchange([self.share(stage)])[0]
+        return taken
+
+    def share(self, stage: Stage) -> Shares:
+        """The same, for `exchange`."""
         if not self._places:
             return []
-        return list(self._rows(stage, self._sums.take(stage.value)))
+        values = yield from self._sums.share(stage.value)
+        return list(self._rows(stage, values))
 
     def rows(self) -> list[Effect]:
         """All that was taken so far."""

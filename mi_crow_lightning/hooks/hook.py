@@ -6,7 +6,7 @@ This is the only place where the errors of hooks are caught and wrapped.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from mi_crow_lightning.errors import HookError, NoTensorFound
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.elsewhere import Elsewhere
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.in_place import guarded
 from mi_crow_lightning.hooks.replacement import replacement
@@ -53,6 +54,7 @@ class Hook:
         hook_type: before or after the layer.
         schedule: when it is on, or ``None`` for the default.
         on_error: what happens when it fails, or ``None`` for the default.
+        elsewhere: where the runs of its callback took place, if it is in one.
         error: the last `HookError` of this hook that a warning told, without its traceback.
 
     Raises:
@@ -86,6 +88,7 @@ class Hook:
         self.error: HookError | None = None
         self._enabled = True
         self._off_by_failure = False
+        self.elsewhere: Elsewhere | None = None
         self._context: HookContext | None = None
         self._registry: Layers | None = None
 
@@ -121,6 +124,11 @@ class Hook:
     def edits(self) -> bool:
         """Whether the hook may change activations: true for all but pure detectors."""
         return self._edits or not self._observes
+
+    @property
+    def is_off_by_failure(self) -> bool:
+        """Whether the hook was switched off because it failed."""
+        return self._off_by_failure
 
     @property
     def enabled(self) -> bool:
@@ -165,6 +173,8 @@ class Hook:
         self._registry = registry
         self._context = context
         if registry is not None:
+            if self.elsewhere is not None:
+                self.elsewhere.begin(spawned=False)
             self._off_by_failure, self.error = False, None
 
     @property
@@ -202,6 +212,15 @@ class Hook:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, before or after the hook is registered."""
         self._switch(bool(state["enabled"]))
+
+    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+        """What one rank goes on from when a checkpoint of another number of ranks is loaded.
+
+        Args:
+            states: the `state_dict` of each rank that there was.
+            rank: the rank that there is now.
+        """
+        return states[0]
 
     def run(self, ctx: HookContext, module: nn.Module, output: Any = None) -> Any:
         """What torch calls, through a site: `_hook_fn` with a context, its errors kept for the pass's end."""

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from mi_crow_lightning.metrics.accumulate import accumulate
 from mi_crow_lightning.metrics.buffers import empty_buffer, merge_buffers, place_of, split, widen, widths_in
-from mi_crow_lightning.metrics.collectives import gather
+from mi_crow_lightning.metrics.collectives import Share, Shares, gather, is_distributed
 from mi_crow_lightning.metrics.one_pass import as_tokens
 from mi_crow_lightning.metrics.summary import Group
 
@@ -130,6 +130,14 @@ class ActivationStatisticsMetric(Metric):
         """Give the buffer over all ranks, float64 on the metric's device, as a copy; see `split`."""
         return self.buffer
 
+    def shares(self) -> Shares:
+        """The buffer over all ranks on the host, for `exchange`; the widths before it while ranks may differ."""
+        if not self._agreed and is_distributed():
+            extremes = yield Share(self._widths_as_tensor(), _extremes)
+            self._settle(extremes)
+        merged = yield Share(self.buffer, partial(merge_buffers, layers=len(self.layers)))
+        return merged
+
     def load(self, buffer: Tensor) -> None:
         """Go on from a buffer that another metric of as many layers had."""
         self._widen(widths_in(buffer, len(self.layers)))
@@ -151,11 +159,16 @@ class ActivationStatisticsMetric(Metric):
 
     def _agree(self, group: Any) -> None:
         """Make the widths those of the widest rank."""
-        ranks = gather(torch.tensor(self.widths, dtype=torch.int64, device=self.buffer.device), group)
-        each = torch.stack(ranks).tolist()
-        self._widen([max(widths) for widths in zip(*each, strict=True)])
+        self._settle(_extremes(torch.stack(gather(self._widths_as_tensor(), group))))
+
+    def _widths_as_tensor(self) -> Tensor:
+        return torch.tensor(self.widths, dtype=torch.float64, device=self.buffer.device)
+
+    def _settle(self, extremes: Tensor) -> None:
+        narrowest, widest = ([int(width) for width in widths] for widths in extremes.tolist())
+        self._widen(widest)
         # Every rank sees the same here, so all leave this step out from now on, or none does.
-        self._agreed = all(widths == each[0] and all(widths) for widths in each)
+        self._agreed = narrowest == widest and all(widest)
 
     def _widen(self, widths: list[int]) -> None:
         with torch.inference_mode(False), torch.no_grad():
@@ -190,6 +203,11 @@ class ActivationStatisticsMetric(Metric):
             self.load(buffer)
             state_dict[f"{prefix}buffer"] = self.buffer
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _extremes(widths: Tensor) -> Tensor:
+    """The narrowest and the widest of each layer: ``(R, L)`` to ``(2, L)``."""
+    return torch.stack([widths.amin(0), widths.amax(0)])
 
 
 def _names(layers: Sequence[str] | int) -> tuple[str, ...]:

@@ -108,3 +108,15 @@ def merge_buffers(stacked: Tensor, layers: int) -> Tensor:
     rows = merge_all(stacked[:, :size].reshape(ranks, layers, ROW_SIZE))
     sums, peaks = stacked[:, size:].reshape(ranks, 2, -1).unbind(1)
     return torch.cat([rows.flatten(), sums.sum(0), peaks.amax(0)])
+
+
+def join_buffers(buffers: Sequence[Tensor], layers: int) -> Tensor:
+    """Join buffers of any widths.
+
+    Args:
+        buffers: each of ``layers`` layers.
+        layers: how many.
+    """
+    each = [widths_in(buffer, layers) for buffer in buffers]
+    widest = [max(widths) for widths in zip(*each, strict=True)]
+    return merge_buffers(torch.stack([widen(one, old, widest) for one, old in zip(buffers, each, strict=True)]), layers)

@@ -1,14 +1,30 @@
-"""Tensors of all ranks: gathered, or merged into one."""
+"""Tensors of all ranks: gathered, or merged into one; those of several owners in one collective."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["gather", "gather_rows", "is_distributed", "over_ranks"]
+__all__ = ["Share", "Shares", "exchange", "gather", "gather_rows", "is_distributed"]
+
+
+class Share(NamedTuple):
+    """What one rank has of something that is to be known of all ranks together.
+
+    Attributes:
+        tensor: this rank's, of one shape on all ranks; floating-point.
+        merge: from those of all ranks ``(R, ...)`` to one tensor.
+    """
+
+    tensor: Tensor
+    merge: Callable[[Tensor], Tensor]
+
+
+Shares = Generator[Share, Tensor, Any]
+"""Yields this rank's share of something, is sent that of all ranks on the host, and may yield another."""
 
 
 def is_distributed() -> bool:
@@ -47,14 +63,53 @@ def gather_rows(rows: Tensor, group: Any = None) -> Tensor:
     return torch.cat([part[:n] for part, n in zip(gather(padded, group), counts, strict=True)])
 
 
-def over_ranks(tensor: Tensor, merge: Callable[[Tensor], Tensor]) -> Tensor:
-    """The merged tensors of all ranks; where nothing is distributed, the tensor itself.
+def exchange(owners: Sequence[Shares], device: torch.device | str | None = None) -> list[Any]:
+    """Give each owner what all ranks have: one collective and one copy to the host for all that are yielded together.
+
+    All ranks must call it with as many owners, in one order.
 
     Args:
-        tensor: this rank's, of one shape on all ranks.
-        merge: from ``(R, ...)`` to ``(...)``.
+        owners: each yields a share, is sent the merged one, and yields the next or returns.
+        device: where collectives run; ``None`` for where the shares are.
 
-    >>> over_ranks(torch.ones(2), lambda stacked: stacked.sum(0))
-    tensor([1., 1.])
+    Returns:
+        What each owner returns.
+
+    >>> def mean(x):
+    ...     total = yield Share(torch.stack([x.sum(), torch.tensor(float(len(x)))]), lambda ranks: ranks.sum(0))
+    ...     return (total[0] / total[1]).item()
+    >>> exchange([mean(torch.tensor([1.0, 3.0])), mean(torch.ones(4))])
+    [2.0, 1.0]
     """
-    return merge(torch.stack(gather(tensor))) if is_distributed() else tensor
+    results: list[Any] = [None] * len(owners)
+    answers: dict[int, Any] = dict.fromkeys(range(len(owners)))
+    while answers:
+        asked: dict[int, Share] = {}
+        for index, answer in answers.items():
+            try:
+                asked[index] = owners[index].send(answer)
+            except StopIteration as over:
+                results[index] = over.value
+        answers = dict(zip(asked, _merged(list(asked.values()), device), strict=True))
+    return results
+
+
+@torch.no_grad()
+def _merged(shares: list[Share], device: torch.device | str | None) -> list[Tensor]:
+    tensors = [share.tensor for share in shares]
+    if tensors and is_distributed():
+        elsewhere = (tensor.device for tensor in tensors if tensor.device.type != "cpu")
+        flat = _flat(tensors, torch.device(device) if device is not None else next(elsewhere, torch.device("cpu")))
+        ranks = torch.stack(gather(flat)).split([tensor.numel() for tensor in tensors], dim=1)
+        stacked = [part.reshape(-1, *tensor.shape) for part, tensor in zip(ranks, tensors, strict=True)]
+        tensors = [share.merge(part) for share, part in zip(shares, stacked, strict=True)]
+    if not tensors:
+        return []
+    devices = {tensor.device for tensor in tensors}
+    flat = _flat(tensors, devices.pop() if len(devices) == 1 else torch.device("cpu")).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    return torch.cat([(one if one.device == device else one.to(device)).flatten() for one in tensors])

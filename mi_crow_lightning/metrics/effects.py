@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.collectives import is_distributed, over_ranks
+from mi_crow_lightning.metrics.collectives import Share, Shares, exchange, is_distributed
 
 __all__ = ["Change", "EffectSums", "EffectValues", "measure_change", "merge_changes"]
 
@@ -113,9 +113,14 @@ class EffectSums:
 
         It is a collective: all ranks must take part.
         """
+        taken: list[EffectValues] = exchange([self.share(stage)])[0]
+        return taken
+
+    def share(self, stage: str) -> Shares:
+        """The same, for `exchange`."""
         if stage not in self._rows and not is_distributed():
             return [_NOTHING] * len(self._empty)  # nothing to wait for
-        rows = over_ranks(self._of(stage), merge_changes).cpu()
+        rows = yield Share(self._of(stage), merge_changes)
         self._rows.pop(stage)
         before = self._totals.get(stage, torch.zeros_like(rows))
         self._totals[stage] = merge_changes(torch.stack([before, rows]))

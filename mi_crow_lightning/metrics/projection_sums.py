@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.collectives import over_ranks
+from mi_crow_lightning.metrics.collectives import Share, Shares
 from mi_crow_lightning.metrics.projections import Projection, empty_projections, merge_projections
 
 __all__ = ["ProjectionSums", "ProjectionValues"]
@@ -41,10 +41,11 @@ class ProjectionSums:
         vectors: how many directions.
         device: where the sums are kept; they are float64, which Apple's GPUs do not have, so there it is the CPU.
 
+    >>> from mi_crow_lightning.metrics.collectives import exchange
     >>> sums = ProjectionSums(1, 1, torch.device("cpu"))
     >>> for value in (1.0, 3.0):
     ...     sums.add("train", 0, torch.tensor([[1, value, 0, value / 5, value, value]], dtype=torch.float64))
-    >>> sums.values("train")[0][0].mean
+    >>> sums.values_of(exchange([sums.share("train")])[0])[0][0].mean
     2.0
     """
 
@@ -58,10 +59,15 @@ class ProjectionSums:
         rows = self._of(stage)[layer]
         rows.copy_(merge_projections(torch.stack([rows, seen.to(rows.device)])))
 
-    def values(self, stage: str) -> list[list[ProjectionValues | None]]:
-        """What is read, over all ranks: ``L`` lists of ``K``, ``None`` where nothing was seen; one copy to the host."""
-        rows = over_ranks(self._of(stage), merge_projections).tolist()
-        return [[_values(row) for row in of_layer] for of_layer in rows]
+    def share(self, stage: str) -> Shares:
+        """The sums over all ranks, for `exchange`; `values_of` reads them."""
+        rows = yield Share(self._of(stage), merge_projections)
+        return rows
+
+    @staticmethod
+    def values_of(rows: Tensor) -> list[list[ProjectionValues | None]]:
+        """What is read of sums ``(L, K, 6)``: ``L`` lists of ``K``, ``None`` where nothing was seen."""
+        return [[_values(row) for row in of_layer] for of_layer in rows.tolist()]
 
     def reset(self, stage: str) -> None:
         """Forget what was summed up in a stage."""

@@ -65,7 +65,7 @@ def report_on(
 def _features(trainer: pl.Trainer, pl_module: pl.LightningModule, asked: Asked, layers: Layers) -> tuple[Feature, ...]:
     return (
         model_features.compilation(pl_module, layers.hooked_modules()),
-        trainer_features.strategy(trainer, steers=any(hook.edits for hook in asked.hooks)),
+        trainer_features.strategy(trainer),
         trainer_features.precision(trainer),
         trainer_features.accumulation(trainer),
         model_features.checkpointing(pl_module, facts.is_fitting(trainer)),

@@ -16,25 +16,19 @@ _SEVERAL_PROCESSES = (DDPStrategy, ModelParallelStrategy)
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
 
-def strategy(trainer: pl.Trainer, steers: bool) -> Feature:
-    """The strategy and its processes.
-
-    Args:
-        trainer: the Trainer.
-        steers: whether one of the hooks may change activations.
-    """
+def strategy(trainer: pl.Trainer) -> Feature:
+    """The strategy and its processes."""
     used, processes = trainer.strategy, trainer.world_size
     value = f"{type(used).__name__}, {processes} process{'es' if processes > 1 else ''}"
     if type(used) is SingleDeviceStrategy:
         return Feature("strategy", value, Support.SUPPORTED)
     if type(used) not in _SEVERAL_PROCESSES:
         return Feature("strategy", value, Support.UNTESTED)
+    if (refusal := facts.tensor_parallel_refusal(trainer)) is not None:
+        return Feature("strategy", value, Support.REFUSED, refusal)
     if facts.spawns(trainer):
-        note = "what Python objects keep, such as history(), stays in the spawned processes"
-        return Feature("strategy", value, Support.UNTESTED, note)
-    if steers and not (facts.name_of_run(trainer) == "predict" and type(used) is DDPStrategy):
-        note = "readings are those of all processes; steering in several is tested in predict under DDP alone"
-        return Feature("strategy", value, Support.UNTESTED, note)
+        note = "what stays in memory, such as history(), stays in the processes; loggers and callback_metrics do not"
+        return Feature("strategy", value, Support.DEGRADED, note)
     return Feature("strategy", value, Support.SUPPORTED, "readings are those of all processes")
 
 

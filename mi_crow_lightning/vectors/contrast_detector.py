@@ -191,6 +191,7 @@ class ContrastDetector(Detector):
 
         Raises:
             NothingExtracted: no run has reached the end of its stage.
+            RanElsewhere: the run was one of ``ddp_spawn`` and its like: save the vectors in it.
             ValueError: the method is not known, or needs what is not there: pairs, ``covariance``, ``keep_samples``.
         """
         method = method or self.method
@@ -220,6 +221,8 @@ class ContrastDetector(Detector):
         Raises:
             NothingExtracted: no held-out samples were scored since the vectors were extracted.
         """
+        if self.elsewhere is not None:
+            self.elsewhere.refuse("ContrastDetector")
         if not self._contrast.scores:
             todo = "held_out is None" if self.held_out is None else f"run {self.held_out.value} on labelled batches"
             raise NothingExtracted(f"no held-out samples were scored since {self.stage.value}: {todo}")
@@ -235,13 +238,14 @@ class ContrastDetector(Detector):
 
     def _finished(self) -> Extraction:
         """What the last run gave; in a bare loop, whose end nobody tells, what was seen until now."""
+        if self.elsewhere is not None:
+            self.elsewhere.refuse("ContrastDetector")
         if self._contrast.unfinished and self._moment is None:
             self._batch = None
             self._contrast.finish_extraction(self._layers, self._device)
         if self._contrast.unfinished or self._contrast.extraction is None:
             raise NothingExtracted(
-                f"{self!r} has no vectors: {self.stage.value} on batches with labels must reach its end first (vectors "
-                "of a ddp_spawn run stay in its processes; save them there)"
+                f"{self!r} has no vectors: {self.stage.value} on batches with labels must reach its end first"
             )
         return self._contrast.extraction
 

@@ -30,7 +30,8 @@ from mi_crow_lightning.metrics.activation import (
     statistics,
 )
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
-from mi_crow_lightning.metrics.buffers import split
+from mi_crow_lightning.metrics.buffers import join_buffers, split
+from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.summary import Group
 
@@ -115,10 +116,14 @@ class ActivationStatistics(Detector):
         given = {"histogram": self.histogram, "channel_rms": self.per_channel}
         return (*self.statistics, *(name for name, wanted in given.items() if wanted))
 
+    def share(self) -> Shares:
+        """The sums of the running stage."""
+        return self._metric(self._stage).shares()
+
     def readings(self) -> list[Reading]:
         """The readings of every layer that was seen in the running stage; one copy to the host for all."""
-        metric = self._metric(self.context.stage if self.context else None)
-        rows, channels = metric.split(metric.compute().cpu())
+        merged = self.over_ranks()
+        rows, channels = self._metric(self._stage).split(merged)
         values = {name: column.tolist() for name, column in statistics(rows).items()}
         readings: list[Reading] = []
         for index, layer in enumerate(self._layers):
@@ -139,7 +144,7 @@ class ActivationStatistics(Detector):
 
     def reset(self) -> None:
         """Forget what was seen in the running stage."""
-        self._metric(self.context.stage if self.context else None).reset()
+        self._metric(self._stage).reset()
 
     def state_dict(self) -> dict[str, Any]:
         """The switch, and what was seen since the last readings."""
@@ -160,6 +165,18 @@ class ActivationStatistics(Detector):
         if self.registered:  # else `prepare` takes it up
             self._restore()
 
+    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+        """Rank 0 goes on from what all ranks had seen together, the others from nothing."""
+        parts: dict[str, list[Tensor]] = {}
+        for state in states if rank == 0 else ():
+            for stage, rows in state["rows"].items():
+                buffer = torch.cat([rows.flatten(), state["channels"][stage].flatten()])
+                parts.setdefault(stage, []).append(buffer)
+        layers = len(states[0]["layers"])
+        joined = {stage: split(join_buffers(buffers, layers), layers) for stage, buffers in parts.items()}
+        rows, channels = ({stage: both[i] for stage, both in joined.items()} for i in range(2))
+        return {**super().joined_state(states, rank), "rows": rows, "channels": channels}
+
     def _restore(self) -> None:
         loaded, self._loaded = self._loaded, {}
         if not loaded.get("rows"):
@@ -172,6 +189,10 @@ class ActivationStatistics(Detector):
         for stage, rows in loaded["rows"].items():
             buffer = torch.cat([rows.flatten(), loaded["channels"][stage].flatten()])
             self._metric(Stage.of(stage) if stage else None).load(buffer)
+
+    @property
+    def _stage(self) -> Stage | None:
+        return self.context.stage if self.context is not None else None
 
     def _metric(self, stage: Stage | None) -> ActivationStatisticsMetric:
         key = stage.value if stage is not None else ""

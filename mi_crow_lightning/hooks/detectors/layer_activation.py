@@ -20,6 +20,8 @@ from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Schedule, Stage, When
 from mi_crow_lightning.metrics.activation import histogram, merge_all, statistics, summarize
+from mi_crow_lightning.metrics.collectives import Share, Shares
+from mi_crow_lightning.metrics.rows import Row, empty_rows
 
 __all__ = ["LayerActivationDetector"]
 
@@ -78,6 +80,7 @@ class LayerActivationDetector(Detector):
         self.device = torch.device(device) if device is not None else None
         self._held: dict[str, list[Tensor]] = {}
         self._unread: dict[str, Stage | None] = {}  # layers captured since the last reading, and in which stage
+        self._layers: list[str] = []
         self._several = False
 
     def default_schedule(self) -> When:
@@ -86,6 +89,7 @@ class LayerActivationDetector(Detector):
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
         """Forget what was held on other layers, or in the other form."""
+        self._layers = list(layers)
         several = len(layers) > 1
         if several is not self._several or not set(self._held) <= set(layers):
             self.clear_captured()
@@ -110,7 +114,13 @@ class LayerActivationDetector(Detector):
         self._publish(ctx.layer)
 
     def get_captured(self) -> Any:
-        """What ``tensor_metadata["activations"]`` holds; ``None`` if nothing was seen."""
+        """What ``tensor_metadata["activations"]`` holds; ``None`` if nothing was seen.
+
+        Raises:
+            RanElsewhere: the run was one of ``ddp_spawn`` and its like.
+        """
+        if self.elsewhere is not None:
+            self.elsewhere.refuse("get_captured()")
         return self.tensor_metadata.get("activations")
 
     def clear_captured(self) -> None:
@@ -129,14 +139,23 @@ class LayerActivationDetector(Detector):
 
         Layers that hold no floating-point numbers have none.
         """
-        stage = self.context.stage if self.context else None
+        rows = zip(self._layers, self.over_ranks(), strict=True)
         return [
-            reading
-            for layer, held in self._held.items()
-            if self._unread.get(layer, "read") is stage
-            and any(tensor.numel() and tensor.is_floating_point() for tensor in held)
-            for reading in _readings(layer, held)
+            reading for layer, row in rows if row[Row.COUNT] + row[Row.NONFINITE] for reading in _readings(layer, row)
         ]
+
+    def share(self) -> Shares:
+        """Sums of what is held, of layers that were seen since the last reading in the running stage."""
+        stage = self.context.stage if self.context is not None else None
+        rows = list(empty_rows(len(self._layers)))
+        for index, layer in enumerate(self._layers):
+            if self._unread.get(layer, "read") is stage:
+                held = [one for one in self._held[layer] if one.numel() and one.is_floating_point()]
+                parts = [summarize(one.flatten(0, -2) if one.dim() > 2 else one) for one in held]
+                rows[index] = merge_all(torch.stack(parts)) if parts else rows[index]
+        home = next((row.device for row in rows if row.device.type not in ("cpu", "mps")), torch.device("cpu"))
+        merged = yield Share(torch.stack([row.to(home) for row in rows]), merge_all)
+        return merged
 
     def reset(self) -> None:
         """Begin the next reading; what is held stays."""
@@ -167,13 +186,11 @@ def _bytes(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _readings(layer: str, held: list[Tensor]) -> list[Reading]:
-    row = merge_all(torch.stack([summarize(tensor).cpu() for tensor in held]))
+def _readings(layer: str, row: Tensor) -> list[Reading]:
     values = statistics(row)
-    norms = torch.cat([tensor.double().norm(dim=-1).flatten().cpu() for tensor in held])
     return [
         Reading(layer, "mean", values["mean"].item()),
         Reading(layer, "std", values["std"].item()),
-        Reading(layer, "token_norm", norms.mean().item()),
+        Reading(layer, "token_norm", values["token_norm_mean"].item()),
         Reading(layer, "histogram", histogram(row), "histogram"),
     ]

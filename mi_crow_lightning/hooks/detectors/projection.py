@@ -7,7 +7,7 @@ layer, direction and stage, and the projections of the last pass, are kept on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +24,9 @@ from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, ends_alike
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
-from mi_crow_lightning.metrics.projections import project, summarize_projections
+from mi_crow_lightning.metrics.projections import merge_projections, project, summarize_projections
 
 __all__ = ["ProjectionDetector"]
 
@@ -128,9 +129,13 @@ class ProjectionDetector(Detector):
         """``mean``, ``std``, ``min``, ``max`` and ``cosine`` of each direction, after its name if it has one."""
         return tuple(_joined(direction, name) for direction in self._directions for name in ProjectionValues._fields)
 
+    def share(self) -> Shares:
+        """The sums of the running stage."""
+        return self._sums.share(_key(self.context.stage if self.context else None))
+
     def readings(self) -> Iterator[Reading]:
         """The readings of every layer that was seen in the running stage; one copy to the host for all."""
-        of_layers = self._sums.values(_key(self.context.stage if self.context else None))
+        of_layers = self._sums.values_of(self.over_ranks())
         for layer, of_vectors in zip(self._layers, of_layers, strict=True):
             for vector, values in zip(self._directions, of_vectors, strict=True):
                 for name, value in values._asdict().items() if values is not None else ():
@@ -205,6 +210,15 @@ class ProjectionDetector(Detector):
         self._loaded = state
         if self.registered:  # else `prepare` takes it up
             self._restore()
+
+    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+        """Rank 0 goes on from what all ranks had seen together, the others from nothing."""
+        parts: dict[str, list[Tensor]] = {}
+        for state in states if rank == 0 else ():
+            for stage, rows in state["rows"].items():
+                parts.setdefault(stage, []).append(rows)
+        joined = {stage: merge_projections(torch.stack(rows)) for stage, rows in parts.items()}
+        return {**super().joined_state(states, rank), "rows": joined}
 
     def _restore(self) -> None:
         loaded, self._loaded = self._loaded, {}
