@@ -335,11 +335,10 @@ class HookCallback(pl.Callback):
             return
         moment = facts.moment_of(trainer, stage, 0, log_every_n_steps=self.log_every_n_steps)
         self._run.enter_stage(moment)
-        step = moment.step if stage is Stage.VALIDATE else self._run.batches_seen
-        self._write(trainer, self._run, step)
+        self._write(trainer, self._run, moment.step if stage is Stage.VALIDATE else None)
         self._run.check_that_hooks_ran(stage)
 
-    def _write(self, trainer: pl.Trainer, run: HookedRun, step: int) -> None:
+    def _write(self, trainer: pl.Trainer, run: HookedRun, step: int | None) -> None:
         """Readings go to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
         scalars = self._log.write(run, trainer.loggers, step, trainer.strategy.root_device)
         values = torch.tensor(list(scalars.values())).unbind()  # a tensor made for each would take four times as long

@@ -32,7 +32,8 @@ class HookedRun:
     Attributes:
         layers: the registry.
         effects: what the hooks changed.
-        batches_seen: batches of the running stage so far, over all its dataloaders.
+        batches_seen: batches of the running stage so far, over all its dataloaders; of several ranks on the one that
+            had most, once they have exchanged it.
 
     Raises:
         RegistrationError: a hook does not get onto its layers.
@@ -81,14 +82,16 @@ class HookedRun:
         of all.
         """
         assert self.moment is not None, "readings belong to a stage"
-        states = torch.tensor([[hook.is_off_by_failure, self.is_unread(hook)] for hook in self._hooks]).reshape(-1, 2)
+        states = [[hook.is_off_by_failure, self.is_unread(hook)] for hook in self._hooks]
         if is_distributed():
-            states = yield Share(states.double(), lambda ranks: ranks.amax(0))
-        for hook, failed in zip(self._hooks, states[:, 0].tolist(), strict=True):
+            mine = torch.tensor([[self.batches_seen, 0], *states], dtype=torch.float64)
+            (batches, _), *states = (yield Share(mine, lambda ranks: ranks.amax(0))).tolist()
+            self.batches_seen = int(batches)
+        for hook, (failed, _) in zip(self._hooks, states, strict=True):
             if failed and not hook.is_off_by_failure:
                 _warn_of_failure_elsewhere(hook)
                 hook.switch_off_after_pass()
-        unread = [hook for hook, (failed, on) in zip(self._hooks, states.tolist(), strict=True) if on and not failed]
+        unread = [hook for hook, (failed, on) in zip(self._hooks, states, strict=True) if on and not failed]
         for hook in unread:
             self._unread[hook.id].discard(self.moment.stage)
         return {hook.id for hook in unread}

@@ -55,7 +55,7 @@ class ReadingsLog:
         self,
         run: HookedRun,
         loggers: Sequence[MetricsLogger],
-        step: int,
+        step: int | None = None,
         device: torch.device | None = None,
     ) -> dict[str, float]:
         """Write the readings of all detectors in the running stage, and what hooks changed; begin the next ones.
@@ -65,7 +65,7 @@ class ReadingsLog:
         Args:
             run: the hooks.
             loggers: where to; may be empty.
-            step: the position on the x axis.
+            step: the position on the x axis; ``None`` for the number of batches that the stage had.
             device: where ranks exchange tensors; ``None`` for where these are.
 
         Returns:
@@ -73,7 +73,9 @@ class ReadingsLog:
         """
         assert run.moment is not None, "readings belong to a stage"
         stage = run.moment.stage.value
-        read = LoggedStep(stage, step, list(self._take_readings(run, device)))
+        readings = list(self._take_readings(run, device))
+        step = step if step is not None else run.batches_seen
+        read = LoggedStep(stage, step, readings)
         if not read.tagged:
             return {}
         _refuse_shared_tags(read.tagged)

@@ -26,6 +26,7 @@ __all__ = [
     "moment_of",
     "name_of_run",
     "refuse_compiled",
+    "refuse_ranks_left_out",
     "refuse_tensor_parallel",
     "samples_of_batch",
     "spawns",
@@ -65,6 +66,21 @@ def refuse_tensor_parallel(trainer: pl.Trainer) -> None:
     refusal = tensor_parallel_refusal(trainer)
     if refusal is not None:
         raise RegistrationError(refusal)
+
+
+def refuse_ranks_left_out(trainer: pl.Trainer) -> None:
+    """Refuse what lets a rank without data skip a loop, in which the others would wait for its share of the readings.
+
+    Raises:
+        RegistrationError: it is switched on, and there are several ranks.
+    """
+    owners = [owner for owner in (trainer.lightning_module, vars(trainer).get("datamodule")) if owner is not None]
+    if trainer.world_size > 1 and any(owner.allow_zero_length_dataloader_with_multiple_devices for owner in owners):
+        raise RegistrationError(
+            "allow_zero_length_dataloader_with_multiple_devices=True: Lightning leaves a rank without data out of the "
+            "loop, and the others would wait for it to exchange readings. Leave it False, and give each rank a batch, "
+            "or an IterableDataset without a length."
+        )
 
 
 def tensor_parallel_refusal(trainer: pl.Trainer) -> str | None:

@@ -31,6 +31,7 @@ def refusals(
         lambda: facts.refuse_compiled(pl_module, layers.hooked_modules()),
         lambda: _refuse_replicas(pl_module, layers.hooked_modules()),
         lambda: facts.refuse_tensor_parallel(trainer),
+        lambda: facts.refuse_ranks_left_out(trainer),
         lambda: refuse_shared_tags(registries),
     ]
     return [error for check in checks if (error := _refusal(check)) is not None]

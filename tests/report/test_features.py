@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -119,24 +118,30 @@ def sharded() -> ModelParallelStrategy:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "run", "steers", "value", "support"),
+    ("strategy", "value", "support"),
     [
-        ("auto", "fit", True, "SingleDeviceStrategy, 1 process", SUPPORTED),
-        ("ddp", "fit", False, "DDPStrategy, 2 processes", SUPPORTED),
-        ("ddp", "predict", True, "DDPStrategy, 2 processes", SUPPORTED),
-        ("ddp", "fit", True, "DDPStrategy, 2 processes", UNTESTED),
-        ("ddp_spawn", "fit", False, "DDPStrategy, 2 processes", UNTESTED),
-        (sharded, "fit", False, "ModelParallelStrategy, 2 processes", SUPPORTED),
-        (sharded, "predict", True, "ModelParallelStrategy, 2 processes", UNTESTED),
+        ("auto", "SingleDeviceStrategy, 1 process", SUPPORTED),
+        ("ddp", "DDPStrategy, 2 processes", SUPPORTED),
+        ("ddp_spawn", "DDPStrategy, 2 processes", DEGRADED),
+        ("ddp_fork", "DDPStrategy, 2 processes", DEGRADED),
+        ("ddp_notebook", "DDPStrategy, 2 processes", DEGRADED),
+        (sharded, "ModelParallelStrategy, 2 processes", SUPPORTED),
     ],
 )
-def test_strategies(strategy: Any, run: str, steers: bool, value: str, support: Support) -> None:
+def test_strategies(strategy: Any, value: str, support: Support) -> None:
     made = strategy() if callable(strategy) else strategy
-    runner = trainer(strategy=made, devices=1 if strategy == "auto" else 2)
-    runner.state.fn = TrainerFn.FITTING if run == "fit" else TrainerFn.PREDICTING  # processes are not started for this
-    feature = trainer_features.strategy(runner, steers)
+    feature = trainer_features.strategy(trainer(strategy=made, devices=1 if strategy == "auto" else 2))
     assert (feature.value, feature.support) == (value, support)
     assert bool(feature.note) == (strategy != "auto")
+
+
+def test_replicas_in_threads_are_refused() -> None:
+    module = module_of()
+    module.model = nn.DataParallel(module.model)
+    watch = watching(ActivationStatistics("model.3"))
+    with pytest.raises(RegistrationError, match="inside of torch.nn.DataParallel, which runs copies of it in threads"):
+        fit(module, data_of(), watch)
+    assert len(watch.report().refusals) == 1
 
 
 class OwnStrategy(SingleDeviceStrategy):
@@ -144,7 +149,7 @@ class OwnStrategy(SingleDeviceStrategy):
 
 
 def test_a_strategy_that_no_test_runs_is_untested() -> None:
-    feature = trainer_features.strategy(trainer(strategy=OwnStrategy("cpu")), steers=False)
+    feature = trainer_features.strategy(trainer(strategy=OwnStrategy("cpu")))
     assert feature == Feature("strategy", "OwnStrategy, 1 process", UNTESTED)
 
 

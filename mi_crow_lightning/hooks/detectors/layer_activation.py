@@ -153,8 +153,8 @@ class LayerActivationDetector(Detector):
                 held = [one for one in self._held[layer] if one.numel() and one.is_floating_point()]
                 parts = [summarize(one.flatten(0, -2) if one.dim() > 2 else one) for one in held]
                 rows[index] = merge_all(torch.stack(parts)) if parts else rows[index]
-        home = next((row.device for row in rows if row.device.type not in ("cpu", "mps")), torch.device("cpu"))
-        merged = yield Share(torch.stack([row.to(home) for row in rows]), merge_all)
+        home = next((row.device for row in rows if row.device.type != "cpu"), torch.device("cpu"))
+        merged = yield Share(torch.stack([row if row.device == home else row.to(home) for row in rows]), merge_all)
         return merged
 
     def reset(self) -> None:
