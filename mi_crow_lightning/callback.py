@@ -241,9 +241,8 @@ class HookCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Switches and what was seen since the last readings, by hook; where there are several ranks, all must ask."""
-        hooks = {key: hook.state_dict() for key, hook in state_keys([*self.detectors, *self.controllers]).items()}
-        # A rank that broke off is alone.
-        first, *others = [hooks] if self._interrupted else of_all_ranks(hooks)
+        hooks = state_keys([*self.detectors, *self.controllers])
+        first, *others = of_all_ranks(hooks, alone=self._interrupted)
         return {"version": _STATE_VERSION, "hooks": first, **({"other_ranks": others} if others else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -61,6 +61,8 @@ class Hook:
         ValueError, TypeError: an argument is not one of those named above.
     """
 
+    alike_on_all_ranks = False  # whether `state_dict` gives the same on each, so that checkpoints need but one
+
     # A class that does both, in whatever order it names its bases, has both.
     _observes = False
     _edits = False

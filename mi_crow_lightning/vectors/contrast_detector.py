@@ -77,6 +77,8 @@ class ContrastDetector(Detector):
     tensor([5., 1.])
     """
 
+    alike_on_all_ranks = True
+
     def __init__(
         self,
         layer_signature: str | int | None = None,
