@@ -272,17 +272,19 @@ def main(folder: str, fails_on: str = "") -> None:
 
 
 def all_runs(ddp: Callable[..., pl.Trainer], folder: str) -> None:
-    found = {
+    found: dict[str, Any] = {
         "ddp": steered(ddp),
         "uneven": evaluated(ddp, UNEVEN),
         "empty": evaluated(ddp, EMPTY),
         "failing": failing(ddp),
         "counted": [counted(ddp, layers) for layers in ("block:0", "block:*")],
-        "interrupted": interrupted(ddp, folder),
     }
+    found["ddp"]["interrupted"] = interrupted(ddp, folder)
     found["left out"] = refused(ddp, may_be_left_out=True)
     logged(ddp, folder)
-    found["sharded"] = steered(on_two(lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)))
+    sharded = on_two(lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1))
+    found["sharded"] = steered(sharded)
+    found["sharded"]["interrupted"] = interrupted(sharded, f"{folder}/sharded")
     found["split"] = refused(on_two(lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2)))
     torch.save(found, f"{folder}/{torch.distributed.get_rank()}.pt")
 
