@@ -225,8 +225,8 @@ def interrupted(make: Callable[..., pl.Trainer], folder: str) -> dict[str, Any]:
 
 def watching() -> HookCallback:
     """What `interrupted` watches."""
-    both = ActivationStatistics("block:*", hook_id="statistics"), ProjectionDetector(LAYER, V, hook_id="along")
-    return HookCallback(list(both), name="watch")
+    statistics = ActivationStatistics("block:*", hook_id="statistics", schedule=ALWAYS)
+    return HookCallback([statistics, ProjectionDetector(LAYER, V, hook_id="along", schedule=ALWAYS)], name="watch")
 
 
 def logged(make: Callable[..., pl.Trainer], folder: str) -> None:
