@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.callback_arguments import (
@@ -86,7 +85,7 @@ class HookCallback(pl.Callback):
         name: str | None = None,
         log_every_n_steps: int | None = None,
         scalars: Literal["auto", "all", "summary", "none"] = "auto",
-        token_mask: Callable[[Any], Tensor] | None = None,
+        token_mask: Callable[[Any], Any] | None = None,
         dry_run: bool = False,
     ) -> None:
         self.detectors, self.controllers = check_hooks(detectors, controllers)

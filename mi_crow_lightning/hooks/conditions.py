@@ -14,10 +14,11 @@ from mi_crow_lightning.hooks.context import HookContext
 
 __all__ = ["Condition", "where_both"]
 
-Condition: TypeAlias = Callable[[Tensor, HookContext], "Tensor | bool"]
+# Any, because in a configuration file jsonargparse would take only functions that are annotated to return a Tensor.
+Condition: TypeAlias = Callable[[Tensor, HookContext], Any]
 """What ``when=`` is: from an activation and the context to ``True`` where it is to be edited.
 
-A bool tensor, ``(B,)`` for samples or ``(B, T)`` for tokens, or one bool for all.
+It returns a bool tensor, ``(B,)`` for samples or ``(B, T)`` for tokens, or one bool for all.
 """
 
 

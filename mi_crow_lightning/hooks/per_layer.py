@@ -7,29 +7,35 @@ LightningModule around it), so a layer is looked up by its name, then by a name 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks.context import HookContext
 
-__all__ = ["Casts", "PerLayer", "ends_alike"]
+__all__ = ["Casts", "PerLayer", "Vector", "ends_alike"]
 
 V = TypeVar("V")
+
+Vector: TypeAlias = str | Path | Tensor | Mapping[int, Tensor] | Mapping[str, Tensor]
+"""What ``vector=`` may be: ``(D,)``; such vectors by layer; or the path of a file that `SteeringVector.save` wrote."""
 
 
 class PerLayer(Generic[V]):
     """One value for all layers, or a mapping from layer to value.
 
     Args:
-        given: the value, or a mapping whose keys are block indices or layer names.
+        given: the value, or a mapping whose keys are block indices or layer names, or the path of a steering
+            vector's file.
         name: what it was given as, for messages.
         check: from one given value, and its name, to what is kept of it; raises where it is wrong.
 
     Raises:
         TypeError, ValueError: a key is no layer, the mapping is empty, or ``check`` refuses a value.
+        FileNotFoundError, VectorFileError: there is no such file, or it holds no steering vector.
 
     >>> values = PerLayer({"layers.1": 5, 2: 7}, "value", lambda value, name: value)
     >>> values.of("model.layers.1", 1), values.of("model.layers.2.mlp", 2)
@@ -39,6 +45,7 @@ class PerLayer(Generic[V]):
     def __init__(self, given: Any, name: str, check: Callable[[Any, str], V]) -> None:
         self.name = name
         self.value: V | dict[int | str, V]
+        given = _from_file(given, name) if isinstance(given, (str, Path)) else given
         if isinstance(given, Mapping):
             if not given:
                 raise ValueError(f"{name} is an empty mapping: give a value for each layer, or one for all")
@@ -84,6 +91,16 @@ class PerLayer(Generic[V]):
         """
         for layer, index in blocks.items():
             self.of(layer, index)
+
+
+def _from_file(path: str | Path, name: str) -> Mapping[str, Tensor]:
+    # The one place where a hook meets the disk, and only when it is asked to.
+    from mi_crow_lightning.vectors.steering_vector import SteeringVector
+
+    try:
+        return SteeringVector.load(path)
+    except (FileNotFoundError, VectorFileError) as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _layer(key: Any, name: str) -> int | str:

@@ -7,7 +7,7 @@ schedules join with ``&``, ``|`` and ``~``. The hook's own ``enable()`` / ``disa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -104,8 +104,8 @@ class Schedule(When):
     def __init__(
         self,
         stages: str | Stage | Iterable[str | Stage] | None = None,
-        epochs: int | Iterable[int] | None = None,
-        batches: int | Iterable[int] | None = None,
+        epochs: int | range | Iterable[int] | None = None,
+        batches: int | range | Iterable[int] | None = None,
         every_n_epochs: int | None = None,
         every_n_batches: int | None = None,
         every_n_steps: int | None = None,
@@ -163,10 +163,18 @@ class LoggedSteps(When):
 
 
 class AllOf(When):
-    """On where all of ``schedules`` are."""
+    """On where all of some schedules are: ``one & other``.
 
-    def __init__(self, *schedules: When) -> None:
-        self.schedules = _whens("AllOf", schedules)
+    Args:
+        *parts: the schedules.
+        schedules: more of them; for configuration files, which know arguments by name alone.
+
+    Raises:
+        TypeError, ValueError: there is none, or one is no schedule.
+    """
+
+    def __init__(self, *parts: When, schedules: Sequence[When] = ()) -> None:
+        self.schedules = _whens("AllOf", (*parts, *schedules))
 
     def due(self, moment: Moment) -> bool:
         """Whether every one of them is due."""
@@ -177,10 +185,10 @@ class AllOf(When):
 
 
 class AnyOf(When):
-    """On where at least one of ``schedules`` is."""
+    """On where at least one of some schedules is: ``one | other``. Its arguments are those of `AllOf`."""
 
-    def __init__(self, *schedules: When) -> None:
-        self.schedules = _whens("AnyOf", schedules)
+    def __init__(self, *parts: When, schedules: Sequence[When] = ()) -> None:
+        self.schedules = _whens("AnyOf", (*parts, *schedules))
 
     def due(self, moment: Moment) -> bool:
         """Whether one of them is due."""
@@ -191,7 +199,7 @@ class AnyOf(When):
 
 
 class Not(When):
-    """On where ``schedule`` is off."""
+    """On where ``schedule`` is off: ``~schedule``."""
 
     def __init__(self, schedule: When) -> None:
         (self.schedule,) = _whens("Not", (schedule,))

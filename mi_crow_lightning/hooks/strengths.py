@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
 
 __all__ = ["Strength", "Strengths", "reads_batch"]
 
+# Any, because in a configuration file jsonargparse would take only functions that are annotated to return a Tensor.
 Strength: TypeAlias = (
-    float | Tensor | str | Mapping[int, float] | Mapping[str, float] | Callable[[HookContext], float | Tensor]
+    float | Literal["batch"] | Tensor | Mapping[int, float] | Mapping[str, float] | Callable[[HookContext], Any]
 )
 """What ``strength=`` may be: see `Strengths`."""
 

@@ -19,13 +19,15 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.padding import real_tokens
 from mi_crow_lightning.hooks.spans import Span
 
-__all__ = ["Tokens", "put_where"]
+__all__ = ["AllOf", "AnyOf", "Not", "Tokens", "put_where"]
 
 _NAMES = ("all", "prompt", "generated", "last")
 
 
 class Tokens:
     """A choice of positions. Exactly one of the arguments is given; choices are joined by ``&``, ``|`` and ``~``.
+
+    In a configuration file they are joined by this module's `AllOf`, `AnyOf` and `Not`.
 
     Positions count real tokens from 0, across decode steps; negative ones count from the end of the prompt, so
     ``-1`` is its last token. In training all tokens are prompt. Where several texts are packed in a row, and the
@@ -62,7 +64,7 @@ class Tokens:
         positions: Iterable[int] | None = None,
         window: Sequence[int | None] | None = None,
         ids: Iterable[int] | None = None,
-        where: Callable[[Tensor, HookContext], Tensor] | None = None,
+        where: Callable[[Tensor, HookContext], Any] | None = None,
     ) -> None:
         given = dict(which=which, positions=positions, window=window, ids=ids, where=where)
         chosen = {name: value for name, value in given.items() if value is not None} or {"which": "all"}
@@ -127,32 +129,26 @@ class Tokens:
         return repr(self.value) if self.kind == "which" else repr(self)
 
     def __and__(self, other: Tokens) -> Tokens:
-        return _Joined("&", self, other)
+        return AllOf(self, _choice(f"{self!r} & {other!r}", other))
 
     def __or__(self, other: Tokens) -> Tokens:
-        return _Joined("|", self, other)
+        return AnyOf(self, _choice(f"{self!r} | {other!r}", other))
 
     def __invert__(self) -> Tokens:
-        return _Others(self)
+        return Not(self)
 
     def __repr__(self) -> str:
         return f"Tokens({self.value!r})" if self.kind == "which" else f"Tokens({self.kind}={self.value!r})"
 
 
 class _Joined(Tokens):
-    """Both choices, or either."""
+    value: tuple[Tokens, ...]
 
-    value: tuple[Tokens, Tokens]
-
-    def __init__(self, sign: str, left: Tokens, right: Tokens) -> None:
-        if not isinstance(right, Tokens):
-            raise TypeError(f"{left!r} {sign} {right!r}: both must be Tokens(...)")
-        self.kind, self.value = sign, (left, right)
-
-    def _choose(self, span: Span, editing: bool) -> Tensor:
-        left, right = self.value
-        one, other = left._choose(span, editing), right._choose(span, editing)
-        return one & other if self.kind == "&" else one | other
+    def __init__(self, *parts: Tokens | str, choices: Sequence[Tokens | str] = ()) -> None:
+        given = (*parts, *choices)
+        if not given:
+            raise ValueError(f"{type(self).__name__}() needs at least one choice of tokens")
+        self.value = tuple(Tokens.of(choice) for choice in given)
 
     def __repr__(self) -> str:
         parts = [
@@ -161,19 +157,54 @@ class _Joined(Tokens):
         return f" {self.kind} ".join(parts)
 
 
-class _Others(Tokens):
-    """The real tokens that are not chosen."""
+class AllOf(_Joined):
+    """The positions that all of some choices have: ``one & other``.
+
+    Args:
+        *parts: the choices, `Tokens` or names.
+        choices: more of them; for configuration files, which know arguments by name alone.
+
+    Raises:
+        TypeError, ValueError: there is none, or one is no choice.
+
+    >>> AllOf(choices=["generated", Tokens(ids={2})])
+    Tokens('generated') & Tokens(ids=[2])
+    """
+
+    kind = "&"
+
+    def _choose(self, span: Span, editing: bool) -> Tensor:
+        return torch.stack([choice._choose(span, editing) for choice in self.value]).all(0)
+
+
+class AnyOf(_Joined):
+    """The positions that at least one of some choices has: ``one | other``. Its arguments are those of `AllOf`."""
+
+    kind = "|"
+
+    def _choose(self, span: Span, editing: bool) -> Tensor:
+        return torch.stack([choice._choose(span, editing) for choice in self.value]).any(0)
+
+
+class Not(Tokens):
+    """The real tokens that a choice, `Tokens` or a name, leaves out: ``~choice``."""
 
     value: Tokens
 
-    def __init__(self, inner: Tokens) -> None:
-        self.kind, self.value = "~", inner
+    def __init__(self, choice: Tokens | str) -> None:
+        self.kind, self.value = "~", Tokens.of(choice)
 
     def _choose(self, span: Span, editing: bool) -> Tensor:
         return span.real & ~self.value._choose(span, editing)
 
     def __repr__(self) -> str:
         return f"~({self.value!r})" if isinstance(self.value, _Joined) else f"~{self.value!r}"
+
+
+def _choice(joined: str, other: object) -> Tokens:
+    if not isinstance(other, Tokens):
+        raise TypeError(f"{joined}: both must be Tokens(...)")
+    return other
 
 
 def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:

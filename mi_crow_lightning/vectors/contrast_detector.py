@@ -60,8 +60,8 @@ class ContrastDetector(Detector):
         held_out: where they are scored; ``None`` for nowhere.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
-        **options: ``name``, ``before_edits``, ``schedule``, ``on_error``, see `Detector`; ``on_error`` is ``"raise"``
-            by default.
+        on_error: see `Hook`; a run that is to give a vector has failed without it.
+        **options: ``name``, ``before_edits``, ``schedule``, see `Detector`.
 
     Raises:
         ValueError, TypeError: an argument is not one of those named above.
@@ -95,10 +95,10 @@ class ContrastDetector(Detector):
         held_out: str | Stage | None = "validate",
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
+        on_error: str | None = "raise",
         **options: Any,
     ) -> None:
-        # A run that is to give a vector has failed without it.
-        super().__init__(layer_signature, hook_type, hook_id, **{"on_error": "raise", **options})
+        super().__init__(layer_signature, hook_type, hook_id, on_error=on_error, **options)
         _check_method(method, covariance, keep_samples)
         if isinstance(classes, str) or len(classes) != 2 or classes[0] == classes[1]:
             raise ValueError(f"classes={classes!r} must be two: the negative and the positive class")

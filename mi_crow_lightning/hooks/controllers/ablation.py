@@ -14,7 +14,7 @@ from torch import Tensor
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import check_width, orthonormal_basis
 from mi_crow_lightning.hooks.edits import added
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
 from mi_crow_lightning.hooks.token_controller import TokenController
 from mi_crow_lightning.metrics.projections import onto, project
 
@@ -29,8 +29,8 @@ class AblationController(TokenController):
     Args:
         layer_signature: which layers.
         vector: ``(D,)``, a direction, or ``(K, D)``, directions that span a subspace; or a mapping from layer
-            (block index or name) to these. Lengths do not matter. Rows that depend on others add nothing to the
-            subspace, so they change nothing.
+            (block index or name) to these, or the path of a `SteeringVector`'s file. Lengths do not matter. Rows that
+            depend on others add nothing to the subspace, so they change nothing.
         **options: ``strength``, the share that is taken out (1 is all), ``tokens``, ``when``, ``preserve_norm``, see
             `TokenController`; ``hook_type``, ``hook_id``, ``schedule``, ``on_error``, see `Hook`.
 
@@ -48,7 +48,7 @@ class AblationController(TokenController):
     def __init__(
         self,
         layer_signature: str | int | None,
-        vector: Tensor | Mapping[int, Tensor] | Mapping[str, Tensor],
+        vector: Vector,
         **options: Any,
     ) -> None:
         super().__init__(layer_signature, **options)

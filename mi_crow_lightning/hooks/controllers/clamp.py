@@ -16,7 +16,7 @@ from torch import Tensor
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import check_width, unit_vector
 from mi_crow_lightning.hooks.edits import added
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
 from mi_crow_lightning.hooks.token_controller import TokenController
 from mi_crow_lightning.metrics.projections import project
 
@@ -32,7 +32,7 @@ class ClampController(TokenController):
     Args:
         layer_signature: which layers.
         vector: ``(D,)``, the direction; its length does not matter; or a mapping from layer (block index or name)
-            to directions.
+            to directions, or the path of a `SteeringVector`'s file.
         value: what the projection becomes, in units of the activation.
         low: the least that it may be, instead of ``value``.
         high: the most that it may be, instead of ``value``.
@@ -56,7 +56,7 @@ class ClampController(TokenController):
     def __init__(
         self,
         layer_signature: str | int | None,
-        vector: Tensor | Mapping[int, Tensor] | Mapping[str, Tensor],
+        vector: Vector,
         value: float | None = None,
         *,
         low: float | None = None,

@@ -44,7 +44,7 @@ class FunctionController(TokenController):
     def __init__(
         self,
         layer_signature: str | int | None,
-        function: Callable[[Tensor], Tensor],
+        function: Callable[[Tensor], Any],
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
         **options: Any,

@@ -6,6 +6,7 @@ The stored activations lie in memory, on the layer's device once they were used.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -44,7 +45,8 @@ class PatchController(TokenController):
     Args:
         layer_signature: which layers.
         source: the stored activations; or a mapping from layer (block index or name) to these, as
-            ``LayerActivationDetector.get_captured()`` gives for several layers.
+            ``LayerActivationDetector.get_captured()`` gives for several layers; or the path of a `SteeringVector`'s
+            file.
         **options: ``strength``, the share of the change (1 is all), ``tokens``, ``when``, ``preserve_norm``, see
             `TokenController`; ``hook_type``, ``hook_id``, ``schedule``, ``on_error``, see `Hook`.
 
@@ -62,7 +64,7 @@ class PatchController(TokenController):
     def __init__(
         self,
         layer_signature: str | int | None,
-        source: Stored | Mapping[int, Stored] | Mapping[str, Stored],
+        source: str | Path | Stored | Mapping[int, Stored] | Mapping[str, Stored],
         **options: Any,
     ) -> None:
         super().__init__(layer_signature, **options)

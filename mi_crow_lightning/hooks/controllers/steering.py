@@ -16,7 +16,7 @@ from torch import Tensor
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import check_width, checked_vector
 from mi_crow_lightning.hooks.edits import added
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
 from mi_crow_lightning.hooks.strengths import Strength
 from mi_crow_lightning.hooks.token_controller import TokenController
 from mi_crow_lightning.hooks.tokens import Tokens
@@ -33,7 +33,8 @@ class SteeringController(TokenController):
     Args:
         layer_signature: which layers.
         vector: ``(D,)``, the direction, with its length; or a mapping from layer (block index or name) to such
-            vectors, as a `SteeringVector` is. Like the strength it may be changed between batches.
+            vectors, as a `SteeringVector` is, or the path of one's file. Like the strength it may be changed between
+            batches.
         strength: how much of it, negative to steer away; its forms are those of `TokenController`.
         tokens: ``"all"``, ``"prompt"``, ``"generated"``, ``"last"``, or `Tokens`.
         **options: ``when``, ``preserve_norm``, see `TokenController`; ``hook_type``, ``hook_id``, ``schedule``,
@@ -53,7 +54,7 @@ class SteeringController(TokenController):
     def __init__(
         self,
         layer_signature: str | int | None,
-        vector: Tensor | Mapping[int, Tensor] | Mapping[str, Tensor],
+        vector: Vector,
         strength: Strength = 1.0,
         tokens: Tokens | str = "all",
         **options: Any,
@@ -68,7 +69,7 @@ class SteeringController(TokenController):
         return self._vectors.value
 
     @vector.setter
-    def vector(self, value: Tensor | Mapping[int, Tensor] | Mapping[str, Tensor]) -> None:
+    def vector(self, value: Vector) -> None:
         self._vectors = PerLayer(value, "vector", checked_vector)
         self._casts.clear()
 

@@ -20,7 +20,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.directions import check_width, unit_vector
 from mi_crow_lightning.hooks.last_pass import LastPass
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, ends_alike
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, ends_alike
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
@@ -29,8 +29,6 @@ from mi_crow_lightning.metrics.projection_sums import ProjectionSums, Projection
 from mi_crow_lightning.metrics.projections import merge_projections, project, summarize_projections
 
 __all__ = ["ProjectionDetector"]
-
-_Vector = Tensor | Mapping[int, Tensor] | Mapping[str, Tensor]
 
 
 class ProjectionDetector(Detector):
@@ -42,7 +40,8 @@ class ProjectionDetector(Detector):
 
     Args:
         layer_signature: which layers.
-        vector: ``(D,)``, a direction, or a mapping from layer (block index or name) to directions.
+        vector: ``(D,)``, a direction, or a mapping from layer (block index or name) to directions, or the path of a
+            `SteeringVector`'s file.
         vectors: several of these by name, instead of ``vector``; the names become part of the readings' names.
         tokens: which positions are read.
         **options: ``name``, ``before_edits``, see `Detector`; ``hook_type``, ``hook_id``, ``schedule``, ``on_error``,
@@ -64,9 +63,9 @@ class ProjectionDetector(Detector):
     def __init__(
         self,
         layer_signature: str | int | None = None,
-        vector: _Vector | None = None,
+        vector: Vector | None = None,
         *,
-        vectors: Mapping[str, _Vector] | None = None,
+        vectors: Mapping[str, Vector] | None = None,
         tokens: Tokens | str = "all",
         **options: Any,
     ) -> None:
@@ -279,7 +278,7 @@ def _joined(direction: str, name: str) -> str:
     return f"{direction}_{name}" if direction else name
 
 
-def _checked(vector: _Vector | None, vectors: Mapping[str, _Vector] | None) -> dict[str, PerLayer[Tensor]]:
+def _checked(vector: Vector | None, vectors: Mapping[str, Vector] | None) -> dict[str, PerLayer[Tensor]]:
     if (vector is None) == (vectors is None):
         raise ValueError("give vector=, a direction, or vectors=, several of them by name; one of the two")
     if vectors is None:
