@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         SteeringController,
         TokenController,
         Tokens,
+        attached,
     )
     from mi_crow_lightning.language_model import CausalLMModule, LanguageModel, PredictionWriter, by_strength
     from mi_crow_lightning.store import LocalStore
@@ -89,6 +90,7 @@ _SOURCES = {
             "SteeringController",
             "TokenController",
             "Tokens",
+            "attached",
         ],
         f"{_HERE}.hooks",
     ),
@@ -138,6 +140,7 @@ __all__ = [
     "SteeringVector",
     "TokenController",
     "Tokens",
+    "attached",
     "by_strength",
 ]
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning.errors import NeverFired
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.never_ran import tell_of_silent
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
 
@@ -139,20 +139,12 @@ class HookedRun:
         """
         for hook in self._hooks:
             sites = self.layers.sites(hook)
-            silent = [site.match.name for site in sites if stage not in site.fired]
+            silent = [site for site in sites if stage not in site.fired]
             if stage not in self._was_on[hook.id]:
                 continue
             if len(silent) < len(sites) and isinstance(hook, Controller) and self._should_have_edited(hook, stage):
                 _warn_of_no_edit(hook, stage)
-            if not silent:
-                continue
-            message = (
-                f"{hook!r} was on in stage {stage.value!r}, but these of its {len(sites)} layers never ran: "
-                f"{', '.join(silent[:8])}{', ...' if len(silent) > 8 else ''}"
-            )
-            if hook.edits and len(silent) == len(sites):
-                raise NeverFired(f"{message}. Nothing was edited; choose layers that the stage runs.")
-            warnings.warn(message, stacklevel=2)
+            tell_of_silent(hook, sites, silent, f"stage {stage.value!r}")
 
 
 def _warn_of_failure_elsewhere(hook: Hook) -> None:

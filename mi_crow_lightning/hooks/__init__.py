@@ -1,6 +1,7 @@
 """Hooks on the layers of any torch module: watch activations, or change them.
 
 =========================  ===========================================================================
+`attached`                 puts hooks on a model for the length of a ``with`` block
 `Layers`                   the registry: put hooks on layers, switch them, take them off
 `Detector`                 a hook that observes: override ``observe(x, ctx)``
 `Controller`               a hook that edits: override ``edit(x, ctx)``
@@ -20,9 +21,8 @@
 
 ::
 
-    layers = Layers(model)
-    layers.register_hook("block:3", detector)
-    model(**batch)
+    with attached(model, [detector, controller]):
+        model(**batch)
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from mi_crow_lightning._lazy import lazy_attribute
 
 if TYPE_CHECKING:
     from mi_crow_lightning.errors import HookError
+    from mi_crow_lightning.hooks.attaching import attached
     from mi_crow_lightning.hooks.context import HookContext
     from mi_crow_lightning.hooks.controller import Controller
     from mi_crow_lightning.hooks.controllers.ablation import AblationController
@@ -75,6 +76,7 @@ _SOURCES = {
     "ProjectionDetector": f"{_HOOKS}.detectors.projection",
     "TokenController": f"{_HOOKS}.token_controller",
     "Tokens": f"{_HOOKS}.tokens",
+    "attached": f"{_HOOKS}.attaching",
 }
 
 __all__ = [
@@ -104,6 +106,7 @@ __all__ = [
     "SteeringController",
     "TokenController",
     "Tokens",
+    "attached",
 ]
 
 

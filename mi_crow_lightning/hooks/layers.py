@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from mi_crow_lightning.errors import HookError, RegistrationError, WrittenInPlace
 from mi_crow_lightning.hooks.addressing import Match, resolve
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.error_policy import act_on
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.names import ModuleTree
 from mi_crow_lightning.hooks.passes import Passes
+from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.rules import refuse_same_kind_on_layer, refuse_scripted, refuse_unfit
 from mi_crow_lightning.hooks.schedules import Moment
 from mi_crow_lightning.hooks.sites import Registration, Site
@@ -249,6 +252,17 @@ class Layers:
         if hook.id in self._registrations:
             self._registrations[hook.id].refresh()
 
+    def take_readings(self) -> list[Reading]:
+        """What the detectors saw since this was last called, in the order of their registration; they begin anew.
+
+        Where several processes run, all must call it: it gives each the readings of what all have seen.
+        """
+        taken: list[Reading] = []
+        for detector in self.get_hooks():
+            if isinstance(detector, Detector):
+                taken += self.call(detector, partial(_readings_of, detector)) or []
+        return taken
+
     def call(self, hook: Hook, function: Callable[[], _T]) -> _T | None:
         """Call something of a hook's outside of a pass; what it raises is dealt with as in a pass.
 
@@ -303,6 +317,12 @@ class Layers:
         if hook.on_error is not None:
             return hook.on_error
         return self._on_error(hook) if callable(self._on_error) else self._on_error
+
+
+def _readings_of(detector: Detector) -> list[Reading]:
+    readings = list(detector.readings())
+    detector.reset()
+    return readings
 
 
 def _id(hook_or_id: Hook | str) -> str:

@@ -1,6 +1,6 @@
 """Names of layers: those of ``named_modules()`` without the prefixes that wrappers add.
 
-``torch.compile``, FSDP, activation checkpointing, DDP, weight averaging and PEFT wrap modules and put a
+``torch.compile``, FSDP, activation checkpointing, DDP, weight averaging, Fabric and PEFT wrap modules and put a
 segment of their own into the names. A user addresses, and reads in tags, the names of the bare model.
 """
 
@@ -16,6 +16,8 @@ _WRAPPER_CLASSES = {
     "module": ("DistributedDataParallel", "DataParallel", "AveragedModel"),
     "base_model": ("PeftModel",),
     "model": ("BaseTuner",),
+    "_forward_module": ("_FabricModule",),
+    "_original_module": ("_FabricModule",),
 }
 
 

@@ -1,0 +1,61 @@
+"""Hooks on a model for as long as a block runs: for Fabric, a loop of your own, a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.never_ran import tell_of_silent
+
+__all__ = ["attached"]
+
+
+@contextmanager
+def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]:
+    """Put hooks on a model, and take them off when the block ends, however it ends.
+
+    A hook is on in every pass of the block, unless you switch it off with ``disable()``. Give the module that is
+    called: what it is called with tells padding, prompt and generated tokens. Blocks may be nested.
+
+    Args:
+        model: any module, also one that ``Fabric.setup`` returned; layer names are relative to it.
+        hooks: detectors and controllers, one or several, also on one layer.
+
+    Yields:
+        The registry. `Layers.take_readings` gives what the detectors saw since it was last asked; after the block a
+        detector's own ``readings()`` gives the rest. Where a hook needs the batch (``strength="batch"``,
+        `ContrastDetector`), call ``begin_batch(None, batch)`` before each.
+
+    Raises:
+        TypeError, RegistrationError: a hook does not get onto its layers, has a schedule, or is registered already.
+        HookError: a hook failed; raised when the pass is over, unless its ``on_error`` says otherwise.
+        NeverFired: the block has ended, and none of a controller's layers ran in it. For a detector that is a warning.
+
+    >>> from torch import ones
+    >>> from mi_crow_lightning import ActivationStatistics, ScaleController
+    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+    >>> detector = ActivationStatistics("1", statistics=["mean"], histogram=False)
+    >>> with attached(model, [detector, ScaleController("0", 3)]) as layers:
+    ...     _ = model(ones(2, 4))
+    ...     [(reading.name, reading.value) for reading in layers.take_readings()]
+    [('mean', 3.0)]
+    >>> model(ones(1))
+    tensor([1.])
+    """
+    if not isinstance(hooks, (Hook, Iterable)):
+        raise TypeError(f"hooks={hooks!r} must be a hook or several, not a {type(hooks).__name__}")
+    layers = Layers(model, allow_stacking=True)
+    try:
+        for hook in [hooks] if isinstance(hooks, Hook) else hooks:
+            layers.register_hook(None, hook)
+        yield layers
+        for hook in layers.get_hooks():
+            sites = layers.sites(hook)
+            if hook.enabled:
+                tell_of_silent(hook, sites, [site for site in sites if not site.fired], "this block")
+    finally:
+        layers.unregister_all_hooks()
