@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mi_crow_lightning import SteeringVector
+from mi_crow_lightning import HookCallback, SteeringVector
 from tests.tiny_gpt2 import tokenizer
 
 MOODS = ("extracted", "random")
@@ -68,6 +71,58 @@ def test_the_real_models_mood_follows_the_vector_and_no_random_one(tmp_path, mon
     spans = [max(row) - min(row) for row in moods.values()]
     assert max(extracted) - min(extracted) > 3 * max(spans)
     assert any(row != sorted(row) for row in moods.values())
+
+
+@pytest.fixture
+def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Runs examples/cli.py with these arguments, in an empty folder; gives what it left."""
+    pytest.importorskip("jsonargparse")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def run(*arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
+        return runpy.run_path(str(EXAMPLES / "cli.py"), run_name="__main__")
+
+    return run
+
+
+CONFIG = ("--config", str(EXAMPLES / "config.yaml"))
+
+
+@pytest.mark.filterwarnings("default")
+def test_cli_fits_and_keeps_a_configuration_that_predicts_the_same(command_line, tmp_path: Path) -> None:
+    fitted = command_line("fit", *CONFIG)["cli"]
+    (watch,) = [callback for callback in fitted.trainer.callbacks if isinstance(callback, HookCallback)]
+    assert {row.layer for row in watch.history() if row.stage == "train"} == {f"model.layers.{i}" for i in range(4)}
+    assert watch.detectors[1].get_captured().shape == (8, 12, 32)
+    assert list(tmp_path.glob("logs/configured/version_0/events.out.tfevents.*"))
+
+    (kept,) = tmp_path.glob("logs/configured/version_0/config.yaml")
+    written = yaml.safe_load(kept.read_text(encoding="utf-8"))
+    written.pop("ckpt_path")
+    kept.write_text(yaml.safe_dump(written), encoding="utf-8")
+    assert steered(command_line("predict", *CONFIG)) == steered(command_line("predict", "--config", str(kept))) != []
+
+
+def steered(left: dict[str, Any]) -> list[Any]:
+    (watch,) = [callback for callback in left["cli"].trainer.callbacks if isinstance(callback, HookCallback)]
+    effects = watch.effects()
+    assert [effect.layer for effect in effects] == ["model.layers.1.mlp", "model.layers.2.self_attn"]
+    assert all(effect.fired == 4 * 8 and effect.mean_ratio > 0 for effect in effects)  # batches, tokens
+    return effects
+
+
+@pytest.mark.filterwarnings("default")
+def test_cli_prints_a_configuration_that_it_reads_again(command_line, tmp_path: Path, capsys) -> None:
+    printed = []
+    for source in (CONFIG, ("--config", "printed.yaml")):
+        with pytest.raises(SystemExit) as ended:
+            command_line("fit", *source, "--print_config")
+        assert not ended.value.code
+        printed.append(capsys.readouterr().out)
+        (tmp_path / "printed.yaml").write_text(printed[-1], encoding="utf-8")
+    assert printed[0] == printed[1] and "mi_crow_lightning.hooks.tokens.AllOf" in printed[0]
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

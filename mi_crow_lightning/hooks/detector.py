@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.metrics.collectives import Shares, exchange
+
+if TYPE_CHECKING:  # hooks know nothing of disk; a configuration file tells what a store is by this name
+    from mi_crow_lightning.store import Store
 
 __all__ = ["Detector"]
 
@@ -53,7 +56,7 @@ class Detector(Hook):
         layer_signature: str | int | None = None,
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
-        store: Any = None,
+        store: Store | None = None,
         *,
         name: str | None = None,
         before_edits: bool = False,

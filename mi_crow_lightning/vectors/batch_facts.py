@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["BatchFacts", "facts_of"]
 
-Column = Callable[[Any], Any] | str  # in this order a configuration file may name a function
+Column = str | Callable[[Any], Any]
 
 
 class BatchFacts(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.hooks import Detector, Layers, Tokens
+from mi_crow_lightning.hooks.tokens import AllOf, AnyOf, Not
 from tests.models import VOCABULARY
 
 
@@ -51,6 +52,16 @@ _same("mixed window", Tokens(window=(1, -1)), lambda at: 1 <= at.position < at.p
 _same("ids", Tokens(ids={5, 9, 20, 33, 47}), lambda at: at.token_id in (5, 9, 20, 33, 47))
 _same("where", Tokens(where=lambda x, ctx: ctx.facts.input_ids[:, -x.shape[1] :] > 30), lambda at: at.token_id > 30)
 _same("both", Tokens("prompt") & Tokens(window=(2, None)), lambda at: 2 <= at.position < at.prompt)
+_same(
+    "all of three",
+    AllOf("prompt", choices=[Tokens(window=(1, None)), Tokens(window=(None, 4))]),
+    lambda at: 1 <= at.position < min(4, at.prompt),
+)
+_same(
+    "any of three",
+    AnyOf(Tokens(positions=[0]), Tokens(positions=[3]), choices=[Not("prompt")]),
+    lambda at: at.position in (0, 3) or at.position >= at.prompt,
+)
 _same("neither", ~(Tokens("prompt") | Tokens(positions=[6])), lambda at: at.position >= at.prompt and at.position != 6)
 
 

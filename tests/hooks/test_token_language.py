@@ -19,6 +19,7 @@ from transformers import (
 
 from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks import Detector, FunctionController, Layers, SteeringController, Tokens
+from mi_crow_lightning.hooks.tokens import AllOf, AnyOf, Not
 from tests.hooks.by_hand import CHOICES, Passes, Read, assert_counted_by_hand, chosen, endless, every_choice, prompts
 from tests.models import BLOCKS, VOCABULARY, WIDTH, bert, gpt2, llama
 
@@ -327,6 +328,19 @@ def test_positions_from_the_end_of_a_prompt_in_chunks_need_its_mask() -> None:
 def test_wrong_choices_are_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Tokens(**given)
+
+
+def test_choices_join_by_class_as_they_do_by_sign() -> None:
+    one, other = Tokens("prompt"), Tokens(ids=[2])
+    assert repr(AllOf(one, other)) == repr(AllOf(choices=[one, other])) == repr(one & other)
+    assert repr(AnyOf("prompt", choices=[AllOf(other, "last")])) == repr(one | (other & Tokens("last")))
+    assert repr(Not("prompt")) == repr(~one)
+    for join in (AllOf, AnyOf):
+        with pytest.raises(ValueError, match=rf"{join.__name__}\(\) needs at least one choice of tokens"):
+            join()
+    for wrong in (lambda: AllOf(one, 3), lambda: AnyOf(choices=[one, 3]), lambda: Not(3)):
+        with pytest.raises(TypeError, match="tokens=3 must be a name such as 'generated', or Tokens"):
+            wrong()
 
 
 def test_choices_join_with_choices_only() -> None:
