@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,11 +36,14 @@ from mi_crow_lightning import (
     SteeringVector,
     Tokens,
 )
+from tests.models import trainer
 
 jsonargparse = pytest.importorskip("jsonargparse")
 
 from tests.callback import configured  # noqa: E402  the command line is there
 from tests.callback.configured import (  # noqa: E402
+    Configured,
+    Tokens20,
     cli,
     contents,
     hook_callbacks,
@@ -320,3 +326,29 @@ def test_print_config_of_a_command_gives_the_same_run_again(capsys) -> None:
     again = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
     (one_run,), (other_run,) = hook_callbacks(cli(callbacks)), hook_callbacks(cli(again))
     assert contents(one_run) == contents(other_run)
+
+
+# The documentation.
+
+
+def test_the_files_of_the_documentation_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    (functions,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    my_hooks = ModuleType("my_hooks")
+    exec(functions, my_hooks.__dict__)
+    monkeypatch.setitem(sys.modules, "my_hooks", my_hooks)
+    monkeypatch.chdir(tmp_path)
+    vector_file(tmp_path)
+    files = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
+    (first,), (joined,), (by_name,) = [[instance(printed(one)) for one in file["callbacks"]] for file in files]
+    assert [type(hook) for hook in first.detectors] == [ActivationStatistics, LayerActivationDetector]
+    (halved, other), schedule = joined.controllers, Schedule(stages=["test", "predict"])
+    assert contents(halved.schedule) == contents(schedule & ~Schedule(batches=0))
+    assert contents(halved.tokens) == contents(Tokens("generated") & ~Tokens(ids=[13, 198]))
+    assert contents(other.schedule) == contents(Schedule(epochs=range(0, 100, 2)))
+    assert by_name.token_mask is my_hooks.not_padding and by_name.controllers[0].condition is my_hooks.sure
+
+    by_name.controllers[0].schedule = by_name.detectors[0].schedule = Schedule(stages="predict")
+    by_name.controllers[0].function = torch.zeros_like
+    trainer(by_name).predict(Configured(), Tokens20().predict_dataloader())
+    assert {effect.layer for effect in by_name.effects()} == {"model.model.layers.2", "model.model.layers.3"}

@@ -360,6 +360,14 @@ def test_generate_of_a_fabric_module_is_followed() -> None:
     assert next(r.value.total for r in detector.readings() if r.name == "histogram") == 3 * WIDTH
 
 
+def test_a_model_compiled_before_ignores_hooks_and_that_is_told() -> None:
+    model = mlp().eval()
+    compiled = torch.compile(model, backend="eager")
+    compiled(X)
+    with pytest.raises(NeverFired, match="these of its 1 layers never ran: 5"), attached(compiled, double("5")):
+        compiled(X)
+
+
 def test_a_copy_of_the_model_made_in_the_block_has_no_hooks() -> None:
     model = mlp().eval()
     bare = model(X)
