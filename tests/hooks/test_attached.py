@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -28,7 +29,7 @@ from mi_crow_lightning.errors import HookConflict, LayerNotFound, NeverFired, Re
 from mi_crow_lightning.hooks.names import ModuleTree
 from tests.callback.runs import FailingController, FailingDetector, assert_bit_equal
 from tests.hooks.by_hand import endless
-from tests.models import BLOCKS, KINDS, WIDTH, assert_same_handles, handles, llama, loader, mlp, token_data
+from tests.models import BLOCKS, KINDS, WIDTH, Module, assert_same_handles, handles, llama, loader, mlp, token_data
 
 X = torch.ones(2, 8)
 
@@ -339,6 +340,19 @@ def test_a_fabric_module_has_the_names_of_the_model_in_it() -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     assert ModuleTree(fabric.setup(bare)).names == names
     assert ModuleTree(fabric.setup(nn.ModuleDict({"net": bare}), move_to_device=False)).names[0] == "net"
+    parallel = _FabricModule(nn.DataParallel(bare), fabric.strategy, original_module=bare)  # as for DDP
+    assert ModuleTree(parallel).names == names
+
+
+def test_steps_of_a_lightning_module_in_fabric_are_watched_and_steered() -> None:
+    module = Module(mlp()).eval()
+    module.log = lambda *call: None  # type: ignore[assignment,method-assign]
+    batch = next(iter(loader(KINDS["mlp"][1]())))
+    wrapped, bare = Fabric(accelerator="cpu", devices=1).setup(module), cross_entropy(module.model(batch[0]), batch[1])
+    with attached(wrapped, [mean_of("model.0"), double("model.5")]) as layers:
+        loss = wrapped.training_step(batch, 0)
+        assert {reading.layer for reading in layers.take_readings()} == {"model.0"}
+    assert not torch.equal(loss, bare) and torch.equal(wrapped.training_step(batch, 0), bare)
 
 
 def test_a_hook_on_the_inner_model_sees_the_passes_of_fabrics_wrapper() -> None:
