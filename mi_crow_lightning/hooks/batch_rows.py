@@ -4,26 +4,44 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["of_rows"]
+from mi_crow_lightning.errors import TokensUnknown
+from mi_crow_lightning.hooks.context import HookContext
+
+__all__ = ["check_rows_are_samples", "of_rows"]
 
 
-def of_rows(values: Tensor, rows: int) -> Tensor | None:
-    """What belongs to each row, where values belong to samples.
+def of_rows(values: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
+    """What belongs to each row of an activation, where values belong to samples.
 
     Beam search and ``num_return_sequences`` make the same number of rows of each sample, one after the other.
 
     Args:
         values: ``(B, ...)``, one for each sample.
-        rows: how many rows there are.
+        x: the activation, with its rows in the first dimension.
+        ctx: the hook's context.
 
     Returns:
         ``(rows, ...)``; ``None`` where the rows are not so many for each sample.
 
-    >>> import torch
-    >>> of_rows(torch.tensor([1.0, 2.0]), 4)
-    tensor([1., 1., 2., 2.])
+    Raises:
+        TokensUnknown: the layer's first dimension is known to be something else.
     """
-    if not len(values) or rows % len(values):
+    check_rows_are_samples(x, ctx)
+    if not len(values) or len(x) % len(values):
         return None
-    each = rows // len(values)
+    each = len(x) // len(values)
     return values if each == 1 else values.repeat_interleave(each, 0)
+
+
+def check_rows_are_samples(x: Tensor, ctx: HookContext) -> None:
+    """Refuse an activation whose rows are known not to be samples, nor each sample's tokens after the other.
+
+    Raises:
+        TokensUnknown: they are not.
+    """
+    layout = ctx.layout.of(x)
+    if not layout.samples_first:
+        raise TokensUnknown(
+            f"{ctx.layer!r} gives {layout.value}, so what belongs to a sample cannot be found in its activation "
+            f"{tuple(x.shape)}: use one value for all samples, or choose another layer"
+        )

@@ -61,7 +61,9 @@ def _fitted(holds: Any, x: Tensor, ctx: HookContext) -> Tensor | bool:
         )
     if holds.dim() == 0:
         return holds.to(x.device)
-    rows = of_rows(holds, len(x)) if holds.dim() <= x.dim() - 1 else None
+    if holds.dim() == 2 and holds.shape == x.shape[:2]:
+        return holds.to(x.device)
+    rows = of_rows(holds, x, ctx) if holds.dim() <= x.dim() - 1 else None
     if rows is None or rows.dim() > 2 or rows.shape != x.shape[: rows.dim()]:
         raise ConditionMismatch(
             f"when returned a mask of shape {tuple(holds.shape)} for {ctx.layer!r}, whose activation has shape "

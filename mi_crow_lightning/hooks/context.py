@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mi_crow_lightning.hooks.facts import PassFacts
+from mi_crow_lightning.hooks.layouts import Layout
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class HookContext:
         batch: the running batch; ``None`` outside a Trainer.
         token_mask: the user's function from a batch to the mask of its real tokens.
         facts: what the running pass says about its tokens.
+        layout: which dimensions of the layer's activation are samples and tokens.
         recomputing: whether this is gradient checkpointing's second run of the layer.
     """
 
@@ -46,6 +48,7 @@ class HookContext:
     batch: Any = field(default=None, repr=False)
     token_mask: Callable[[Any], Tensor] | None = None
     facts: PassFacts = field(default=PassFacts(), repr=False)
+    layout: Layout = Layout.USUAL
     recomputing: bool = False
 
     @property

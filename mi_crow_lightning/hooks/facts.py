@@ -5,15 +5,26 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Generation", "PassFacts", "parameters_of", "read_facts", "token_module"]
+__all__ = [
+    "Generation",
+    "PassFacts",
+    "Signature",
+    "of_beams",
+    "parameters_of",
+    "read_facts",
+    "token_module",
+    "virtual_tokens",
+]
 
 _TOKEN_INPUTS = ("input_ids", "inputs_embeds")
+_OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # images, films, sounds
+_STATES = ("cache_params", "state")  # caches of recurrent models, which do not say how many tokens are in them
 
 
 # Compared by identity: in a recompute a layer gets the very facts of the pass that is recomputed.
@@ -24,7 +35,8 @@ class PassFacts:
     Attributes:
         mask: the attention mask as it was passed, ``None`` when every token is real.
         tokens: tokens of each row in this pass; ``None`` where that cannot be told.
-        past: tokens in the key-value cache before this pass; ``None`` when the model takes no cache.
+        past: tokens in the cache before this pass; ``None`` when the model takes no cache.
+        past_unknown: whether there are tokens before this pass, and nobody knows how many.
         input_ids: the token IDs ``(B, T)`` of this pass; ``None`` when it was called with embeddings.
         position_ids: the position IDs as they were passed.
         prompt_width: columns of the prompt, padding included; ``None`` when the whole pass is prompt.
@@ -41,6 +53,7 @@ class PassFacts:
     mask: Tensor | None = None
     tokens: int | None = None
     past: int | None = None
+    past_unknown: bool = False
     input_ids: Tensor | None = None
     position_ids: Tensor | None = None
     prompt_width: int | None = None
@@ -72,10 +85,22 @@ class Generation:
     Attributes:
         width: columns of the prompt, padding included; ``None`` until the first pass tells it.
         mask: the attention mask it was called with, ``(B, width)``.
+        columns: of each model without a key-value cache, how many columns it was given so far.
     """
 
     width: int | None = None
     mask: Tensor | None = None
+    columns: dict[nn.Module, int] = field(default_factory=dict)
+
+    def state_length(self, module: nn.Module, tokens: int) -> int:
+        """Tokens that a recurrent model's state holds before a pass of so many: all that it was given, or none.
+
+        Without its state it is given the whole sequence each time, which grows.
+        """
+        before = self.columns.get(module, 0)
+        past = before if tokens <= before else 0
+        self.columns[module] = past + tokens
+        return past
 
 
 def parameters_of(module: nn.Module) -> tuple[str, ...]:
@@ -88,43 +113,91 @@ def token_module(ancestors: Sequence[nn.Module]) -> nn.Module | None:
 
     The innermost that takes token IDs or embeddings beside an ``attention_mask``, else the innermost with a
     mask. (An inner mask may speak of keys, as in cross attention, and an outer one of another model's tokens.)
+    The search ends at a model of images or sounds: the text beside them has tokens of its own.
     """
-    with_mask = [module for module in ancestors if "attention_mask" in parameters_of(module)]
-    for module in with_mask:
-        if any(name in parameters_of(module) for name in _TOKEN_INPUTS):
-            return module
-    return with_mask[0] if with_mask else None
+    first = None
+    for module in ancestors:
+        names = parameters_of(module)
+        takes_tokens = any(name in names for name in _TOKEN_INPUTS)
+        if "attention_mask" in names:
+            if takes_tokens:
+                return module
+            first = first or module
+        if not takes_tokens and any(name in names for name in _OTHER_INPUTS):
+            return first or module
+    return first
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the parameters of a token module's ``forward``, and its place, tell.
+
+    Attributes:
+        names: of its parameters, in order.
+        side: ``"encoder"`` or ``"decoder"`` where a model has both.
+        prefix: what stands before the names of its tokens' arguments: ``"decoder_"`` where it takes two texts.
+    """
+
+    names: tuple[str, ...]
+    side: Literal["encoder", "decoder"] | None
+    prefix: str
+
+    @classmethod
+    def of(cls, module: nn.Module, ancestors: Sequence[nn.Module]) -> Signature:
+        """The signature of a token module, ``ancestors`` being the modules around a layer of it."""
+        names = parameters_of(module)
+        if "decoder_input_ids" in names:  # around both sides: what belongs to neither, a head, follows the decoder
+            return cls(names, "decoder", "decoder_")
+        side = _side(module, names)
+        if side is None and "past_key_values" not in names and any(map(_takes_no_text, (module, *ancestors))):
+            side = "encoder"
+        return cls(names, side, "")
+
+
+def _takes_no_text(module: nn.Module) -> bool:
+    names = parameters_of(module)
+    texts = (*_TOKEN_INPUTS, "decoder_input_ids")
+    return any(name in names for name in _OTHER_INPUTS) and not any(name in names for name in texts)
 
 
 def read_facts(
     module: nn.Module,
     given: Mapping[str, Any],
-    names: Sequence[str],
+    signature: Signature,
     generation: Generation | None,
     first_width: int | None,
+    learned: int = 0,
 ) -> PassFacts:
     """Read the facts of a call.
 
     Args:
         module: the token module.
         given: the arguments of its call, by the name of the parameter.
-        names: the parameters of its ``forward``.
+        signature: its signature.
         generation: the running ``generate``, if one runs.
         first_width: tokens of the first pass with an empty cache, in a decoding loop of the user's own.
+        learned: tokens of a learned prompt, which PEFT may put into the cache.
     """
+    names, prefix = signature.names, signature.prefix
     past = cache_length(given.get("past_key_values")) if "past_key_values" in names else None
-    side, tokens = _side(module, names), _tokens(given)
-    width = first_width if past else None
+    side, tokens = signature.side, _tokens(given, prefix)
+    mask = _one_mask(given.get(f"{prefix}attention_mask"))
+    stateful = any(given.get(name) is not None for name in _STATES)
+    if past is None and generation is not None and tokens is not None and any(name in names for name in _STATES):
+        past = generation.state_length(module, tokens)
+        mask = _grown(generation.mask, given, past + tokens) if mask is None and past else mask
+    width = first_width if past and past != learned else None
     if generation is not None and side != "encoder":
         if generation.width is None and tokens is not None:
             generation.width = (past or 0) + tokens
         width = generation.width
-    states, mask = given.get("encoder_hidden_states"), _one_mask(given.get("attention_mask"))
+    states = given.get("encoder_hidden_states")
     return PassFacts(
         mask=_tensor(mask),
         tokens=tokens,
         past=past,
-        input_ids=_tensor(given.get("input_ids")),
+        past_unknown=stateful and past is None,
+        input_ids=_tensor(given.get(f"{prefix}input_ids")),
         position_ids=_tensor(given.get("position_ids")),
         prompt_width=width,
         prompt_mask=generation.mask if generation is not None and side != "encoder" else None,
@@ -156,9 +229,33 @@ def _side(module: nn.Module, names: Sequence[str]) -> Literal["encoder", "decode
     return None
 
 
-def _tokens(given: Mapping[str, Any]) -> int | None:
+def virtual_tokens(module: Any) -> int:
+    """Tokens of the prompt that PEFT has learned (prompt tuning, prefix tuning and their like) and puts before a text.
+
+    A PeftModel is known by its config, so that nothing of PEFT is imported.
+    """
+    config = getattr(module, "active_peft_config", None)
+    is_on = getattr(config, "is_prompt_learning", False) and not getattr(module, "_adapters_disabled", False)
+    return int(config.num_virtual_tokens) if config is not None and is_on else 0
+
+
+def _grown(prompt: Tensor | None, given: Mapping[str, Any], columns: int) -> Tensor | None:
+    """The mask of a prompt (B, width) with what was generated since: (rows, columns)."""
+    ids = given.get("input_ids")
+    if prompt is None or not isinstance(ids, Tensor):
+        return None
+    mask = of_beams(prompt, len(ids))
+    return nn.functional.pad(mask, (0, columns - mask.shape[1]), value=1)
+
+
+def of_beams(values: Tensor, rows: int) -> Tensor:
+    """Values of prompts ``(B, ...)`` for the beams or samples of each, which follow each other: ``(rows, ...)``."""
+    return values.repeat_interleave(max(1, rows // max(1, len(values))), 0)
+
+
+def _tokens(given: Mapping[str, Any], prefix: str = "") -> int | None:
     for name in _TOKEN_INPUTS:
-        value = given.get(name)
+        value = given.get(f"{prefix}{name}")
         if isinstance(value, Tensor) and value.dim() >= 2:
             return value.shape[1]
     return None

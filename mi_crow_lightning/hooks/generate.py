@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mi_crow_lightning.hooks.facts import Generation
+from mi_crow_lightning.hooks.facts import Generation, virtual_tokens
 from mi_crow_lightning.hooks.passes import Passes
 
 __all__ = ["follow_generate", "unfollow_generate"]
@@ -41,6 +41,17 @@ def _own_generate(model: nn.Module) -> Any:
 
 
 def _generation(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
+    """The prompt as the model will see it: PEFT lets the model prepare its inputs by way of the wrapper around it."""
+    said = _said(model, args, kwargs)
+    learned = virtual_tokens(getattr(getattr(model, "prepare_inputs_for_generation", None), "__self__", None))
+    if said.width is None or not learned:
+        return said
+    mask = nn.functional.pad(said.mask, (learned, 0), value=1) if said.mask is not None else None
+    return Generation(learned + said.width, mask)
+
+
+def _said(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
+    """The prompt as ``generate`` is called with it."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return Generation()  # what it is given are the encoder's tokens; the decoder's first pass is its prompt
     mask = kwargs.get("attention_mask")

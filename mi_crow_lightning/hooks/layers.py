@@ -22,7 +22,12 @@ from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.names import ModuleTree
 from mi_crow_lightning.hooks.passes import Passes
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.rules import refuse_same_kind_on_layer, refuse_scripted, refuse_unfit
+from mi_crow_lightning.hooks.rules import (
+    refuse_replicated,
+    refuse_same_kind_on_layer,
+    refuse_scripted,
+    refuse_unfit,
+)
 from mi_crow_lightning.hooks.schedules import Moment
 from mi_crow_lightning.hooks.sites import Registration, Site
 from mi_crow_lightning.hooks.watchers import Watchers
@@ -136,6 +141,7 @@ class Layers:
         tree = ModuleTree(self.root)
         matches = resolve(tree, signature)
         refuse_scripted(hook, matches)
+        refuse_replicated(hook, matches, tree)
         names = [match.name for match in matches]
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
@@ -279,8 +285,8 @@ class Layers:
         sequence = next(_sequence)
         sites = []
         for match in matches:
-            watched, source = self._watchers.plan(match.module, tree.ancestors(match.module))
-            sites.append(Site(hook, match, self, watched, source, sequence))
+            watched, sources = self._watchers.plan(match.module, tree.uses(match.module))
+            sites.append(Site(hook, match, self, watched, sources, sequence))
         return sites
 
     def _switch(self, hook_or_id: Hook | str, switch: Callable[[Hook], None]) -> bool:

@@ -82,11 +82,11 @@ class ModuleTree:
 
     def ancestors(self, module: nn.Module) -> list[nn.Module]:
         """Every module that holds ``module``, wherever it is used, innermost first; not ``module`` itself."""
-        found: dict[nn.Module, None] = {}
-        for path in self._paths:
-            if path[-1] is module:
-                found.update(dict.fromkeys(reversed(path[:-1])))
-        return list(found)
+        return list(dict.fromkeys(holder for use in self.uses(module) for holder in use))
+
+    def uses(self, module: nn.Module) -> list[list[nn.Module]]:
+        """For each of its names the modules that hold ``module`` there, innermost first."""
+        return [list(reversed(path[:-1])) for path in self._paths if path[-1] is module]
 
     def children(self, name: str) -> list[str]:
         """Clean names of the direct children of the layer ``name``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.facts import PassFacts
+from mi_crow_lightning.hooks.layouts import Layout
 
 __all__ = ["first_column", "real_so_far", "real_tokens", "tokens_of_pass"]
 
@@ -28,7 +29,7 @@ def first_column(x: Tensor, facts: PassFacts) -> int:
     return (facts.past or 0) + skipped
 
 
-def real_tokens(x: Tensor, ctx: HookContext) -> Tensor | None:
+def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor | None:
     """The tokens of ``x`` that are not padding.
 
     Asked in this order: the user's ``token_mask`` (of the batch as it was loaded, hence not inside
@@ -37,29 +38,30 @@ def real_tokens(x: Tensor, ctx: HookContext) -> Tensor | None:
     Args:
         x: the activation.
         ctx: the hook's context.
+        must_fit: whether a mask that does not fit is an error, and not a warning that every element counts.
 
     Returns:
         ``(B, T)`` bool, or ``(B * T,)`` where the layer lays all tokens in one row; ``None`` when every
         element counts: no padding, or not a sequence.
 
     Raises:
-        TokensUnknown: the user's ``token_mask`` does not fit the activation.
+        TokensUnknown: the user's ``token_mask``, or a mask that must, does not fit the activation.
     """
     if ctx.token_mask is not None and not ctx.facts.generating:
         mask = ctx.token_mask(ctx.batch)
-        if x.dim() == 3 and mask.shape != x.shape[:2]:
+        if x.dim() == 3 and ctx.layout is Layout.USUAL and mask.shape != x.shape[:2]:
             raise TokensUnknown(
                 f"token_mask returned shape {tuple(mask.shape)} for {ctx.layer!r}, whose activation has shape "
                 f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
             )
-        return _fitted(mask.to(x.device) != 0, x, ctx)
+        return _fitted(mask.to(x.device) != 0, x, ctx, must_fit)
     if ctx.facts.unreadable is not None:
         raise TokensUnknown(
             f"the attention mask that {ctx.layer!r}'s model was called with is a {ctx.facts.unreadable}, of which "
             "padding cannot be told. Give HookCallback(token_mask=...), or use another attention implementation."
         )
     if ctx.facts.mask is not None:
-        return _fitted(_mask_of_pass(ctx.facts.mask, x, ctx.facts), x, ctx)
+        return _fitted(_mask_of_pass(ctx.facts.mask, x, ctx.facts), x, ctx, must_fit)
     return None if ctx.facts.takes_mask else _batch_mask(x, ctx)
 
 
@@ -115,8 +117,14 @@ def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
     return real[:, -tokens:] if facts.past is None else real[:, facts.past : facts.past + tokens]
 
 
-def _fitted(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
+def _fitted(real: Tensor, x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor | None:
     """``real`` (B, T) in the form of ``x``; ``None``, and a warning, where it is of other tokens."""
+    layout = ctx.layout.of(x)
+    if layout is Layout.PACKED:
+        return None  # there is no padding in it
+    if layout is not Layout.USUAL:
+        _tell(f"{ctx.layer!r} gives {layout.value}, which an attention mask cannot be laid on")
+        return None
     real = real.to(x.device)
     if x.dim() == 3:
         if real.shape[0] == 1:
@@ -130,12 +138,16 @@ def _fitted(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
             return real.reshape(-1)
         if len(x) == len(real):
             return None  # one vector for each row, as a pooler gives: no tokens
-    warnings.warn(
-        f"{ctx.layer!r}: the attention mask {tuple(real.shape)} does not fit the activation {tuple(x.shape)}, so "
-        "every element counts, padding too. Watch another layer where that matters.",
-        stacklevel=2,
-    )
+    unfit = f"{ctx.layer!r}: the attention mask {tuple(real.shape)} does not fit the activation {tuple(x.shape)}"
+    if must_fit:
+        raise TokensUnknown(f"{unfit}, so tokens cannot be chosen: use tokens='all', or choose another layer")
+    _tell(unfit)
     return None
+
+
+def _tell(why: str) -> None:
+    text = f"{why}, so every element counts, padding too. Watch another layer where that matters."
+    warnings.warn(text, stacklevel=3)
 
 
 def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
@@ -144,7 +156,10 @@ def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
         return None
     mask = ctx.batch.get("attention_mask")
     if isinstance(mask, Tensor) and mask.shape == x.shape[:2]:
-        return mask.to(x.device) != 0
+        return _fitted(mask != 0, x, ctx)
+    if isinstance(mask, Tensor) and mask.shape == x.shape[1::-1]:
+        _tell(f"{ctx.layer!r}: the batch's attention mask {tuple(mask.shape)} lies across {tuple(x.shape)}")
+        return None
     token_ids = ctx.batch.get("input_ids")
     if mask is None and isinstance(token_ids, Tensor) and token_ids.shape == x.shape[:2]:
         warnings.warn(

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mi_crow_lightning.errors import HookError
-from mi_crow_lightning.hooks.facts import Generation, PassFacts, parameters_of, read_facts
+from mi_crow_lightning.hooks.facts import Generation, PassFacts, Signature, read_facts, virtual_tokens
 from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank
 
 if TYPE_CHECKING:
@@ -40,14 +40,19 @@ class Passes:
         self._errors: list[tuple[HookError, Hook]] = []
         self._failed: set[str] = set()
         self._skipped: set[tuple[str, str]] = set()
-        self._token_modules: dict[nn.Module, tuple[str, ...]] = {}
+        self._token_modules: dict[nn.Module, Signature] = {}
         self._token_calls: dict[nn.Module, _Calls] = {}
         self._first_widths: dict[nn.Module, int] = {}
         self._generations: list[Generation] = []
 
-    def read_tokens_at(self, module: nn.Module) -> None:
-        """From now on note the attention mask and cache length that ``module`` is called with."""
-        self._token_modules[module] = parameters_of(module)
+    def read_tokens_at(self, module: nn.Module, ancestors: list[nn.Module]) -> None:
+        """From now on note the attention mask and cache length that ``module`` is called with.
+
+        Args:
+            module: a token module.
+            ancestors: the modules around a layer of it.
+        """
+        self._token_modules[module] = Signature.of(module, ancestors)
 
     def reset(self) -> None:
         """Forget the running pass: the next batch begins. Errors of a pass that was cut short are lost with it."""
@@ -61,10 +66,16 @@ class Passes:
         self._failed.clear()
         self._skipped.clear()
 
-    def facts_at(self, module: nn.Module | None, recomputing: bool = False) -> PassFacts:
-        """What the running pass, or the one that is recomputed, says about its tokens, as read at a token module."""
-        if module is None:
+    def facts_at(self, modules: list[nn.Module], recomputing: bool = False) -> PassFacts:
+        """What the running pass, or the one that is recomputed, says about its tokens, as read at token modules.
+
+        Args:
+            modules: the token modules of a layer; of several, the innermost that is being called counts.
+            recomputing: whether it is a recompute.
+        """
+        if not modules:
             return PassFacts(generating=bool(self._generations))
+        module = next((called for called in reversed(self._calls) if called in modules), modules[0])
         calls = self._token_calls.get(module)
         if calls is None or calls.facts is None:  # the layer was called on its own
             return PassFacts(takes_mask=True)
@@ -86,10 +97,10 @@ class Passes:
         if module in self._calls:
             self._forget_pass()  # a Ctrl-C cut it short: torch tells no one that these calls are over
         self._calls.append(module)
-        names = self._token_modules.get(module)
-        if names is not None:
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            self._token_calls.setdefault(module, _Calls()).begin(self._read(module, names, given))
+        signature = self._token_modules.get(module)
+        if signature is not None:
+            given = {**dict(zip(signature.names, args, strict=False)), **kwargs}
+            self._token_calls.setdefault(module, _Calls()).begin(self._read(module, signature, given))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """An ancestor returned, or raised."""
@@ -134,12 +145,13 @@ class Passes:
         if errors:
             self._over(errors, output)
 
-    def _read(self, module: nn.Module, names: tuple[str, ...], given: dict[str, Any]) -> PassFacts:
+    def _read(self, module: nn.Module, signature: Signature, given: dict[str, Any]) -> PassFacts:
         generation = self._generations[-1] if self._generations else None
-        facts = read_facts(module, given, names, generation, self._first_widths.get(module))
-        if not facts.past and facts.tokens is not None:
+        learned = max(map(virtual_tokens, self._calls))
+        facts = read_facts(module, given, signature, generation, self._first_widths.get(module), learned)
+        if facts.past in (None, 0, learned) and facts.tokens is not None:
             # In a decoding loop of the user's own, the first pass with an empty cache is the prompt.
-            self._first_widths[module] = facts.tokens
+            self._first_widths[module] = (facts.past or 0) + facts.tokens
         return facts
 
 

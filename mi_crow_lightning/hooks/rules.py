@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict
 from mi_crow_lightning.hooks.addressing import Match
@@ -13,12 +14,20 @@ from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.names import ModuleTree
 from mi_crow_lightning.hooks.sites import Registration
 
 if TYPE_CHECKING:
     from mi_crow_lightning.hooks.layers import Layers
 
-__all__ = ["refuse_same_kind_on_layer", "refuse_scripted", "refuse_shared_tags", "refuse_unfit"]
+__all__ = [
+    "refuse_replicated",
+    "refuse_same_kind_on_layer",
+    "refuse_scripted",
+    "refuse_shared_tags",
+    "refuse_unfit",
+    "replicates",
+]
 
 # By kind of hook: what a subclass may override to do something at all.
 _EXTENSION_POINTS: dict[type[Hook], tuple[str, ...]] = {
@@ -70,6 +79,26 @@ def refuse_scripted(hook: Hook, matches: Iterable[Match]) -> None:
                 f"{hook!r}: layer {match.name!r} is a TorchScript module, which takes no hooks: choose a layer around "
                 "it, or load the model without scripting"
             )
+
+
+def refuse_replicated(hook: Hook, matches: Iterable[Match], tree: ModuleTree) -> None:
+    """Refuse layers of which ``nn.DataParallel`` runs copies, each in a thread of its own.
+
+    Raises:
+        RegistrationError: it names the layer.
+    """
+    for match in matches:
+        if any(replicates(module) for module in tree.ancestors(match.module)):
+            raise RegistrationError(
+                f"{hook!r}: layer {match.name!r} is inside nn.DataParallel, which runs copies of it in several "
+                "threads, and hooks would mix them up: leave nn.DataParallel out, and let the Trainer run one "
+                "process a device with strategy='ddp'"
+            )
+
+
+def replicates(module: nn.Module) -> bool:
+    """Whether ``module`` is an ``nn.DataParallel`` that runs copies of what it holds; with one device it does not."""
+    return isinstance(module, nn.DataParallel) and len(module.device_ids) > 1
 
 
 def refuse_same_kind_on_layer(

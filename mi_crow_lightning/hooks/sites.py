@@ -12,6 +12,7 @@ from mi_crow_lightning.hooks.addressing import Match
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.layouts import layout_of, layout_of_call
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.hooks.watchers import Watchers
 
@@ -29,7 +30,7 @@ class Site(InertWhenCopied):
         match: the layer.
         layers: the registry.
         watched: the modules around the layer by which passes are followed.
-        token_source: the one of them whose call tells the layer's tokens.
+        token_sources: those of them whose call tells the layer's tokens, one for each of its uses.
         sequence: place of the hook in the order of registration.
 
     Attributes:
@@ -42,7 +43,7 @@ class Site(InertWhenCopied):
         match: Match,
         layers: Layers,
         watched: list[nn.Module],
-        token_source: nn.Module | None,
+        token_sources: list[nn.Module],
         sequence: int,
     ) -> None:
         self.hook = hook
@@ -51,7 +52,8 @@ class Site(InertWhenCopied):
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self._layers = layers
-        self._token_source = token_source
+        self._token_sources = token_sources
+        self._layout = layout_of(match.name, match.module, watched)
         self._handle: RemovableHandle | None = None
 
     @property
@@ -83,7 +85,8 @@ class Site(InertWhenCopied):
             moment=layers.moment,
             batch=layers.batch,
             token_mask=layers.token_mask,
-            facts=layers.passes.facts_at(self._token_source, recomputing).at_layer(args, kwargs),
+            facts=layers.passes.facts_at(self._token_sources, recomputing).at_layer(args, kwargs),
+            layout=layout_of_call(self._layout, args),
             recomputing=recomputing,
         )
         self.fired.add(context.stage)

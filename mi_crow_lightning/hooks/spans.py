@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.facts import of_beams
 from mi_crow_lightning.hooks.padding import first_column, real_so_far
 
 __all__ = ["Span"]
@@ -37,6 +38,11 @@ class Span:
     """
 
     def __init__(self, x: Tensor, real: Tensor | None, ctx: HookContext) -> None:
+        if ctx.facts.past_unknown:
+            raise TokensUnknown(
+                f"{ctx.layer!r}: the model was called with a state that does not tell how many tokens came before, so "
+                "positions cannot be counted. Call generate(), or the model with the whole sequence, or use tokens='all'."
+            )
         self.x, self.ctx = x, ctx
         self.real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if real is None else real
         self.first = first_column(x, ctx.facts)
@@ -84,8 +90,7 @@ class Span:
                 f"{self.ctx.layer!r}: the prompt is read in several passes and generate() was called without "
                 "attention_mask, so positions from its end cannot be counted: pass the mask to generate()"
             )
-        rows = len(self.x) // max(1, len(mask))  # beams and samples of one prompt follow each other
-        return (mask.to(self.x.device) != 0).sum(1, keepdim=True).repeat_interleave(rows, 0)
+        return of_beams((mask.to(self.x.device) != 0).sum(1, keepdim=True), len(self.x))
 
     @property
     def last_of_prompt(self) -> Tensor:

@@ -139,7 +139,7 @@ def _for_rows(value: Any, x: Tensor, ctx: HookContext, name: str = "strength") -
     if value.dim() > 1:
         raise StrengthMismatch(f"{name} has shape {tuple(value.shape)}: it must be a number or a tensor (B,)")
     value = value.to(x.device, torch.float32, non_blocking=True)
-    rows = value if value.dim() == 0 else of_rows(value, len(x))
+    rows = value if value.dim() == 0 else of_rows(value, x, ctx)
     if rows is None:
         raise StrengthMismatch(
             f"{name} has {len(value)} values, one for each sample, and the activation of {ctx.layer!r} has {len(x)} "

@@ -16,6 +16,7 @@ from torch import Tensor
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.layouts import Layout
 from mi_crow_lightning.hooks.padding import real_tokens
 from mi_crow_lightning.hooks.spans import Span
 
@@ -106,15 +107,16 @@ class Tokens:
                 "and so which tokens were edited, cannot be told. Run backward after fewer passes, hook a layer "
                 "outside of the checkpointed ones, or train without checkpointing."
             )
-        real = real_tokens(x, ctx)
         if self._is_all:
-            return real
-        if x.dim() != 3:
+            return real_tokens(x, ctx)
+        layout = ctx.layout.of(x)
+        if x.dim() != 3 or layout is not Layout.USUAL:
+            given = "has" if layout is Layout.USUAL else f"gives {layout.value}, of"
             raise TokensUnknown(
-                f"tokens={self._text} needs an activation (batch, tokens, features), and {ctx.layer!r} has "
+                f"tokens={self._text} needs an activation (batch, tokens, features), and {ctx.layer!r} {given} "
                 f"shape {tuple(x.shape)}: use tokens='all', or choose another layer"
             )
-        return self._choose(Span(x, real, ctx), editing)
+        return self._choose(Span(x, real_tokens(x, ctx, must_fit=True), ctx), editing)
 
     def _choose(self, span: Span, editing: bool) -> Tensor:
         """The chosen ones of the real tokens, ``(B, T)`` bool."""

@@ -26,22 +26,27 @@ class Watchers:
         self._handles: dict[nn.Module, list[RemovableHandle]] = {}
         self._users: dict[nn.Module, int] = {}
 
-    def plan(self, layer: nn.Module, ancestors: list[nn.Module]) -> tuple[list[nn.Module], nn.Module | None]:
+    def plan(self, layer: nn.Module, uses: list[list[nn.Module]]) -> tuple[list[nn.Module], list[nn.Module]]:
         """What to watch around a layer.
 
         Args:
             layer: the layer.
-            ancestors: the modules that hold it, innermost first.
+            uses: for each of its names the modules that hold it, innermost first.
 
         Returns:
-            The modules to watch, and the one of them whose call tells the layer's tokens. That is the layer
-            itself when it is the whole model.
+            The modules to watch, and those of them whose call tells the layer's tokens, one for each use at most.
+            That is the layer itself when it is the whole model.
         """
-        called = [module for module in ancestors if not isinstance(module, (nn.ModuleList, nn.ModuleDict))]
-        source = token_module([*called, layer])
-        if source is not None:
-            self._passes.read_tokens_at(source)
-        return ([*called, layer] if source is layer else called), source
+        watched: dict[nn.Module, None] = {}
+        sources: dict[nn.Module, None] = {}
+        for use in uses:
+            called = [module for module in use if not isinstance(module, (nn.ModuleList, nn.ModuleDict))]
+            watched.update(dict.fromkeys(called))
+            source = token_module([*called, layer])
+            if source is not None:
+                self._passes.read_tokens_at(source, called)
+                watched[source] = sources[source] = None
+        return list(watched), list(sources)
 
     def attach(self, modules: list[nn.Module]) -> None:
         """Watch ``modules``, each for one more user."""

@@ -12,12 +12,15 @@ import lightning.pytorch as pl
 from torch import nn
 
 from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.hooks.facts import virtual_tokens
 from mi_crow_lightning.hooks.names import ModuleTree
+from mi_crow_lightning.hooks.rules import replicates
 from mi_crow_lightning.report.feature import Feature, Support
 
-__all__ = ["adapters", "attention_kernels", "checkpointing", "compilation", "quantisation"]
+__all__ = ["adapters", "attention_kernels", "checkpointing", "compilation", "quantisation", "replication"]
 
 _KERNELS = ("eager", "sdpa")
+_LEARNED_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 _QUANTISED = ("bitsandbytes.", "torch.ao.nn.quantized.", "torchao.")
 
 
@@ -59,6 +62,18 @@ def checkpointing(pl_module: pl.LightningModule, fitting: bool) -> Feature:
     return Feature(name, "on", Support.SUPPORTED, "a layer's second run is not observed; edits are repeated in it")
 
 
+def replication(pl_module: pl.LightningModule) -> list[Feature]:
+    """``nn.DataParallel`` in the model, where it is: a Trainer itself uses none."""
+    wrappers = [module for module in pl_module.modules() if isinstance(module, nn.DataParallel)]
+    if not wrappers:
+        return []
+    devices = f"{max(len(module.device_ids) for module in wrappers)} devices"
+    if any(map(replicates, wrappers)):
+        note = "hooks on the layers inside are refused: use the Trainer's strategy='ddp' instead"
+        return [Feature("nn.DataParallel", devices, Support.REFUSED, note)]
+    return [Feature("nn.DataParallel", devices, Support.SUPPORTED, "with one device or none it makes no copies")]
+
+
 def adapters(pl_module: pl.LightningModule) -> Feature:
     """PEFT's adapters: on layers (LoRA and its like), or before the model (prompt tuning and its like)."""
     adapted = [module for module in pl_module.modules() if _is_a(module, "BaseTunerLayer")]
@@ -67,8 +82,15 @@ def adapters(pl_module: pl.LightningModule) -> Feature:
         support = Support.SUPPORTED if set(kinds) == {"lora"} else Support.UNTESTED
         note = "a hook on an adapted layer sees it with its adapter, one on its .base_layer without"
         return Feature("PEFT", f"{_counted(kinds)} layers", support, note)
-    if any(_is_a(module, "PeftModel") for module in pl_module.modules()):
-        return Feature("PEFT", "no adapted layers", Support.UNTESTED, "prompts that are learned count as tokens")
+    wrappers = [module for module in pl_module.modules() if _is_a(module, "PeftModel")]
+    learned = max(map(virtual_tokens, wrappers), default=0)
+    if learned:
+        kind = str(wrappers[0].active_peft_config.peft_type.value)  # type: ignore[union-attr]
+        support = Support.SUPPORTED if kind in _LEARNED_PROMPTS else Support.UNTESTED
+        note = "the learned tokens are tokens of the prompt, its first positions"
+        return Feature("PEFT", f"{kind}, {learned} learned tokens", support, note)
+    if wrappers:
+        return Feature("PEFT", "no adapted layers", Support.UNTESTED)
     return Feature.unused("PEFT")
 
 

@@ -66,6 +66,7 @@ def _features(trainer: pl.Trainer, pl_module: pl.LightningModule, asked: Asked, 
     return (
         model_features.compilation(pl_module, layers.hooked_modules()),
         trainer_features.strategy(trainer),
+        *model_features.replication(pl_module),
         trainer_features.precision(trainer),
         trainer_features.accumulation(trainer),
         model_features.checkpointing(pl_module, facts.is_fitting(trainer)),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import NothingExtracted
 from mi_crow_lightning.hooks.choices import not_known
+from mi_crow_lightning.hooks.batch_rows import check_rows_are_samples
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -132,6 +133,7 @@ class ContrastDetector(Detector):
 
         Raises:
             ValueError: the batch has no labels, or not one for each row of ``x``.
+            TokensUnknown: the rows of ``x`` are not those of the batch.
         """
         held_out = ctx.stage is not None and ctx.stage is self.held_out
         if ctx.stage not in (None, self.stage) and not held_out:
@@ -142,6 +144,7 @@ class ContrastDetector(Detector):
             facts = facts_of(ctx.batch, self.label, self.pair, self.classes)
             self._contrast.begin_batch(facts, held_out)
             self._batch, self._moment, self._model = ctx.batch, ctx.moment, model_name(ctx.model)
+        check_rows_are_samples(x, ctx)
         self._contrast.add(ctx.layer, x, self.tokens.mask(x, ctx))
 
     @property

@@ -82,7 +82,7 @@ class PatchController(TokenController):
         values = self._casts.of(stored, x)
         if values.dim() == 1:
             return mixed(x, values.expand_as(x), strength)
-        rows = of_rows(values, len(x))
+        rows = of_rows(values, x, ctx)
         if rows is None:
             raise _mismatch(stored, x, ctx, "the run must have as many rows, or so many for each stored one")
         if rows.shape == x.shape and x.dim() != 3:

@@ -1,0 +1,71 @@
+"""What the dimensions of an activation are, where they are not (batch, tokens, features).
+
+Shapes do not tell: four rows of four tokens look the same either way. Where a module of torch's own, or the way that a
+layer is called, tells, choices of tokens and values of samples are refused rather than applied along a wrong dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+__all__ = ["Layout", "layout_of", "layout_of_call"]
+
+_CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
+
+
+class Layout(Enum):
+    """How a layer lays out tokens; the value says it."""
+
+    USUAL = "(batch, tokens, features)"
+    TIME_FIRST = "(tokens, batch, features), for want of batch_first=True"
+    CHANNELS_FIRST = "(batch, channels, positions)"
+    PACKED = "the tokens of a PackedSequence in one row, by time step"
+    ROUTED = "the tokens that its experts were chosen for in one row, in an order of their own"
+
+    def of(self, x: Tensor) -> Layout:
+        """The layout of an activation: a row of tokens is 2-d, the others have three dimensions."""
+        in_one_row = self in (Layout.PACKED, Layout.ROUTED)
+        return self if in_one_row or x.dim() == 3 else Layout.USUAL
+
+    @property
+    def samples_first(self) -> bool:
+        """Whether the first dimension is that of the samples, or of each sample's tokens after the other."""
+        return self in (Layout.USUAL, Layout.CHANNELS_FIRST)
+
+
+def layout_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> Layout:
+    """The layout that a layer's place tells.
+
+    Args:
+        name: its name; what lies below a module ``experts`` is called with the tokens that are routed there.
+        layer: the layer.
+        ancestors: the modules that hold it.
+
+    >>> layout_of("rnn", nn.LSTM(2, 2), []).value
+    '(tokens, batch, features), for want of batch_first=True'
+    """
+    if "experts" in name.split(".")[:-1]:
+        return Layout.ROUTED
+    if isinstance(layer, _CHANNELS_FIRST):
+        return Layout.CHANNELS_FIRST
+    time_first = any(_is_time_first(module) for module in (layer, *ancestors))
+    return Layout.TIME_FIRST if time_first else Layout.USUAL
+
+
+def layout_of_call(layout: Layout, args: tuple[Any, ...]) -> Layout:
+    """The layout of one call of a layer of some layout."""
+    return Layout.PACKED if args and isinstance(args[0], PackedSequence) else layout
+
+
+def _is_time_first(module: nn.Module) -> bool:
+    """Whether a module of torch's own is given, and gives, the tokens in the first dimension."""
+    if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
+        return any(_is_time_first(layer) for layer in module.layers)
+    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        return not module.self_attn.batch_first
+    return isinstance(module, (nn.RNNBase, nn.MultiheadAttention, nn.Transformer)) and not module.batch_first
