@@ -112,7 +112,7 @@ def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
     """
     tokens = tokens_of_pass(x, facts) if facts.tokens is not None or x.dim() >= 3 else mask.shape[-1]
     real = _columns_of(mask)
-    if mask.dim() == 2 and facts.past is not None and real.shape[1] != facts.past + tokens:
+    if mask.dim() == 2 and not facts.past_unknown and real.shape[1] != (facts.past or 0) + tokens:
         return real
     return real[:, -tokens:] if facts.past is None else real[:, facts.past : facts.past + tokens]
 
@@ -155,9 +155,10 @@ def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
     if x.dim() != 3 or not isinstance(ctx.batch, Mapping):
         return None
     mask = ctx.batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.shape == x.shape[:2]:
+    fits, across = (isinstance(mask, Tensor) and mask.shape == shape for shape in (x.shape[:2], x.shape[1::-1]))
+    if fits or (across and ctx.layout is not Layout.USUAL):
         return _fitted(mask != 0, x, ctx)
-    if isinstance(mask, Tensor) and mask.shape == x.shape[1::-1]:
+    if across:
         _tell(f"{ctx.layer!r}: the batch's attention mask {tuple(mask.shape)} lies across {tuple(x.shape)}")
         return None
     token_ids = ctx.batch.get("input_ids")

@@ -1,0 +1,195 @@
+"""Recurrent networks and torch's own transformer: where the tokens are, and where they cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, SteeringController
+from mi_crow_lightning.errors import HookError
+from mi_crow_lightning.hooks import Layers, Tokens
+from mi_crow_lightning.vectors import ContrastDetector
+from tests.models import CLASSES, VOCABULARY, class_token_data, loader, trainer
+from tests.models_in_trainers.harness import (
+    Runs,
+    assert_steered,
+    assert_watched,
+    attention_mask,
+    everything,
+    first_tensor,
+    tells,
+)
+
+RNNS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+class Reader(nn.Module):
+    """Embeds tokens, reads them with a recurrent network, and classifies by the mean of its outputs."""
+
+    def __init__(self, kind: str = "lstm", batch_first: bool = True, packed: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCABULARY, 8)
+        self.rnn = RNNS[kind](8, 8, num_layers=2, batch_first=batch_first, bidirectional=kind == "lstm")
+        self.head = nn.LazyLinear(CLASSES)
+        self.batch_first, self.packed = batch_first, packed
+        self(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3))
+
+    def forward(self, ids: Tensor, lengths_of: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x if self.batch_first else x.transpose(0, 1)
+        if self.packed:
+            x = pack_padded_sequence(x, lengths_of.sum(1).long(), self.batch_first, enforce_sorted=False)
+        output, _ = self.rnn(x)
+        if self.packed:
+            output, _ = pad_packed_sequence(output, self.batch_first)
+        logits: Tensor = self.head(output.sum(1 if self.batch_first else 0))
+        return logits
+
+
+def reader(**options: Any) -> Callable[[], Runs]:
+    def call(model: Any, batch: Any) -> Tensor:
+        logits: Tensor = model(batch["input_ids"], batch["attention_mask"])
+        return logits
+
+    return lambda: Runs(Reader(**options), lambda m, batch: cross_entropy(call(m, batch), batch["labels"]), call)
+
+
+def texts(count: int = 10) -> list[dict[str, Tensor]]:
+    """Token sequences padded on the right; no batch is as long as it is wide."""
+    return [
+        {name: tensor.flip(0) if tensor.dim() else tensor for name, tensor in row.items()}
+        for row in class_token_data(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", RNNS)
+def test_with_the_batch_first_padding_is_left_out_and_the_states_are_not_edited(kind: str) -> None:
+    layers = ["model.rnn", "model.embed", "model.head"]
+    assert_watched(reader(kind=kind), texts(), layers[:2], attention_mask)
+    assert_steered(reader(kind=kind), texts(), "model.rnn", mask_of=attention_mask)
+
+
+def test_tokens_are_chosen_along_the_second_dimension() -> None:
+    seen = ActivationStatistics("model.rnn", tokens=Tokens(positions=[0, -1]), statistics=["mean"])
+    watch = HookCallback(seen)
+    trainer(watch).validate(reader()(), loader(texts(4)), verbose=False)
+    # The network takes no mask, and says so: but the batch has one, so -1 is the last real token.
+    module, batch = reader()(), next(iter(loader(texts(4))))
+    output = module.model.rnn(module.model.embed(batch["input_ids"]))[0]
+    ends = batch["attention_mask"].sum(1) - 1
+    chosen = torch.cat([output[:, 0], output[torch.arange(4), ends]])
+    (row,) = (row for row in watch.history() if row.name == "mean")
+    assert row.value == pytest.approx(chosen.double().mean().item(), rel=1e-6)
+
+
+CROSSWISE = r"'model.rnn' gives \(tokens, batch, features\), for want of batch_first=True"
+
+
+def test_with_the_time_first_all_is_read_and_it_is_told() -> None:
+    with tells(CROSSWISE + ", which an attention mask cannot be laid on, so every element counts"):
+        # Batches of seven texts of seven tokens: a mask laid across would fit.
+        trainer(HookCallback(ActivationStatistics("model.rnn"))).validate(
+            reader(batch_first=False)(), loader(texts(7), 7), verbose=False
+        )
+    with tells(CROSSWISE):
+        assert_watched(reader(batch_first=False), texts(), ["model.rnn"], everything)
+    with tells(CROSSWISE):
+        assert_steered(reader(batch_first=False), texts(), "model.rnn")
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (dict(tokens="last"), rf"tokens='last' needs an activation .*{CROSSWISE}, of shape \(7, 4, 16\)"),
+        (dict(strength=torch.tensor([1.0])), rf"{CROSSWISE}, so what belongs to a sample cannot be found in its"),
+        (dict(when=lambda x, ctx: torch.tensor([True])), rf"{CROSSWISE}, so what belongs to a sample"),
+    ],
+    ids=["tokens", "strength", "when"],
+)
+@pytest.mark.filterwarnings("ignore:.*cannot be laid on")
+def test_with_the_time_first_what_needs_the_dimensions_is_refused(choice: dict[str, Any], says: str) -> None:
+    hook = SteeringController("model.rnn", torch.ones(16), **choice)
+    with pytest.raises(HookError, match=says):
+        trainer(HookCallback(controllers=hook)).predict(reader(batch_first=False)(), loader(texts(4)))
+
+
+def test_after_it_a_mask_that_lies_across_is_told() -> None:
+    class Projected(Reader):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.embed, self.after = nn.Embedding(VOCABULARY, 8), nn.Linear(8, 8)
+
+        def forward(self, ids: Tensor, lengths_of: Tensor) -> Tensor:
+            out: Tensor = self.after(self.embed(ids.T)).sum(0)
+            return out
+
+    watch = HookCallback(ActivationStatistics("model.after"))
+    module = Runs(Projected(), lambda m, batch: m(batch["input_ids"], None).sum(), lambda m, batch: None)
+    with tells(r"'model.after': the batch's attention mask \(4, 7\) lies across \(7, 4, 8\), so every element counts"):
+        trainer(watch).validate(module, loader(texts(4)), verbose=False)
+
+
+def test_packed_sequences_hold_no_padding() -> None:
+    def data_of(output: Any) -> Tensor:
+        packed: PackedSequence = output[0]
+        return packed.data
+
+    make = reader(packed=True)
+    assert_watched(make, texts(), ["model.rnn"], take=data_of)
+    assert_steered(make, texts(), "model.rnn", take=data_of, put=lambda o, x: (o[0]._replace(data=x), *o[1:]))
+    steer = FunctionController("model.rnn", torch.tanh, tokens="last")
+    with pytest.raises(HookError, match="'model.rnn' gives the tokens of a PackedSequence in one row, by time step, of"):
+        trainer(HookCallback(controllers=steer)).predict(make(), loader(texts(4)))
+
+
+def test_vectors_are_not_extracted_from_rows_that_are_no_samples() -> None:
+    contrast = ContrastDetector("model.rnn", label="labels", classes=(0, 1), on_error="raise")
+    data = [{**row, "labels": torch.tensor(i % 2)} for i, row in enumerate(texts(7))]  # seven texts of seven tokens
+    with pytest.raises(HookError, match=f"{CROSSWISE}, so what belongs to a sample"):
+        trainer(HookCallback(contrast)).predict(reader(batch_first=False)(), loader(data, 7))
+
+
+# torch's own transformer, whose layers tell the order by their attention.
+
+
+class Encoder(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=batch_first)
+        self.stack = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.stack(x)
+        return out
+
+
+@pytest.mark.parametrize("name", ["stack", "block:1", "block:1.self_attn", "block:0.linear1"])
+def test_torchs_own_transformer_tells_which_dimension_is_first(name: str) -> None:
+    x = torch.randn(5, 3, 8)
+    for batch_first in (True, False):
+        model = Encoder(batch_first).train()
+        Layers(model).register_hook(name, FunctionController(name, lambda x: x + 1, tokens="last"))
+        if batch_first:
+            model(x)
+        else:
+            with pytest.raises(HookError, match=r"gives \(tokens, batch, features\), for want of batch_first=True, of"):
+                model(x)
+
+
+def test_an_unbatched_sequence_is_read_whole() -> None:
+    rnn = nn.LSTM(2, 3)
+    seen = ActivationStatistics("rnn", statistics=["mean"], histogram=False)
+    model = nn.ModuleDict({"rnn": rnn})
+    Layers(model).register_hook(None, seen)
+    output = first_tensor(rnn(torch.randn(4, 2)))
+    (reading,) = seen.readings()
+    np.testing.assert_allclose(reading.value, output.double().mean().item(), rtol=1e-12)  # type: ignore[arg-type]
