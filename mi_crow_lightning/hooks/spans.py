@@ -41,7 +41,7 @@ class Span:
         if ctx.facts.past_unknown:
             raise TokensUnknown(
                 f"{ctx.layer!r}: the model was called with a state that does not tell how many tokens came before, so "
-                "positions cannot be counted. Call generate(), or the model with the whole sequence, or use tokens='all'."
+                "positions cannot be counted: call generate(), or the model with the whole text, or use tokens='all'"
             )
         self.x, self.ctx = x, ctx
         self.real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if real is None else real

@@ -227,11 +227,10 @@ def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:
 
 
 def _named(which: str, span: Span, editing: bool) -> Tensor:
-    if which in ("generated", "last") and editing:
+    if which == "generated" or (which == "last" and editing and span.ctx.facts.side != "encoder"):
+        generated = _generated(span)
         # Each generated token was the last one once, and a pass without a cache shows them all again.
-        return _generated(span) | span.last_of_prompt
-    if which == "generated":
-        return _generated(span)
+        return generated | span.last_of_prompt if editing else generated
     return {"all": span.real, "prompt": span.in_prompt, "last": span.last}[which]
 
 

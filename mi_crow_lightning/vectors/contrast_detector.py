@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import NothingExtracted
-from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.batch_rows import check_rows_are_samples
+from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType

@@ -19,7 +19,7 @@ from mi_crow_lightning import FunctionController, HookCallback, LayerActivationD
 from tests.callback.runs import Trace, assert_bit_equal, fingerprint
 from tests.metrics.noted import Noted
 from tests.metrics.reference import assert_readings, readings_of
-from tests.models import assert_same_handles, handles, loader, trainer
+from tests.models import handles, loader, trainer
 
 MaskOf = Callable[[Any], "Tensor | None"]  # from a batch to (B, T) bool, its real tokens; None: all elements count
 Take = Callable[[Any], Tensor]
@@ -28,7 +28,9 @@ Take = Callable[[Any], Tensor]
 class Runs(pl.LightningModule):
     """A model with a loss and a prediction of one's own."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[Any, Any], Tensor], predict: Callable[[Any, Any], Any]) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Any, Any], Tensor], predict: Callable[[Any, Any], Any]
+    ) -> None:
         super().__init__()
         self.model = model.train()
         self.loss, self.predict = loss, predict
@@ -101,10 +103,9 @@ def fitted(make: Callable[[], pl.LightningModule], data: list[Any], *callbacks: 
     if not module.automatic_optimization:
         trace.on_train_batch_end = lambda *_: None  # type: ignore[method-assign]
     runner = trainer(*callbacks, trace, **{"limit_val_batches": 0, **options})
-    before = handles(module)
     runner.fit(module, loader(data), loader(data))
-    assert_same_handles(before, module)
-    return {**fingerprint(module, runner), "losses": trace.losses, "states": trace.states}, module
+    left = {**fingerprint(module, runner), "losses": trace.losses, "states": trace.states}
+    return left, module
 
 
 def named(layers: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
@@ -132,14 +133,17 @@ def assert_watched(
         options: of the Trainer.
     """
     real = named(layers)
-    bare, _ = fitted(make, data, **options)
+    bare, plain = fitted(make, data, **options)
     by_hand = ByHand(real, take)
     fitted(make, data, by_hand, **options)
     detectors = [Noted(name) for name in real]
     held = LayerActivationDetector(next(iter(real)), name="held", schedule=Schedule())
     watch = HookCallback([*detectors, held])
-    watched, _ = fitted(make, data, watch, **options)
+    watched, module = fitted(make, data, watch, **options)
     assert_bit_equal(bare, watched)
+    # By place alone: transformers adds some of its own while a model runs.
+    left = [sorted([place for *place, _ in handles(one)]) for one in (plain, module)]
+    assert left[0] == left[1]
     assert by_hand.steps and all(step.keys() == real.keys() for step in by_hand.steps)
     for index, (step, batch) in enumerate(zip(by_hand.steps, by_hand.masks, strict=True)):
         mask = mask_of(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from transformers import MambaConfig, MambaForCausalLM
 
 from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, SteeringController
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import Layers, Tokens
 from mi_crow_lightning.vectors import ContrastDetector
-from tests.models import CLASSES, VOCABULARY, class_token_data, loader, trainer
+from tests.hooks.test_token_masks import Mask
+from tests.models import CLASSES, VOCABULARY, class_token_data, loader, token_data, trainer
 from tests.models_in_trainers.harness import (
     Runs,
     assert_steered,
@@ -26,6 +29,11 @@ from tests.models_in_trainers.harness import (
     first_tensor,
     tells,
 )
+
+# What transformers 4 asks for in a pass with a state.
+OLDER: dict[str, Any] = {}
+if "cache_position" in inspect.signature(MambaForCausalLM.forward).parameters:
+    OLDER["cache_position"] = torch.tensor([5])
 
 RNNS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -146,7 +154,7 @@ def test_packed_sequences_hold_no_padding() -> None:
     assert_watched(make, texts(), ["model.rnn"], take=data_of)
     assert_steered(make, texts(), "model.rnn", take=data_of, put=lambda o, x: (o[0]._replace(data=x), *o[1:]))
     steer = FunctionController("model.rnn", torch.tanh, tokens="last")
-    with pytest.raises(HookError, match="'model.rnn' gives the tokens of a PackedSequence in one row, by time step, of"):
+    with pytest.raises(HookError, match="gives the tokens of a PackedSequence in one row, by time step, of shape"):
         trainer(HookCallback(controllers=steer)).predict(make(), loader(texts(4)))
 
 
@@ -193,3 +201,97 @@ def test_an_unbatched_sequence_is_read_whole() -> None:
     output = first_tensor(rnn(torch.randn(4, 2)))
     (reading,) = seen.readings()
     np.testing.assert_allclose(reading.value, output.double().mean().item(), rtol=1e-12)  # type: ignore[arg-type]
+
+
+# State-space models: the cache does not say how many tokens are in it.
+
+
+def mamba(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    tokens = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = MambaForCausalLM(
+        MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4, **tokens, **changes)
+    )
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def test_mamba_is_watched_and_steered_without_padding() -> None:
+    def make() -> Runs:
+        return Runs(
+            mamba(use_cache=False),
+            lambda m, batch: m(**batch, labels=batch["input_ids"]).loss,
+            lambda m, batch: m(**batch).logits,
+        )
+
+    layers = ["model.backbone.layers.0", "model.backbone.layers.1", "model.backbone.layers.1.mixer"]
+    assert_watched(make, token_data(8), layers, attention_mask)
+    assert_steered(make, token_data(8), layers[0], mask_of=attention_mask)
+
+
+IDS = torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 7]])
+MASK = (IDS != 0).long()
+WIDE = 5
+CHOICES: dict[str, tuple[Any, Callable[[int, int, int], bool]]] = {
+    # of column, place among the real ones, and length of the prompt: whether it is chosen
+    "all": ("all", lambda column, place, length: True),
+    "prompt": ("prompt", lambda column, place, length: column < WIDE),
+    "generated": ("generated", lambda column, place, length: column >= WIDE),
+    "places": (Tokens(positions=[0, 4, 6]), lambda column, place, length: place in (0, 4, 6)),
+    "from_end": (Tokens(window=(-2, None)), lambda column, place, length: place >= length - 2),
+}
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("which", CHOICES)
+def test_mamba_generates_and_tokens_are_counted_by_hand(which: str, cache: bool, beams: int) -> None:
+    model, (tokens, chosen) = mamba().eval(), CHOICES[which]
+    layers, mask = Layers(model), Mask("block:1")
+    mask.tokens = Tokens.of(tokens)
+    layers.register_hook(None, mask)
+    for _ in range(2):  # a second text on the same model
+        mask.calls.clear()
+        model.generate(
+            input_ids=IDS, attention_mask=MASK, max_new_tokens=4, do_sample=False, use_cache=cache, num_beams=beams
+        )
+        whole = []
+        for row in MASK.repeat_interleave(beams, 0).tolist():
+            real = row + [1] * 3
+            places = np.cumsum(real) - 1
+            whole.append(
+                [int(r and chosen(c, int(p), sum(row))) for c, (r, p) in enumerate(zip(real, places, strict=True))]
+            )
+        ends = [WIDE, WIDE + 1, WIDE + 2, WIDE + 3]
+        starts = [0, *ends[:-1]] if cache else [0] * 4
+        expected = [[row[a:b] for row in whole] for a, b in zip(starts, ends, strict=True)]
+        assert [call.int().tolist() for call in mask.calls] == expected
+
+
+def test_steered_mamba_with_and_without_its_cache_says_the_same() -> None:
+    def text(cache: bool, *hooks: Any) -> Tensor:
+        model = mamba().eval()
+        for hook in hooks:
+            Layers(model).register_hook(None, hook)
+        out: Tensor = model.generate(input_ids=IDS[1:], max_new_tokens=6, do_sample=False, use_cache=cache)
+        return out
+
+    def steer() -> SteeringController:
+        return SteeringController("block:0", torch.linspace(-4, 4, 16), tokens="generated")
+
+    assert torch.equal(text(True, steer()), text(False, steer()))
+    assert not torch.equal(text(True), text(True, steer()))
+
+
+def test_a_loop_of_ones_own_with_a_state_cannot_tell_positions() -> None:
+    model = mamba().eval()
+    layers, mask = Layers(model), Mask("block:1", "generated")
+    layers.register_hook(None, mask)
+    with torch.no_grad():
+        state = model(input_ids=IDS[1:], use_cache=True).cache_params
+        with pytest.raises(
+            HookError, match="a state that does not tell how many tokens came before, so positions cannot"
+        ):
+            model(input_ids=IDS[1:, -1:], cache_params=state, use_cache=True, **OLDER)
+        mask.tokens = Tokens("all")
+        model(input_ids=IDS[1:, -1:], cache_params=state, use_cache=True, **OLDER)
