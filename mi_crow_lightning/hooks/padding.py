@@ -155,10 +155,9 @@ def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
     if x.dim() != 3 or not isinstance(ctx.batch, Mapping):
         return None
     mask = ctx.batch.get("attention_mask")
-    fits, across = (isinstance(mask, Tensor) and mask.shape == shape for shape in (x.shape[:2], x.shape[1::-1]))
-    if fits or (across and ctx.layout is not Layout.USUAL):
+    if isinstance(mask, Tensor) and (mask.shape == x.shape[:2] or ctx.layout is not Layout.USUAL):
         return _fitted(mask != 0, x, ctx)
-    if across:
+    if isinstance(mask, Tensor) and mask.shape == x.shape[1::-1]:
         _tell(f"{ctx.layer!r}: the batch's attention mask {tuple(mask.shape)} lies across {tuple(x.shape)}")
         return None
     token_ids = ctx.batch.get("input_ids")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
@@ -85,8 +86,9 @@ def adapters(pl_module: pl.LightningModule) -> Feature:
     wrappers = [module for module in pl_module.modules() if _is_a(module, "PeftModel")]
     learned = max(map(virtual_tokens, wrappers), default=0)
     if learned:
-        kind = str(wrappers[0].active_peft_config.peft_type.value)  # type: ignore[union-attr]
-        support = Support.SUPPORTED if kind in _LEARNED_PROMPTS else Support.UNTESTED
+        config: Any = wrappers[0].active_peft_config
+        kind, task = str(config.peft_type.value), config.task_type
+        support = Support.SUPPORTED if kind in _LEARNED_PROMPTS and task == "CAUSAL_LM" else Support.UNTESTED
         note = "the learned tokens are tokens of the prompt, its first positions"
         return Feature("PEFT", f"{kind}, {learned} learned tokens", support, note)
     if wrappers:

@@ -377,9 +377,18 @@ def test_what_is_said_of_base_layers_is_so() -> None:
     assert not torch.equal(adapted_once, with_adapter.get_captured())
 
 
+CAUSAL = dict(task_type="CAUSAL_LM")
+
+
 @of_peft
-def test_learned_prompts_are_untested() -> None:
+@pytest.mark.parametrize(
+    ("kind", "options", "value"),
+    [
+        ("CPTConfig", dict(cpt_token_ids=[3, 4], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2], **CAUSAL), "CPT"),
+        ("PromptTuningConfig", dict(task_type="FEATURE_EXTRACTION", num_virtual_tokens=2), "PROMPT_TUNING"),
+    ],
+)
+def test_learned_prompts_that_no_test_runs_are_untested(kind: str, options: dict[str, Any], value: str) -> None:
     peft = pytest.importorskip("peft")
-    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    feature = model.adapters(Module(peft.get_peft_model(llama(), config)))
-    assert (feature.value, feature.support) == ("no adapted layers", UNTESTED)
+    feature = model.adapters(Module(peft.get_peft_model(llama(), getattr(peft, kind)(**options))))
+    assert (feature.value, feature.support) == (f"{value}, 2 learned tokens", UNTESTED)
