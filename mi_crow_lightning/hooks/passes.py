@@ -149,9 +149,9 @@ class Passes:
         generation = self._generations[-1] if self._generations else None
         learned = max(map(virtual_tokens, self._calls))
         facts = read_facts(module, given, signature, generation, self._first_widths.get(module), learned)
-        if facts.past in (None, 0, learned) and facts.tokens is not None:
+        if not facts.past and facts.tokens is not None:
             # In a decoding loop of the user's own, the first pass with an empty cache is the prompt.
-            self._first_widths[module] = (facts.past or 0) + facts.tokens
+            self._first_widths[module] = facts.tokens
         return facts
 
 

@@ -198,6 +198,15 @@ def test_in_training_all_is_prompt_also_after_a_pass_without_the_learned_tokens(
     assert mask.calls == [[row[-IDS.shape[1] :] for row in by_hand], by_hand]
 
 
+def test_with_the_prompt_off_a_cache_as_long_as_it_is_no_prefix() -> None:
+    model, mask = prompted("prefix").eval(), Mask("generated")
+    Layers(model).register_hook(None, mask)
+    with model.disable_adapter(), torch.no_grad():
+        cache = model(input_ids=IDS[1:, :LEARNED], use_cache=True).past_key_values
+        model(input_ids=IDS[1:, LEARNED : LEARNED + 1], past_key_values=cache, use_cache=True)
+    assert mask.calls == [[[0] * LEARNED], [[1]]]
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_prompt_is_learned_bit_identically(kind: str) -> None:
     def with_learned(batch: Any) -> Tensor:

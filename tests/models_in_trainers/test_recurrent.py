@@ -237,7 +237,7 @@ CHOICES: dict[str, tuple[Any, Callable[[int, int, int], bool]]] = {
     "all": ("all", lambda column, place, length: True),
     "prompt": ("prompt", lambda column, place, length: column < WIDE),
     "generated": ("generated", lambda column, place, length: column >= WIDE),
-    "places": (Tokens(positions=[0, 4, 6]), lambda column, place, length: place in (0, 4, 6)),
+    "places": (Tokens(positions=[0, 4, 5]), lambda column, place, length: place in (0, 4, 5)),
     "from_end": (Tokens(window=(-2, None)), lambda column, place, length: place >= length - 2),
 }
 
