@@ -139,6 +139,9 @@ class Tokens:
     def __invert__(self) -> Tokens:
         return Not(self)
 
+    def __bool__(self) -> bool:
+        raise TypeError("choices of tokens join with & | ~: `and`, `or` and `not` would silently drop one of them")
+
     def __repr__(self) -> str:
         return f"Tokens({self.value!r})" if self.kind == "which" else f"Tokens({self.kind}={self.value!r})"
 

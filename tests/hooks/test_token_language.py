@@ -348,6 +348,20 @@ def test_choices_join_with_choices_only() -> None:
         Tokens("all") & "last"  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda: Tokens("generated") and Tokens(ids={13}),
+        lambda: Tokens("generated") or Tokens(ids={13}),
+        lambda: not (Tokens("generated") & Tokens(ids={13})),
+        lambda: not ~Tokens("generated"),
+    ],
+)
+def test_words_drop_no_choice(join: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match=r"tokens join with & \| ~: `and`, `or` and `not` would silently drop one"):
+        join()
+
+
 def test_a_choice_says_what_it_is() -> None:
     joined = ~(Tokens("prompt") | Tokens(positions=[6])) & Tokens(window=[None, 3])
     assert repr(joined) == "~(Tokens('prompt') | Tokens(positions=[6])) & Tokens(window=(None, 3))"
