@@ -314,12 +314,12 @@ def test_a_detector_that_is_off_or_failed_is_no_condition() -> None:
             raise ValueError("broke")
 
     detector, failing = ProjectionDetector(1, V[0]), Fails(1, V[0], on_error="warn")
-    with original(ConditionMismatch, "ProjectionDetector.* is off, so it does not see this pass: give it schedule="):
+    with original(ConditionMismatch, r"ProjectionDetector.* is on no model, .* HookCallback\(detectors=\[\.\.\.\]\)"):
         run(llama().eval(), "model.layers", BATCH, SteeringController(2, V[0], when=detector.above(0.0)))
     model, _ = registered(detector, SteeringController(2, torch.ones(WIDTH), when=detector.above(0.0)))
     model(**BATCH)
     detector.disable()
-    with original(ConditionMismatch, "is off, so it does not see this pass"):
+    with original(ConditionMismatch, "ProjectionDetector.* is off, so it does not see this pass: give it schedule="):
         model(**BATCH)
     model, _ = registered(failing, SteeringController(2, torch.ones(WIDTH), when=failing.above(0.0)))
     with pytest.warns(RuntimeWarning, match="broke"), original(ConditionMismatch, "failed in this pass"):

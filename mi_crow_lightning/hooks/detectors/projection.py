@@ -162,7 +162,12 @@ class ProjectionDetector(Detector):
         Raises:
             ConditionMismatch: they are not known yet, or there are several to choose from.
         """
-        if self._registry is None or not self.enabled or not self._registry.is_attached(self):
+        if self._registry is None:
+            raise ConditionMismatch(
+                f"{self!r} is on no model, so it does not see this pass: give it to the Trainer as well, "
+                "HookCallback(detectors=[...]), or register it with Layers"
+            )
+        if not self.enabled or not self._registry.is_attached(self):
             raise ConditionMismatch(f"{self!r} is off, so it does not see this pass: give it schedule=, and enable it")
         if ctx.moment is None and self._registry is not ctx.layers:
             raise ConditionMismatch(f"{self!r} is registered elsewhere: register it and the controller with one Layers")
