@@ -100,6 +100,8 @@ class SteeringVector(Mapping[str, Tensor]):
         return replace(self._origin, samples=dict(self.samples), metadata=dict(self.metadata))
 
     def __getitem__(self, layer: str) -> Tensor:
+        if layer not in self._directions:
+            raise KeyError(f"no direction for {layer!r}; this vector has {list(self._directions)}")
         return self._directions[layer].clone()
 
     def __iter__(self) -> Iterator[str]:

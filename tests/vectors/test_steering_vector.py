@@ -146,6 +146,10 @@ def test_some_layers() -> None:
     assert a.only("h.2", "h.0").layers == ("h.2", "h.0")
     with pytest.raises(KeyError, match=r"no direction for \['h.9'\]; this vector has \['h.0', 'h.1', 'h.2'\]"):
         a.only("h.0", "h.9")
+    for layer in ("h.9", 1):
+        with pytest.raises(KeyError, match=rf"no direction for {layer!r}; this vector has \['h.0', 'h.1', 'h.2'\]"):
+            a[layer]  # type: ignore[index]
+    assert "h.9" not in a and a.get("h.9") is None
 
 
 def test_equal_means_directions_and_origin() -> None:
