@@ -82,5 +82,8 @@ def _class_numbers(labels: Any, classes: Sequence[Any]) -> Tensor:
         return is_positive.long() - is_other.long()
     numbers = {negative: 0, positive: 1}
     if unknown := [label for label in labels if label not in numbers]:
-        raise ValueError(f"label {unknown[0]!r} is of no class: the classes are {negative!r} and {positive!r}")
+        raise ValueError(
+            f"label {unknown[0]!r} is of no class: the classes are {negative!r} and {positive!r}; give "
+            "classes=(negative, positive) as they occur"
+        )
     return torch.tensor([numbers[label] for label in labels])

@@ -59,7 +59,10 @@ class HeldOut:
             table = gather_rows(table)
         table = table.cpu()
         if (others := int((table[:, 1] == -1).sum())) > 0:
-            raise ValueError(f"{others} held-out labels (over all layers) are of neither class")
+            raise ValueError(
+                f"{others} held-out labels (over all layers) are of neither class: give classes=(negative, positive) "
+                "as they occur"
+            )
         table = table[table[:, 1] >= 0]
         found = []
         for layer in layers:

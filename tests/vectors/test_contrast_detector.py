@@ -289,7 +289,7 @@ def test_rows_without_a_chosen_token_are_left_out_and_told() -> None:
         ({"label": "1010"}, {}, r"the labels must be a tensor \(B,\) or a list, not a str"),
         ({"label": torch.ones(3)}, {"pair": "no"}, r"activation of shape \(4, 7, 32\), and the batch has 3 labels"),
         ({"pair": torch.ones(3)}, {}, r"4 labels and 3 pair numbers"),
-        ({"label": ["joy"] * 4}, {}, r"label 'joy' is of no class: the classes are 0 and 1"),
+        ({"label": ["joy"] * 4}, {}, r"label 'joy' is of no class: the classes are 0 and 1; give classes="),
         ({}, {"classes": ("sorrow", "joy")}, r"the labels are a tensor, and the classes 'sorrow' and 'joy' have names"),
         ({"label": torch.tensor([0, 1, 2, 3])}, {}, r"12 rows have a label of neither class: give classes="),
         ({"label": torch.ones(4)}, {}, r"there are 0 negative, 24 positive"),
@@ -302,6 +302,31 @@ def test_wrong_batches_are_refused(change: dict[str, Any], options: dict[str, An
     given = DataLoader([{k: v for k, v in batch.items() if v is not None} for batch in loader], batch_size=None)
     with pytest.raises(HookError, match=message):
         extract(ContrastDetector("block:1", **{**ALL, **options}), llama(), given)
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "message"),
+    [
+        (
+            llama(),
+            torch.tensor([0, 1, 2, 1]),
+            r"1 held-out labels \(over all layers\) are of neither class: give classes=",
+        ),
+        (llama(), torch.ones(4), "'model.model.layers.1': both classes are needed, and of 4 samples 4 are positive"),
+        (
+            llama(hidden_size=16),
+            torch.tensor([0, 1, 0, 1]),
+            r"no direction of width 16 for 'model.model.layers.1'; those extracted are {'model.model.layers.1': 32}",
+        ),
+    ],
+    ids=["another class", "one class", "another width"],
+)
+def test_wrong_held_out_batches_are_refused(model: nn.Module, label: Tensor, message: str) -> None:
+    detector = ContrastDetector("block:1")
+    extract(detector, llama(), batches(texts(4)))
+    given = DataLoader([{**batch, "label": label} for batch in batches(texts(2))], batch_size=None)  # type: ignore[arg-type]
+    with pytest.raises(HookError, match=message):
+        extract(detector, model, given, "validate")
 
 
 def test_more_rows_than_labels_are_refused() -> None:
