@@ -89,6 +89,7 @@ def test_untouched_positions_keep_their_bits(make: Any) -> None:
         ),
         (FunctionController(1, lambda x: x[..., :5]), EditMismatch, r"keep the shape: it was given \(3, 7, 32\) and"),
         (FunctionController(1, lambda x: x.mean(0)), EditMismatch, r"keep the shape: .* returned \(7, 32\)"),
+        (FunctionController(1, lambda x: None), EditMismatch, "returned a NoneType: it must return the edited tensor"),
         (FunctionController(1, torch.Tensor.half), EditMismatch, "keep the dtype: .* returned torch.float16"),
         (FunctionController(1, lambda x: x @ torch.ones(2, 2)), RuntimeError, "mat1 and mat2 shapes|size mismatch"),
     ],

@@ -147,6 +147,18 @@ def test_a_loop_of_ones_own_with_a_cache() -> None:
             detector.calls.clear()
 
 
+def test_in_a_loop_of_ones_own_positions_need_the_mask_of_the_whole_sequence() -> None:
+    model = llama().eval()
+    Layers(model).register_hook(None, SteeringController("block:1", torch.ones(32), tokens=Tokens(positions=[0, 5])))
+    cache = model(input_ids=IDS, attention_mask=MASK, use_cache=True).past_key_values
+    with pytest.raises(HookError) as caught:
+        model(input_ids=IDS[:, -1:], attention_mask=MASK[:, -1:], past_key_values=cache)
+    with pytest.raises(
+        TokensUnknown, match=r"mask \(2, 1\) does not reach back over the 5 tokens before this pass.* pass the"
+    ):
+        raise caught.value.original_error
+
+
 def test_steering_in_a_loop_of_ones_own_equals_generate() -> None:
     model = llama().eval()
     model.generation_config.eos_token_id = None

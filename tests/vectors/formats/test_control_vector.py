@@ -154,6 +154,9 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
         path.write_bytes(content)
         with suppress(VectorFileError):
             read_control_vector(path)
+    path.write_bytes(b"safetensors or so")
+    with pytest.raises(VectorFileError, match=r"file.gguf' is no readable GGUF file: "):
+        read_control_vector(path)
 
 
 def test_without_gguf_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
