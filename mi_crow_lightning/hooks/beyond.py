@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from mi_crow_lightning.hooks.choices import not_known
+from mi_crow_lightning.hooks.choices import is_finite, not_known
 from mi_crow_lightning.hooks.context import HookContext
 
 __all__ = ["Beyond", "Of"]
@@ -45,13 +44,13 @@ class Beyond:
         vector: str | None = None,
         layer: str | int | None = None,
     ) -> None:
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
+        if not is_finite(bound):
             raise ValueError(f"bound={bound!r} must be a finite number")
         if of not in ("projection", "cosine"):
             raise not_known("of", of, ["projection", "cosine"])
         self.detector = detector
         self.is_above = is_above
-        self.bound = bound
+        self.bound = float(bound)
         self.of: Of = of
         self.vector = vector
         self.layer = layer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import StrengthMismatch
 from mi_crow_lightning.hooks.batch_rows import of_rows
+from mi_crow_lightning.hooks.choices import is_finite
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
 
@@ -102,7 +102,7 @@ def _is_batch(value: Any) -> bool:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_finite(value):
         forms = _FORMS if name == "strength" else "a finite number"
         raise ValueError(f"{name}={value!r} must be {forms}")
     return float(value)
@@ -133,7 +133,7 @@ def _from_batch(batch: Any) -> Any:
 
 def _for_rows(value: Any, x: Tensor, ctx: HookContext, name: str = "strength") -> float | Tensor:
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_finite(value):
             raise StrengthMismatch(f"{name} is {value!r}: it must be a finite number or a tensor (B,)")
         return float(value)
     if value.dim() > 1:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import RegistrationError, StrengthMismatch
-from mi_crow_lightning.hooks import Controller, FunctionController, LayerActivationDetector, Layers, SteeringController
+from mi_crow_lightning.hooks import (
+    ClampController,
+    Controller,
+    FunctionController,
+    LayerActivationDetector,
+    Layers,
+    ProjectionDetector,
+    ScaleController,
+    SteeringController,
+)
 from mi_crow_lightning.hooks.strengths import reads_batch
 from tests.hooks.controllers.cases import BATCH, EDITS, VECTOR, original, run
 from tests.models import WIDTH, llama
@@ -40,6 +50,16 @@ def test_a_row_has_the_bits_of_a_run_with_its_number(edit: str, dtype: torch.dty
 def test_numbers_of_any_kind_for_samples(given: Any) -> None:
     as_floats = given(None) if callable(given) and not isinstance(given, Tensor) else given.float()
     assert torch.equal(edited(given), edited(as_floats))
+
+
+@pytest.mark.parametrize("number", [np.float32(2), np.float64(2), np.int64(2)])
+def test_numbers_of_numpy_are_numbers(number: Any) -> None:
+    for given in (number, {1: number}, lambda ctx: number):
+        assert torch.equal(edited(given), edited(2))
+    clamp = ClampController(0, VECTOR, low=-number, high=number)
+    bound = ProjectionDetector(0, VECTOR).above(number).bound
+    numbers = (clamp.low, clamp.high, ScaleController(0, number).factor, bound)
+    assert numbers == (-2, 2, 2, 2) and {type(one) for one in numbers} == {float}
 
 
 @pytest.mark.parametrize("value", [EACH, EACH.tolist()[1], torch.tensor(0.3), 2])

@@ -6,13 +6,13 @@ orthogonal to the direction stays as it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.hooks.choices import is_finite
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import check_width, unit_vector
 from mi_crow_lightning.hooks.edits import added
@@ -66,7 +66,9 @@ class ClampController(TokenController):
         super().__init__(layer_signature, **options)
         self._units = PerLayer(vector, "vector", unit_vector)
         self._casts = Casts()
-        self.value, self.low, self.high = _checked(value, low, high)
+        self.value, self.low, self.high = (
+            None if number is None else float(number) for number in _checked(value, low, high)
+        )
 
     @property
     def may_be_idle(self) -> bool:
@@ -103,7 +105,7 @@ def _checked(
 ) -> tuple[float | None, float | None, float | None]:
     given = {name: number for name, number in (("value", value), ("low", low), ("high", high)) if number is not None}
     for name, number in given.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        if not is_finite(number):
             raise ValueError(f"{name}={number!r} must be a finite number")
     if not given or ("value" in given and len(given) > 1):
         raise ValueError(f"value={value!r}, low={low!r}, high={high!r}: give a value, or low, high or both")

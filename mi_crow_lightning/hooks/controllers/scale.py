@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
+from mi_crow_lightning.hooks.choices import is_finite
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import mixed
 from mi_crow_lightning.hooks.token_controller import TokenController
@@ -36,7 +36,7 @@ class ScaleController(TokenController):
 
     def __init__(self, layer_signature: str | int | None, factor: float, **options: Any) -> None:
         super().__init__(layer_signature, **options)
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
+        if not is_finite(factor):
             raise ValueError(f"factor={factor!r} must be a finite number")
         self.factor = float(factor)
 
