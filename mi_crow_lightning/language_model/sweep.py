@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.callback import HookCallback
+from mi_crow_lightning.hooks.choices import is_finite
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.strengths import reads_batch
 
@@ -33,7 +34,7 @@ def checked_sweep(sweep: Any) -> list[float] | None:
         raise TypeError(f"sweep={sweep!r} must be a list of strengths, e.g. [0, 2, 4]")
     strengths = list(sweep)
     for strength in strengths:
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+        if not is_finite(strength):
             raise ValueError(f"sweep={strengths!r} holds {strength!r}: each strength must be a finite number")
     if not strengths or len(set(strengths)) < len(strengths):
         raise ValueError(f"sweep={strengths!r} must hold at least one strength, and each only once")
@@ -76,18 +77,22 @@ def strengths_of(batch: Mapping[str, Any]) -> list[float] | None:
     """The strength of each row, if the batch names them: a number, or a tensor of one a row.
 
     Raises:
-        ValueError: there are not as many as rows.
+        ValueError: there are not as many as rows, or one is not finite.
     """
     strengths, rows = batch.get(_KEY), len(batch["input_ids"])
     if strengths is None:
         return None
-    if isinstance(strengths, (int, float)) or (isinstance(strengths, Tensor) and strengths.dim() == 0):
-        return [float(strengths)] * rows
-    if not isinstance(strengths, Tensor) or strengths.shape != (rows,):
+    if isinstance(strengths, Real) or (isinstance(strengths, Tensor) and strengths.dim() == 0):
+        found = [float(strengths)] * rows
+    elif isinstance(strengths, Tensor) and strengths.shape == (rows,):
+        found = [float(strength) for strength in strengths.tolist()]
+    else:
         raise ValueError(
             f"batch[{_KEY!r}] must be a number or a tensor of one strength a row, ({rows},), not {strengths!r}"
         )
-    return [float(strength) for strength in strengths.tolist()]
+    if not all(map(is_finite, found)):
+        raise ValueError(f"batch[{_KEY!r}] holds strengths that are not finite: {found!r}")
+    return found
 
 
 def readers_of(trainer: pl.Trainer) -> list[Hook]:

@@ -181,6 +181,8 @@ def test_strengths_of_the_batch_are_told() -> None:
         ValueError, match=r"batch\['strength'\] must be a number or a tensor of one strength a row, \(2,\)"
     ):
         predicted(module, data=DataLoader([{**batch, "strength": torch.ones(3)}], batch_size=None))
+    with pytest.raises(ValueError, match=r"batch\['strength'\] holds strengths that are not finite: \[1.0, nan\]"):
+        predicted(module, data=DataLoader([{**batch, "strength": torch.tensor([1, torch.nan])}], batch_size=None))
 
 
 class SeesBatch(Detector):

@@ -6,6 +6,7 @@ from collections import UserDict
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -134,6 +135,11 @@ def test_a_negative_strength_and_one_alone() -> None:
     assert [(text.strength, text.token_ids) for text in batch] == [
         (-4.0, steered_by_hand(model, TEXTS[0], -4, **GREEDY)[0])
     ]
+
+
+@pytest.mark.parametrize("sweep", [range(3), np.arange(3), np.linspace(0, 2, 3, dtype=np.float32), (0, 1, 2.0)])
+def test_strengths_of_any_kind_of_number(sweep: Any) -> None:
+    assert module_of(model_of("llama"), sweep).sweep == [0.0, 1.0, 2.0]
 
 
 class Watches(Detector):
