@@ -117,6 +117,7 @@ class SteeringVector(Mapping[str, Tensor]):
         return same_layers and all(torch.equal(self._directions[layer], other._directions[layer]) for layer in self)
 
     __hash__ = None  # type: ignore[assignment]
+    __array_ufunc__ = None  # so that numpy leaves np.float32(2) * vector to __rmul__
 
     def only(self, *layers: str) -> SteeringVector:
         """The same vector at some of its layers, in the order given.

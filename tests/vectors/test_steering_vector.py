@@ -71,6 +71,7 @@ def test_arithmetic_is_numpys() -> None:
         "difference": (a - b, lambda x, y: x - y),
         "times": (2.5 * a, lambda x, y: 2.5 * x),
         "times on the right": (a * np.float32(2.5), lambda x, y: 2.5 * x),
+        "times on the left": (np.float32(2.5) * a, lambda x, y: 2.5 * x),
         "over": (a / 4, lambda x, y: x / 4),
         "negative": (-a, lambda x, y: -x),
         "unit": (a.normalise(), lambda x, y: x / np.linalg.norm(x)),
