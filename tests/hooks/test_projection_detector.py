@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mi_crow_lightning import HookCallback, Schedule
@@ -213,6 +214,30 @@ def test_edits_happen_where_a_layer_lies_beyond_the_bound(at: Any, options: Any,
         beyond = values > bound if side == "above" else values < bound
         assert torch.equal(touched(seen, 2), REAL & torch.from_numpy(beyond))
         assert touched(seen, 2).any() and not touched(seen, 2)[REAL].all()
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products of whatever runs."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket.__name__ in ("mm", "bmm", "addmm", "mv", "addmv", "dot", "linear")
+        return function(*args, **(kwargs or {}))
+
+
+def test_one_matrix_product_for_each_layer_and_pass() -> None:
+    """Whatever the number of directions and conditions."""
+    counts = []
+    for watched in (False, True):
+        model, detector = llama().eval(), ProjectionDetector("block:0-2", vectors={"a": V[0], "b": V[1], "c": V[2]})
+        steers = [SteeringController(3, V[0], when=detector.above(0.0, vector=name, layer=1)) for name in "abc"]
+        if watched:
+            registered(detector, *steers, model=model)
+        with torch.no_grad(), Products() as products:
+            model(**BATCH)
+        counts.append(products.count)
+    assert counts[1] == counts[0] + 3 > 3
 
 
 def test_one_direction_of_several() -> None:
