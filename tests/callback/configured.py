@@ -128,7 +128,7 @@ def cli(callbacks: Any, *command: str) -> LightningCLI:
 
 
 def contents(value: Any) -> Any:
-    """Everything that an object is made of, to compare two by; but for IDs, which differ."""
+    """Everything that an object is made of, to compare two by; but for IDs that were not given."""
     if isinstance(value, Tensor):
         return ("tensor", value.dtype, value.tolist())
     if isinstance(value, dict):
@@ -136,7 +136,8 @@ def contents(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset, range)):
         return (type(value), [contents(one) for one in value])
     if hasattr(value, "__dict__") and not callable(value) and not isinstance(value, type):
-        return (type(value), contents({k: v for k, v in vars(value).items() if k not in ("id", "_state_key")}))
+        by_chance = ("_state_key",) if getattr(value, "has_given_id", False) else ("_state_key", "id")
+        return (type(value), contents({k: v for k, v in vars(value).items() if k not in by_chance}))
     if isinstance(value, nn.Module):
         return (type(value), vars(value).get("factor"))
     return value
