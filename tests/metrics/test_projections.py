@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mi_crow_lightning.metrics.collectives import exchange
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
 from mi_crow_lightning.metrics.projections import (
     empty_projections,
@@ -36,11 +37,15 @@ def summary(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return summarize_projections(project(x, UNITS.to(x.dtype)), x.float().norm(dim=-1), mask)
 
 
+def values(sums: ProjectionSums, stage: str) -> list[list[ProjectionValues | None]]:
+    return sums.values_of(exchange([sums.share(stage)])[0])
+
+
 def read(*passes: tuple[Tensor, Tensor | None]) -> list[ProjectionValues | None]:
     sums = ProjectionSums(1, 3, torch.device("cpu"))
     for x, mask in passes:
         sums.add("train", 0, summary(x, mask))
-    return sums.values("train")[0]
+    return values(sums, "train")[0]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-7), (torch.bfloat16, 3e-2)])
@@ -97,15 +102,15 @@ def test_stages_are_apart_and_reset_alone() -> None:
         sums.add("train", 0, summary(x))
         sums.add("predict", 1, summary(y))
     sums.add("train", 0, summary(y))  # outside of that mode
-    assert sums.values("train")[1] == sums.values("predict")[0] == [None] * 3
+    assert values(sums, "train")[1] == values(sums, "predict")[0] == [None] * 3
     twin = ProjectionSums(2, 3, torch.device("cpu"))
     twin.load(sums.state())
     for stage in ("train", "predict", "validate"):
-        assert twin.values(stage) == sums.values(stage)
+        assert values(twin, stage) == values(sums, stage)
     sums.reset("train")
     sums.reset("test")
-    assert sums.values("train") == [[None] * 3] * 2 and sums.values("predict")[1] != [None] * 3
-    assert twin.values("train")[0] != [None] * 3
+    assert values(sums, "train") == [[None] * 3] * 2 and values(sums, "predict")[1] != [None] * 3
+    assert values(twin, "train")[0] != [None] * 3
 
 
 def test_products_keep_the_dtype_under_autocast() -> None:
