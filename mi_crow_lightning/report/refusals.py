@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import lightning.pytorch as pl
-from torch import nn
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.names import ModuleTree
 from mi_crow_lightning.hooks.rules import refuse_shared_tags
 
 __all__ = ["refusals"]
@@ -29,21 +27,11 @@ def refusals(
     """
     checks: list[Callable[[], None]] = [
         lambda: facts.refuse_compiled(pl_module, layers.hooked_modules()),
-        lambda: _refuse_replicas(pl_module, layers.hooked_modules()),
         lambda: facts.refuse_tensor_parallel(trainer),
         lambda: facts.refuse_ranks_left_out(trainer),
         lambda: refuse_shared_tags(registries),
     ]
     return [error for check in checks if (error := _refusal(check)) is not None]
-
-
-def _refuse_replicas(pl_module: pl.LightningModule, layers: Sequence[nn.Module]) -> None:
-    tree = ModuleTree(pl_module)
-    if any(isinstance(module, nn.DataParallel) for layer in layers for module in (layer, *tree.ancestors(layer))):
-        raise RegistrationError(
-            "a hooked layer is inside of torch.nn.DataParallel, which runs copies of it in threads of their own, where "
-            "hooks would count and edit in one another's way: take the wrapper off, and use Trainer(strategy='ddp')"
-        )
 
 
 def _refusal(check: Callable[[], None]) -> RegistrationError | None:

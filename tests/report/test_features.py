@@ -135,15 +135,6 @@ def test_strategies(strategy: Any, value: str, support: Support) -> None:
     assert bool(feature.note) == (strategy != "auto")
 
 
-def test_replicas_in_threads_are_refused() -> None:
-    module = module_of()
-    module.model = nn.DataParallel(module.model)
-    watch = watching(ActivationStatistics("model.3"))
-    with pytest.raises(RegistrationError, match=r"inside of torch\.nn\.DataParallel, which runs copies"):
-        fit(module, data_of(), watch)
-    assert len(watch.report().refusals) == 1
-
-
 class OwnStrategy(SingleDeviceStrategy):
     pass
 
