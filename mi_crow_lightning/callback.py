@@ -38,7 +38,12 @@ from mi_crow_lightning.readings_log import ReadingsLog, count_tags
 from mi_crow_lightning.report.of_run import Asked
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.run_report import RunReport
-from mi_crow_lightning.start_warnings import tell_of_summary, warn_if_nothing_is_logged, warn_of_evaluation_mode
+from mi_crow_lightning.start_warnings import (
+    tell_of_fresh_graphs,
+    tell_of_summary,
+    warn_if_nothing_is_logged,
+    warn_of_evaluation_mode,
+)
 
 __all__ = ["HookCallback"]
 
@@ -285,11 +290,13 @@ class HookCallback(pl.Callback):
             self._elsewhere.begin(spawned)
             return self._reporter.rehearse(trainer, pl_module, asked, _registries(trainer))
         names = names_among(self, _hook_callbacks(trainer))
-        self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names)
+        graphs = facts.graphs_of_module(pl_module)
+        self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names, graphs)
         self._effects = run.effects
         self._elsewhere.begin(spawned)
         try:
             self._reporter.begin(trainer, pl_module, asked, run.layers, _registries(trainer))
+            tell_of_fresh_graphs(run.begin(facts.stages_of_run(trainer)))
             tell_of_summary(trainer, self._log.scalars, count_tags(run.layers))
         except BaseException:
             self._unregister()

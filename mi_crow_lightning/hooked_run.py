@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.fresh_graphs import FreshGraphs
+from mi_crow_lightning.hooks.graph_rules import toggling_schedules
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.never_ran import tell_of_silent
@@ -28,6 +30,7 @@ class HookedRun:
         hooks: registered at once, all or none; nothing is attached until a batch begins.
         token_mask: from a batch to the mask of its real tokens.
         names: what hooks are called in logs, by ID; a hook that is not in it by its ID.
+        graphs: the modules that run inside of compiled graphs, see `graphs_of`.
 
     Attributes:
         layers: the registry.
@@ -45,8 +48,10 @@ class HookedRun:
         hooks: Sequence[Hook],
         token_mask: Callable[[Any], Tensor] | None,
         names: Mapping[str, str] | None = None,
+        graphs: Mapping[nn.Module, nn.Module] | None = None,
     ) -> None:
-        self.layers = Layers(root, allow_stacking=True, on_error=_default_policy)
+        self.layers = Layers(root, allow_stacking=True, on_error=_default_policy, graphs=graphs)
+        self._fresh_graphs = FreshGraphs()
         self._hooks = list(hooks)
         self._token_mask = token_mask
         self.batches_seen = 0
@@ -69,6 +74,20 @@ class HookedRun:
     def detectors(self) -> list[Detector]:
         """The hooks that may have readings."""
         return [hook for hook in self._hooks if isinstance(hook, Detector)]
+
+    def begin(self, stages: Collection[Stage]) -> bool:
+        """Put the hooks into the compiled graphs of the run, if they are in some.
+
+        Args:
+            stages: those of the run.
+
+        Returns:
+            Whether graphs that were compiled earlier had to be forgotten.
+        """
+        if not self.layers.traced_hooks():
+            return False
+        self.layers.hold_traced()
+        return self._fresh_graphs.begin(variants=2 ** len(toggling_schedules(self.layers, stages)))
 
     def is_unread(self, hook: Hook) -> bool:
         """Whether the hook was on in the running stage since its last reading there, and did not fail."""
@@ -130,6 +149,7 @@ class HookedRun:
     def end(self) -> None:
         """Take the hooks off the model."""
         self.layers.unregister_all_hooks()
+        self._fresh_graphs.end()
 
     def check_that_hooks_ran(self, stage: Stage) -> None:
         """Warn of layers that never ran though their hook was on in ``stage``.

@@ -13,7 +13,7 @@ from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT
 
-__all__ = ["tell_of_summary", "warn_if_nothing_is_logged", "warn_of_evaluation_mode"]
+__all__ = ["tell_of_fresh_graphs", "tell_of_summary", "warn_if_nothing_is_logged", "warn_of_evaluation_mode"]
 
 
 def warn_of_evaluation_mode(layers: Sequence[nn.Module]) -> None:
@@ -42,6 +42,19 @@ def warn_if_nothing_is_logged(trainer: pl.Trainer, detectors: Sequence[Hook], ow
             f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
             "none. Set log_every_n_steps, here or in the Trainer.",
             stacklevel=2,
+        )
+
+
+def tell_of_fresh_graphs(forgotten: bool) -> None:
+    """Say that what was compiled is compiled again.
+
+    Args:
+        forgotten: whether anything was.
+    """
+    if forgotten:
+        rank_zero_info(
+            "HookCallback: what torch.compile compiled earlier in this process was forgotten (torch._dynamo.reset()), "
+            "because its graphs do not hold this run's hooks. It is compiled again when it is called."
         )
 
 

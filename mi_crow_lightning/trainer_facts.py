@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -10,26 +12,26 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
 from mi_crow_lightning.errors import LayerNotFound, RegistrationError
+from mi_crow_lightning.hooks.compiled import graphs_of
 from mi_crow_lightning.hooks.names import ModuleTree
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 __all__ = [
     "batches_that_stepped",
     "callbacks_of",
-    "compiled_refusal",
     "find_root",
-    "is_compiled",
+    "graphs_of_module",
     "is_compiled_as_a_whole",
     "is_fitting",
     "is_running",
     "log_interval",
     "moment_of",
     "name_of_run",
-    "refuse_compiled",
     "refuse_ranks_left_out",
     "refuse_tensor_parallel",
     "samples_of_batch",
     "spawns",
+    "stages_of_run",
     "steps_of_run",
     "takes_a_step",
     "tensor_parallel_refusal",
@@ -45,6 +47,11 @@ def name_of_run(trainer: pl.Trainer) -> str:
     """What was called: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
     assert trainer.state.fn is not None, "a callback's events belong to a run"
     return trainer.state.fn.value
+
+
+def stages_of_run(trainer: pl.Trainer) -> tuple[Stage, ...]:
+    """The stages that the run has."""
+    return (Stage.TRAIN, Stage.VALIDATE) if is_fitting(trainer) else (Stage.of(name_of_run(trainer)),)
 
 
 def is_running(trainer: pl.Trainer) -> bool:
@@ -185,42 +192,11 @@ def find_root(pl_module: pl.LightningModule, root: str | None) -> nn.Module:
     return tree.modules[root]
 
 
-def refuse_compiled(pl_module: pl.LightningModule, layers: list[nn.Module]) -> None:
-    """Refuse to watch what runs inside a compiled graph: hooks that come and go would be ignored there.
-
-    Raises:
-        RegistrationError: it names what is compiled.
-    """
-    refusal = compiled_refusal(pl_module, layers)
-    if refusal is not None:
-        raise RegistrationError(refusal)
-
-
-def compiled_refusal(pl_module: pl.LightningModule, layers: list[nn.Module]) -> str | None:
-    """Why hooks on ``layers`` are refused because of what is compiled; ``None`` where they are not."""
-    tree = ModuleTree(pl_module)
-    compiled = "the LightningModule" if is_compiled_as_a_whole(pl_module) else None
-    for layer in layers:
-        around = [module for module in (*tree.ancestors(layer), layer) if _runs_compiled(module, layer)]
-        compiled = compiled or (type(around[0]).__name__ if around else None)
-    if compiled is None:
-        return None
-    return (
-        f"{compiled} is compiled, and hooks inside a compiled graph are not supported yet: they would be "
-        "ignored. Run without torch.compile, or watch a layer outside of the compiled module."
-    )
-
-
 def is_compiled_as_a_whole(pl_module: pl.LightningModule) -> bool:
     """Whether the LightningModule itself was given to ``torch.compile``."""
     return getattr(pl_module, "_compiler_ctx", None) is not None
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether ``module`` was compiled on its own, by ``module.compile()`` or ``torch.compile(module)``."""
-    return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
-
-
-def _runs_compiled(module: nn.Module, layer: nn.Module) -> bool:
-    """Whether a hook on ``layer`` runs in the graph of ``module``: one on the wrapper itself runs outside of it."""
-    return is_compiled(module) and (module is not layer or module._compiled_call_impl is not None)
+def graphs_of_module(pl_module: pl.LightningModule) -> Mapping[nn.Module, nn.Module]:
+    """The modules that run inside of a compiled graph, see `graphs_of`."""
+    return graphs_of(pl_module, is_compiled_as_a_whole(pl_module))

@@ -74,6 +74,10 @@ class Effects:
         else:
             self._sums.add(ctx.stage.value, self._index[hook_id, ctx.layer], *pair)
 
+    def prepare_graph(self) -> None:
+        """Make the sums of all stages now: a graph of ``torch.compile``, which adds to them, cannot."""
+        self._sums.prepare(stage.value for stage in Stage)
+
     def take(self, stage: Stage) -> list[Effect]:
         """What was changed in a stage since it was last taken, over all ranks: all must take part."""
         taken: list[Effect] = exchange([self.share(stage)])[0]

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
 
@@ -34,11 +34,11 @@ class PassFacts:
 
     Attributes:
         mask: the attention mask as it was passed, ``None`` when every token is real.
-        tokens: tokens of each row in this pass; ``None`` where that cannot be told.
         past: tokens in the cache before this pass; ``None`` when the model takes no cache.
         past_unknown: whether there are tokens before this pass, and nobody knows how many.
         input_ids: the token IDs ``(B, T)`` of this pass; ``None`` when it was called with embeddings.
         position_ids: the position IDs as they were passed.
+        embedded: tokens of each row where it was called with embeddings.
         prompt_width: columns of the prompt, padding included; ``None`` when the whole pass is prompt.
         prompt_mask: the attention mask that ``generate`` was called with.
         side: ``"encoder"`` or ``"decoder"`` where a model has both.
@@ -51,11 +51,11 @@ class PassFacts:
     """
 
     mask: Tensor | None = None
-    tokens: int | None = None
     past: int | None = None
     past_unknown: bool = False
     input_ids: Tensor | None = None
     position_ids: Tensor | None = None
+    embedded: int | None = None
     prompt_width: int | None = None
     prompt_mask: Tensor | None = None
     side: Literal["encoder", "decoder"] | None = None
@@ -65,6 +65,12 @@ class PassFacts:
     takes_mask: bool = False
     unreadable: str | None = None
     lost: bool = False
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of each row in this pass; ``None`` where that cannot be told."""
+        # Asked of the IDs: a compiled graph takes shapes as they come, but each integer is compiled in.
+        return self.input_ids.shape[1] if _is_sequence(self.input_ids) else self.embedded
 
     def at_layer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassFacts:
         """The facts of what a layer is given: in cross attention, keys and values are of the encoder's tokens."""
@@ -180,7 +186,10 @@ def read_facts(
     """
     names, prefix = signature.names, signature.prefix
     past = cache_length(given.get("past_key_values")) if "past_key_values" in names else None
-    side, tokens = signature.side, _tokens(given, prefix)
+    side = signature.side
+    ids, embeddings = (given.get(f"{prefix}{name}") for name in _TOKEN_INPUTS)
+    embedded = embeddings.shape[1] if _is_sequence(embeddings) else None
+    tokens = ids.shape[1] if _is_sequence(ids) else embedded
     mask = _one_mask(given.get(f"{prefix}attention_mask"))
     stateful = any(given.get(name) is not None for name in _STATES)
     if past is None and generation is not None and tokens is not None and any(name in names for name in _STATES):
@@ -194,11 +203,11 @@ def read_facts(
     states = given.get("encoder_hidden_states")
     return PassFacts(
         mask=_tensor(mask),
-        tokens=tokens,
         past=past,
         past_unknown=stateful and past is None,
-        input_ids=_tensor(given.get(f"{prefix}input_ids")),
+        input_ids=_tensor(ids),
         position_ids=_tensor(given.get("position_ids")),
+        embedded=embedded,
         prompt_width=width,
         prompt_mask=generation.mask if generation is not None and side != "encoder" else None,
         side=side,
@@ -253,12 +262,8 @@ def of_beams(values: Tensor, rows: int) -> Tensor:
     return values.repeat_interleave(max(1, rows // max(1, len(values))), 0)
 
 
-def _tokens(given: Mapping[str, Any], prefix: str = "") -> int | None:
-    for name in _TOKEN_INPUTS:
-        value = given.get(f"{prefix}{name}")
-        if isinstance(value, Tensor) and value.dim() >= 2:
-            return value.shape[1]
-    return None
+def _is_sequence(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() >= 2
 
 
 def _one_mask(mask: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.outside import OutsideHandle, outside_of
 
 __all__ = ["InertWhenCopied", "Rank", "attach"]
 
@@ -59,7 +60,8 @@ def attach(
     hook_type: HookType,
     *,
     always_call: bool = False,
-) -> RemovableHandle:
+    outside: bool = False,
+) -> RemovableHandle | OutsideHandle:
     """Attach ``callback`` to ``module``, in its place among our callables there.
 
     Args:
@@ -67,12 +69,32 @@ def attach(
         callback: called as ``(module, args, kwargs)`` before, or ``(module, args, kwargs, output)`` after.
         hook_type: before or after the module's forward.
         always_call: also call it when the forward raised (after the forward only).
+        outside: where ``module`` was compiled in place, stand outside of its graph.
 
     Returns:
-        torch's handle; its ``remove()`` may be called more than once.
+        A handle whose ``remove()`` may be called more than once.
     """
     if not callable(callback):
         raise TypeError(f"{type(callback).__name__} is not callable")
+    if outside and module._compiled_call_impl is not None:
+        around = outside_of(module)
+        handle = _attach(around, _On(module, callback), hook_type, always_call)
+        return OutsideHandle(handle, around)
+    return _attach(module, callback, hook_type, always_call)
+
+
+class _On(InertWhenCopied):
+    """A callback that is told another module than the one that it is attached to."""
+
+    def __init__(self, module: nn.Module, callback: Any) -> None:
+        self.order = callback.order
+        self._module, self._callback = module, callback
+
+    def __call__(self, module: nn.Module, *call: Any) -> Any:
+        return self._callback(self._module, *call)
+
+
+def _attach(module: nn.Module, callback: Any, hook_type: HookType, always_call: bool) -> RemovableHandle:
     handle: RemovableHandle
     if hook_type is HookType.PRE_FORWARD:
         handle = module.register_forward_pre_hook(callback, with_kwargs=True)

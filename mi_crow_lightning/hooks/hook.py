@@ -67,6 +67,10 @@ class Hook:
     _observes = False
     _edits = False
 
+    #: Whether the hook may be traced into a graph of ``torch.compile``. A subclass that overrides what a hook does says
+    #: so for itself.
+    traceable = False
+
     def __init__(
         self,
         layer_signature: str | int | None = None,
@@ -207,6 +211,17 @@ class Hook:
             device: where the first of them has its parameters.
         """
 
+    def prepare_graph(self, device: torch.device) -> None:
+        """Called after `prepare` where layers run inside of a graph of ``torch.compile``: a graph can make no buffers.
+
+        Args:
+            device: where the first layer has its parameters.
+        """
+
+    def why_not_traced(self) -> str | None:
+        """Why the hook cannot run inside of a graph though its class is ``traceable``; ``None`` where it can."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the hook: only tensors, numbers and strings."""
         return {"enabled": self._enabled}
@@ -249,6 +264,10 @@ class Hook:
         """
         if not self.edits or ctx.layers.passes.was_skipped(self.id, ctx.layer):
             return None
+        return self._call(ctx, module, output)
+
+    def run_in_graph(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:
+        """What a site calls while its layer is traced into a graph: nothing is caught there."""
         return self._call(ctx, module, output)
 
     def _call(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:

@@ -30,6 +30,8 @@ from mi_crow_lightning.hooks.rules import (
 )
 from mi_crow_lightning.hooks.schedules import Moment
 from mi_crow_lightning.hooks.sites import Registration, Site
+from mi_crow_lightning.hooks.traced_batch import TracedBatch
+from mi_crow_lightning.hooks.traced_site import TracedSite
 from mi_crow_lightning.hooks.watchers import Watchers
 
 __all__ = ["Layers"]
@@ -52,6 +54,8 @@ class Layers:
             ``"disable"``, ``"warn"``, or a function that says it for a hook.
         language_model: what ``context.language_model`` gives.
         store: what ``context.store`` gives.
+        graphs: the modules that run inside of a compiled graph, see `graphs_of`: hooks on them are traced, and their
+            handles stay while they are registered.
 
     Attributes:
         moment: the batch in the Trainer's time; ``None`` outside a Trainer.
@@ -59,6 +63,7 @@ class Layers:
         token_mask: the user's function from a batch to the mask of its real tokens.
         passes: the running passes of the model.
         effects: counts what hooks change; ``None`` to count nothing.
+        traced: the batch as traced hooks see it.
 
     >>> from torch import nn, ones
     >>> from mi_crow_lightning.hooks import FunctionController
@@ -82,6 +87,7 @@ class Layers:
         on_error: str | Callable[[Hook], str] = "raise",
         language_model: Any = None,
         store: Any = None,
+        graphs: Mapping[nn.Module, nn.Module] | None = None,
     ) -> None:
         if not isinstance(root, nn.Module):
             raise TypeError(f"root must be a torch module, not a {type(root).__name__}")
@@ -93,9 +99,11 @@ class Layers:
         self.batch: Any = None
         self.token_mask: Callable[[Any], Tensor] | None = None
         self.effects: Effects | None = None
+        self.graphs = graphs or {}
+        self.traced = TracedBatch(_device(root, root))
         self.passes = Passes(self._pass_over)
         self._on_error = on_error
-        self._watchers = Watchers(self.passes)
+        self._watchers = Watchers(self.passes, self.graphs)
         self._registrations: dict[str, Registration] = {}
 
     def list_layers(self) -> list[str]:
@@ -146,9 +154,12 @@ class Layers:
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
         hook.check_layers({match.name: match.index for match in matches})
-        hook.prepare(names, _device(matches[0].module, self.root))
+        device = _device(matches[0].module, self.root)
+        hook.prepare(names, device)
+        if any(match.module in self.graphs for match in matches):
+            hook.prepare_graph(device)
         hook.layer_signature, hook.hook_type = signature, kind
-        self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), self._watchers, due)
+        self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), due)
         hook.set_registry(self, self._base_context())
         try:
             self.refresh(hook)
@@ -166,7 +177,7 @@ class Layers:
         registration = self._registrations.pop(_id(hook_or_id), None)
         if registration is None:
             return False
-        registration.detach()
+        registration.remove()
         registration.hook.set_registry(None, None)
         return True
 
@@ -223,6 +234,18 @@ class Layers:
         """The layers that hooks are registered on."""
         return [site.match.module for registration in self._registrations.values() for site in registration.sites]
 
+    def traced_hooks(self) -> list[Hook]:
+        """The hooks of which a layer runs inside of a compiled graph."""
+        traced = (hook for hook in self.get_hooks() if any(site.is_traced for site in self.sites(hook)))
+        return list(traced)
+
+    def hold_traced(self) -> None:
+        """Put the hooks on the layers inside of compiled graphs, before these are compiled: there they stay."""
+        for registration in self._registrations.values():
+            for site in registration.sites:
+                if isinstance(site, TracedSite):
+                    site.hold()
+
     def count_effects(self, names: Mapping[str, str]) -> Effects:
         """From now on count what the registered hooks change, in the batches of a Trainer.
 
@@ -233,17 +256,21 @@ class Layers:
         layers = {registration.hook.id: [site.match.name for site in registration.sites] for registration in hooks}
         device = _device(hooks[0].sites[0].match.module if hooks else self.root, self.root)
         self.effects = Effects(layers, {hook_id: names.get(hook_id, hook_id) for hook_id in layers}, device)
+        if any(hook.edits for hook in self.traced_hooks()):
+            self.effects.prepare_graph()
         return self.effects
 
     def is_attached(self, hook: Hook) -> bool:
         """Whether the hook's layers call it now."""
-        return any(site.attached for site in self.sites(hook))
+        return any(site.on for site in self.sites(hook))
 
     def begin_batch(
         self, moment: Moment | None, batch: Any = None, token_mask: Callable[[Any], Tensor] | None = None
     ) -> None:
         """A batch begins: from now on hooks see these facts in their context."""
         self.moment, self.batch, self.token_mask = moment, batch, token_mask
+        if self.graphs:
+            self.traced.begin(moment, batch, token_mask)
         self.passes.reset()
         for hook in self.get_hooks():
             hook.set_context(self._base_context())
@@ -283,10 +310,11 @@ class Layers:
 
     def _sites(self, hook: Hook, tree: ModuleTree, matches: list[Match]) -> list[Site]:
         sequence = next(_sequence)
-        sites = []
+        sites: list[Site] = []
         for match in matches:
             watched, sources = self._watchers.plan(match.module, tree.uses(match.module))
-            sites.append(Site(hook, match, self, watched, sources, sequence))
+            kind = TracedSite if match.module in self.graphs else Site
+            sites.append(kind(hook, match, self, watched, self._watchers, sources, sequence))
         return sites
 
     def _switch(self, hook_or_id: Hook | str, switch: Callable[[Hook], None]) -> bool:
@@ -314,7 +342,7 @@ class Layers:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.passes = Passes(self._pass_over)
-        self._watchers = Watchers(self.passes)
+        self._watchers = Watchers(self.passes, self.graphs)
         self._registrations = {}
 
     def _policy(self, hook: Hook, error: BaseException) -> str:

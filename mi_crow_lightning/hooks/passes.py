@@ -22,7 +22,7 @@ from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank
 if TYPE_CHECKING:
     from mi_crow_lightning.hooks.hook import Hook
 
-__all__ = ["EnterCall", "LeaveCall", "Passes"]
+__all__ = ["EnterCall", "LeaveCall", "Passes", "TokenCalls"]
 
 _REMEMBERED = 32  # calls of a module before a backward pass; older ones are lost, which is told
 
@@ -40,8 +40,7 @@ class Passes:
         self._errors: list[tuple[HookError, Hook]] = []
         self._failed: set[str] = set()
         self._skipped: set[tuple[str, str]] = set()
-        self._token_modules: dict[nn.Module, Signature] = {}
-        self._token_calls: dict[nn.Module, _Calls] = {}
+        self._token_calls: dict[nn.Module, TokenCalls] = {}
         self._first_widths: dict[nn.Module, int] = {}
         self._generations: list[Generation] = []
 
@@ -52,12 +51,18 @@ class Passes:
             module: a token module.
             ancestors: the modules around a layer of it.
         """
-        self._token_modules[module] = Signature.of(module, ancestors)
+        if module not in self._token_calls:
+            self._token_calls[module] = TokenCalls(Signature.of(module, ancestors))
+
+    def token_calls(self, module: nn.Module) -> TokenCalls | None:
+        """The calls of a token module; ``None`` of any other."""
+        return self._token_calls.get(module)
 
     def reset(self) -> None:
         """Forget the running pass: the next batch begins. Errors of a pass that was cut short are lost with it."""
         self._forget_pass()
-        self._token_calls.clear()
+        for calls in self._token_calls.values():
+            calls.forget()
         self._first_widths.clear()
 
     def _forget_pass(self) -> None:
@@ -97,10 +102,9 @@ class Passes:
         if module in self._calls:
             self._forget_pass()  # a Ctrl-C cut it short: torch tells no one that these calls are over
         self._calls.append(module)
-        signature = self._token_modules.get(module)
-        if signature is not None:
-            given = {**dict(zip(signature.names, args, strict=False)), **kwargs}
-            self._token_calls.setdefault(module, _Calls()).begin(self._read(module, signature, given))
+        calls = self._token_calls.get(module)
+        if calls is not None:
+            calls.begin(self._read(module, calls, calls.given(args, kwargs)))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """An ancestor returned, or raised."""
@@ -145,27 +149,47 @@ class Passes:
         if errors:
             self._over(errors, output)
 
-    def _read(self, module: nn.Module, signature: Signature, given: dict[str, Any]) -> PassFacts:
+    def _read(self, module: nn.Module, calls: TokenCalls, given: dict[str, Any]) -> PassFacts:
         generation = self._generations[-1] if self._generations else None
         learned = max(map(virtual_tokens, self._calls))
-        facts = read_facts(module, given, signature, generation, self._first_widths.get(module), learned)
+        facts = read_facts(module, given, calls.signature, generation, self._first_widths.get(module), learned)
         if not facts.past and facts.tokens is not None:
             # In a decoding loop of the user's own, the first pass with an empty cache is the prompt.
             self._first_widths[module] = facts.tokens
         return facts
 
 
-class _Calls:
+class TokenCalls:
     """The last calls of a token module, to find the one that a recompute repeats.
 
     A recompute runs while a node of the original graph runs backward. Nodes are numbered in the order they were
     made, so the node's number lies between the numbers at the start and at the end of its call.
+
+    Args:
+        signature: of the module.
+
+    Attributes:
+        facts: those of the running call, or the last one of the batch; ``None`` where there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
         self.facts: PassFacts | None = None
         self._ended: deque[tuple[int, int, PassFacts]] = deque(maxlen=_REMEMBERED)
         self._started = 0
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, by the name of the parameter."""
+        return {**dict(zip(self.signature.names, args, strict=False)), **kwargs}
+
+    def begin_in_graph(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call that is being compiled: it is not repeated, and what it is given is all there is to know."""
+        self.facts = read_facts(module, self.given(args, kwargs), self.signature, None, None)
+
+    def forget(self) -> None:
+        """The next batch begins."""
+        self.facts = None
+        self._ended.clear()
 
     def begin(self, facts: PassFacts) -> None:
         self.facts, self._started = facts, _next_node()
@@ -191,11 +215,15 @@ class EnterCall(InertWhenCopied):
 
     order = (Rank.ENTER, 0)
 
-    def __init__(self, passes: Passes) -> None:
+    def __init__(self, passes: Passes, token_calls: TokenCalls | None) -> None:
         self._passes = passes
+        self._token_calls = token_calls
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._passes.enter(module, args, kwargs)
+        if not torch.compiler.is_compiling():
+            self._passes.enter(module, args, kwargs)
+        elif self._token_calls is not None:
+            self._token_calls.begin_in_graph(module, args, kwargs)
 
 
 class LeaveCall(InertWhenCopied):
@@ -207,4 +235,5 @@ class LeaveCall(InertWhenCopied):
         self._passes = passes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._passes.leave(module, output)
+        if not torch.compiler.is_compiling():
+            self._passes.leave(module, output)

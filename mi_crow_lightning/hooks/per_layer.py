@@ -80,6 +80,16 @@ class PerLayer(Generic[V]):
         block = f" (block {index})" if index is not None else ""
         raise RegistrationError(f"{self.name} has nothing for layer {layer!r}{block}; it has: {listed}")
 
+    def move(self: PerLayer[Tensor], device: torch.device) -> None:
+        """Bring tensors to a device: a graph of ``torch.compile`` would do so in each call."""
+        if device.type != "mps":  # it has no float64
+            with torch.inference_mode(False):
+                moved = {key: one.to(device) for key, one in self._items()}
+            self.value = moved if isinstance(self.value, dict) else moved[""]
+
+    def _items(self) -> list[tuple[int | str, V]]:
+        return list(self.value.items()) if isinstance(self.value, dict) else [("", self.value)]
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no value for.
 
@@ -129,6 +139,8 @@ class Casts:
 
     def of(self, tensor: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """``tensor`` on the device of ``x``, in ``dtype`` or else that of ``x``."""
+        if torch.compiler.is_compiling():
+            return tensor.to(x.device, dtype or x.dtype)
         key = (id(tensor), dtype or x.dtype, x.device)
         if key not in self._made:
             with torch.inference_mode(False), torch.no_grad():

@@ -65,6 +65,10 @@ class When(ABC):
     def due(self, moment: Moment) -> bool:
         """Whether a hook is on at ``moment``."""
 
+    def varies_in(self, stage: Stage) -> bool:
+        """Whether it may be due in some batches of a stage and not in others."""
+        return True
+
     def __and__(self, other: When) -> AllOf:
         return AllOf(self, other)
 
@@ -138,6 +142,11 @@ class Schedule(When):
             and (self.stop_step is None or moment.step < self.stop_step)
         )
 
+    def varies_in(self, stage: Stage) -> bool:
+        """Whether it asks for more than the stage."""
+        narrow = any(value is not None for name, value in vars(self).items() if name != "stages")
+        return narrow and (self.stages is None or stage in self.stages)
+
     def __repr__(self) -> str:
         fields = {name: value for name, value in vars(self).items() if value is not None}
         if self.stages is not None:
@@ -157,6 +166,10 @@ class LoggedSteps(When):
         if moment.stage is Stage.TRAIN:
             return moment.logged
         return moment.stage in (Stage.VALIDATE, Stage.TEST)
+
+    def varies_in(self, stage: Stage) -> bool:
+        """Whether ``stage`` is training."""
+        return stage is Stage.TRAIN
 
     def __repr__(self) -> str:
         return "LoggedSteps()"
@@ -180,6 +193,10 @@ class AllOf(When):
         """Whether every one of them is due."""
         return all(schedule.due(moment) for schedule in self.schedules)
 
+    def varies_in(self, stage: Stage) -> bool:
+        """Whether one of them may vary."""
+        return any(schedule.varies_in(stage) for schedule in self.schedules)
+
     def __repr__(self) -> str:
         return f"AllOf({', '.join(map(repr, self.schedules))})"
 
@@ -194,6 +211,10 @@ class AnyOf(When):
         """Whether one of them is due."""
         return any(schedule.due(moment) for schedule in self.schedules)
 
+    def varies_in(self, stage: Stage) -> bool:
+        """Whether one of them may vary."""
+        return any(schedule.varies_in(stage) for schedule in self.schedules)
+
     def __repr__(self) -> str:
         return f"AnyOf({', '.join(map(repr, self.schedules))})"
 
@@ -207,6 +228,10 @@ class Not(When):
     def due(self, moment: Moment) -> bool:
         """Whether the schedule is not due."""
         return not self.schedule.due(moment)
+
+    def varies_in(self, stage: Stage) -> bool:
+        """Whether ``schedule`` may vary."""
+        return self.schedule.varies_in(stage)
 
     def __repr__(self) -> str:
         return f"Not({self.schedule!r})"

@@ -13,6 +13,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layouts import layout_of, layout_of_call
+from mi_crow_lightning.hooks.outside import OutsideHandle
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.hooks.watchers import Watchers
 
@@ -30,12 +31,16 @@ class Site(InertWhenCopied):
         match: the layer.
         layers: the registry.
         watched: the modules around the layer by which passes are followed.
+        watchers: keeps them watched while the hook is attached.
         token_sources: those of them whose call tells the layer's tokens, one for each of its uses.
         sequence: place of the hook in the order of registration.
 
     Attributes:
+        token_sources: as given.
         fired: the stages in which the hook was called here (``None`` outside a Trainer).
     """
+
+    is_traced = False  # into a compiled graph
 
     def __init__(
         self,
@@ -43,33 +48,40 @@ class Site(InertWhenCopied):
         match: Match,
         layers: Layers,
         watched: list[nn.Module],
+        watchers: Watchers,
         token_sources: list[nn.Module],
         sequence: int,
     ) -> None:
         self.hook = hook
         self.match = match
-        self.watched = watched
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self._layers = layers
-        self._token_sources = token_sources
+        self._watched = watched
+        self._watchers = watchers
+        self.token_sources = token_sources
         self._layout = layout_of(match.name, match.module, watched)
-        self._handle: RemovableHandle | None = None
+        self._handle: RemovableHandle | OutsideHandle | None = None
 
     @property
-    def attached(self) -> bool:
+    def on(self) -> bool:
         """Whether the layer calls the hook."""
         return self._handle is not None
 
-    def attach(self) -> None:
-        """Put the hook on the layer."""
-        self._handle = attach(self.match.module, self, self.hook.hook_type)
+    def switch(self, on: bool) -> None:
+        """Put the hook on the layer, or take it off: then it costs nothing."""
+        if not on:
+            self.remove()
+        elif self._handle is None:
+            self._handle = attach(self.match.module, self, self.hook.hook_type, outside=not self.is_traced)
+            self._watchers.attach(self._watched)
 
-    def detach(self) -> None:
+    def remove(self) -> None:
         """Take the hook off the layer; doing so twice is harmless."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+            self._watchers.detach(self._watched)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
         layers = self._layers
@@ -85,7 +97,7 @@ class Site(InertWhenCopied):
             moment=layers.moment,
             batch=layers.batch,
             token_mask=layers.token_mask,
-            facts=layers.passes.facts_at(self._token_sources, recomputing).at_layer(args, kwargs),
+            facts=layers.passes.facts_at(self.token_sources, recomputing).at_layer(args, kwargs),
             layout=layout_of_call(self._layout, args),
             recomputing=recomputing,
         )
@@ -108,15 +120,13 @@ class Registration:
     Args:
         hook: the hook.
         sites: its layers.
-        watchers: keeps the modules around them watched while handles are attached.
         due: whether the hook's schedule wants it now.
     """
 
-    def __init__(self, hook: Hook, sites: list[Site], watchers: Watchers, due: bool) -> None:
+    def __init__(self, hook: Hook, sites: list[Site], due: bool) -> None:
         self.hook = hook
         self.sites = sites
         self.due = due
-        self._watchers = watchers
 
     @property
     def names(self) -> set[str]:
@@ -124,21 +134,11 @@ class Registration:
         return {site.match.name for site in self.sites}
 
     def refresh(self) -> None:
-        """Attach the handles if the hook is due and enabled, else remove them: then it costs nothing."""
-        wanted = self.due and self.hook.enabled
+        """Switch the sites on if the hook is due and enabled, else off."""
         for site in self.sites:
-            if wanted and not site.attached:
-                site.attach()
-                self._watchers.attach(site.watched)
-            elif not wanted:
-                self._remove(site)
+            site.switch(self.due and self.hook.enabled)
 
-    def detach(self) -> None:
+    def remove(self) -> None:
         """Remove all handles."""
         for site in self.sites:
-            self._remove(site)
-
-    def _remove(self, site: Site) -> None:
-        if site.attached:
-            site.detach()
-            self._watchers.detach(site.watched)
+            site.remove()

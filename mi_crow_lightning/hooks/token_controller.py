@@ -12,7 +12,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import Controller, checked_edit
 from mi_crow_lightning.hooks.edits import with_norms_of
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.strengths import Strength, Strengths
+from mi_crow_lightning.hooks.strengths import Strength, Strengths, reads_batch
 from mi_crow_lightning.hooks.tokens import Tokens, put_where
 
 __all__ = ["TokenController"]
@@ -125,6 +125,14 @@ class TokenController(Controller):
             RegistrationError: it names the layer, and those that there are.
         """
         self._strengths.check_layers(blocks)
+
+    def why_not_traced(self) -> str | None:
+        """Why the edit cannot be made inside of a graph; ``None`` where it can."""
+        if self.condition is not None:
+            return "when= is decided while the model runs"
+        if callable(self.strength) or reads_batch(self):
+            return f"strength={self.strength!r} is asked for in each pass"
+        return self.tokens.why_not_traced()
 
     def state_dict(self) -> dict[str, Any]:
         """The switch, and the strength where it is a number."""

@@ -118,6 +118,15 @@ class Tokens:
             )
         return self._choose(Span(x, real_tokens(x, ctx, must_fit=True), ctx), editing)
 
+    def why_not_traced(self) -> str | None:
+        """Why they cannot be told inside of a graph of ``torch.compile``; ``None`` where they can."""
+        if self.kind == "where":
+            return f"tokens={self._text} calls a function"
+        ends = self.value if self.kind in ("positions", "window") else ()
+        if (self.kind == "which" and not self._is_all) or any(end is not None and end < 0 for end in ends):
+            return f"tokens={self._text} depend on where the prompt ends, which a graph is not told"
+        return None
+
     def _choose(self, span: Span, editing: bool) -> Tensor:
         """The chosen ones of the real tokens, ``(B, T)`` bool."""
         return span.real & _CHOOSE[self.kind](self.value, span, editing)
@@ -154,6 +163,10 @@ class _Joined(Tokens):
         if not given:
             raise ValueError(f"{type(self).__name__}() needs at least one choice of tokens")
         self.value = tuple(Tokens.of(choice) for choice in given)
+
+    def why_not_traced(self) -> str | None:
+        reasons = (choice.why_not_traced() for choice in self.value)
+        return next((reason for reason in reasons if reason is not None), None)
 
     def __repr__(self) -> str:
         parts = [
@@ -198,6 +211,9 @@ class Not(Tokens):
 
     def __init__(self, choice: Tokens | str) -> None:
         self.kind, self.value = "~", Tokens.of(choice)
+
+    def why_not_traced(self) -> str | None:
+        return self.value.why_not_traced()
 
     def _choose(self, span: Span, editing: bool) -> Tensor:
         return span.real & ~self.value._choose(span, editing)

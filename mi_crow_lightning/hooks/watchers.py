@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -9,6 +11,7 @@ from mi_crow_lightning.hooks.facts import token_module
 from mi_crow_lightning.hooks.generate import follow_generate, unfollow_generate
 from mi_crow_lightning.hooks.handles import attach
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.outside import OutsideHandle
 from mi_crow_lightning.hooks.passes import EnterCall, LeaveCall, Passes
 
 __all__ = ["Watchers"]
@@ -19,11 +22,13 @@ class Watchers:
 
     Args:
         passes: what the ancestors report to.
+        graphs: the modules that run inside of a compiled graph: on them nothing can stand outside.
     """
 
-    def __init__(self, passes: Passes) -> None:
+    def __init__(self, passes: Passes, graphs: Container[nn.Module] = ()) -> None:
         self._passes = passes
-        self._handles: dict[nn.Module, list[RemovableHandle]] = {}
+        self._graphs = graphs
+        self._handles: dict[nn.Module, list[RemovableHandle | OutsideHandle]] = {}
         self._users: dict[nn.Module, int] = {}
 
     def plan(self, layer: nn.Module, uses: list[list[nn.Module]]) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -53,8 +58,12 @@ class Watchers:
         for module in modules:
             self._users[module] = self._users.get(module, 0) + 1
             if self._users[module] == 1:
-                enter = attach(module, EnterCall(self._passes), HookType.PRE_FORWARD)
-                leave = attach(module, LeaveCall(self._passes), HookType.FORWARD, always_call=True)
+                outside, enter_call = (
+                    module not in self._graphs,
+                    EnterCall(self._passes, self._passes.token_calls(module)),
+                )
+                enter = attach(module, enter_call, HookType.PRE_FORWARD, outside=outside)
+                leave = attach(module, LeaveCall(self._passes), HookType.FORWARD, always_call=True, outside=outside)
                 self._handles[module] = [enter, leave]
                 follow_generate(module, self._passes)
 

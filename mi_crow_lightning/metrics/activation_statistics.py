@@ -121,6 +121,16 @@ class ActivationStatisticsMetric(Metric):
         """Give a layer room for its channels, before the first activation does."""
         self._widen([*self.widths[:index], width, *self.widths[index + 1 :]])
 
+    @torch.no_grad()
+    def absorb(self, buffer: Tensor, widths: Sequence[int]) -> None:
+        """Add a buffer of as many layers, of these widths."""
+        widest = [max(pair) for pair in zip(self.widths, widths, strict=True)]
+        if widest != self.widths:
+            self._widen(widest)
+        if widest != list(widths):
+            buffer = widen(buffer, widths, widest)
+        self.buffer.copy_(merge_buffers(torch.stack([self.buffer, buffer]), len(self.layers)))
+
     def split(self, buffer: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Rows ``(L, ROW_SIZE)`` and each layer's channels ``(2, D)``, as views of a buffer of this metric."""
         rows, channels = split(buffer, len(self.layers))

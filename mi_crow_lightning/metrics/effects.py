@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -103,6 +104,11 @@ class EffectSums:
         self._rows: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
 
+    def prepare(self, stages: Iterable[str]) -> None:
+        """Make the sums of stages now: a graph of ``torch.compile``, which adds to them, cannot."""
+        for stage in stages:
+            self._of(stage)
+
     def add(self, stage: str, place: int, before: Tensor, after: Tensor) -> None:
         """Add one edit; it does not wait for the device."""
         row = self._of(stage)[place]
@@ -121,7 +127,7 @@ class EffectSums:
         if stage not in self._rows and not is_distributed():
             return [_NOTHING] * len(self._empty)  # nothing to wait for
         rows = yield Share(self._of(stage), merge_changes)
-        self._rows.pop(stage)
+        self._rows[stage].zero_()  # in place: a graph may hold on to them
         before = self._totals.get(stage, torch.zeros_like(rows))
         self._totals[stage] = merge_changes(torch.stack([before, rows]))
         return [_values(row) for row in rows.tolist()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -54,6 +54,11 @@ class ProjectionSums:
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._rows: dict[str, Tensor] = {}
 
+    def prepare(self, stages: Iterable[str]) -> None:
+        """Make the sums of stages now: a graph of ``torch.compile``, which adds to them, cannot."""
+        for stage in stages:
+            self._of(stage)
+
     def add(self, stage: str, layer: int, seen: Tensor) -> None:
         """Add the summary of one pass, ``(K, 6)``, at one layer; it does not wait for the device."""
         rows = self._of(stage)[layer]
@@ -71,7 +76,8 @@ class ProjectionSums:
 
     def reset(self, stage: str) -> None:
         """Forget what was summed up in a stage."""
-        self._rows.pop(stage, None)
+        if stage in self._rows:
+            self._rows[stage].copy_(empty_projections(*self._shape, device=self._device))
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the sums on the CPU, by stage."""
@@ -79,8 +85,10 @@ class ProjectionSums:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        with torch.inference_mode(False):
-            self._rows = {stage: rows.to(self._device, copy=True) for stage, rows in state.items()}
+        for stage in {*self._rows, *state}:
+            self.reset(stage)
+        for stage, rows in state.items():
+            self._of(stage).copy_(rows)
 
     def _of(self, stage: str) -> Tensor:
         if stage not in self._rows:

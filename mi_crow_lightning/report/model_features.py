@@ -6,13 +6,14 @@ Optional libraries are known by the names of their classes: none is imported.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
 
 from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.hooks.compiled import is_compiled
 from mi_crow_lightning.hooks.facts import virtual_tokens
 from mi_crow_lightning.hooks.names import ModuleTree
 from mi_crow_lightning.hooks.rules import replicates
@@ -25,19 +26,25 @@ _LEARNED_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 _QUANTISED = ("bitsandbytes.", "torch.ao.nn.quantized.", "torchao.")
 
 
-def compilation(pl_module: pl.LightningModule, layers: list[nn.Module]) -> Feature:
+def compilation(pl_module: pl.LightningModule, layers: list[nn.Module], refused: Sequence[Exception]) -> Feature:
     """What ``torch.compile`` compiled, and whether a hooked layer lies in it."""
     compiled = _compiled_names(pl_module)
     if not compiled:
         return Feature.unused("torch.compile")
-    refusal = facts.compiled_refusal(pl_module, layers)
-    if refusal is not None:
-        return Feature("torch.compile", _some(compiled), Support.REFUSED, refusal)
-    return Feature("torch.compile", _some(compiled), Support.SUPPORTED, "no hooked layer lies inside")
+    graphs = facts.graphs_of_module(pl_module)
+    inside = any(layer in graphs for layer in layers)
+    if refused:
+        return Feature("torch.compile", _some(compiled), Support.REFUSED, str(refused[0]))
+    note = (
+        "hooks on layers inside are traced, and numbers equal within rounding"
+        if inside
+        else "no hooked layer lies inside"
+    )
+    return Feature("torch.compile", _some(compiled), Support.SUPPORTED, note)
 
 
 def _compiled_names(pl_module: pl.LightningModule) -> list[str]:
-    names = [name for name, module in ModuleTree(pl_module).modules.items() if facts.is_compiled(module)]
+    names = [name for name, module in ModuleTree(pl_module).modules.items() if is_compiled(module)]
     whole = facts.is_compiled_as_a_whole(pl_module) or "" in names
     return (["the LightningModule"] if whole else []) + [name for name in names if name]
 

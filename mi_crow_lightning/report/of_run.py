@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 
 from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.hooks.graph_rules import graph_refusals
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.loggers.scalar_choice import resolve_scalars
@@ -64,7 +65,9 @@ def report_on(
 
 def _features(trainer: pl.Trainer, pl_module: pl.LightningModule, asked: Asked, layers: Layers) -> tuple[Feature, ...]:
     return (
-        model_features.compilation(pl_module, layers.hooked_modules()),
+        model_features.compilation(
+            pl_module, layers.hooked_modules(), [*graph_refusals(layers, facts.stages_of_run(trainer))]
+        ),
         trainer_features.strategy(trainer),
         *model_features.replication(pl_module),
         trainer_features.precision(trainer),

@@ -8,30 +8,28 @@ import lightning.pytorch as pl
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.hooks.graph_rules import graph_refusals
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.rules import refuse_shared_tags
 
 __all__ = ["refusals"]
 
 
-def refusals(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, layers: Layers, registries: Sequence[Layers]
-) -> list[RegistrationError]:
+def refusals(trainer: pl.Trainer, layers: Layers, registries: Sequence[Layers]) -> list[RegistrationError]:
     """The reasons, to be told in a report, and the first of them to be raised.
 
     Args:
         trainer: the Trainer.
-        pl_module: the LightningModule.
         layers: the hooks.
         registries: those of all HookCallbacks of the Trainer, ``layers`` among them.
     """
     checks: list[Callable[[], None]] = [
-        lambda: facts.refuse_compiled(pl_module, layers.hooked_modules()),
         lambda: facts.refuse_tensor_parallel(trainer),
         lambda: facts.refuse_ranks_left_out(trainer),
         lambda: refuse_shared_tags(registries),
     ]
-    return [error for check in checks if (error := _refusal(check)) is not None]
+    found = [error for check in checks if (error := _refusal(check)) is not None]
+    return [*graph_refusals(layers, facts.stages_of_run(trainer)), *found]
 
 
 def _refusal(check: Callable[[], None]) -> RegistrationError | None:

@@ -29,7 +29,10 @@ def rehearsal(
         hooks: the hooks.
     """
     try:
-        layers, why = Layers(facts.find_root(pl_module, root), allow_stacking=True), ""
+        layers, why = (
+            Layers(facts.find_root(pl_module, root), allow_stacking=True, graphs=facts.graphs_of_module(pl_module)),
+            "",
+        )
     except LayerNotFound as error:
         layers, why = Layers(pl_module), str(error)
     try:

@@ -53,7 +53,7 @@ class Reporter:
         Raises:
             RegistrationError: the first of the report's refusals.
         """
-        refused = refusals(trainer, pl_module, layers, registries)
+        refused = refusals(trainer, layers, registries)
         self._tell(report_on(trainer, pl_module, asked, layers, refused))
         if refused:
             raise refused[0]
@@ -70,7 +70,7 @@ class Reporter:
             others: the hooks of the Trainer's other HookCallbacks.
         """
         with rehearsal(pl_module, asked.root, asked.hooks) as (layers, refused_hooks):
-            refused = refusals(trainer, pl_module, layers, [*others, layers])
+            refused = refusals(trainer, layers, [*others, layers])
             self._tell(report_on(trainer, pl_module, asked, layers, refused, refused_hooks, dry_run=True))
 
     def _tell(self, report: RunReport) -> None:

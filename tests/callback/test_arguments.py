@@ -17,9 +17,9 @@ from mi_crow_lightning import (
     Schedule,
     SteeringController,
 )
-from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict
+from mi_crow_lightning.errors import HookConflict, TagConflict
 from tests.callback.runs import STAGES, Seen, data_of, fit, module_of, run
-from tests.models import Module, mlp, trainer
+from tests.models import trainer
 
 
 def edit(signature: Any = "model.0", **options: Any) -> FunctionController:
@@ -136,19 +136,6 @@ def test_one_hook_in_two_callbacks_of_a_run() -> None:
     ):
         fit(module_of(), data_of(), HookCallback(seen), HookCallback(seen))
     assert not seen.registered
-
-
-def test_compiled_modules_are_refused() -> None:
-    words = "is compiled, and hooks inside a compiled graph are not supported yet"
-    with pytest.raises(RegistrationError, match=f"the LightningModule {words}"):
-        fit(torch.compile(module_of()), data_of(), HookCallback(Seen()))
-    wrapped = Module(torch.compile(mlp()))
-    with pytest.raises(RegistrationError, match=f"OptimizedModule {words}"):
-        fit(wrapped, data_of(), HookCallback(Seen("model.0")))
-    in_place = module_of()
-    in_place.model[3].compile()
-    with pytest.raises(RegistrationError, match=f"Linear {words}"):
-        fit(in_place, data_of(), HookCallback(Seen("model.3")))
 
 
 def test_a_layer_outside_of_what_is_compiled_may_be_watched() -> None:

@@ -103,14 +103,14 @@ def test_it_tells_what_a_real_run_would() -> None:
 
 def test_everything_that_would_be_refused_is_told_at_once_and_the_run_goes_on() -> None:
     module = module_of()
-    module.model[3].compile(backend="eager")  # type: ignore[index]
+    module.model.compile(backend="eager")
     twice = [ActivationStatistics("model.0"), ActivationStatistics("model.0")]
     detectors = [Seen("model.three", hook_id="misspelt"), Seen("model.3", hook_id="compiled"), *twice]
     watch = HookCallback(detectors, dry_run=True)
     assert len(run("predict", trainer(watch), module, data_of())) == 5
     misspelt, compiled, shared = watch.report().refusals
     assert misspelt.startswith("LayerNotFound: no layer 'model.three'")
-    assert compiled.startswith("Linear is compiled, and hooks inside a compiled graph are not supported yet")
+    assert "'model.3' lies in 'model', which is compiled. There, what Seen does is not known" in compiled
     assert "would both write the mean of 'model.0'" in shared
     text = str(watch.report())
     assert text.count("This run would be refused: ") == 3

@@ -90,15 +90,23 @@ def compiled_layer(index: int) -> pl.LightningModule:
         (compiled_whole, "the LightningModule"),
         (compiled_model, "model"),
         (compiled_in_place, "the LightningModule"),
-        (lambda: compiled_layer(3), "model.3"),
     ],
 )
 def test_a_run_that_is_refused_for_what_is_compiled_says_so(make: Callable[[], pl.LightningModule], what: str) -> None:
     watch = watching(LayerActivationDetector("model.3"))
-    with pytest.raises(RegistrationError, match="is compiled, and hooks inside") as caught:
+    with pytest.raises(RegistrationError, match=r"'model\.3' lies in .*, which is compiled") as caught:
         fit(make(), data_of(), watch)
     assert watch.report().feature("torch.compile") == Feature("torch.compile", what, Support.REFUSED, str(caught.value))
     assert watch.report().refusals == (str(caught.value),)
+
+
+@pytest.mark.parametrize("make", [compiled_model, compiled_in_place])
+def test_hooks_that_can_be_traced_are_supported(make: Callable[[], pl.LightningModule]) -> None:
+    watch = watching(ActivationStatistics("model.3"))
+    fit(make(), data_of(), watch)
+    feature = watch.report().feature("torch.compile")
+    assert feature.support is SUPPORTED and feature.note.startswith("hooks on layers inside are traced")
+    assert watch.report().refusals == () and watch.history()
 
 
 def test_a_compiled_layer_without_a_hook_is_no_obstacle() -> None:

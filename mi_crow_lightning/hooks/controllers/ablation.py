@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mi_crow_lightning.hooks.context import HookContext
@@ -45,6 +46,8 @@ class AblationController(TokenController):
     tensor([[[3., 0.]]])
     """
 
+    traceable = True
+
     def __init__(
         self,
         layer_signature: str | int | None,
@@ -70,6 +73,10 @@ class AblationController(TokenController):
         check_width(basis.shape[-1], x, ctx, "the ablated direction")
         units = self._casts.of(basis, x)
         return added(x, -onto(project(x, units), units), strength)
+
+    def prepare_graph(self, device: torch.device) -> None:
+        """Have the directions where the graph runs."""
+        self._bases.move(device)
 
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no direction for.

@@ -53,6 +53,8 @@ class ClampController(TokenController):
              [ 3., -4.]]])
     """
 
+    traceable = True
+
     def __init__(
         self,
         layer_signature: str | int | None,
@@ -89,6 +91,10 @@ class ClampController(TokenController):
             return added(x, (self.value - along) * unit, strength)
         target = along.clamp(self.low, self.high)
         return torch.where(target == along, x, added(x, (target - along) * unit, strength))
+
+    def prepare_graph(self, device: torch.device) -> None:
+        """Have the directions where the graph runs."""
+        self._units.move(device)
 
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no direction for.

@@ -34,6 +34,8 @@ class ScaleController(TokenController):
     tensor([[[0.5000, 0.5000]]])
     """
 
+    traceable = True
+
     def __init__(self, layer_signature: str | int | None, factor: float, **options: Any) -> None:
         super().__init__(layer_signature, **options)
         if not is_finite(factor):

@@ -51,6 +51,8 @@ class SteeringController(TokenController):
     tensor([[[2., 4.]]])
     """
 
+    traceable = True
+
     def __init__(
         self,
         layer_signature: str | int | None,
@@ -83,6 +85,10 @@ class SteeringController(TokenController):
         check_width(len(vector), x, ctx, "the steering vector")
         wide = torch.promote_types(x.dtype, torch.float32)
         return added(x, self._casts.of(vector, x, wide), strength)
+
+    def prepare_graph(self, device: torch.device) -> None:
+        """Have the directions where the graph runs."""
+        self._vectors.move(device)
 
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no vector for.

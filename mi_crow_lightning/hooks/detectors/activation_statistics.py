@@ -32,6 +32,7 @@ from mi_crow_lightning.metrics.activation import (
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
 from mi_crow_lightning.metrics.buffers import join_buffers, split
 from mi_crow_lightning.metrics.collectives import Shares
+from mi_crow_lightning.metrics.layer_sums import LayerSums, take_sums
 from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.summary import Group
 
@@ -72,6 +73,8 @@ class ActivationStatistics(Detector):
     [('mean', 3.0), ('max', 5.0)]
     """
 
+    traceable = True
+
     def __init__(
         self,
         layer_signature: str | int | None = None,
@@ -96,6 +99,7 @@ class ActivationStatistics(Detector):
         self._layers: list[str] = []
         self._device = torch.device("cpu")
         self._metrics: dict[str, ActivationStatisticsMetric] = {}
+        self._in_graph: dict[str, dict[str, LayerSums]] = {}  # by stage and layer
         self._loaded: dict[str, Any] = {}
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
@@ -104,12 +108,27 @@ class ActivationStatistics(Detector):
         # The sums are float64, which Apple's GPUs do not have.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._metrics.clear()
+        self._in_graph.clear()
         self._restore()
+
+    def prepare_graph(self, device: torch.device) -> None:
+        """Make the places that a graph adds to."""
+        for stage in Stage:
+            self._in_graph[stage.value] = {layer: LayerSums(self._groups(), self._device) for layer in self._layers}
+
+    def why_not_traced(self) -> str | None:
+        """Why its tokens cannot be told in a graph; ``None`` where they can."""
+        return self.tokens.why_not_traced()
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """Add the chosen tokens of ``x``."""
-        index = self._layers.index(ctx.layer)
-        self._metric(ctx.stage).accumulate(index, x, self.tokens.mask(x, ctx), ctx.batch_idx)
+        mask = self.tokens.mask(x, ctx)
+        if self._in_graph and torch.compiler.is_compiling():
+            assert ctx.stage is not None, "graphs are prepared for in a Trainer"
+            batch: Any = ctx.batch_idx  # a tensor
+            self._in_graph[ctx.stage.value][ctx.layer].add(x, mask, batch)
+        else:
+            self._metric(ctx.stage).accumulate(self._layers.index(ctx.layer), x, mask, ctx.batch_idx)
 
     def reading_names(self) -> tuple[str, ...]:
         """The chosen statistics, and ``histogram`` and ``channel_rms`` if they are given."""
@@ -118,7 +137,7 @@ class ActivationStatistics(Detector):
 
     def share(self) -> Shares:
         """The sums of the running stage."""
-        return self._metric(self._stage).shares()
+        return self._settled(self._stage).shares()
 
     def readings(self) -> list[Reading]:
         """The readings of every layer that was seen in the running stage; one copy to the host for all."""
@@ -144,12 +163,13 @@ class ActivationStatistics(Detector):
 
     def reset(self) -> None:
         """Forget what was seen in the running stage."""
-        self._metric(self._stage).reset()
+        self._settled(self._stage).reset()
 
     def state_dict(self) -> dict[str, Any]:
         """The switch, and what was seen since the last readings."""
         rows, channels = {}, {}
-        for stage, metric in self._metrics.items():
+        for stage in dict.fromkeys([*self._metrics, *self._in_graph]):
+            metric = self._settled(Stage.of(stage) if stage else None)
             on_host = metric.buffer.cpu().clone()
             rows[stage], channels[stage] = split(on_host, len(self._layers))
         return {**super().state_dict(), "layers": list(self._layers), "rows": rows, "channels": channels}
@@ -199,6 +219,14 @@ class ActivationStatistics(Detector):
         if key not in self._metrics:
             self._metrics[key] = ActivationStatisticsMetric(self._layers, self._groups()).to(self._device)
         return self._metrics[key]
+
+    def _settled(self, stage: Stage | None) -> ActivationStatisticsMetric:
+        """The stage's metric, with what graphs have added up."""
+        metric = self._metric(stage)
+        in_graph = self._in_graph.get(stage.value if stage is not None else "", {})
+        if (taken := take_sums(list(in_graph.values()))) is not None:
+            metric.absorb(*taken)
+        return metric
 
     def _groups(self) -> Group:
         return groups_of(self.statistics, self.histogram, self.per_channel)

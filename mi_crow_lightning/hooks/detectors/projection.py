@@ -60,6 +60,8 @@ class ProjectionDetector(Detector):
     [('mean', 5.0), ('std', 1.0), ('min', 4.0), ('max', 6.0), ('cosine', 0.7)]
     """
 
+    traceable = True
+
     def __init__(
         self,
         layer_signature: str | int | None = None,
@@ -105,6 +107,16 @@ class ProjectionDetector(Detector):
         self._last.clear()
         self._restore()
 
+    def prepare_graph(self, device: torch.device) -> None:
+        """Make the sums of all stages, and have the directions where the graph runs."""
+        self._sums.prepare(stage.value for stage in Stage)
+        if device.type != "mps":
+            self._units = {layer: units.to(device) for layer, units in self._units.items()}
+
+    def why_not_traced(self) -> str | None:
+        """Why its tokens cannot be told in a graph; ``None`` where they can."""
+        return self.tokens.why_not_traced()
+
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """Add the chosen tokens of ``x``.
 
@@ -115,7 +127,8 @@ class ProjectionDetector(Detector):
         check_width(units.shape[-1], x, ctx, "the direction")
         along = project(x, self._casts.of(units, x))
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
-        self._last.note(ctx, _Pass(along, norms))
+        if not torch.compiler.is_compiling():  # a graph keeps nothing of a pass; who asks for it is told so
+            self._last.note(ctx, _Pass(along, norms))
         seen = summarize_projections(along, norms, self.tokens.mask(x, ctx))
         self._sums.add(_key(ctx.stage), self._layers.index(ctx.layer), seen)
 

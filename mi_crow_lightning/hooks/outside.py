@@ -1,0 +1,68 @@
+"""Standing outside of a module that was compiled in place.
+
+``module.compile()`` compiles a module together with its hooks. What is attached here is called around the compiled
+call instead, in plain Python, so it may come and go and do what it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Outside", "OutsideHandle", "outside_of"]
+
+
+class Outside(nn.Module):
+    """Takes the place of a module's compiled call, and calls it. A copy of the module has neither.
+
+    Args:
+        module: it was compiled in place.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["module"] = module  # not a child: the module knows us
+        self.compiled: Callable[..., Any] | None = module._compiled_call_impl
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The compiled call."""
+        assert self.compiled is not None, "the module was compiled"
+        return self.compiled(*args, **kwargs)
+
+    def leave_if_unused(self) -> None:
+        """Put the compiled call back when no hook is left."""
+        unused = not self._forward_hooks and not self._forward_pre_hooks
+        module: nn.Module = self.__dict__["module"]
+        if unused and module._compiled_call_impl is self:
+            module.__dict__["_compiled_call_impl"] = self.compiled
+
+
+class OutsideHandle:
+    """The handle of a hook that stands outside.
+
+    Args:
+        handle: torch's, of the hook on ``outside``.
+        outside: where it is.
+    """
+
+    def __init__(self, handle: RemovableHandle, outside: Outside) -> None:
+        self._handle = handle
+        self._outside = outside
+
+    def remove(self) -> None:
+        """Take the hook off; doing so twice is harmless."""
+        self._handle.remove()
+        self._outside.leave_if_unused()
+
+
+def outside_of(module: nn.Module) -> Outside:
+    """What stands around the compiled call of ``module``, which was compiled in place."""
+    if not isinstance(module._compiled_call_impl, Outside):
+        # Not by assignment: a module that is assigned becomes a child.
+        module.__dict__["_compiled_call_impl"] = Outside(module)
+    outside = module._compiled_call_impl
+    assert isinstance(outside, Outside)
+    return outside
