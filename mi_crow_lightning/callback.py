@@ -33,7 +33,7 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.history import HistoryRow
-from mi_crow_lightning.rank_states import of_all_ranks, restore
+from mi_crow_lightning.rank_states import effects_of, of_all_ranks, own_effects, restore, states_of
 from mi_crow_lightning.readings_log import ReadingsLog, count_tags
 from mi_crow_lightning.report.of_run import Asked
 from mi_crow_lightning.report.reporter import Reporter
@@ -107,6 +107,8 @@ class HookCallback(pl.Callback):
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._log = ReadingsLog(scalars)
         self._effects: Effects | None = None
+        self._loaded_effects: dict[str, Any] = {}
+        self._resumes = True
         self._reporter = Reporter()
         self._elsewhere = Elsewhere()
         for hook in (*self.detectors, *self.controllers):
@@ -147,6 +149,10 @@ class HookCallback(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Before a checkpoint is read: what else is alive in this process must not decide where our state is found.
         self._state_key = state_key_among(self, _hook_callbacks(trainer))
+        if self._run is None:  # else another Trainer is in its run
+            self._effects = None
+            for hook in self._by_key().values():
+                hook.forget_run()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._register(trainer, pl_module)
@@ -224,7 +230,7 @@ class HookCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._run is not None:
-            self._run.effects.take(Stage.TRAIN)  # of the steps since the last that was logged
+            self._run.effects.count_in(Stage.TRAIN)  # those of the steps since the last that was logged
             self._run.check_that_hooks_ran(Stage.TRAIN)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -244,21 +250,42 @@ class HookCallback(pl.Callback):
         return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
-        """Switches and what was seen since the last readings, by hook; where there are several ranks, all must ask."""
-        hooks = state_keys([*self.detectors, *self.controllers])
-        first, *others = of_all_ranks(hooks, alone=self._interrupted)
-        return {"version": _STATE_VERSION, "hooks": first, **({"other_ranks": others} if others else {})}
+        """Switches, strengths, vectors and what was seen since the last readings, by hook.
+
+        Where there are several ranks, all must ask.
+        """
+        hooks = self._by_key()
+        own = {"hooks": states_of(hooks), "effects": self._loaded_effects or effects_of(hooks, self._effects)}
+        first, *others = of_all_ranks(own, alone=self._interrupted)
+        return {"version": _STATE_VERSION, **first, **({"other_ranks": others} if others else {})}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # `load_state_dict` follows, if there is something to load.
+        self._resumes = facts.is_fitting(trainer) or self.state_key not in checkpoint.get("callbacks", {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; hooks that are not on both sides are named in a warning."""
+        """Take over what `state_dict` gave; hooks that are not on both sides are named in a warning.
+
+        In validate, test and predict nothing is resumed: switches, strengths and vectors stay as they are.
+
+        Raises:
+            ValueError: the state is of another version, or of other layers.
+        """
+        resumes, self._resumes = self._resumes, True
         if state_dict.get("version") != _STATE_VERSION:
             raise ValueError(
                 f"the checkpoint's HookCallback state has version {state_dict.get('version')!r}, and this release "
-                f"reads version {_STATE_VERSION}"
+                f"reads version {_STATE_VERSION}: give the callback another name= to begin without it"
             )
-        saved, present = state_dict["hooks"], state_keys([*self.detectors, *self.controllers])
-        both = {key: hook for key, hook in present.items() if key in saved}
-        restore(both, [saved, *state_dict.get("other_ranks", [])])
+        saved, present = state_dict["hooks"], self._by_key()
+        ranks = [state_dict, *state_dict.get("other_ranks", [])]
+        restore({key: hook for key, hook in present.items() if key in saved}, ranks, resumes)
+        if not resumes:
+            return
+        self._loaded_effects = own_effects(ranks)
+        self._restore_effects()
         if saved.keys() != present.keys():
             warnings.warn(
                 f"HookCallback: hooks in the checkpoint only: {sorted(saved.keys() - present.keys())}; "
@@ -293,6 +320,7 @@ class HookCallback(pl.Callback):
         graphs = facts.graphs_of_module(pl_module)
         self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names, graphs)
         self._effects = run.effects
+        self._restore_effects()
         self._elsewhere.begin(spawned)
         try:
             self._reporter.begin(trainer, pl_module, asked, run.layers, _registries(trainer))
@@ -301,6 +329,17 @@ class HookCallback(pl.Callback):
         except BaseException:
             self._unregister()
             raise
+
+    def _by_key(self) -> dict[str, Hook]:
+        return state_keys([*self.detectors, *self.controllers])
+
+    def _restore_effects(self) -> None:
+        if self._run is None:
+            return  # when it begins
+        loaded, self._loaded_effects = self._loaded_effects, {}
+        for key, hook in self._by_key().items():
+            if hook.edits and key in loaded:
+                self._run.effects.load(hook.id, loaded[key])
 
     def _refuse_second_trainer(self, trainer: pl.Trainer) -> None:
         other = self._trainer() if self._trainer is not None and self._run is not None else None

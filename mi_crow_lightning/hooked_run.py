@@ -92,7 +92,8 @@ class HookedRun:
     def is_unread(self, hook: Hook) -> bool:
         """Whether the hook was on in the running stage since its last reading there, and did not fail."""
         stage = self.moment.stage if self.moment is not None else None
-        return stage in self._unread[hook.id] and not hook.is_off_by_failure
+        unread = self._unread[hook.id] | (hook.resumed if isinstance(hook, Detector) else set())
+        return stage in unread and not hook.is_off_by_failure
 
     def share_states(self) -> Shares:
         """What `is_unread` says, over all ranks, for `exchange`: the IDs of the hooks, which are read then.
@@ -113,6 +114,8 @@ class HookedRun:
         unread = [hook for hook, (failed, on) in zip(self._hooks, states, strict=True) if on and not failed]
         for hook in unread:
             self._unread[hook.id].discard(self.moment.stage)
+            if isinstance(hook, Detector):
+                hook.resumed.discard(self.moment.stage)
         return {hook.id for hook in unread}
 
     def begin_batch(self, moment: Moment, batch: Any) -> None:

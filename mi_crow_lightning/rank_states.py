@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import distributed
 
+from mi_crow_lightning.hooks.effects import Effects, joined_effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.metrics.collectives import is_distributed
 
-__all__ = ["of_all_ranks", "restore"]
+__all__ = ["effects_of", "of_all_ranks", "own_effects", "restore", "states_of"]
 
 State = dict[str, Any]
 
 
-def of_all_ranks(hooks: Mapping[str, Hook], alone: bool = False) -> list[State]:
-    """The states of the hooks on each rank: all must take part, because the checkpoint is rank 0's.
+def states_of(hooks: Mapping[str, Hook]) -> State:
+    """This rank's states of the hooks; those that are alike on all ranks from the first alone."""
+    first = not is_distributed() or distributed.get_rank() == 0
+    return {key: hook.state_dict() for key, hook in hooks.items() if first or not hook.alike_on_all_ranks}
+
+
+def effects_of(hooks: Mapping[str, Hook], effects: Effects | None) -> State:
+    """What this rank's hooks changed so far."""
+    return {key: effects.state(hook.id) for key, hook in hooks.items() if hook.edits} if effects is not None else {}
+
+
+def of_all_ranks(own: State, alone: bool = False) -> list[State]:
+    """What each rank has: all must take part, because the checkpoint is rank 0's.
 
     Args:
-        hooks: by their names in the states.
+        own: what this one has.
         alone: whether this rank is no longer in step with the others, and has but its own.
     """
     if alone or not is_distributed():
-        return [{key: hook.state_dict() for key, hook in hooks.items()}]
-    first = distributed.get_rank() == 0
-    own = {key: hook.state_dict() for key, hook in hooks.items() if first or not hook.alike_on_all_ranks}
+        return [own]
     gathered: list[State] = [{}] * distributed.get_world_size()
     distributed.all_gather_object(gathered, own)
     return gathered
 
 
-def restore(hooks: Mapping[str, Hook], ranks: Sequence[State]) -> None:
+def restore(hooks: Mapping[str, Hook], ranks: Sequence[State], resumes: bool = True) -> None:
     """Give each hook its own state back, or where there were more ranks, or fewer, the joined one.
 
     Args:
         hooks: by their names in the states.
         ranks: what each rank had.
+        resumes: whether a fit goes on; else hooks take over the results of finished runs alone.
     """
-    rank, count = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
     for key, hook in hooks.items():
-        states = [states[key] for states in ranks if key in states]
-        hook.load_state_dict(states[rank] if len(states) == count else hook.joined_state(states, rank))
+        state = _own_or_joined(key, [of_rank["hooks"] for of_rank in ranks], hook.joined_state)
+        (hook.load_state_dict if resumes else hook.load_results)(state)
+
+
+def own_effects(ranks: Sequence[State]) -> State:
+    """What `effects_of` gave on this rank, or where there were more ranks, or fewer, the joined one."""
+    effects = [of_rank["effects"] for of_rank in ranks]
+    return {key: _own_or_joined(key, effects, joined_effects) for key in effects[0]}
+
+
+def _own_or_joined(key: str, ranks: Sequence[State], join: Callable[[Sequence[State], int], State]) -> State:
+    rank, count = (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
+    states = [states[key] for states in ranks if key in states]
+    own: State = states[rank] if len(states) == count else join(states, rank)
+    return own

@@ -13,6 +13,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.metrics.collectives import Shares, exchange
 
 if TYPE_CHECKING:  # hooks know nothing of disk; a configuration file tells what a store is by this name
@@ -40,6 +41,8 @@ class Detector(Hook):
     Attributes:
         metadata: facts about what was seen.
         tensor_metadata: tensors that were kept.
+        resumed: stages of which `load_state_dict` brought sums: they are read even if nothing is seen before the next
+            reading. A subclass that restores sums adds to it; the callback takes a stage out when it was read.
 
     >>> class TokenCount(Detector):
     ...     tokens = 0
@@ -70,6 +73,7 @@ class Detector(Hook):
         self.before_edits = before_edits
         self.metadata: dict[str, Any] = {}
         self.tensor_metadata: dict[str, Any] = {}
+        self.resumed: set[Stage] = set()
         self._of_all_ranks: Tensor | None = None
 
     def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:

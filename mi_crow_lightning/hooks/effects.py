@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +12,11 @@ from mi_crow_lightning.errors import NoTensorFound
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.hooks.schedules import EVALUATIONS, Stage
 from mi_crow_lightning.metrics.collectives import Shares, exchange
-from mi_crow_lightning.metrics.effects import EffectSums, EffectValues
+from mi_crow_lightning.metrics.effects import EffectSums, EffectValues, merge_changes
 
-__all__ = ["Effect", "Effects"]
+__all__ = ["Effect", "Effects", "joined_effects"]
 
 
 class Effect(NamedTuple):
@@ -78,17 +78,30 @@ class Effects:
         """Make the sums of all stages now: a graph of ``torch.compile``, which adds to them, cannot."""
         self._sums.prepare(stage.value for stage in Stage)
 
-    def take(self, stage: Stage) -> list[Effect]:
-        """What was changed in a stage since it was last taken, over all ranks: all must take part."""
-        taken: list[Effect] = exchange([self.share(stage)])[0]
-        return taken
+    def count_in(self, stage: Stage) -> None:
+        """Let `rows` have all of a stage, over all ranks: all must take part. What is to be read next stays."""
+        exchange([self.share(stage, keep=True)])
 
-    def share(self, stage: Stage) -> Shares:
-        """The same, for `exchange`."""
+    def share(self, stage: Stage, keep: bool = False) -> Shares:
+        """What was changed in a stage since this was last asked, for `exchange`; with ``keep`` it is not over."""
         if not self._places:
             return []
-        values = yield from self._sums.share(stage.value)
+        values = yield from self._sums.share(stage.value, keep)
         return list(self._rows(stage, values))
+
+    def state(self, hook_id: str) -> dict[str, Any]:
+        """What a checkpoint keeps of one hook's changes: in training since the last reading, and all before."""
+        layers = {layer: index for (hook, layer), index in self._index.items() if hook == hook_id}
+        state = self._sums.state(list(layers.values()))
+        rows = {stage: rows for stage, rows in state["rows"].items() if stage not in EVALUATIONS}
+        return {"layers": list(layers), **state, "rows": rows}
+
+    def load(self, hook_id: str, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, at the layers that the hook still has."""
+        places = [self._index.get((hook_id, layer)) for layer in state["layers"]]
+        still = [row for row, place in enumerate(places) if place is not None]
+        kept = {name: {stage: rows[still] for stage, rows in state[name].items()} for name in ("rows", "totals")}
+        self._sums.load([place for place in places if place is not None], kept)
 
     def rows(self) -> list[Effect]:
         """All that was taken so far."""
@@ -104,6 +117,20 @@ class Effects:
         for (hook_id, layer), of_place in zip(self._places, values, strict=True):
             if of_place.fired:
                 yield Effect(self._names[hook_id], layer, stage.value, *of_place)
+
+
+def joined_effects(states: Sequence[Mapping[str, Any]], rank: int) -> dict[str, Any]:
+    """What one rank goes on from when there were more ranks, or fewer: the first from what all had together.
+
+    Args:
+        states: what `Effects.state` gave on each rank there was.
+        rank: the rank that there is now.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for state in states if rank == 0 else ():
+        for stage, rows in state["rows"].items():
+            parts.setdefault(stage, []).append(rows)
+    return {**states[0], "rows": {stage: merge_changes(torch.stack(rows)) for stage, rows in parts.items()}}
 
 
 def _before_and_after(hook_type: HookType, ctx: HookContext, output: Any, result: Any) -> tuple[Tensor, Tensor] | None:

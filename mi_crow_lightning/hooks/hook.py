@@ -230,6 +230,12 @@ class Hook:
         """Take over what `state_dict` gave, before or after the hook is registered."""
         self._switch(bool(state["enabled"]))
 
+    def load_results(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave of finished runs alone: for a run that is no fit, and resumes nothing."""
+
+    def forget_run(self) -> None:
+        """Called when a run is set up, before a checkpoint is read: drop the sums that an earlier run left."""
+
     def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
         """What one rank goes on from when a checkpoint of another number of ranks is loaded.
 

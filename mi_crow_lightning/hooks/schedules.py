@@ -13,7 +13,7 @@ from enum import Enum
 
 from mi_crow_lightning.hooks.choices import not_known
 
-__all__ = ["AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
+__all__ = ["EVALUATIONS", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
 
 
 class Stage(str, Enum):
@@ -35,6 +35,9 @@ class Stage(str, Enum):
             return cls(value)
         except ValueError:
             raise not_known(argument, value, [member.value for member in cls]) from None
+
+
+EVALUATIONS = (Stage.VALIDATE.value, Stage.TEST.value, Stage.PREDICT.value)
 
 
 @dataclass(frozen=True)

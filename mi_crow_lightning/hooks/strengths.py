@@ -14,7 +14,7 @@ from mi_crow_lightning.hooks.choices import is_finite
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
 
-__all__ = ["Strength", "Strengths", "reads_batch"]
+__all__ = ["A_FUNCTION", "Strength", "Strengths", "reads_batch"]
 
 # Any, because in a configuration file jsonargparse would take only functions that are annotated to return a Tensor.
 Strength: TypeAlias = (
@@ -23,6 +23,7 @@ Strength: TypeAlias = (
 """What ``strength=`` may be: see `Strengths`."""
 
 _BATCH = "batch"
+A_FUNCTION = "a function"
 _FORMS = (
     "a finite number, a tensor (B,) with one for each sample, 'batch', a mapping from layer to number, or a "
     "function of the context"
@@ -57,6 +58,15 @@ class Strengths:
     def number(self) -> float | None:
         """The strength, if it is one number."""
         return self.given if isinstance(self.given, float) else None
+
+    @property
+    def kept(self) -> float | str | Tensor | dict[int | str, float]:
+        """What a checkpoint keeps of it; of a function only `A_FUNCTION`."""
+        if self._of_layers is not None:
+            return dict(self._of_layers.value)  # type: ignore[arg-type]  # it was given as a mapping
+        if self._of_samples is not None:
+            return self._of_samples.cpu()
+        return self.given if isinstance(self.given, (float, str)) else A_FUNCTION
 
     def at(self, x: Tensor, ctx: HookContext) -> float | Tensor:
         """The strength for an activation.

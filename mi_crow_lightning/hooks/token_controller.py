@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import Controller, checked_edit
 from mi_crow_lightning.hooks.edits import with_norms_of
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.strengths import Strength, Strengths, reads_batch
+from mi_crow_lightning.hooks.strengths import A_FUNCTION, Strength, Strengths, reads_batch
 from mi_crow_lightning.hooks.tokens import Tokens, put_where
 
 __all__ = ["TokenController"]
@@ -135,12 +136,18 @@ class TokenController(Controller):
         return self.tokens.why_not_traced()
 
     def state_dict(self) -> dict[str, Any]:
-        """The switch, and the strength where it is a number."""
-        number = self._strengths.number
-        return super().state_dict() | ({} if number is None else {"strength": number})
+        """The switch, and the strength, of a function only that it was one."""
+        return super().state_dict() | {"strength": self._strengths.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the switch, and the strength where it was and is a number."""
+        """Take over the switch, and the strength; where that was a function this one's own stays."""
         super().load_state_dict(state)
-        if "strength" in state and self._strengths.number is not None:
-            self.strength = state["strength"]
+        saved = state.get("strength", self.strength)
+        if not (isinstance(saved, str) and saved == A_FUNCTION):
+            self.strength = saved
+        elif not callable(self.strength):
+            warnings.warn(
+                f"{self!r}: its strength was a function when the checkpoint was written, which cannot be kept. It "
+                f"goes on with {self.strength!r}: give it that function again, or set strength after loading.",
+                stacklevel=2,
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -103,6 +103,7 @@ class EffectSums:
         self._empty = torch.zeros(places, len(Change), dtype=_sums_on(device), device=device)
         self._rows: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
+        self._foreseen: dict[str, Tensor] = {}  # totals with what was shared, but not taken
 
     def prepare(self, stages: Iterable[str]) -> None:
         """Make the sums of stages now: a graph of ``torch.compile``, which adds to them, cannot."""
@@ -122,21 +123,41 @@ class EffectSums:
         taken: list[EffectValues] = exchange([self.share(stage)])[0]
         return taken
 
-    def share(self, stage: str) -> Shares:
-        """The same, for `exchange`."""
+    def share(self, stage: str, keep: bool = False) -> Shares:
+        """The same, for `exchange`.
+
+        Args:
+            stage: the stage.
+            keep: whether what was added stays for the next time; `totals` have it already.
+        """
         if stage not in self._rows and not is_distributed():
             return [_NOTHING] * len(self._empty)  # nothing to wait for
         rows = yield Share(self._of(stage), merge_changes)
-        self._rows[stage].zero_()  # in place: a graph may hold on to them
         before = self._totals.get(stage, torch.zeros_like(rows))
-        self._totals[stage] = merge_changes(torch.stack([before, rows]))
+        self._foreseen[stage] = merge_changes(torch.stack([before, rows]))
+        if not keep:
+            self._rows[stage].zero_()  # in place: a graph may hold on to them
+            self._totals[stage] = self._foreseen.pop(stage)
         return [_values(row) for row in rows.tolist()]
 
     def totals(self, stage: str) -> list[EffectValues]:
         """All that was taken in a stage so far."""
-        if stage not in self._totals:
-            return [_NOTHING] * len(self._empty)
-        return [_values(row) for row in self._totals[stage].tolist()]
+        totals = self._foreseen.get(stage, self._totals.get(stage))
+        return [_NOTHING] * len(self._empty) if totals is None else [_values(row) for row in totals.tolist()]
+
+    def state(self, places: Sequence[int]) -> dict[str, dict[str, Tensor]]:
+        """What was added at some places since it was taken, and what was taken, on the CPU: ``(len(places), 5)``."""
+        index = list(places)
+        kept = {"rows": self._rows, "totals": self._totals}
+        return {name: {stage: rows[index].cpu() for stage, rows in of.items()} for name, of in kept.items()}
+
+    def load(self, places: Sequence[int], state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from what `state` gave, at these places."""
+        index, on_host = list(places), self._empty.cpu()
+        for name, kept, empty in (("rows", self._rows, self._empty), ("totals", self._totals, on_host)):
+            for stage, rows in state[name].items():
+                with torch.inference_mode(False):
+                    kept.setdefault(stage, torch.zeros_like(empty))[index] = rows.to(empty)
 
     def _of(self, stage: str) -> Tensor:
         if stage not in self._rows:

@@ -267,6 +267,10 @@ class ContrastDetector(Detector):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         super().load_state_dict(state)
+        self.load_results(state)
+
+    def load_results(self, state: dict[str, Any]) -> None:
+        """Take over the vectors and scores, in whatever run a checkpoint is loaded."""
         self._model = state["model"]
         self._contrast.extraction = Extraction.from_tensors(state["extraction"]) if state["extraction"] else None
         self._contrast.scores = [Separability(*row) for row in state["scores"]]

@@ -226,7 +226,9 @@ def interrupted(make: Callable[..., pl.Trainer], folder: str) -> dict[str, Any]:
 def watching() -> HookCallback:
     """What `interrupted` watches."""
     statistics = ActivationStatistics("block:*", hook_id="statistics", schedule=ALWAYS)
-    return HookCallback([statistics, ProjectionDetector(LAYER, V, hook_id="along", schedule=ALWAYS)], name="watch")
+    along = ProjectionDetector(LAYER, V, hook_id="along", schedule=ALWAYS)
+    steer = SteeringController(LAYER, V, 0.1, hook_id="steer", schedule=Schedule(stages="train"))
+    return HookCallback([statistics, along], steer, name="watch")
 
 
 def logged(make: Callable[..., pl.Trainer], folder: str) -> None:

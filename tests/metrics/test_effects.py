@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mi_crow_lightning.metrics.collectives import exchange
 from mi_crow_lightning.metrics.effects import EffectSums, EffectValues, measure_change, merge_changes
 
 NOTHING = EffectValues(0, 0, math.nan, math.nan)
@@ -124,3 +125,26 @@ def test_stages_and_places_are_apart_and_totals_stay() -> None:
     assert sums.take("train") == [NOTHING, EffectValues(1, 1, 0.5, 0.5)]
     assert sums.totals("train")[1] == EffectValues(3, 3, pytest.approx(2 / 3), 1.0)
     assert sums.take("train") == [NOTHING] * 2
+
+
+def test_what_is_shared_and_kept_is_in_the_totals_and_taken_later() -> None:
+    sums, one = EffectSums(1, torch.device("cpu")), torch.ones(1, 2)
+    sums.add("train", 0, one, 2 * one)
+    assert exchange([sums.share("train", keep=True)])[0] == sums.totals("train") == [EffectValues(1, 1, 1.0, 1.0)]
+    sums.add("train", 0, one, 3 * one)
+    assert sums.take("train") == sums.totals("train") == [EffectValues(2, 2, 1.5, 2.0)]
+
+
+def test_a_state_goes_on_at_the_places_it_is_of() -> None:
+    sums, other, one = EffectSums(3, torch.device("cpu")), EffectSums(2, torch.device("cpu")), torch.ones(1, 2)
+    for place in range(3):
+        sums.add("train", place, one, (2 + place) * one)
+    sums.take("train")
+    sums.add("train", 2, one, 2 * one)
+    state = sums.state([2, 0])
+    with torch.inference_mode():
+        other.load([0, 1], state)
+    sums.add("train", 2, one, 9 * one)  # the state is a copy
+    other.add("train", 1, one, 2 * one)
+    assert other.take("train") == [EffectValues(1, 1, 1.0, 1.0)] * 2
+    assert other.totals("train") == [EffectValues(2, 2, 2.0, 3.0), EffectValues(2, 2, 1.0, 1.0)]

@@ -98,3 +98,14 @@ class SteeringController(TokenController):
         """
         super().check_layers(blocks)
         self._vectors.check_layers(blocks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The switch, the strength and the vector."""
+        of = self.vector
+        vector = of.cpu() if isinstance(of, Tensor) else {layer: one.cpu() for layer, one in of.items()}
+        return super().state_dict() | {"vector": vector}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them over."""
+        super().load_state_dict(state)
+        self.vector = state.get("vector", self.vector)

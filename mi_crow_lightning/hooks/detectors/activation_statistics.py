@@ -18,7 +18,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.hooks.schedules import EVALUATIONS, Stage
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.activation import (
     STATISTICS,
@@ -166,9 +166,16 @@ class ActivationStatistics(Detector):
         self._settled(self._stage).reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The switch, and what was seen since the last readings."""
+        """The switch, and what was seen in training since the last readings.
+
+        An evaluation is read at its end: one that was cut short is not gone on with.
+        """
+        if self._loaded:  # a checkpoint may be written before the run begins
+            return {**self._loaded, **super().state_dict()}
         rows, channels = {}, {}
         for stage in dict.fromkeys([*self._metrics, *self._in_graph]):
+            if stage in EVALUATIONS:
+                continue
             metric = self._settled(Stage.of(stage) if stage else None)
             on_host = metric.buffer.cpu().clone()
             rows[stage], channels[stage] = split(on_host, len(self._layers))
@@ -185,6 +192,10 @@ class ActivationStatistics(Detector):
         if self.registered:  # else `prepare` takes it up
             self._restore()
 
+    def forget_run(self) -> None:
+        """Drop the sums of an earlier run, and keep those that were loaded for the next."""
+        self._metrics.clear()
+
     def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
         """Rank 0 goes on from what all ranks had seen together, the others from nothing."""
         parts: dict[str, list[Tensor]] = {}
@@ -199,6 +210,7 @@ class ActivationStatistics(Detector):
 
     def _restore(self) -> None:
         loaded, self._loaded = self._loaded, {}
+        self.resumed.clear()
         if not loaded.get("rows"):
             return
         if loaded["layers"] != self._layers:
@@ -209,6 +221,8 @@ class ActivationStatistics(Detector):
         for stage, rows in loaded["rows"].items():
             buffer = torch.cat([rows.flatten(), loaded["channels"][stage].flatten()])
             self._metric(Stage.of(stage) if stage else None).load(buffer)
+            if stage and (rows[:, Row.COUNT] + rows[:, Row.NONFINITE]).any():
+                self.resumed.add(Stage.of(stage))
 
     @property
     def _stage(self) -> Stage | None:

@@ -22,11 +22,11 @@ from mi_crow_lightning.hooks.directions import check_width, unit_vector
 from mi_crow_lightning.hooks.last_pass import LastPass
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, ends_alike
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, Stage, When
+from mi_crow_lightning.hooks.schedules import EVALUATIONS, LoggedSteps, Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
-from mi_crow_lightning.metrics.projections import merge_projections, project, summarize_projections
+from mi_crow_lightning.metrics.projections import Projection, merge_projections, project, summarize_projections
 
 __all__ = ["ProjectionDetector"]
 
@@ -213,8 +213,14 @@ class ProjectionDetector(Detector):
         return Beyond(self, False, bound, of, vector, layer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The switch, and what was summed up since the last readings."""
-        seen = {"layers": list(self._layers), "vectors": list(self._directions), "rows": self._sums.state()}
+        """The switch, and what was summed up in training since the last readings.
+
+        An evaluation is read at its end: one that was cut short is not gone on with.
+        """
+        if self._loaded:  # a checkpoint may be written before the run begins
+            return {**self._loaded, **super().state_dict()}
+        rows = {stage: sums for stage, sums in self._sums.state().items() if stage not in EVALUATIONS}
+        seen = {"layers": list(self._layers), "vectors": list(self._directions), "rows": rows}
         return {**super().state_dict(), **seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,6 +234,10 @@ class ProjectionDetector(Detector):
         if self.registered:  # else `prepare` takes it up
             self._restore()
 
+    def forget_run(self) -> None:
+        """Drop the sums of an earlier run, and keep those that were loaded for the next."""
+        self._sums.load({})
+
     def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
         """Rank 0 goes on from what all ranks had seen together, the others from nothing."""
         parts: dict[str, list[Tensor]] = {}
@@ -239,6 +249,7 @@ class ProjectionDetector(Detector):
 
     def _restore(self) -> None:
         loaded, self._loaded = self._loaded, {}
+        self.resumed.clear()
         if not loaded.get("rows"):
             return
         here = {"layers": self._layers, "vectors": list(self._directions)}
@@ -249,6 +260,9 @@ class ProjectionDetector(Detector):
                     f"{names}: give it the same, or another hook_id"
                 )
         self._sums.load(loaded["rows"])
+        self.resumed |= {
+            Stage.of(one) for one, sums in loaded["rows"].items() if one and sums[..., Projection.COUNT].any()
+        }
 
     def _units_of(self, layer: str, index: int | None) -> Tensor:
         units = [of_layers.of(layer, index) for of_layers in self._directions.values()]
