@@ -80,11 +80,11 @@ class ReadingsLog:
             return {}
         _refuse_shared_tags(read.tagged)
         scalars = resolve_scalars(self.scalars, count_tags(run.layers))
+        self._history.add(stage, step, read.tagged)
+        write(loggers, read, scalars)
         if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
             self._laid_out.add(stage)
             self._lay_out(read, loggers)
-        self._history.add(stage, step, read.tagged)
-        write(loggers, read, scalars)
         return scalars_of(read.tagged)
 
     def _take_readings(self, run: HookedRun, device: torch.device | None) -> Iterator[DetectorReadings]:

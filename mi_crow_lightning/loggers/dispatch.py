@@ -5,12 +5,14 @@ Not named ``write.py``: importing a submodule of that name would hide the functi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 from mi_crow_lightning.loggers.compact_layout import compact
 from mi_crow_lightning.loggers.scalar_choice import shown
 from mi_crow_lightning.loggers.scalars import MetricsLogger, write_scalars
 from mi_crow_lightning.loggers.step import LoggedStep
+from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.loggers.tensorboard import summary_writer, write_event
 
 __all__ = ["write"]
@@ -21,7 +23,8 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "al
 
     A logger whose ``experiment`` is a ``SummaryWriter`` gets one event: what is shown, and everything in the
     compact layout. Any other gets what is shown. On ranks other than 0 Lightning's loggers do nothing, and so
-    does this. What a logger raises goes on to the caller; the loggers after it are then not written.
+    does this. What a logger raises goes on to the caller, as with ``self.log``, once all others are written; when
+    several raise, the first goes on and the others are told by warnings.
 
     Args:
         loggers: Lightning loggers, e.g. ``trainer.loggers``; may be empty.
@@ -39,10 +42,22 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "al
         7 {'activations_std/h.0': 2.0}
     """
     readings = shown(step, scalars)
+    errors: list[Exception] = []
     for logger in loggers:
-        writer = summary_writer(logger)
-        if writer is None:
-            # Loggers of ranks other than 0 come here too; their log_metrics does nothing.
-            write_scalars(logger, readings, step.step)
-        else:
-            write_event(writer, readings, step.step, compact(step))
+        try:
+            _write_to(logger, step, readings)
+        except Exception as error:  # whatever a logger raises; raised again below
+            errors.append(error)
+    for other in errors[1:]:
+        warnings.warn(f"another logger failed too: {type(other).__name__}: {other}", RuntimeWarning, stacklevel=2)
+    if errors:
+        raise errors[0]
+
+
+def _write_to(logger: MetricsLogger, step: LoggedStep, readings: TaggedReadings) -> None:
+    writer = summary_writer(logger)
+    if writer is None:
+        # Loggers of ranks other than 0 come here too; their log_metrics does nothing.
+        write_scalars(logger, readings, step.step)
+    else:
+        write_event(writer, readings, step.step, compact(step))
