@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ class Effect(NamedTuple):
         fired: how many edits it made, one for each call of the layer.
         mean_ratio: mean over these tokens of ``|change| / |activation|``, Euclidean norms; nan when there is none.
         max_ratio: the largest of these.
+        broken: how many tokens it made NaN or infinity of; they do not count as changed.
     """
 
     hook: str
@@ -39,6 +41,7 @@ class Effect(NamedTuple):
     fired: int
     mean_ratio: float
     max_ratio: float
+    broken: int = 0
 
 
 class Effects:
@@ -56,6 +59,7 @@ class Effects:
         self._names = dict(names)
         self._sums = EffectSums(len(self._places), device)
         self._unknown: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str]] = set()
 
     def note(self, hook_id: str, hook_type: HookType, ctx: HookContext, output: Any, result: Any) -> None:
         """A hook returned ``result`` at a layer.
@@ -83,11 +87,19 @@ class Effects:
         exchange([self.share(stage, keep=True)])
 
     def share(self, stage: Stage, keep: bool = False) -> Shares:
-        """What was changed in a stage since this was last asked, for `exchange`; with ``keep`` it is not over."""
+        """What was changed in a stage since this was last asked, for `exchange`; with ``keep`` it is not over.
+
+        A hook that made NaN or infinity of tokens is told by a warning, once a stage.
+        """
         if not self._places:
             return []
         values = yield from self._sums.share(stage.value, keep)
-        return list(self._rows(stage, values))
+        effects = list(self._rows(stage, values))
+        for effect in effects:
+            if effect.broken and (effect.hook, effect.stage) not in self._told:
+                self._told.add((effect.hook, effect.stage))
+                _warn_of_broken(effect)
+        return effects
 
     def state(self, hook_id: str) -> dict[str, Any]:
         """What a checkpoint keeps of one hook's changes: in training since the last reading, and all before."""
@@ -110,7 +122,7 @@ class Effects:
     def changed_nothing(self, hook_id: str, stage: Stage) -> bool:
         """Whether a hook is known to have left every token as it was, of what was taken so far."""
         totals = zip(self._places, self._sums.totals(stage.value), strict=True)
-        touched = any(values.tokens for (hook, _), values in totals if hook == hook_id)
+        touched = any(values.tokens or values.broken for (hook, _), values in totals if hook == hook_id)
         return not touched and (hook_id, stage.value) not in self._unknown
 
     def _rows(self, stage: Stage, values: Iterable[EffectValues]) -> Iterator[Effect]:
@@ -144,3 +156,13 @@ def _before_and_after(hook_type: HookType, ctx: HookContext, output: Any, result
         return None
     alike = before.shape == after.shape and before.device == after.device
     return (before, after) if alike and before.is_floating_point() and after.is_floating_point() else None
+
+
+def _warn_of_broken(effect: Effect) -> None:
+    warnings.warn(
+        f"{effect.hook} made NaN or infinity of {effect.broken} tokens at layer {effect.layer!r} in stage "
+        f"{effect.stage!r}: the activations were finite before its edit, and its change is not. What comes after that "
+        "layer is worth nothing; effects() tells every layer.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -23,6 +23,7 @@ class Change(IntEnum):
     RATIOS = 2  # sum of the ratios
     LARGEST = 3  # of the ratios; 0 when there is none
     FIRED = 4  # edits made
+    BROKEN = 5  # tokens that were finite and are not any more
 
 
 class EffectValues(NamedTuple):
@@ -33,12 +34,14 @@ class EffectValues(NamedTuple):
         fired: how many edits were made, one for each call of the layer.
         mean_ratio: mean of ``|change| / |activation|`` over the changed tokens; nan when there is none.
         max_ratio: the largest of these; nan when there is none.
+        broken: how many tokens were finite before and not after.
     """
 
     tokens: int
     fired: int
     mean_ratio: float
     max_ratio: float
+    broken: int = 0
 
 
 @torch.no_grad()
@@ -47,14 +50,14 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
 
     A token is what is left without the last dimension, or of ``(B, C, H, W)`` without dimension 1. It is changed when
     the Euclidean norm of its change is above 0, and has a ratio when its own norm is, too; norms are float32 or better.
-    A token with elements that are not finite, before or after, counts as unchanged.
+    A token with elements that are not finite, before or after, counts as unchanged; as broken if only after.
 
     Args:
         before: the activation, floating-point.
         after: the edited one, of the same shape.
 
     Returns:
-        ``(5,)`` float64 (float32 on MPS, which has none), see `Change`; ``FIRED`` is 1.
+        ``(6,)`` float64 (float32 on MPS, which has none), see `Change`; ``FIRED`` is 1.
 
     >>> before = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
     >>> measure_change(before, before + torch.tensor([[0.0], [2.0], [1.0]]))[: Change.RATED + 1]
@@ -63,11 +66,13 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
     before, after = before.detach(), after.detach()
     dim, wide = 1 if before.dim() == 4 else -1, torch.promote_types(before.dtype, torch.float32)
     change = torch.linalg.vector_norm(after - before, dim=dim, dtype=wide)
-    ratio = change / torch.linalg.vector_norm(before, dim=dim, dtype=wide)
+    norm = torch.linalg.vector_norm(before, dim=dim, dtype=wide)
+    ratio = change / norm
     ratio = ratio.to(_sums_on(before.device)).nan_to_num_(0.0, 0.0, 0.0)
     changed = (change > 0) & (change < math.inf)
+    broken = ~change.isfinite() & norm.isfinite()
     largest = ratio.amax() if ratio.numel() else ratio.sum()
-    sums = (changed.sum(), (ratio > 0).sum(), ratio.sum(), largest, torch.ones_like(largest))
+    sums = (changed.sum(), (ratio > 0).sum(), ratio.sum(), largest, torch.ones_like(largest), broken.sum())
     return torch.stack([one.to(ratio.dtype) for one in sums])
 
 
@@ -77,7 +82,7 @@ def _sums_on(device: torch.device) -> torch.dtype:
 
 @torch.no_grad()
 def merge_changes(stacked: Tensor) -> Tensor:
-    """Join summaries of changes: ``(R, ..., 5)`` to ``(..., 5)``."""
+    """Join summaries of changes: ``(R, ..., 6)`` to ``(..., 6)``."""
     out = stacked.sum(0)
     out[..., Change.LARGEST] = stacked[..., Change.LARGEST].amax(0)
     return out
@@ -96,7 +101,7 @@ class EffectSums:
     >>> sums = EffectSums(1, torch.device("cpu"))
     >>> sums.add("predict", 0, torch.ones(2, 4), torch.ones(2, 4) * torch.tensor([[1.0], [1.5]]))
     >>> sums.take("predict")
-    [EffectValues(tokens=1, fired=1, mean_ratio=0.5, max_ratio=0.5)]
+    [EffectValues(tokens=1, fired=1, mean_ratio=0.5, max_ratio=0.5, broken=0)]
     """
 
     def __init__(self, places: int, device: torch.device) -> None:
@@ -169,4 +174,4 @@ class EffectSums:
 def _values(row: list[float]) -> EffectValues:
     rated = row[Change.RATED]
     mean, largest = (row[Change.RATIOS] / rated, row[Change.LARGEST]) if rated else (math.nan, math.nan)
-    return EffectValues(int(row[Change.TOKENS]), int(row[Change.FIRED]), mean, largest)
+    return EffectValues(int(row[Change.TOKENS]), int(row[Change.FIRED]), mean, largest, int(row[Change.BROKEN]))
