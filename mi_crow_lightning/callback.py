@@ -255,7 +255,10 @@ class HookCallback(pl.Callback):
         Where there are several ranks, all must ask.
         """
         hooks = self._by_key()
-        own = {"hooks": states_of(hooks), "effects": self._loaded_effects or effects_of(hooks, self._effects)}
+        own = {
+            "hooks": states_of(hooks, self._state_of),
+            "effects": self._loaded_effects or effects_of(hooks, self._effects),
+        }
         first, *others = of_all_ranks(own, alone=self._interrupted)
         return {"version": _STATE_VERSION, **first, **({"other_ranks": others} if others else {})}
 
@@ -340,6 +343,10 @@ class HookCallback(pl.Callback):
         for key, hook in self._by_key().items():
             if hook.edits and key in loaded:
                 self._run.effects.load(hook.id, loaded[key])
+
+    def _state_of(self, hook: Hook) -> dict[str, Any] | None:
+        """What a checkpoint keeps of the hook; in a run its policy decides about errors: a monitor must cost none."""
+        return hook.state_dict() if self._run is None else self._run.layers.call(hook, hook.state_dict)
 
     def _refuse_second_trainer(self, trainer: pl.Trainer) -> None:
         other = self._trainer() if self._trainer is not None and self._run is not None else None

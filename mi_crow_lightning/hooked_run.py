@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class HookedRun:
     @property
     def detectors(self) -> list[Detector]:
         """The hooks that may have readings."""
-        return [hook for hook in self._hooks if isinstance(hook, Detector)]
+        return [hook for hook in self._registered() if isinstance(hook, Detector)]
 
     def begin(self, stages: Collection[Stage]) -> bool:
         """Put the hooks into the compiled graphs of the run, if they are in some.
@@ -123,8 +124,17 @@ class HookedRun:
         new_stage = self.moment is None or self.moment.stage is not moment.stage
         self.batches_seen = 1 if new_stage else self.batches_seen + 1
         self.layers.begin_batch(moment, batch, self._token_mask)
-        for hook in self._hooks:
-            self.layers.set_due(hook, hook.when().due(moment))
+        for hook in self._registered():
+            self.layers.set_due(hook, bool(self.layers.call(hook, partial(self._is_due, hook, moment))))
+
+    def _is_due(self, hook: Hook, moment: Moment) -> bool:
+        """Whether the hook's schedule wants it; then its layers must still be there."""
+        if hook.error is not None and not hook.enabled:
+            return False  # off since it failed: if that was here, it would only fail and warn again
+        due = hook.when().due(moment)
+        if due and hook.enabled:
+            self.layers.check_in_place(hook)
+        return due
 
     def enter_stage(self, moment: Moment) -> None:
         """Set the stage that readings are asked for, where no batch may have set it."""
@@ -135,7 +145,8 @@ class HookedRun:
 
     def end_batch(self) -> None:
         """The batch is over, its backward pass too: nothing is attached any more."""
-        for hook in self._hooks:
+        self.layers.passes.settle()
+        for hook in self._registered():
             if self.moment is not None and self.layers.is_attached(hook):
                 self._was_on[hook.id].add(self.moment.stage)
                 self._unread[hook.id].add(self.moment.stage)
@@ -143,8 +154,12 @@ class HookedRun:
 
     def pause(self) -> None:
         """Take all handles off; a batch whose end event was skipped may have left some."""
-        for hook in self._hooks:
+        for hook in self._registered():
             self.layers.set_due(hook, False)
+
+    def _registered(self) -> list[Hook]:
+        """The hooks, but those that someone unregistered during the run."""
+        return [hook for hook in self._hooks if hook.registered]
 
     def _should_have_edited(self, hook: Controller, stage: Stage) -> bool:
         return self.effects.changed_nothing(hook.id, stage) and not hook.may_be_idle and not hook.error
@@ -160,7 +175,7 @@ class HookedRun:
         Raises:
             NeverFired: none of a controller's layers did.
         """
-        for hook in self._hooks:
+        for hook in self._registered():
             sites = self.layers.sites(hook)
             silent = [site for site in sites if stage not in site.fired]
             if stage not in self._was_on[hook.id]:
@@ -182,7 +197,7 @@ def _warn_of_failure_elsewhere(hook: Hook) -> None:
 def _warn_of_no_edit(hook: Hook, stage: Stage) -> None:
     warnings.warn(
         f"{hook!r} ran in stage {stage.value!r} and changed nothing: either its tokens chose none, or what it returned "
-        "each time was None, or equal to what it was given. An edit is what edit() returns.",
+        "each time was None, or equal to what it was given, or that was not finite. An edit is what edit() returns.",
         stacklevel=3,
     )
 

@@ -16,10 +16,11 @@ __all__ = ["effects_of", "of_all_ranks", "own_effects", "restore", "states_of"]
 State = dict[str, Any]
 
 
-def states_of(hooks: Mapping[str, Hook]) -> State:
-    """This rank's states of the hooks; those that are alike on all ranks from the first alone."""
+def states_of(hooks: Mapping[str, Hook], state_of: Callable[[Hook], State | None]) -> State:
+    """This rank's states of the hooks that have one; those that are alike on all ranks from the first alone."""
     first = not is_distributed() or distributed.get_rank() == 0
-    return {key: hook.state_dict() for key, hook in hooks.items() if first or not hook.alike_on_all_ranks}
+    states = {key: state_of(hook) for key, hook in hooks.items() if first or not hook.alike_on_all_ranks}
+    return {key: state for key, state in states.items() if state is not None}
 
 
 def effects_of(hooks: Mapping[str, Hook], effects: Effects | None) -> State:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.elsewhere import Elsewhere
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.in_place import guarded
+from mi_crow_lightning.hooks.nested import as_hook
 from mi_crow_lightning.hooks.replacement import replacement
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 
@@ -251,16 +253,16 @@ class Hook:
         if ctx.recomputing:
             return self._run_again(ctx, module, output)
         if not self.enabled or passes.has_failed(self.id):
-            passes.note_effect(self.id, ctx.layer, skipped=True)
+            passes.note_effect(self.id, ctx.layer, acted=False)
             return None
         try:
             result = self._call(ctx, module, output)
         except Exception as error:  # whatever a user's hook raises; wrapped once, raised when the pass is over
-            passes.note_effect(self.id, ctx.layer, skipped=True)
+            passes.note_effect(self.id, ctx.layer, acted=False)
             x = self._activation(ctx, output)
             passes.failed(self.wrapped(error, ctx, tuple(x.shape) if x is not None else None), self)
             return None
-        passes.note_effect(self.id, ctx.layer, skipped=False)
+        passes.note_effect(self.id, ctx.layer, acted=True)
         return result
 
     def _run_again(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:
@@ -268,7 +270,7 @@ class Hook:
 
         Nothing is caught, because checkpointing stops a recompute early by raising. A detector has seen it already.
         """
-        if not self.edits or ctx.layers.passes.was_skipped(self.id, ctx.layer):
+        if not self.edits or not ctx.layers.passes.has_acted(self.id, ctx.layer):
             return None
         return self._call(ctx, module, output)
 
@@ -280,7 +282,7 @@ class Hook:
         outer, self._context = self._context, ctx
         try:
             with guarded(self._activation(ctx, output), type(self).__name__):
-                result = self._hook_fn(module, ctx.args, output)
+                result = as_hook(partial(self._hook_fn, module, ctx.args, output))
             if result is not None and not self.edits:
                 raise TypeError(
                     f"{type(self).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "

@@ -28,7 +28,7 @@ from mi_crow_lightning.hooks.rules import (
     refuse_scripted,
     refuse_unfit,
 )
-from mi_crow_lightning.hooks.schedules import Moment
+from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.hooks.sites import Registration, Site
 from mi_crow_lightning.hooks.traced_batch import TracedBatch
 from mi_crow_lightning.hooks.traced_site import TracedSite
@@ -278,11 +278,15 @@ class Layers:
     def set_due(self, hook: Hook, due: bool) -> None:
         """Say whether the hook's schedule wants it now: a hook that is not due has no handle on the model."""
         self._registrations[hook.id].due = due
-        self.refresh(hook)
+        self._registrations[hook.id].refresh()
 
     def refresh(self, hook: Hook) -> None:
-        """Attach the hook's handles if it is due and enabled, else remove them."""
-        if hook.id in self._registrations:
+        """Attach the hook's handles if it is due and enabled, else remove them.
+
+        In a training batch they stay until it is over: gradient checkpointing may have to repeat an edit.
+        """
+        training = self.moment is not None and self.moment.stage is Stage.TRAIN
+        if hook.id in self._registrations and (hook.enabled or not training):
             self._registrations[hook.id].refresh()
 
     def take_readings(self) -> list[Reading]:
@@ -295,6 +299,22 @@ class Layers:
             if isinstance(detector, Detector):
                 taken += self.call(detector, partial(_readings_of, detector)) or []
         return taken
+
+    def check_in_place(self, hook: Hook) -> None:
+        """Check that the hook's layers are still in the model.
+
+        Raises:
+            RegistrationError: one was replaced or deleted, and the hook would stand on what nobody calls.
+        """
+        moved = [site.match for site in self.sites(hook) if not site.in_place()]
+        modules = set(self.root.modules()) if moved else set()  # a wrapper around them is no matter
+        gone = [match.name for match in moved if match.module not in modules]
+        if gone:
+            raise RegistrationError(
+                f"layers that the hook is on are no longer in the model: {', '.join(gone[:8])}. They were replaced or "
+                "deleted since the run began, and hooks do not follow: change layers before it begins, for example "
+                "in configure_model"
+            )
 
     def call(self, hook: Hook, function: Callable[[], _T]) -> _T | None:
         """Call something of a hook's outside of a pass; what it raises is dealt with as in a pass.
@@ -313,8 +333,8 @@ class Layers:
         sites: list[Site] = []
         for match in matches:
             watched, sources = self._watchers.plan(match.module, tree.uses(match.module))
-            kind = TracedSite if match.module in self.graphs else Site
-            sites.append(kind(hook, match, self, watched, self._watchers, sources, sequence))
+            kind, path = TracedSite if match.module in self.graphs else Site, tree.path(match.module)
+            sites.append(kind(hook, match, self, path, watched, self._watchers, sources, sequence))
         return sites
 
     def _switch(self, hook_or_id: Hook | str, switch: Callable[[Hook], None]) -> bool:

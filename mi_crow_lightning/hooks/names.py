@@ -88,6 +88,10 @@ class ModuleTree:
         """For each of its names the modules that hold ``module`` there, innermost first."""
         return [list(reversed(path[:-1])) for path in self._paths if path[-1] is module]
 
+    def path(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules from the root to ``module``, both included, by its first name."""
+        return next(path for path in self._paths if path[-1] is module)
+
     def children(self, name: str) -> list[str]:
         """Clean names of the direct children of the layer ``name``."""
         depth = name.count(".") + 1 if name else 0

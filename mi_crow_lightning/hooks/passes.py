@@ -18,6 +18,7 @@ from torch import nn
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.facts import Generation, PassFacts, Signature, read_facts, virtual_tokens
 from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank
+from mi_crow_lightning.hooks.nested import in_a_hook
 
 if TYPE_CHECKING:
     from mi_crow_lightning.hooks.hook import Hook
@@ -39,7 +40,7 @@ class Passes:
         self._calls: list[nn.Module] = []
         self._errors: list[tuple[HookError, Hook]] = []
         self._failed: set[str] = set()
-        self._skipped: set[tuple[str, str]] = set()
+        self._acted: set[tuple[str, str]] = set()
         self._token_calls: dict[nn.Module, TokenCalls] = {}
         self._first_widths: dict[nn.Module, int] = {}
         self._generations: list[Generation] = []
@@ -69,7 +70,7 @@ class Passes:
         self._calls.clear()
         self._errors.clear()
         self._failed.clear()
-        self._skipped.clear()
+        self._acted.clear()
 
     def facts_at(self, modules: list[nn.Module], recomputing: bool = False) -> PassFacts:
         """What the running pass, or the one that is recomputed, says about its tokens, as read at token modules.
@@ -115,7 +116,7 @@ class Passes:
         if module in self._token_calls:
             self._token_calls[module].end()
         if not self._calls:
-            self._settle(output)
+            self.settle(output)
 
     def forget(self, module: nn.Module) -> None:
         """An ancestor is no longer watched: if it is being called, its return will not be told."""
@@ -126,24 +127,25 @@ class Passes:
         self._errors.append((error, hook))
         self._failed.add(error.hook_id)
         if not self._calls:  # no ancestor was called, so the layer's own call is the whole pass
-            self._settle(None)
+            self.settle()
 
     def has_failed(self, hook_id: str) -> bool:
         """Whether the hook failed in the running pass."""
         return hook_id in self._failed
 
-    def note_effect(self, hook_id: str, layer: str, skipped: bool) -> None:
-        """Remember whether a hook's effect on a layer was skipped, for a recompute to do the same."""
-        if skipped:
-            self._skipped.add((hook_id, layer))
+    def note_effect(self, hook_id: str, layer: str, acted: bool) -> None:
+        """Remember whether a hook had its effect on a layer, for a recompute to do the same."""
+        if acted:
+            self._acted.add((hook_id, layer))
         else:
-            self._skipped.discard((hook_id, layer))
+            self._acted.discard((hook_id, layer))
 
-    def was_skipped(self, hook_id: str, layer: str) -> bool:
-        """Whether the hook had no effect on the layer in the pass that is recomputed."""
-        return (hook_id, layer) in self._skipped
+    def has_acted(self, hook_id: str, layer: str) -> bool:
+        """Whether the hook had its effect on the layer in the pass that is recomputed."""
+        return (hook_id, layer) in self._acted
 
-    def _settle(self, output: Any) -> None:
+    def settle(self, output: Any = None) -> None:
+        """The pass is over: deal with its errors, also where the hooks that follow it were unregistered in it."""
         errors, self._errors = self._errors, []
         self._failed.clear()
         if errors:
@@ -220,10 +222,11 @@ class EnterCall(InertWhenCopied):
         self._token_calls = token_calls
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if self._token_calls is not None:
+                self._token_calls.begin_in_graph(module, args, kwargs)
+        elif not in_a_hook():
             self._passes.enter(module, args, kwargs)
-        elif self._token_calls is not None:
-            self._token_calls.begin_in_graph(module, args, kwargs)
 
 
 class LeaveCall(InertWhenCopied):
@@ -235,5 +238,5 @@ class LeaveCall(InertWhenCopied):
         self._passes = passes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not in_a_hook():
             self._passes.leave(module, output)

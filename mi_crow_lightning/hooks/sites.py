@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.handles import InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layouts import layout_of, layout_of_call
+from mi_crow_lightning.hooks.nested import in_a_hook
 from mi_crow_lightning.hooks.outside import OutsideHandle
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.hooks.watchers import Watchers
@@ -30,6 +32,7 @@ class Site(InertWhenCopied):
         hook: the hook.
         match: the layer.
         layers: the registry.
+        path: the modules from the root to the layer.
         watched: the modules around the layer by which passes are followed.
         watchers: keeps them watched while the hook is attached.
         token_sources: those of them whose call tells the layer's tokens, one for each of its uses.
@@ -47,6 +50,7 @@ class Site(InertWhenCopied):
         hook: Hook,
         match: Match,
         layers: Layers,
+        path: tuple[nn.Module, ...],
         watched: list[nn.Module],
         watchers: Watchers,
         token_sources: list[nn.Module],
@@ -57,6 +61,7 @@ class Site(InertWhenCopied):
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self._layers = layers
+        self._path = path
         self._watched = watched
         self._watchers = watchers
         self.token_sources = token_sources
@@ -67,6 +72,10 @@ class Site(InertWhenCopied):
     def on(self) -> bool:
         """Whether the layer calls the hook."""
         return self._handle is not None
+
+    def in_place(self) -> bool:
+        """Whether the layer is where it was in the model when the hook was registered."""
+        return all(child in parent._modules.values() for parent, child in pairwise(self._path))
 
     def switch(self, on: bool) -> None:
         """Put the hook on the layer, or take it off: then it costs nothing."""
@@ -84,6 +93,8 @@ class Site(InertWhenCopied):
             self._watchers.detach(self._watched)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
+        if in_a_hook():
+            return None
         layers = self._layers
         # Inside a backward pass a layer only runs because gradient checkpointing runs it again. While a graph is
         # being compiled this cannot be asked, and no backward pass is running.
