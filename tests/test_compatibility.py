@@ -25,5 +25,5 @@ def test_each_cell_names_tests_that_exist(row: str) -> None:
     named = [re.findall(r"`([\w/]+\.py)::(\w+)`", cell) for cell in cells]
     assert all(tests or not cell.strip().startswith("works<") for cell, tests in zip(cells, named, strict=True))
     assert any(named) or "untested" in row
-    for file, test in sum(named, []):
+    for file, test in [test for tests in named for test in tests]:
         assert test in defined_in(ROOT / "tests" / file), f"tests/{file} has no {test}"

@@ -28,7 +28,7 @@ class Effect(NamedTuple):
         layer: name of the layer.
         stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
         tokens: how many tokens it changed; those that it left as they are do not count.
-        fired: how many edits it made, one for each call of the layer.
+        fired: in how many calls of the layer it changed at least one token.
         mean_ratio: mean over these tokens of ``|change| / |activation|``, Euclidean norms; nan when there is none.
         max_ratio: the largest of these.
         broken: how many tokens it made NaN or infinity of; they do not count as changed.
@@ -122,12 +122,13 @@ class Effects:
     def changed_nothing(self, hook_id: str, stage: Stage) -> bool:
         """Whether a hook is known to have left every token as it was, of what was taken so far."""
         totals = zip(self._places, self._sums.totals(stage.value), strict=True)
-        touched = any(values.tokens or values.broken for (hook, _), values in totals if hook == hook_id)
+        of_hook = (values for (hook, _), values in totals if hook == hook_id and values is not None)
+        touched = any(values.tokens or values.broken for values in of_hook)
         return not touched and (hook_id, stage.value) not in self._unknown
 
-    def _rows(self, stage: Stage, values: Iterable[EffectValues]) -> Iterator[Effect]:
+    def _rows(self, stage: Stage, values: Iterable[EffectValues | None]) -> Iterator[Effect]:
         for (hook_id, layer), of_place in zip(self._places, values, strict=True):
-            if of_place.fired:
+            if of_place is not None:
                 yield Effect(self._names[hook_id], layer, stage.value, *of_place)
 
 

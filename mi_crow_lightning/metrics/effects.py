@@ -22,8 +22,9 @@ class Change(IntEnum):
     RATED = 1  # those of them that have a finite ratio
     RATIOS = 2  # sum of the ratios
     LARGEST = 3  # of the ratios; 0 when there is none
-    FIRED = 4  # edits made
-    BROKEN = 5  # tokens that were finite and are not any more
+    FIRED = 4  # edits that changed at least one token
+    CALLS = 5  # edits made, those that changed nothing among them
+    BROKEN = 6  # tokens that were finite and are not any more
 
 
 class EffectValues(NamedTuple):
@@ -31,7 +32,7 @@ class EffectValues(NamedTuple):
 
     Attributes:
         tokens: how many tokens were changed.
-        fired: how many edits were made, one for each call of the layer.
+        fired: how many edits changed at least one token; there is one edit for each call of the layer.
         mean_ratio: mean of ``|change| / |activation|`` over the changed tokens; nan when there is none.
         max_ratio: the largest of these; nan when there is none.
         broken: how many tokens were finite before and not after.
@@ -57,7 +58,7 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
         after: the edited one, of the same shape.
 
     Returns:
-        ``(6,)`` float64 (float32 on MPS, which has none), see `Change`; ``FIRED`` is 1.
+        ``(7,)`` float64 (float32 on MPS, which has none), see `Change`; ``CALLS`` is 1.
 
     >>> before = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
     >>> measure_change(before, before + torch.tensor([[0.0], [2.0], [1.0]]))[: Change.RATED + 1]
@@ -72,7 +73,9 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
     changed = (change > 0) & (change < math.inf)
     broken = ~change.isfinite() & norm.isfinite()
     largest = ratio.amax() if ratio.numel() else ratio.sum()
-    sums = (changed.sum(), (ratio > 0).sum(), ratio.sum(), largest, torch.ones_like(largest), broken.sum())
+    tokens = changed.sum()
+    calls = torch.ones_like(largest)
+    sums = (tokens, (ratio > 0).sum(), ratio.sum(), largest, tokens > 0, calls, broken.sum())
     return torch.stack([one.to(ratio.dtype) for one in sums])
 
 
@@ -82,13 +85,10 @@ def _sums_on(device: torch.device) -> torch.dtype:
 
 @torch.no_grad()
 def merge_changes(stacked: Tensor) -> Tensor:
-    """Join summaries of changes: ``(R, ..., 6)`` to ``(..., 6)``."""
+    """Join summaries of changes: ``(R, ..., 7)`` to ``(..., 7)``."""
     out = stacked.sum(0)
     out[..., Change.LARGEST] = stacked[..., Change.LARGEST].amax(0)
     return out
-
-
-_NOTHING = EffectValues(0, 0, math.nan, math.nan)
 
 
 class EffectSums:
@@ -120,12 +120,12 @@ class EffectSums:
         row = self._of(stage)[place]
         row.copy_(merge_changes(torch.stack([row, measure_change(before, after).to(row)])))
 
-    def take(self, stage: str) -> list[EffectValues]:
+    def take(self, stage: str) -> list[EffectValues | None]:
         """What was added in a stage since it was last taken, over all ranks; one copy to the host.
 
-        It is a collective: all ranks must take part.
+        ``None`` where nothing was. It is a collective: all ranks must take part.
         """
-        taken: list[EffectValues] = exchange([self.share(stage)])[0]
+        taken: list[EffectValues | None] = exchange([self.share(stage)])[0]
         return taken
 
     def share(self, stage: str, keep: bool = False) -> Shares:
@@ -136,7 +136,7 @@ class EffectSums:
             keep: whether what was added stays for the next time; `totals` have it already.
         """
         if stage not in self._rows and not is_distributed():
-            return [_NOTHING] * len(self._empty)  # nothing to wait for
+            return [None] * len(self._empty)  # nothing to wait for
         rows = yield Share(self._of(stage), merge_changes)
         before = self._totals.get(stage, torch.zeros_like(rows))
         self._foreseen[stage] = merge_changes(torch.stack([before, rows]))
@@ -145,13 +145,13 @@ class EffectSums:
             self._totals[stage] = self._foreseen.pop(stage)
         return [_values(row) for row in rows.tolist()]
 
-    def totals(self, stage: str) -> list[EffectValues]:
+    def totals(self, stage: str) -> list[EffectValues | None]:
         """All that was taken in a stage so far."""
         totals = self._foreseen.get(stage, self._totals.get(stage))
-        return [_NOTHING] * len(self._empty) if totals is None else [_values(row) for row in totals.tolist()]
+        return [None] * len(self._empty) if totals is None else [_values(row) for row in totals.tolist()]
 
     def state(self, places: Sequence[int]) -> dict[str, dict[str, Tensor]]:
-        """What was added at some places since it was taken, and what was taken, on the CPU: ``(len(places), 5)``."""
+        """What was added at some places since it was taken, and what was taken, on the CPU: ``(len(places), 7)``."""
         index = list(places)
         kept = {"rows": self._rows, "totals": self._totals}
         return {name: {stage: rows[index].cpu() for stage, rows in of.items()} for name, of in kept.items()}
@@ -171,7 +171,9 @@ class EffectSums:
         return self._rows[stage]
 
 
-def _values(row: list[float]) -> EffectValues:
+def _values(row: list[float]) -> EffectValues | None:
+    if not row[Change.CALLS]:
+        return None
     rated = row[Change.RATED]
     mean, largest = (row[Change.RATIOS] / rated, row[Change.LARGEST]) if rated else (math.nan, math.nan)
     return EffectValues(int(row[Change.TOKENS]), int(row[Change.FIRED]), mean, largest, int(row[Change.BROKEN]))

@@ -74,11 +74,12 @@ class Around(pl.Callback):
             into.append((output if isinstance(output, Tensor) else output[0]).detach().double().clone())
 
     def expected(self, calls: slice = slice(None)) -> tuple[int, int, float, float]:
-        ratios, pairs = [], list(zip(self.made, self.passed_on, strict=True))[calls]
+        ratios, fired, pairs = [], 0, list(zip(self.made, self.passed_on, strict=True))[calls]
         for made, passed_on in pairs:
             changed = (made != passed_on).any(-1)
+            fired += int(changed.any())
             ratios += ((passed_on - made).norm(dim=-1) / made.norm(dim=-1))[changed].tolist()
-        return len(ratios), len(pairs), sum(ratios) / len(ratios), max(ratios)
+        return len(ratios), fired, sum(ratios) / len(ratios), max(ratios)
 
 
 def values(effect: Effect) -> tuple[int, int, float, float]:
@@ -103,7 +104,8 @@ def test_a_predict_run_with_generate(kind: str, tokens: Any) -> None:
     first, second = watch.effects()
     assert first[:3] == ("steer", layer, "predict") and second.hook == "scale"
     assert_values(first, around.expected())
-    assert first.fired == 3 * 5 and second.mean_ratio == pytest.approx(0.5) == second.max_ratio
+    calls = 3 if isinstance(tokens, Tokens) else 3 * 5  # positions of the prompt: not in the steps of decoding
+    assert first.fired == calls and second.mean_ratio == pytest.approx(0.5) == second.max_ratio
     with_padding = sum(int(row["attention_mask"].numel()) for row in near(kind)) + 10 * 4
     assert 0 < first.tokens < with_padding
 
@@ -271,7 +273,7 @@ def test_a_controller_that_changed_nothing_is_told_unless_that_is_no_surprise(ma
     watch = HookCallback(controllers=make())
     with told("ran in stage 'predict' and changed nothing: either its tokens chose none, or", times=times):
         run("predict", trainer(watch), module_of("llama"), near())
-    assert all(effect.tokens == 0 and math.isnan(effect.mean_ratio) for effect in watch.effects())
+    assert all(effect.tokens == effect.fired == 0 and math.isnan(effect.mean_ratio) for effect in watch.effects())
     assert not any("ratio" in row.name for row in watch.history())
 
 
@@ -293,7 +295,7 @@ def test_edits_under_a_condition_count_where_it_holds() -> None:
     assert_values(effect, around.expected())
     whole = HookCallback(controllers=SteeringController("block:1", 0.1 * V))
     run("predict", trainer(whole), module_of("llama"), near())
-    assert effect.tokens < whole.effects()[0].tokens and effect.fired == whole.effects()[0].fired
+    assert effect.tokens < whole.effects()[0].tokens and effect.fired <= whole.effects()[0].fired
 
 
 def test_counting_leaves_the_run_as_it_is() -> None:

@@ -14,20 +14,19 @@ from torch import Tensor
 from mi_crow_lightning.metrics.collectives import exchange
 from mi_crow_lightning.metrics.effects import EffectSums, EffectValues, measure_change, merge_changes
 
-NOTHING = EffectValues(0, 0, math.nan, math.nan)
-
 
 def numpys(*edits: tuple[Tensor, Tensor]) -> EffectValues:
-    tokens, ratios = 0, []
+    tokens, fired, ratios = 0, 0, []
     for before, after in edits:
         x, y = (one.double().numpy().reshape(-1, one.shape[-1]) for one in (before, after))
+        fired += bool((x != y).any())
         for one, other in zip(x, y, strict=True):
             if (one != other).any():
                 tokens += 1
                 if np.linalg.norm(one) > 0:
                     ratios.append(np.linalg.norm(other - one) / np.linalg.norm(one))
     mean, largest = (np.mean(ratios), max(ratios)) if ratios else (math.nan, math.nan)
-    return EffectValues(tokens, len(edits), mean, largest)
+    return EffectValues(tokens, fired, mean, largest)
 
 
 def read(*edits: tuple[Tensor, Tensor]) -> EffectValues:
@@ -80,7 +79,7 @@ def test_what_is_not_finite_counts_as_unchanged() -> None:
     y = x * 2
     y[2, 0] = math.inf
     assert_equal(read((x, y)), EffectValues(2, 1, 1.0, 1.0, broken=1))
-    assert_equal(read((x, x.clone())), EffectValues(0, 1, math.nan, math.nan))
+    assert_equal(read((x, x.clone())), EffectValues(0, 0, math.nan, math.nan))
 
 
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6), (2, 3, 4, 5, 6)])
@@ -113,18 +112,24 @@ def test_ranks_merge_like_edits() -> None:
     assert torch.allclose(sums._of("test")[0], merged)
 
 
+def test_fired_counts_the_edits_that_changed_a_token() -> None:
+    x, some = torch.ones(2, 3, 4), torch.arange(3)[:, None] == 1
+    assert_equal(read((x, 2 * x), (x, x.clone()), (x, torch.where(some, -x, x))), EffectValues(8, 2, 1.25, 2.0))
+    assert_equal(read((x, x.clone()), (x, x)), EffectValues(0, 0, math.nan, math.nan))  # and not None: edits were made
+
+
 def test_stages_and_places_are_apart_and_totals_stay() -> None:
     sums, one, other = EffectSums(2, torch.device("cpu")), torch.ones(1, 2), torch.full((1, 2), 1.5)
-    assert sums.take("train") == sums.totals("train") == [NOTHING] * 2
+    assert sums.take("train") == sums.totals("train") == [None] * 2
     with torch.inference_mode():
         sums.add("train", 1, one, other)
     sums.add("train", 1, one, 2 * one)
-    assert sums.take("predict") == [NOTHING] * 2
-    assert sums.take("train") == [NOTHING, EffectValues(2, 2, 0.75, 1.0)]
+    assert sums.take("predict") == [None] * 2
+    assert sums.take("train") == [None, EffectValues(2, 2, 0.75, 1.0)]
     sums.add("train", 1, one, other)
-    assert sums.take("train") == [NOTHING, EffectValues(1, 1, 0.5, 0.5)]
+    assert sums.take("train") == [None, EffectValues(1, 1, 0.5, 0.5)]
     assert sums.totals("train")[1] == EffectValues(3, 3, pytest.approx(2 / 3), 1.0)
-    assert sums.take("train") == [NOTHING] * 2
+    assert sums.take("train") == [None] * 2
 
 
 def test_what_is_shared_and_kept_is_in_the_totals_and_taken_later() -> None:
