@@ -50,6 +50,8 @@ def check_hooks(
         if hook.layer_signature is None:
             raise ValueError(f"{hook!r} names no layer: give layer_signature=, e.g. 'block:*' for every block")
         if ids.count(hook.id) > 1:
+            if not hook.has_given_id:
+                raise ValueError(f"{hook!r} is given twice, or beside a copy of it: make a second hook")
             raise ValueError(f"two hooks have the ID {hook.id!r} (or one is given twice): IDs must differ")
     return observing, editing
 

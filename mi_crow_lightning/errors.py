@@ -76,6 +76,7 @@ class HookError(MiCrowError):
         batch_idx: index of the batch, or ``None`` outside a Trainer.
         shape: shape of the activation the hook was given, or ``None``.
         hook_class: name of the hook's class.
+        has_given_id: whether the ID was given by the user; the message leaves out others.
         outputs: what the pass returned, without this hook's effect.
         others: errors of other hooks in the same pass.
     """
@@ -91,6 +92,7 @@ class HookError(MiCrowError):
         batch_idx: int | None = None,
         shape: tuple[int, ...] | None = None,
         hook_class: str = "Hook",
+        has_given_id: bool = True,
     ) -> None:
         self.hook_id = hook_id
         self.hook_type = str(getattr(hook_type, "value", hook_type))
@@ -100,6 +102,7 @@ class HookError(MiCrowError):
         self.batch_idx = batch_idx
         self.shape = shape
         self.hook_class = hook_class
+        self.has_given_id = has_given_id
         self.outputs: Any = None
         self.others: tuple[HookError, ...] = ()
         super().__init__(hook_id, self.hook_type, original_error)
@@ -113,7 +116,8 @@ class HookError(MiCrowError):
         place = f" at {'; '.join(where)}" if where else ""
         more = f" ({len(self.others)} more hook(s) failed in this pass: see .others)" if self.others else ""
         cause = f"{type(self.original_error).__name__}: {self.original_error}"
-        return f"{self.hook_class} {self.hook_id!r} ({self.hook_type}) failed{place}: {cause}{more}"
+        hook = f"{self.hook_class} {self.hook_id!r}" if self.has_given_id else self.hook_class
+        return f"{hook} ({self.hook_type}) failed{place}: {cause}{more}"
 
 
 class RegistrationError(MiCrowError, ValueError):

@@ -303,6 +303,7 @@ class Hook:
             batch_idx=ctx.batch_idx,
             shape=shape,
             hook_class=type(self).__name__,
+            has_given_id=self.has_given_id,
         )
         wrapped.__cause__ = error
         return wrapped
@@ -319,7 +320,8 @@ class Hook:
         return {**self.__dict__, "_context": None, "_registry": None}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(layer_signature={self.layer_signature!r}, id={self.id!r})"
+        given = f", id={self.id!r}" if self.has_given_id else ""
+        return f"{type(self).__name__}(layer_signature={self.layer_signature!r}{given})"
 
 
 def _check_signature(signature: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -26,6 +27,9 @@ def edit(signature: Any = "model.0", **options: Any) -> FunctionController:
     return FunctionController(signature, lambda x: x, **options)
 
 
+TWICE = Seen()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -39,6 +43,11 @@ def edit(signature: Any = "model.0", **options: Any) -> FunctionController:
         ({"detectors": ActivationStatistics()}, ValueError, "names no layer: give layer_signature=, e.g. 'block:"),
         ({"detectors": [Seen(hook_id="a"), Seen(hook_id="a")]}, ValueError, "two hooks have the ID 'a'"),
         ({"detectors": Seen(hook_id="a"), "controllers": edit(hook_id="a")}, ValueError, "two hooks have the ID 'a'"),
+        (
+            {"detectors": [TWICE, copy.copy(TWICE)]},
+            ValueError,
+            r"^Seen\(.*.0'\) is given twice, or",
+        ),
         ({"detectors": Seen(), "log_every_n_steps": 0}, ValueError, "log_every_n_steps=0 must be a whole number"),
         ({"detectors": Seen(), "log_every_n_steps": True}, ValueError, "log_every_n_steps=True must be a whole"),
         ({"detectors": Seen(), "log_every_n_steps": 2.0}, ValueError, "log_every_n_steps=2.0 must be a whole number"),

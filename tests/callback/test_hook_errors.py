@@ -55,6 +55,17 @@ def test_a_detector_is_disabled_and_the_run_is_unharmed() -> None:
     assert isinstance(failing.error, HookError) and failing.error.batch_idx == 1
 
 
+@pytest.mark.parametrize("hook_id", [None, "mine"])
+def test_an_id_that_nobody_gave_is_in_no_message(hook_id: str | None) -> None:
+    failing = FailingDetector(at=2, hook_id=hook_id, schedule=EVERY)
+    with told("disabled from now on", RuntimeWarning) as texts:
+        trained(HookCallback(detectors=failing))
+    shown = "" if hook_id is None else f" {hook_id!r}"
+    assert texts[0].startswith(f"FailingDetector{shown} (forward) failed at layer 'model.0'")
+    assert (failing.id in texts[0]) is (failing.id in repr(failing)) is (hook_id is not None)
+    assert isinstance(failing.error, HookError) and failing.error.hook_id == failing.id
+
+
 def test_a_detector_that_only_warns_stays_on() -> None:
     failing = FailingDetector(at=2, on_error="warn", schedule=EVERY)
     with told("The run goes on without what it would have done in this pass", RuntimeWarning):

@@ -130,7 +130,10 @@ def test_wrong_arguments_are_told() -> None:
 
 def test_a_hook_is_registered_once() -> None:
     model, detector = mlp(), LayerActivationDetector("0")
-    with pytest.raises(HookConflict, match=r"a hook with ID .* is already registered here"):
+    with pytest.raises(
+        HookConflict,
+        match=r"^LayerActivationDetector\(.*'0'\), or a copy of it, is already registered here",
+    ):
         attached(model, [detector, detector]).__enter__()
     with attached(model, detector):
         with pytest.raises(HookConflict, match="is already registered, with a LanguageModel"):
