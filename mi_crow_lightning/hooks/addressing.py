@@ -9,6 +9,7 @@ signature                     means
 ``"block:3"``, ``"block:-1"``  a block of the main stack, from the end when negative
 ``"block:*"``, ``"block:4-8"``  all blocks; blocks 4 to 8, both included
 ``"block:*.attn"``, ``.mlp``  the attention, the MLP of these blocks; or any child's name or glob
+``"block:*.attn.q_proj"``     what lies in these, by name or glob
 ``3``, ``"3"``, ``"layer_3"``  the same as ``"block:3"``
 ============================  ==================================================================
 """
@@ -140,16 +141,18 @@ def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
 
 
 def _child(tree: ModuleTree, block: str, child: str, text: str) -> list[str]:
-    by_role = _in_role(tree, block, child)
-    if by_role is not None:
+    role, _, below = child.partition(".")
+    by_role = _in_role(tree, block, role)
+    if by_role is not None and not below:
         return [by_role]
-    pattern = f"{block}.{child}".split(".")
+    holder, part = (block, child) if by_role is None else (by_role, below)
+    pattern = f"{holder}.{part}".split(".")
     found = [name for name in tree.names if _matches(name.split("."), pattern)]
     if not found:
-        children = ", ".join(name[len(block) + 1 :] for name in tree.children(block))
+        children = ", ".join(name[len(holder) + 1 :] for name in tree.children(holder)) or "none"
+        roles = f" (and by role: {', '.join(ROLES)})" if holder == block else ""
         raise LayerNotFound(
-            f"layer {text!r}: {block!r} has no child that is {child!r}; its children are: {children} "
-            f"(and by role: {', '.join(ROLES)})"
+            f"layer {text!r}: {holder!r} has no child that is {part!r}; its children are: {children}{roles}"
         )
     return found
 

@@ -83,6 +83,36 @@ def test_children_of_blocks_by_name_and_glob() -> None:
     assert names(llama(), "block:0.self_attn.?_proj") == [f"model.layers.0.self_attn.{p}_proj" for p in "qkvo"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "signature", "found"),
+    [
+        ("llama", "block:1.attn.q_proj", "1.self_attn.q_proj"),
+        ("llama", "block:*.mlp.down_proj", "*.mlp.down_proj"),
+        (
+            "llama",
+            "block:2-3.attn.[qk]_proj",
+            "2.self_attn.q_proj 2.self_attn.k_proj 3.self_attn.q_proj 3.self_attn.k_proj",
+        ),
+        ("gpt2", "block:-1.attn.c_proj", "3.attn.c_proj"),
+        ("bert", "block:0.attn.output.dense", "0.attention.output.dense"),
+        ("bert", "block:0.attn.*.d*", "0.attention.self.dropout 0.attention.output.dense 0.attention.output.dropout"),
+    ],
+)
+def test_what_lies_in_a_role_by_name_and_glob(kind: str, signature: str, found: str) -> None:
+    make, stack, *_ = STACKS[kind]
+    expected = [name.replace("*", str(i)) for name in found.split() for i in range(BLOCKS if "*" in name else 1)]
+    assert sorted(names(make(), signature)) == sorted(f"{stack}.{name}" for name in expected)
+
+
+def test_what_a_role_does_not_hold_is_refused_with_what_it_holds() -> None:
+    with pytest.raises(LayerNotFound) as caught:
+        names(llama(), "block:1.attn.k")
+    assert str(caught.value) == (
+        "layer 'block:1.attn.k': 'model.layers.1.self_attn' has no child that is 'k'; its children are: q_proj, "
+        "k_proj, v_proj, o_proj"
+    )
+
+
 def test_a_unique_suffix_by_whole_segments() -> None:
     model = gpt2()
     assert names(model, "h.0.attn.c_attn") == ["transformer.h.0.attn.c_attn"]
