@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
-from mi_crow_lightning.hooks.choices import not_known
+from mi_crow_lightning.hooks.choices import not_known, plain, whole
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.layouts import Layout
 from mi_crow_lightning.hooks.padding import real_tokens
@@ -44,7 +44,7 @@ class Tokens:
               activation is what produces the first generated token;
             - ``"last"``: the last real token of each row: the end of the prompt, then each generated token. For
               an edit the same as ``"generated"``.
-        positions: these.
+        positions: these; like the IDs a list, a tensor, or anything else that holds whole numbers.
         window: ``(start, stop)``, from start to before stop, as in a slice; ``None`` for an open end.
         ids: the tokens with these IDs.
         where: a function ``(x, ctx) -> (B, T)`` bool of the activation and the hook's context.
@@ -320,26 +320,26 @@ def _known_name(which: Any) -> str:
 
 def _integers(name: str) -> Callable[[Any], list[int]]:
     def checked(values: Any) -> list[int]:
-        numbers = list(values) if isinstance(values, Iterable) and not isinstance(values, (str, bytes)) else None
-        if not numbers or not all(_is_integer(number) for number in numbers):
+        given = plain(values)
+        several = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
+        numbers = {whole(number) for number in given} if several else set()
+        known = {number for number in numbers if number is not None}
+        if not known or known != numbers:
             raise ValueError(f"{name}={values!r} must be integers, at least one, such as {name}=[0, 3]")
-        return sorted(set(numbers))
+        return sorted(known)
 
     return checked
 
 
 def _ends(window: Any) -> tuple[int | None, int | None]:
-    ends = tuple(window) if isinstance(window, Sequence) and not isinstance(window, str) else ()
-    if len(ends) != 2 or not all(end is None or _is_integer(end) for end in ends):
+    given = plain(window)
+    ends = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    if len(ends) != 2 or not all(end is None or whole(end) is not None for end in ends):
         raise ValueError(f"window={window!r} must be (start, stop), integers or None, such as window=(-8, None)")
-    start, stop = ends
+    start, stop = (None if end is None else whole(end) for end in ends)
     if start is not None and stop is not None and (start < 0) == (stop < 0) and start >= stop:
         raise ValueError(f"window={window!r} is empty: start must be before stop")
     return start, stop
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _function(where: Any) -> Any:

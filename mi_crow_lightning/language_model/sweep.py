@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.callback import HookCallback
-from mi_crow_lightning.hooks.choices import is_finite
+from mi_crow_lightning.hooks.choices import is_finite, plain
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.strengths import reads_batch
 
@@ -30,9 +30,10 @@ def checked_sweep(sweep: Any) -> list[float] | None:
     """
     if sweep is None:
         return None
-    if isinstance(sweep, (str, Mapping)) or not isinstance(sweep, Iterable):
+    given = plain(sweep)
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
         raise TypeError(f"sweep={sweep!r} must be a list of strengths, e.g. [0, 2, 4]")
-    strengths = list(sweep)
+    strengths = [plain(strength) for strength in given]
     for strength in strengths:
         if not is_finite(strength):
             raise ValueError(f"sweep={strengths!r} holds {strength!r}: each strength must be a finite number")

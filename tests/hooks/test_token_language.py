@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -356,6 +357,29 @@ def test_positions_from_the_end_of_a_prompt_in_chunks_need_its_mask() -> None:
 def test_wrong_choices_are_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Tokens(**given)
+
+
+@pytest.mark.parametrize(
+    "several",
+    [torch.tensor([3, -1, 3]), np.array([3, -1], dtype=np.int16), [torch.tensor(3), np.int64(-1)], {-1, np.uint8(3)}],
+)
+def test_whole_numbers_of_torch_and_numpy_are_positions_and_ids(several: Any) -> None:
+    for tokens in (Tokens(positions=several), Tokens(ids=several)):
+        assert tokens.value == [-1, 3] and all(type(number) is int for number in tokens.value)
+
+
+def test_the_ends_of_a_window_may_be_numpys() -> None:
+    for window in [(np.int64(-8), None), (torch.tensor(-8), None), np.array([-8, -2]), torch.tensor([-8, -2])]:
+        start, stop = Tokens(window=window).value
+        assert (type(start), start) == (int, -8) and stop in (None, -2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.tensor([1.0]), np.array([True]), torch.tensor([[1]]), torch.tensor(1), [torch.tensor([1])]]
+)
+def test_other_tensors_and_arrays_are_no_positions(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"positions=.* must be integers, at least one"):
+        Tokens(positions=wrong)
 
 
 def test_choices_join_by_class_as_they_do_by_sign() -> None:

@@ -239,6 +239,8 @@ def test_a_checkpoint_of_a_module_loads_beside_the_module(tmp_path: Path) -> Non
         ({"generation": 40}, TypeError, "generation=40 must be a transformers GenerationConfig, or a mapping"),
         ({"generation": {"max_token": 4}}, ValueError, "generation has 'max_token', which GenerationConfig does not"),
         ({"sweep": "0, 2"}, TypeError, "sweep='0, 2' must be a list of strengths, e.g. [0, 2, 4]"),
+        ({"sweep": torch.tensor(2.0)}, TypeError, "sweep=tensor(2.) must be a list of strengths, e.g. [0, 2, 4]"),
+        ({"sweep": torch.ones(1, 1)}, ValueError, "sweep=[[1.0]] holds [1.0]: each strength must be a finite number"),
         ({"sweep": []}, ValueError, "sweep=[] must hold at least one strength, and each only once"),
         ({"sweep": [0, 0.0]}, ValueError, "sweep=[0, 0.0] must hold at least one strength, and each only once"),
         ({"sweep": [0, "2"]}, ValueError, "sweep=[0, '2'] holds '2': each strength must be a finite number"),

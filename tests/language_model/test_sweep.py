@@ -137,7 +137,17 @@ def test_a_negative_strength_and_one_alone() -> None:
     ]
 
 
-@pytest.mark.parametrize("sweep", [range(3), np.arange(3), np.linspace(0, 2, 3, dtype=np.float32), (0, 1, 2.0)])
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        range(3),
+        np.arange(3),
+        np.linspace(0, 2, 3, dtype=np.float32),
+        (0, 1, 2.0),
+        torch.linspace(0, 2, 3),
+        [torch.tensor(0.0), torch.tensor(1), np.float16(2)],
+    ],
+)
 def test_strengths_of_any_kind_of_number(sweep: Any) -> None:
     assert module_of(model_of("llama"), sweep).sweep == [0.0, 1.0, 2.0]
 
