@@ -198,6 +198,11 @@ class Hook:
         """When the hook is on in a Trainer if no schedule was given."""
         return Schedule(stages="predict") if self.edits else LoggedSteps()
 
+    @property
+    def vector_models(self) -> tuple[str, ...]:
+        """Names of the models that its vectors were made from, as far as they are known; another is warned of."""
+        return ()
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Called first when the hook is registered: raise where it does not fit these layers.
 

@@ -19,6 +19,7 @@ from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.error_policy import act_on
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.model_names import warn_of_another_model
 from mi_crow_lightning.hooks.names import ModuleTree
 from mi_crow_lightning.hooks.passes import Passes
 from mi_crow_lightning.hooks.reading import Reading
@@ -154,6 +155,7 @@ class Layers:
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
         hook.check_layers({match.name: match.index for match in matches})
+        warn_of_another_model(hook, self.root)
         device = _device(matches[0].module, self.root)
         hook.prepare(names, device)
         if any(match.module in self.graphs for match in matches):

@@ -33,6 +33,9 @@ class PerLayer(Generic[V]):
         name: what it was given as, for messages.
         check: from one given value, and its name, to what is kept of it; raises where it is wrong.
 
+    Attributes:
+        model: name of the model that a `SteeringVector` was made from; empty for all else.
+
     Raises:
         TypeError, ValueError: a key is no layer, the mapping is empty, or ``check`` refuses a value.
         FileNotFoundError, VectorFileError: there is no such file, or it holds no steering vector.
@@ -46,6 +49,8 @@ class PerLayer(Generic[V]):
         self.name = name
         self.value: V | dict[int | str, V]
         given = _from_file(given, name) if isinstance(given, (str, Path)) else given
+        model = getattr(given, "model", "")
+        self.model = model if isinstance(model, str) else ""
         if isinstance(given, Mapping):
             if not given:
                 raise ValueError(f"{name} is an empty mapping: give a value for each layer, or one for all")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mi_crow_lightning.errors import LayerNotFound, VectorMismatch
 from mi_crow_lightning.hooks.addressing import Match, resolve
 from mi_crow_lightning.hooks.blocks import find_blocks
+from mi_crow_lightning.hooks.model_names import configured_names
 from mi_crow_lightning.hooks.names import ModuleTree, unwrapped
 
 __all__ = ["model_name", "names_in", "output_width"]
@@ -23,10 +24,8 @@ def model_name(model: nn.Module) -> str:
     >>> model_name(nn.Sequential(nn.Identity()))
     'Sequential'
     """
-    for module in model.modules():
-        name = getattr(getattr(module, "config", None), "name_or_path", None)
-        if isinstance(name, str):
-            return _without_folder(name) or type(unwrapped(module)).__name__
+    for module, name in configured_names(model):
+        return _without_folder(name) or type(unwrapped(module)).__name__
     return type(unwrapped(model)).__name__
 
 

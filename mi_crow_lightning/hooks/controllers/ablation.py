@@ -78,6 +78,11 @@ class AblationController(TokenController):
         """Have the directions where the graph runs."""
         self._bases.move(device)
 
+    @property
+    def vector_models(self) -> tuple[str, ...]:
+        """The model of the vector, if it is a `SteeringVector`."""
+        return (self._bases.model,)
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no direction for.
 

@@ -96,6 +96,11 @@ class ClampController(TokenController):
         """Have the directions where the graph runs."""
         self._units.move(device)
 
+    @property
+    def vector_models(self) -> tuple[str, ...]:
+        """The model of the vector, if it is a `SteeringVector`."""
+        return (self._units.model,)
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no direction for.
 

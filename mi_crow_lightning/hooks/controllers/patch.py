@@ -93,6 +93,11 @@ class PatchController(TokenController):
             return mixed(x, rows[:, None].expand_as(x), strength)
         return mixed(x, _by_column(rows, prompt, x, ctx), strength)
 
+    @property
+    def vector_models(self) -> tuple[str, ...]:
+        """The model of the vector, if it is a `SteeringVector`."""
+        return (self._stored.model,)
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that nothing is stored for.
 

@@ -90,6 +90,11 @@ class SteeringController(TokenController):
         """Have the directions where the graph runs."""
         self._vectors.move(device)
 
+    @property
+    def vector_models(self) -> tuple[str, ...]:
+        """The model of the vector, if it is a `SteeringVector`."""
+        return (self._vectors.model,)
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no vector for.
 

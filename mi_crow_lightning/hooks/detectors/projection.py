@@ -91,6 +91,11 @@ class ProjectionDetector(Detector):
         """Training steps that are logged, and all of validation, test and predict."""
         return LoggedSteps() | Schedule(stages="predict")
 
+    @property
+    def vector_models(self) -> tuple[str, ...]:
+        """The models of the directions that are `SteeringVector`s."""
+        return tuple(direction.model for direction in self._directions.values())
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Take each layer's directions.
 
