@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import mi_crow_lightning as mcl
 from mi_crow_lightning.language_model.sweep import expanded
 
-HERE, SWEEP = Path(__file__).parent, [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0]
+HERE, SWEEP, RANDOM = Path(__file__).parent, [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 
 
 class Mood(mcl.CausalLMModule):
@@ -42,10 +42,8 @@ def main(model, output):
     pairs = list(zip(texts["positive"], texts["negative"], strict=True))
     load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
     contrast = mcl.ContrastDetector("block:*", tokens="prompt")
-    trainer, reader = (
-        L.Trainer(callbacks=mcl.HookCallback(contrast), **quiet),
-        generate(generation={"max_new_tokens": 1}),
-    )
+    trainer = L.Trainer(callbacks=mcl.HookCallback(contrast), **quiet)
+    reader = generate(generation={"max_new_tokens": 1})
     trainer.predict(reader, load(pairs[:12]))
     trainer.validate(reader, load(pairs[12:]), verbose=False)
     print(f"\n{'layer':24}{'AUROC':>8}{'d prime':>10}{'norm':>10}")
@@ -54,22 +52,24 @@ def main(model, output):
         print(f"{row.layer:24}{row.auroc:8.2f}{row.d_prime:10.2f}{vector.norms()[row.layer]:10.1f}")
     layer = contrast.best_layer()
     vector.save(output)
-    # Every prompt at every strength in one batch; then the same with a random vector of equal length.
     steer = mcl.SteeringController(layer, vector, strength="batch")
-    steered = L.Trainer(callbacks=mcl.HookCallback(controllers=steer), **quiet)
+    steered = L.Trainer(callbacks=mcl.HookCallback(controllers=steer), **quiet)  # all strengths in one batch
     writer = generate(generation={"max_new_tokens": 30, "do_sample": False, "repetition_penalty": 1.2}, sweep=SWEEP)
-    for strength, column in mcl.by_strength(
-        steered.predict(writer, DataLoader(texts["prompts"], batch_size=4))
-    ).items():
+    written = steered.predict(writer, DataLoader(texts["prompts"], batch_size=4))
+    for strength, column in mcl.by_strength(written).items():
         print(f"\nstrength {strength:+.0f} at {layer}")
         print(*(f"  {shorten(text.prompt + text.text, 116)}" for text in column), sep="\n")
 
-    mood = Mood(lm, texts["glad_words"], texts["sad_words"], sweep=SWEEP)
-    print(f"\nlog p(glad) - log p(sad) of the next word\n{'strength':24}" + "".join(f"{s:+8.0f}" for s in SWEEP))
-    for name, direction in {"extracted": vector, **{f"random {i}": vector.random_like(i) for i in range(3)}}.items():
+    # What that does to the next word, and what random vectors of equal length do.
+    mood, moods = Mood(lm, texts["glad_words"], texts["sad_words"], sweep=SWEEP), []
+    for direction in (vector, *(vector.random_like(seed) for seed in range(RANDOM))):
         steer.vector = direction
-        gaps = torch.cat(steered.predict(mood, DataLoader(texts["neutral"], batch_size=8))).mean(0)
-        print(f"{name:24}" + "".join(f"{gap:8.2f}" for gap in gaps.tolist()))
+        moods.append(torch.cat(steered.predict(mood, DataLoader(texts["neutral"], batch_size=8))).mean(0))
+    print(f"\nlog p(glad) - log p(sad) of the next word\n{'strength':24}" + "".join(f"{s:+8.0f}" for s in SWEEP))
+    random = torch.stack(moods[1:])
+    rows = ("extracted", moods[0]), (f"mean of {RANDOM} random", random.mean(0)), ("their std", random.std(0))
+    for name, row in rows:
+        print(f"{name:24}" + "".join(f"{value:8.2f}" for value in row.tolist()))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mi_crow_lightning import HookCallback, SteeringVector
 from tests.tiny_gpt2 import tokenizer
 
-MOODS = ("extracted", "random")
+MOODS = ("extracted", "mean of 8 random", "their std")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -50,7 +51,7 @@ def test_steer_predict(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert SteeringVector.load(vector).method == "mean_difference"
     assert all(f"model.model.layers.{block} " in printed for block in range(5))
     assert "strength +4 at model.model.layers." in printed
-    assert {"strength", "extracted", "random 0", "random 1", "random 2"} <= scores(printed).keys()
+    assert {"strength", *MOODS} <= scores(printed).keys()
 
 
 def scores(printed: str) -> dict[str, list[str]]:
@@ -60,17 +61,16 @@ def scores(printed: str) -> dict[str, list[str]]:
 
 @pytest.mark.usefixtures("smollm2_file")
 @pytest.mark.filterwarnings("default")
-def test_the_real_models_mood_follows_the_vector_and_no_random_one(tmp_path, monkeypatch, capsys) -> None:
+def test_the_real_models_mood_follows_the_vector_and_not_the_random_ones(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["steer_predict.py", "--output", str(tmp_path / "joy.safetensors")])
     runpy.run_path(str(EXAMPLES / "steer_predict.py"), run_name="__main__")
     table = scores(capsys.readouterr().out)
-    moods = {name: [float(number) for number in table[name]] for name in table if name.split(" ")[0] in MOODS}
-    assert len({row[2] for row in moods.values()}) == 1, "at strength 0 all are the model as it is"
-    extracted = moods.pop("extracted")
-    assert extracted == sorted(extracted)
-    spans = [max(row) - min(row) for row in moods.values()]
-    assert max(extracted) - min(extracted) > 3 * max(spans)
-    assert any(row != sorted(row) for row in moods.values())
+    extracted, mean, std = ([float(number) for number in table[name]] for name in MOODS)
+    assert (extracted[2], std[2]) == (mean[2], 0), "at strength 0 all are the model as it is"
+    assert all(one < other for one, other in pairwise(extracted))
+    assert mean not in (sorted(mean), sorted(mean, reverse=True)), "a random direction has no side"
+    assert max(extracted) - min(extracted) > 10 * (max(mean) - min(mean)) > 0
+    assert all(abs(one - mean[2]) < max(deviation, 0.01) for one, deviation in zip(mean, std, strict=True))
 
 
 @pytest.fixture
