@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -98,8 +98,9 @@ class ReadingsLog:
                 continue
             detector.receive(of_all_ranks)
             readings = run.layers.call(detector, partial(_read, detector)) or []
-            layers = tuple(site.match.name for site in run.layers.sites(detector))
-            yield DetectorReadings(readings, layers, str(detector.layer_signature), detector.tag_prefix)
+            blocks = {site.match.name: site.match.index for site in run.layers.sites(detector)}
+            signature, points = str(detector.layer_signature), _by_block(detector, readings, blocks)
+            yield DetectorReadings(readings, tuple(blocks), signature, detector.tag_prefix, points)
             run.layers.call(detector, detector.reset)
         yield from _of_effects(effects)
 
@@ -132,6 +133,15 @@ def _read(detector: Detector) -> list[Reading]:
         if declared and reading.name not in declared:
             raise ValueError(f"readings() gave {reading.name!r}, which is not in reading_names() {declared!r}")
     return readings
+
+
+def _by_block(
+    detector: Detector, readings: Iterable[Reading], blocks: Mapping[str, int | None]
+) -> list[tuple[int, Reading]]:
+    """The readings that make curves over the blocks, where each layer is in a block of its own."""
+    distinct = len(blocks) > 1 and len(set(blocks.values())) == len(blocks)
+    chosen = [reading for reading in readings if reading.name in detector.by_block] if distinct else []
+    return [(block, reading) for reading in chosen if (block := blocks.get(reading.layer)) is not None]
 
 
 def _of_effects(effects: Iterable[Effect]) -> Iterator[DetectorReadings]:

@@ -39,6 +39,7 @@ class Detector(Hook):
         **options: ``schedule`` and ``on_error``, see `Hook`.
 
     Attributes:
+        by_block: names of the readings that TensorBoard shows as one curve over the blocks, too.
         metadata: facts about what was seen.
         tensor_metadata: tensors that were kept.
         resumed: stages of which `load_state_dict` brought sums: they are read even if nothing is seen before the next
@@ -53,6 +54,7 @@ class Detector(Hook):
     """
 
     _observes = True
+    by_block: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -22,9 +22,10 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "al
     """Write the readings of one step to every logger.
 
     A logger whose ``experiment`` is a ``SummaryWriter`` gets one event: what is shown, and everything in the
-    compact layout. Any other gets what is shown. On ranks other than 0 Lightning's loggers do nothing, and so
-    does this. What a logger raises goes on to the caller, as with ``self.log``, once all others are written; when
-    several raise, the first goes on and the others are told by warnings.
+    compact layout; and, for curves over the blocks, one a block. Any other gets what is shown. On ranks other
+    than 0 Lightning's loggers do nothing, and so does this. What a logger raises goes on to the caller, as with
+    ``self.log``, once all others are written; when several raise, the first goes on and the others are told by
+    warnings.
 
     Args:
         loggers: Lightning loggers, e.g. ``trainer.loggers``; may be empty.
@@ -45,7 +46,7 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "al
     errors: list[Exception] = []
     for logger in loggers:
         try:
-            _write_to(logger, step, readings)
+            _write_to(logger, step, readings, scalars)
         except Exception as error:  # whatever a logger raises; raised again below
             errors.append(error)
     for other in errors[1:]:
@@ -54,10 +55,12 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "al
         raise errors[0]
 
 
-def _write_to(logger: MetricsLogger, step: LoggedStep, readings: TaggedReadings) -> None:
+def _write_to(logger: MetricsLogger, step: LoggedStep, readings: TaggedReadings, scalars: str) -> None:
     writer = summary_writer(logger)
     if writer is None:
         # Loggers of ranks other than 0 come here too; their log_metrics does nothing.
         write_scalars(logger, readings, step.step)
     else:
         write_event(writer, readings, step.step, compact(step))
+        for tag, block, reading in step.by_block if scalars != "none" else ():
+            write_event(writer, [(tag, reading)], block)  # its x axis is not the steps but the blocks

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.loggers.tags import TaggedReadings, tag
+from mi_crow_lightning.loggers.tags import TaggedReadings, tag, tag_by_block
 
 __all__ = ["DetectorReadings", "LoggedStep"]
 
@@ -21,12 +21,14 @@ class DetectorReadings(NamedTuple):
         layers: all layers that it watches, in the model's order, whether they were seen or not.
         signature: how the user named them, e.g. ``"block:*"``.
         prefix: first part of the tags.
+        by_block: readings that make one curve over the blocks, each with its block.
     """
 
     readings: Sequence[Reading]
     layers: tuple[str, ...]
     signature: str
     prefix: str = "activations"
+    by_block: Sequence[tuple[int, Reading]] = ()
 
 
 @dataclass(frozen=True)
@@ -56,4 +58,13 @@ class LoggedStep:
             (tag(reading, self.stage, detector.prefix), reading)
             for detector in self.detectors
             for reading in detector.readings
+        ]
+
+    @property
+    def by_block(self) -> list[tuple[str, int, Reading]]:
+        """The points of the curves over the blocks: tag, block, reading."""
+        return [
+            (tag_by_block(reading.name, self.stage, detector.prefix), block, reading)
+            for detector in self.detectors
+            for block, reading in detector.by_block
         ]

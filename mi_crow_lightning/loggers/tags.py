@@ -8,7 +8,7 @@ from typing import TypeAlias
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.metrics.histogram import Histogram
 
-__all__ = ["STAGES", "TaggedReadings", "stage_segment", "tag"]
+__all__ = ["STAGES", "TaggedReadings", "stage_segment", "tag", "tag_by_block"]
 
 TaggedReadings: TypeAlias = Sequence[tuple[str, Reading]]
 """The readings of one step, each with the tag it is written under."""
@@ -50,6 +50,15 @@ def tag(reading: Reading, stage: str, prefix: str = "activations") -> str:
     of_layer = isinstance(reading.value, Histogram) and reading.name == "histogram"
     section = prefix if of_layer else f"{prefix}_{reading.name}"
     return f"{section}/{segment}{reading.layer}"
+
+
+def tag_by_block(name: str, stage: str, prefix: str) -> str:
+    """Name a curve over the blocks.
+
+    >>> tag_by_block("auroc", "validate", "contrast")
+    'contrast_auroc/by_block/val'
+    """
+    return f"{prefix}_{name}/by_block/{stage_segment(stage)}".rstrip("/")
 
 
 def stage_segment(stage: str) -> str:

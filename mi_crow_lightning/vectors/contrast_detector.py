@@ -79,6 +79,7 @@ class ContrastDetector(Detector):
     """
 
     alike_on_all_ranks = True
+    by_block = ("auroc", "d_prime")
 
     def __init__(
         self,

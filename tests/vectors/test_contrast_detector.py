@@ -147,6 +147,21 @@ def test_the_passes_of_a_batch_are_one_text() -> None:
         np.testing.assert_allclose(found, x[label == 1].mean(0) - x[label == 0].mean(0), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("signature", "scalars", "curves"), [("block:*", "summary", 2), ("block:*", "none", 0), ("*.?_proj", "all", 0)]
+)
+def test_there_is_one_curve_over_the_blocks_where_each_layer_is_in_one_of_its_own(
+    signature: str, scalars: Any, curves: int, tmp_path: Path
+) -> None:
+    logger, callback = TensorBoardLogger(tmp_path), HookCallback(ContrastDetector(signature, **ALL), scalars=scalars)
+    run, loader = trainer(callback, logger=logger), batches(texts(4))
+    run.predict(Reader(llama()), loader)
+    run.validate(run.lightning_module, loader, verbose=False)
+    logger.finalize("success")
+    tags = EventAccumulator(logger.log_dir).Reload().Tags()["scalars"]
+    assert len([tag for tag in tags if "/by_block/" in tag]) == curves and callback.history()
+
+
 def by_rank(scores: np.ndarray, label: np.ndarray) -> float:
     positive, negative = scores[label == 1][:, None], scores[label == 0]
     return float((positive > negative).mean() + (positive == negative).mean() / 2)
@@ -186,6 +201,10 @@ def test_held_out_samples_are_scored_on_each_layers_direction(method: str, tmp_p
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir).Reload()
     assert {f"contrast_auroc/val/{layer}" for layer in table} <= set(events.Tags()["scalars"])
+    for name in ("auroc", "d_prime"):
+        curve = [(point.step, point.value) for point in events.Scalars(f"contrast_{name}/by_block/val")]
+        assert curve == [(i, pytest.approx(getattr(row, name))) for i, row in enumerate(table.values())]
+    assert "contrast_norm/by_block/predict" not in events.Tags()["scalars"]
 
 
 def test_each_run_begins_anew_and_broken_off_ones_give_nothing() -> None:
