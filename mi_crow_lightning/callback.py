@@ -42,6 +42,7 @@ from mi_crow_lightning.start_warnings import (
     tell_of_fresh_graphs,
     tell_of_summary,
     warn_if_nothing_is_logged,
+    warn_of_controllers_never_due,
     warn_of_evaluation_mode,
 )
 
@@ -329,6 +330,7 @@ class HookCallback(pl.Callback):
             self._reporter.begin(trainer, pl_module, asked, run.layers, _registries(trainer))
             tell_of_fresh_graphs(run.begin(facts.stages_of_run(trainer)))
             tell_of_summary(trainer, self._log.scalars, count_tags(run.layers))
+            warn_of_controllers_never_due(trainer, self.controllers)
         except BaseException:
             self._unregister()
             raise

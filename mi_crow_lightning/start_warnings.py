@@ -1,4 +1,4 @@
-"""What a user should know before a fit is paid for."""
+"""What a user should know before a run is paid for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT
 
-__all__ = ["tell_of_fresh_graphs", "tell_of_summary", "warn_if_nothing_is_logged", "warn_of_evaluation_mode"]
+__all__ = [
+    "tell_of_fresh_graphs",
+    "tell_of_summary",
+    "warn_if_nothing_is_logged",
+    "warn_of_controllers_never_due",
+    "warn_of_evaluation_mode",
+]
 
 
 def warn_of_evaluation_mode(layers: Sequence[nn.Module]) -> None:
@@ -56,6 +62,22 @@ def tell_of_fresh_graphs(forgotten: bool) -> None:
             "HookCallback: what torch.compile compiled earlier in this process was forgotten (torch._dynamo.reset()), "
             "because its graphs do not hold this run's hooks. It is compiled again when it is called."
         )
+
+
+def warn_of_controllers_never_due(trainer: pl.Trainer, controllers: Sequence[Hook]) -> None:
+    """Warn of controllers that are off in all of a run that is no fit: its numbers would only look steered.
+
+    In a fit that is usual: by default they act in the predict that follows.
+    """
+    stages = facts.stages_of_run(trainer)
+    for hook in controllers if not facts.is_fitting(trainer) else ():
+        if hook.enabled and not any(map(hook.when().may_be_due_in, stages)):
+            name = facts.name_of_run(trainer)
+            warnings.warn(
+                f"{hook!r} is off in all of this {name}, by its schedule: {hook.when()!r}. To have it act here give it "
+                f"schedule=Schedule(stages={name!r}); if it is to be off, disable() it.",
+                stacklevel=2,
+            )
 
 
 def tell_of_summary(trainer: pl.Trainer, scalars: str, tags: int) -> None:

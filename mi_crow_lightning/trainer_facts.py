@@ -50,7 +50,7 @@ def name_of_run(trainer: pl.Trainer) -> str:
 
 
 def stages_of_run(trainer: pl.Trainer) -> tuple[Stage, ...]:
-    """The stages that the run has."""
+    """The stages that the run may come to."""
     return (Stage.TRAIN, Stage.VALIDATE) if is_fitting(trainer) else (Stage.of(name_of_run(trainer)),)
 
 

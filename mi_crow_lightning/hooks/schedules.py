@@ -72,6 +72,10 @@ class When(ABC):
         """Whether it may be due in some batches of a stage and not in others."""
         return True
 
+    def may_be_due_in(self, stage: Stage) -> bool:
+        """Whether it may be on in a stage: false only where it is certain never to be."""
+        return True
+
     def __and__(self, other: When) -> AllOf:
         return AllOf(self, other)
 
@@ -150,6 +154,10 @@ class Schedule(When):
         narrow = any(value is not None for name, value in vars(self).items() if name != "stages")
         return narrow and (self.stages is None or stage in self.stages)
 
+    def may_be_due_in(self, stage: Stage) -> bool:
+        """Whether the stage is one of its own."""
+        return self.stages is None or stage in self.stages
+
     def __repr__(self) -> str:
         fields = {name: value for name, value in vars(self).items() if value is not None}
         if self.stages is not None:
@@ -173,6 +181,10 @@ class LoggedSteps(When):
     def varies_in(self, stage: Stage) -> bool:
         """Whether ``stage`` is training."""
         return stage is Stage.TRAIN
+
+    def may_be_due_in(self, stage: Stage) -> bool:
+        """Whether the stage is another than predict."""
+        return stage is not Stage.PREDICT
 
     def __repr__(self) -> str:
         return "LoggedSteps()"
@@ -200,6 +212,10 @@ class AllOf(When):
         """Whether one of them may vary."""
         return any(schedule.varies_in(stage) for schedule in self.schedules)
 
+    def may_be_due_in(self, stage: Stage) -> bool:
+        """Whether every one of them may be."""
+        return all(schedule.may_be_due_in(stage) for schedule in self.schedules)
+
     def __repr__(self) -> str:
         return f"AllOf({', '.join(map(repr, self.schedules))})"
 
@@ -218,6 +234,10 @@ class AnyOf(When):
         """Whether one of them may vary."""
         return any(schedule.varies_in(stage) for schedule in self.schedules)
 
+    def may_be_due_in(self, stage: Stage) -> bool:
+        """Whether one of them may be."""
+        return any(schedule.may_be_due_in(stage) for schedule in self.schedules)
+
     def __repr__(self) -> str:
         return f"AnyOf({', '.join(map(repr, self.schedules))})"
 
@@ -235,6 +255,10 @@ class Not(When):
     def varies_in(self, stage: Stage) -> bool:
         """Whether ``schedule`` may vary."""
         return self.schedule.varies_in(stage)
+
+    def may_be_due_in(self, stage: Stage) -> bool:
+        """Whether the schedule may be off there."""
+        return self.schedule.varies_in(stage) or not self.schedule.may_be_due_in(stage)
 
     def __repr__(self) -> str:
         return f"Not({self.schedule!r})"

@@ -55,7 +55,11 @@ def report_on(
         run=facts.name_of_run(trainer),
         dry_run=dry_run,
         hooks=hook_plans(
-            layers, asked.hooks, refused_hooks or {}, facts.log_interval(trainer, asked.log_every_n_steps)
+            layers,
+            asked.hooks,
+            refused_hooks or {},
+            facts.log_interval(trainer, asked.log_every_n_steps),
+            facts.stages_of_run(trainer),
         ),
         layers=hooked_layers(layers),
         features=_features(trainer, pl_module, asked, layers),

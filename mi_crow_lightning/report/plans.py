@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.names import unwrapped
+from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.hooks.sites import Site
 from mi_crow_lightning.report.layer_shape import known_shape
 from mi_crow_lightning.report.run_report import HookedLayer, HookPlan
@@ -16,7 +17,9 @@ from mi_crow_lightning.report.words import schedule_in_words, tokens_in_words
 __all__ = ["hook_plans", "hooked_layers"]
 
 
-def hook_plans(layers: Layers, hooks: Iterable[Hook], refused: Mapping[str, str], every: int) -> tuple[HookPlan, ...]:
+def hook_plans(
+    layers: Layers, hooks: Iterable[Hook], refused: Mapping[str, str], every: int, stages: Collection[Stage]
+) -> tuple[HookPlan, ...]:
     """The plans of hooks.
 
     Args:
@@ -24,6 +27,7 @@ def hook_plans(layers: Layers, hooks: Iterable[Hook], refused: Mapping[str, str]
         hooks: the hooks.
         refused: why, by the ID of those that are not.
         every: steps from one logged step to the next, 0 for never.
+        stages: those that the run may come to.
     """
     return tuple(
         HookPlan(
@@ -31,7 +35,7 @@ def hook_plans(layers: Layers, hooks: Iterable[Hook], refused: Mapping[str, str]
             edits=hook.edits,
             layer_signature=hook.layer_signature,
             layers=() if hook.id in refused else tuple(site.match.name for site in layers.sites(hook)),
-            when=_when(hook, every),
+            when=_when(hook, every, stages),
             tokens=tokens_in_words(hook),
             refused=refused.get(hook.id),
         )
@@ -39,9 +43,12 @@ def hook_plans(layers: Layers, hooks: Iterable[Hook], refused: Mapping[str, str]
     )
 
 
-def _when(hook: Hook, every: int) -> str:
-    words = schedule_in_words(hook.when(), every)
-    return words if hook.enabled else f"disabled (else {words})"
+def _when(hook: Hook, every: int, stages: Collection[Stage]) -> str:
+    when = hook.when()
+    words = schedule_in_words(when, every)
+    if not hook.enabled:
+        return f"disabled (else {words})"
+    return words if any(map(when.may_be_due_in, stages)) else f"{words} (not in this run)"
 
 
 def hooked_layers(layers: Layers) -> tuple[HookedLayer, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -164,3 +165,40 @@ def test_only_schedules_join() -> None:
         AnyOf(Schedule(), None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Not joins schedules, not int"):
         Not(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda: Schedule("train") and Schedule(epochs=1),
+        lambda: LoggedSteps() or Schedule("predict"),
+        lambda: not (Schedule("train") & LoggedSteps()),
+        lambda: not ~Schedule("train"),
+    ],
+)
+def test_python_s_and_or_and_not_between_schedules_are_refused(join: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match=r"schedules join with & \| ~: `and`, `or` and `not` would silently drop one"):
+        join()
+
+
+@given(schedules, moments)
+def test_a_stage_in_which_one_is_due_is_never_ruled_out(schedule: When, moment: Moment) -> None:
+    assert schedule.may_be_due_in(moment.stage) or not schedule.due(moment)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages"),
+    [
+        (Schedule(epochs=3), "train validate test predict"),
+        (Schedule(["train", "test"], epochs=3), "train test"),
+        (LoggedSteps(), "train validate test"),
+        (LoggedSteps() | Schedule("predict", batches=0), "train validate test predict"),
+        (LoggedSteps() & Schedule(["predict", "test"]), "test"),
+        (~Schedule("train"), "validate test predict"),
+        (~Schedule("train", epochs=0), "train validate test predict"),
+        (~LoggedSteps(), "train validate test predict"),
+        (~~Schedule("train"), "train validate test predict"),  # not certain: no stage is ruled out
+    ],
+)
+def test_stages_in_which_one_may_be_due(schedule: When, stages: str) -> None:
+    assert [stage.value for stage in Stage if schedule.may_be_due_in(stage)] == stages.split()

@@ -22,6 +22,7 @@ from mi_crow_lightning import (
 from mi_crow_lightning.errors import NoReport, TagConflict
 from mi_crow_lightning.report import HookedLayer, HookPlan, RunReport
 from tests.callback.runs import STAGES, data_of, fit, module_of, run
+from tests.callback.runs import told as warned
 from tests.models import WIDTH, trainer
 
 
@@ -58,7 +59,7 @@ def test_each_hook_is_told_with_its_layers_schedule_and_tokens() -> None:
             edits=False,
             layer_signature="block:1-2",
             layers=("model.model.layers.1", "model.model.layers.2"),
-            when="logged steps of train (every 5), validate and test",
+            when="logged steps of train (every 5), validate and test (not in this run)",
             tokens="all but padding",
         ),
         HookPlan("LayerActivationDetector", False, "lm_head", ("model.lm_head",), "always", "every position"),
@@ -70,6 +71,20 @@ def test_a_disabled_hook_is_told() -> None:
     steer.disable()
     (plan,) = predicted(HookCallback(controllers=[steer])).hooks
     assert plan.when == "disabled (else predict)"
+
+
+@pytest.mark.parametrize(("stage", "told_of"), [("fit", False), ("validate", True), ("test", True), ("predict", False)])
+def test_a_controller_that_the_run_never_comes_to_is_told(stage: str, told_of: bool) -> None:
+    never, once = steering(), steering(schedule=Schedule(stages="test") | ~Schedule(stages=["train", "test"]))
+    off = steering()
+    off.disable()
+    watch = HookCallback([LayerActivationDetector("block:1")], [never, once, off])
+    words = rf"is off in all of this {stage}, by its schedule: Schedule\(stages=.'predict'.\).*\(stages='{stage}'\)"
+    with warned(words, times=told_of):
+        run(stage, trainer(watch), module_of("llama"), data_of("llama"))
+    found = [plan.when for plan in watch.report().hooks]
+    assert found[0] == ("predict" if stage == "predict" else "predict (not in this run)")
+    assert not any("not in this run" in when for when in found[1:])
 
 
 def test_a_wrapped_layer_is_told_by_its_own_class() -> None:
@@ -179,7 +194,10 @@ def test_a_report_pickles_and_holds_no_model() -> None:
 
 def test_the_text() -> None:
     watch = HookCallback(
-        [ActivationStatistics("block:*"), LayerActivationDetector("lm_head", hook_id="head")],
+        [
+            ActivationStatistics("block:*", schedule=Schedule("test")),
+            LayerActivationDetector("lm_head", hook_id="head"),
+        ],
         [steering(tokens="prompt")],
     )
     assert (
@@ -187,10 +205,10 @@ def test_the_text() -> None:
         == """\
 HookCallback in predict: 3 hooks on 5 layers.
 
-hook                            layers               when                                             tokens
-SteeringController              'block:2'  1 layer   predict                                          the prompt
-ActivationStatistics            'block:*'  4 layers  logged steps of train (each), validate and test  all but padding
-LayerActivationDetector 'head'  'lm_head'  1 layer   always                                           every position
+hook                            layers               when                    tokens
+SteeringController              'block:2'  1 layer   predict                 the prompt
+ActivationStatistics            'block:*'  4 layers  test (not in this run)  all but padding
+LayerActivationDetector 'head'  'lm_head'  1 layer   always                  every position
 
 layer                                             class              output     hooks, in the order they run
 model.model.layers.0 to model.model.layers.1 (2)  LlamaDecoderLayer             ActivationStatistics
