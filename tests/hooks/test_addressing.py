@@ -10,7 +10,7 @@ from torch import nn
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from mi_crow_lightning.errors import LayerNotFound
-from mi_crow_lightning.hooks import ActivationStatistics, Layers
+from mi_crow_lightning.hooks import ActivationStatistics, HookType, Layers
 from mi_crow_lightning.hooks.addressing import Match, resolve
 from mi_crow_lightning.hooks.names import ModuleTree
 from tests.models import BLOCKS, bert, gpt2, llama, mlp, vit
@@ -182,6 +182,12 @@ def test_only_names_and_whole_numbers_are_signatures(wrong: Any) -> None:
     if wrong is not None:  # left out, for a hook
         with pytest.raises(TypeError, match="layer_signature="):
             ActivationStatistics(wrong)
+
+
+def test_a_hook_type_in_the_place_of_a_layer_is_told_as_one() -> None:
+    message = "layer_signature=.* is a hook type: give it by name, hook_type='pre_forward'"
+    with pytest.raises(TypeError, match=message):
+        ActivationStatistics(HookType.PRE_FORWARD)  # type: ignore[arg-type]
 
 
 def test_the_index_of_a_block_and_of_what_is_in_it() -> None:

@@ -164,12 +164,15 @@ def test_however_it_is_decoded_steered_text_is_that_of_an_edit_by_hand(way: str,
         return torch.where(chosen(name, prompt, ids, 0, editing=True)[..., None], output + 2.0 * vector, output)
 
     passes, handle = Passes(model.model), model.model.layers[1].register_forward_hook(steer)
+    told = {"return_dict_in_generate": True, "output_logits": True}
     torch.manual_seed(0)
-    expected = model.generate(**batch, **alike, use_cache=False)
+    expected = model.generate(**batch, **alike, **told, use_cache=False)
     handle.remove()
     Layers(model).register_hook(None, SteeringController("block:1", vector, 2.0, tokens=CHOICES[name][0]))
     torch.manual_seed(0)
-    assert torch.equal(model.generate(**batch, **drawn), expected)
+    found = model.generate(**batch, **drawn, **told)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("cached", [True, False])

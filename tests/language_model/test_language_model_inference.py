@@ -194,6 +194,14 @@ def test_a_tuple_of_texts(lm):
     assert len(encodings["input_ids"]) == len(TEXTS)
 
 
+def test_texts_need_a_tokenizer(lm):
+    without = LanguageModel(lm.model, None)
+    message = r"this LanguageModel has no tokenizer: give one, LanguageModel\(model, tokenizer\)"
+    for read in (without.tokenize, without.inference.execute_inference):
+        with pytest.raises(ValueError, match=message):
+            read(TEXTS)
+
+
 def test_padding_without_a_padding_token_is_refused(lm):
     without = LanguageModel(lm.model, tokenizer(unk_token="<|endoftext|>"))
     with pytest.raises(ValueError, match=r"no padding token: set tokenizer\.pad_token, or pass padding=False"):

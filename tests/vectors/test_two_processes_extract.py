@@ -44,6 +44,7 @@ def test_two_ranks_extract_what_one_process_would(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert_bit_equal(first, second)
     assert_close(first["side"], side_of_the_first_rank(), rtol=1e-6, atol=1e-9)
+    assert first["refused"] == "the layers' widths differ between ranks: [[4, 3], [4, 4]]"
     wanted = in_one_process()
     assert first["vectors"].keys() == set(METHODS)
     for method, vectors in wanted["vectors"].items():

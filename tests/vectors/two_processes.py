@@ -14,6 +14,8 @@ from torch import nn
 
 from mi_crow_lightning import ContrastDetector, HookCallback
 from mi_crow_lightning.metrics.class_moments import GROUPS
+from mi_crow_lightning.vectors.extraction import Extraction
+from mi_crow_lightning.vectors.row_means import Rows
 from tests.models import llama, trainer
 from tests.vectors.contrasts import Reader, batches, texts
 
@@ -63,12 +65,25 @@ def detector() -> ContrastDetector:
     return ContrastDetector("block:*", covariance=GROUPS, keep_samples=True)
 
 
+def refused_widths(rank: int) -> str:
+    """What is said where one layer is not as wide on one rank as on the other."""
+    extraction, label = Extraction(), torch.tensor([0, 1])
+    for layer, width in {"alike": 4, "wider": 3 + rank}.items():
+        extraction.add(layer, Rows(torch.ones(2, width), label, None))
+    try:
+        extraction.reduce(["alike", "wider"], torch.device("cpu"))
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     watch = HookCallback([detector(), side := ContrastDetector("side", name="side", covariance=GROUPS)])
     runner = trainer(watch, strategy=DDPStrategy(), devices=2, use_distributed_sampler=False)
     given = extract(runner, Ranked(llama()), watch.detectors[0])
     given["side"] = dict(side.vectors())["side"]
+    given["refused"] = refused_widths(runner.global_rank)
     torch.save(given, f"{folder}/{runner.global_rank}.pt")
 
 
