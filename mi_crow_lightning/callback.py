@@ -6,7 +6,6 @@ Registered when a stage starts, switched per batch, read when Lightning logs, an
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from mi_crow_lightning.callback_arguments import (
     unique_state_key,
 )
 from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.hook_states import HookStates
 from mi_crow_lightning.hooked_run import HookedRun
 from mi_crow_lightning.hooks.effects import Effect, Effects
 from mi_crow_lightning.hooks.elsewhere import Elsewhere
@@ -33,7 +33,6 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.history import HistoryRow
-from mi_crow_lightning.rank_states import effects_of, of_all_ranks, own_effects, restore, states_of
 from mi_crow_lightning.readings_log import ReadingsLog, count_tags
 from mi_crow_lightning.report.of_run import Asked
 from mi_crow_lightning.report.reporter import Reporter
@@ -48,7 +47,6 @@ from mi_crow_lightning.start_warnings import (
 
 __all__ = ["HookCallback"]
 
-_STATE_VERSION = 1
 _LIGHTNINGS = ("log", "log_dict")  # methods of the LightningModule, which Lightning sets on callbacks
 
 
@@ -108,7 +106,7 @@ class HookCallback(pl.Callback):
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._log = ReadingsLog(scalars)
         self._effects: Effects | None = None
-        self._loaded_effects: dict[str, Any] = {}
+        self._states = HookStates()
         self._resumes = True
         self._reporter = Reporter()
         self._elsewhere = Elsewhere()
@@ -255,13 +253,7 @@ class HookCallback(pl.Callback):
 
         Where there are several ranks, all must ask.
         """
-        hooks = self._by_key()
-        own = {
-            "hooks": states_of(hooks, self._state_of),
-            "effects": self._loaded_effects or effects_of(hooks, self._effects),
-        }
-        first, *others = of_all_ranks(own, alone=self._interrupted)
-        return {"version": _STATE_VERSION, **first, **({"other_ranks": others} if others else {})}
+        return self._states.save(self._by_key(), self._run, self._effects, alone=self._interrupted)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -278,25 +270,7 @@ class HookCallback(pl.Callback):
             ValueError: the state is of another version, or of other layers.
         """
         resumes, self._resumes = self._resumes, True
-        if state_dict.get("version") != _STATE_VERSION:
-            raise ValueError(
-                f"the checkpoint's HookCallback state has version {state_dict.get('version')!r}, and this release "
-                f"reads version {_STATE_VERSION}: give the callback another name= to begin without it"
-            )
-        saved, present = state_dict["hooks"], self._by_key()
-        ranks = [state_dict, *state_dict.get("other_ranks", [])]
-        restore({key: hook for key, hook in present.items() if key in saved}, ranks, resumes)
-        if not resumes:
-            return
-        self._loaded_effects = own_effects(ranks)
-        self._restore_effects()
-        if saved.keys() != present.keys():
-            warnings.warn(
-                f"HookCallback: hooks in the checkpoint only: {sorted(saved.keys() - present.keys())}; "
-                f"hooks that the checkpoint has nothing for: {sorted(present.keys() - saved.keys())}. "
-                "Hooks are matched by hook_id, or by their order where they have none.",
-                stacklevel=2,
-            )
+        self._states.load(self._by_key(), self._run, state_dict, resumes)
 
     def __repr__(self) -> str:
         return f"HookCallback(detectors={self.detectors!r}, controllers={self.controllers!r})"
@@ -324,7 +298,7 @@ class HookCallback(pl.Callback):
         graphs = facts.graphs_of_module(pl_module)
         self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names, graphs)
         self._effects = run.effects
-        self._restore_effects()
+        self._states.give_effects_to(run, self._by_key())
         self._elsewhere.begin(spawned)
         try:
             self._reporter.begin(trainer, pl_module, asked, run.layers, _registries(trainer))
@@ -337,18 +311,6 @@ class HookCallback(pl.Callback):
 
     def _by_key(self) -> dict[str, Hook]:
         return state_keys([*self.detectors, *self.controllers])
-
-    def _restore_effects(self) -> None:
-        if self._run is None:
-            return  # when it begins
-        loaded, self._loaded_effects = self._loaded_effects, {}
-        for key, hook in self._by_key().items():
-            if hook.edits and key in loaded:
-                self._run.effects.load(hook.id, loaded[key])
-
-    def _state_of(self, hook: Hook) -> dict[str, Any] | None:
-        """What a checkpoint keeps of the hook; in a run its policy decides about errors: a monitor must cost none."""
-        return hook.state_dict() if self._run is None else self._run.layers.call(hook, hook.state_dict)
 
     def _refuse_second_trainer(self, trainer: pl.Trainer) -> None:
         other = self._trainer() if self._trainer is not None and self._run is not None else None

@@ -146,7 +146,7 @@ def test_edits_and_what_they_changed(tmp_path: Path, at: int, late: bool) -> Non
     assert rows_of(broken, resumed) == rows_of(whole)
     assert resumed.effects() == whole.effects()
     fired = {effect.hook: effect.fired for effect in whole.effects()}
-    assert fired == {"number": 20, "vector": 20, "warm": 20, "switched": 11}
+    assert fired == {"number": 20, "vector": 20, "warm": 19, "switched": 11}  # the warm-up begins at 0
     for mine, theirs in zip(resumed.controllers, whole.controllers, strict=True):
         assert mine.enabled == theirs.enabled and mine.id == theirs.id
     assert resumed.controllers[0].strength == {"model.0": -0.2}
@@ -161,9 +161,8 @@ def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(tmp_path: Path) -> N
     assert_bit_equal(module.state_dict(), expected.state_dict())
     assert rows_of(short[0], longer[0]) == rows_of(whole[0])
     assert longer[0].effects() == whole[0].effects()
-    assert {effect.hook: effect.fired for effect in short[0].effects()} == {
-        **{"number": 6, "vector": 6, "warm": 6, "switched": 3}
-    }
+    fired = {effect.hook: effect.fired for effect in short[0].effects()}
+    assert fired == {"number": 6, "vector": 6, "warm": 5, "switched": 3}
 
 
 class CrashesInValidation(Plain):
@@ -173,7 +172,6 @@ class CrashesInValidation(Plain):
             raise ArithmeticError("power cut")
 
 
-@pytest.mark.filterwarnings("ignore:.* ran in stage .* and changed nothing:UserWarning")
 @pytest.mark.parametrize("where", ["in a step", "before a step"])
 def test_a_validation_that_was_cut_short_is_read_by_itself(tmp_path: Path, where: str) -> None:
     """Lightning runs what is left of it, or nothing, and begins its own metrics anew."""
@@ -185,7 +183,7 @@ def test_a_validation_that_was_cut_short_is_read_by_itself(tmp_path: Path, where
         runner.fit(module, Resumable(vector_data(40), batch_size=4), validation, ckpt_path=ckpt_path)
 
     def make() -> HookCallback:
-        controller = FunctionController("model.0", lambda x: x * 1, hook_id="edit", schedule=EVERY)
+        controller = FunctionController("model.0", lambda x: x * 2, hook_id="edit", schedule=EVERY)
         detectors = [Noted("model.0", schedule=EVERY), ProjectionDetector("model.3", V, schedule=EVERY), Seen()]
         return HookCallback(detectors, controller)
 
