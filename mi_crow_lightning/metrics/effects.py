@@ -22,7 +22,7 @@ class Change(IntEnum):
     RATED = 1  # those of them that have a finite ratio
     RATIOS = 2  # sum of the ratios
     LARGEST = 3  # of the ratios; 0 when there is none
-    FIRED = 4  # edits that changed at least one token
+    FIRED = 4  # edits that changed, or broke, at least one token
     CALLS = 5  # edits made, those that changed nothing among them
     BROKEN = 6  # tokens that were finite and are not any more
 
@@ -32,7 +32,7 @@ class EffectValues(NamedTuple):
 
     Attributes:
         tokens: how many tokens were changed.
-        fired: how many edits changed at least one token; there is one edit for each call of the layer.
+        fired: how many edits changed or broke at least one token; there is one edit for each call of the layer.
         mean_ratio: mean of ``|change| / |activation|`` over the changed tokens; nan when there is none.
         max_ratio: the largest of these; nan when there is none.
         broken: how many tokens were finite before and not after.
@@ -75,7 +75,8 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
     largest = ratio.amax() if ratio.numel() else ratio.sum()
     tokens = changed.sum()
     calls = torch.ones_like(largest)
-    sums = (tokens, (ratio > 0).sum(), ratio.sum(), largest, tokens > 0, calls, broken.sum())
+    fired = (changed | broken).any()
+    sums = (tokens, (ratio > 0).sum(), ratio.sum(), largest, fired, calls, broken.sum())
     return torch.stack([one.to(ratio.dtype) for one in sums])
 
 

@@ -173,7 +173,7 @@ def test_an_edit_that_is_not_finite_is_told(value: float, stage: str) -> None:
     with told(f"mine made NaN or infinity of {count} tokens at layer 'model.0' in stage '{name}'", RuntimeWarning):
         outcome(stage, watch, limit_val_batches=0)
     (first,) = watch.effects()
-    assert (first.tokens, first.fired) == (0, 5) and count <= first.broken <= 5
+    assert first.tokens == 0 and count <= first.fired <= first.broken <= 5
 
 
 def test_an_activation_that_was_not_finite_before_is_not_the_hooks_fault() -> None:
