@@ -22,7 +22,8 @@ class Mood(mcl.CausalLMModule):
 
     def __init__(self, lm, glad, sad, **options):
         super().__init__(lm.model, lm.tokenizer, **options)
-        self.glad, self.sad = ([lm.tokenizer(f" {word}").input_ids[0] for word in words] for words in (glad, sad))
+        encode = partial(lm.tokenizer.encode, add_special_tokens=False)
+        self.glad, self.sad = ([encode(f" {word}")[0] for word in words] for words in (glad, sad))
 
     def predict_step(self, batch, batch_idx):
         with expanded(batch, self.sweep):
@@ -59,7 +60,6 @@ def main(model, output):
     for strength, column in mcl.by_strength(written).items():
         print(f"\nstrength {strength:+.0f} at {layer}")
         print(*(f"  {shorten(text.prompt + text.text, 116)}" for text in column), sep="\n")
-
     # What that does to the next word, and what random vectors of equal length do.
     mood, moods = Mood(lm, texts["glad_words"], texts["sad_words"], sweep=SWEEP), []
     for direction in (vector, *(vector.random_like(seed) for seed in range(RANDOM))):

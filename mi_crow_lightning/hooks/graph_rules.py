@@ -84,10 +84,13 @@ def _refused_for_checkpointing(layers: Layers, hook: Hook) -> Iterator[Registrat
     """A checkpointed module is in the graph in one piece; its insides run twice."""
     tree = ModuleTree(layers.root)
     for site in layers.sites(hook):
-        around = [module for module in tree.ancestors(site.match.module) if _is_checkpointed(module)]
+        layer = site.match.module
+        # transformers 4 checkpoints a block's call, and so the hooks on it; 5 its forward.
+        inside = [layer] if type(layer).__call__ is not nn.Module.__call__ else []
+        around = [module for module in (*inside, *tree.ancestors(layer)) if _is_checkpointed(module)]
         if site.is_traced and around:
             yield RegistrationError(
-                f"{hook!r}: {site.match.name!r} lies inside of a {type(unwrapped(around[0])).__name__} with gradient "
+                f"{hook!r}: {site.match.name!r} lies inside of, or is, a {type(unwrapped(around[0])).__name__} with gradient "
                 "checkpointing, in a graph of torch.compile, where its two runs cannot be told apart. Hook the "
                 "checkpointed module itself, or train without checkpointing or without torch.compile."
             )

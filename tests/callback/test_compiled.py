@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from mi_crow_lightning import (
     AblationController,
@@ -49,7 +50,6 @@ from tests.models import (
 # transformers 4.57 makes its masks by vmap, in which dynamo meets a class of torch's own.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
-    pytest.mark.filterwarnings("ignore:<class .torch.autograd.function.Function.> should not be:DeprecationWarning"),
 ]
 
 
@@ -550,6 +550,10 @@ def test_layers_inside_of_many_compiled_blocks_are_refused() -> None:
 # Gradient checkpointing.
 
 
+CALLS_ARE_CHECKPOINTED = LlamaDecoderLayer.__call__ is not nn.Module.__call__  # hooks too, in transformers 4
+
+
+@pytest.mark.skipif(CALLS_ARE_CHECKPOINTED, reason="refused, see below")
 @pytest.mark.parametrize("way", [whole, wrapped])
 def test_checkpointed_blocks_are_counted_and_edited_once(way: Any) -> None:
     callbacks, weights = [], []
@@ -564,10 +568,11 @@ def test_checkpointed_blocks_are_counted_and_edited_once(way: Any) -> None:
     torch.testing.assert_close(*weights)
 
 
-def test_layers_inside_of_checkpointed_blocks_are_refused() -> None:
+@pytest.mark.parametrize("layer", ["block:1.mlp", *["block:1"] * CALLS_ARE_CHECKPOINTED])
+def test_layers_inside_of_checkpointed_blocks_are_refused(layer: str) -> None:
     module = checkpointed(small_llama())
-    with pytest.raises(RegistrationError, match="lies inside of a LlamaDecoderLayer with gradient checkpointing, in a"):
-        fit(in_place(module, "eager"), token_data(), HookCallback(ActivationStatistics("block:1.mlp")))
+    with pytest.raises(RegistrationError, match="is, a LlamaDecoderLayer with gradient checkpointing, in a"):
+        fit(in_place(module, "eager"), token_data(), HookCallback(ActivationStatistics(layer)))
 
 
 # Checkpoints of a run.

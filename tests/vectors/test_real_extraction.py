@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def test_it_steers_and_its_random_control_does_less(
     """The log-probability of four good next words over four bad ones, after neutral beginnings."""
     vector = extracted["later"].vectors().fitted_to(smollm2.model)
     (layer,) = [name for name in vector if BLOCK.endswith(name)]
-    good, bad = (torch.tensor([smollm2.tokenizer(word)["input_ids"][0] for word in words]) for words in (GOOD, BAD))
+    first = partial(smollm2.tokenizer.encode, add_special_tokens=False)
+    good, bad = (torch.tensor([first(word)[0] for word in words]) for words in (GOOD, BAD))
     batch = smollm2.tokenize(NEUTRAL)
     last = batch["attention_mask"].sum(1) - 1
 
