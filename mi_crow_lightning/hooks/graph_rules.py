@@ -91,8 +91,8 @@ def _refused_for_checkpointing(layers: Layers, hook: Hook) -> Iterator[Registrat
         if site.is_traced and around:
             yield RegistrationError(
                 f"{hook!r}: {site.match.name!r} lies inside of, or is, a {type(unwrapped(around[0])).__name__} with "
-                "gradient checkpointing, in a graph of torch.compile, where its two runs cannot be told apart. Hook the "
-                "checkpointed module itself, or train without checkpointing or without torch.compile."
+                "gradient checkpointing, in a graph of torch.compile, where its two runs cannot be told apart. Hook "
+                "the checkpointed module itself, or train without checkpointing or without torch.compile."
             )
             return
 
