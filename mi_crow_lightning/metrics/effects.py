@@ -70,14 +70,12 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(before, dim=dim, dtype=wide)
     ratio = change / norm
     ratio = ratio.to(_sums_on(before.device)).nan_to_num_(0.0, 0.0, 0.0)
-    changed = (change > 0) & (change < math.inf)
-    broken = ~change.isfinite() & norm.isfinite()
+    finite = change < math.inf  # not so for nan
+    marks = torch.stack([finite & (change > 0), ratio > 0, ~finite & (norm < math.inf)])
+    tokens, rated, broken = marks.reshape(3, ratio.numel()).sum(1, dtype=ratio.dtype).unbind()
     largest = ratio.amax() if ratio.numel() else ratio.sum()
-    tokens = changed.sum()
-    calls = torch.ones_like(largest)
-    fired = (changed | broken).any()
-    sums = (tokens, (ratio > 0).sum(), ratio.sum(), largest, fired, calls, broken.sum())
-    return torch.stack([one.to(ratio.dtype) for one in sums])
+    fired = (tokens + broken).clamp_(max=1)
+    return torch.stack([tokens, rated, ratio.sum(), largest, fired, torch.ones_like(largest), broken])
 
 
 def _sums_on(device: torch.device) -> torch.dtype:
