@@ -51,6 +51,11 @@ class Span:
         self.prompt_width = self.end if ctx.facts.prompt_width is None else ctx.facts.prompt_width
 
     @property
+    def is_after_prompt(self) -> bool:
+        """Whether all of the pass comes after the prompt, as in decode steps."""
+        return self.first >= self.prompt_width
+
+    @property
     def has_prompt_end(self) -> bool:
         """Whether the pass reaches the prompt's last column."""
         return self.end >= self.prompt_width
@@ -63,7 +68,7 @@ class Span:
     @cached_property
     def generated(self) -> Tensor:
         """The real tokens after the prompt, ``(B, T)`` bool."""
-        return self.real & ~self.in_prompt
+        return self.real if self.is_after_prompt else self.real & ~self.in_prompt
 
     @cached_property
     def positions(self) -> Tensor:
@@ -96,7 +101,7 @@ class Span:
     def last_of_prompt(self) -> Tensor:
         """The last real token of each prompt, ``(B, T)`` bool."""
         is_known = self.has_prompt_end or self.ctx.facts.prompt_mask is not None
-        if self.first >= self.prompt_width or not is_known:  # a decode step; a chunk that the prompt goes on after
+        if self.is_after_prompt or not is_known:  # or it is a chunk that the prompt goes on after
             return torch.zeros_like(self.real)
         return self.in_prompt & (self.positions == self.prompt_lengths - 1)
 

@@ -249,7 +249,7 @@ def _named(which: str, span: Span, editing: bool) -> Tensor:
     if which == "generated" or (which == "last" and editing and span.ctx.facts.side != "encoder"):
         generated = _generated(span)
         # Each generated token was the last one once, and a pass without a cache shows them all again.
-        return generated | span.last_of_prompt if editing else generated
+        return generated | span.last_of_prompt if editing and not span.is_after_prompt else generated
     return {"all": span.real, "prompt": span.in_prompt, "last": span.last}[which]
 
 
