@@ -84,7 +84,7 @@ demo: setup  ## Fine-tune and steer a small language model (ARGS go to the scrip
 	$(BIN)/python examples/finetune_and_steer.py $(ARGS)
 
 bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs PAGE); writes benchmark.json
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## Remove .venv, built files and caches
 	rm -rf $(VENV) $(OLDEST) build dist site .site-check .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,9 +11,9 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
+from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.errors import LayerNotFound, RegistrationError
-from mi_crow_lightning.hooks.compiled import graphs_of
-from mi_crow_lightning.hooks.names import ModuleTree
+from mi_crow_lightning.hooks.compiled.graphs import graphs_of
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 __all__ = [

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks.copies import counted
-from tests.benchmarks.report import BEGIN, END, Section, Target, as_json, markdown, put_into
-from tests.benchmarks.timing import Clock, Spent
+from benchmarks.copies import counted
+from benchmarks.report import BEGIN, END, Section, Target, as_json, markdown, put_into
+from benchmarks.timing import Clock, Spent
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {"Training step", "Forward pass", "Generating", "Held when", "One activation", "Accuracy", "What a", "GPU"}
@@ -23,7 +23,7 @@ SECTIONS = {"Training step", "Forward pass", "Generating", "Held when", "One act
 def test_everything_runs(tmp_path: Path) -> None:
     page, out = tmp_path / "page.md", tmp_path / "found.json"
     page.write_text(f"before\n{BEGIN}\nnumbers of last year\n{END}\nafter\n")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks", "--quick", "--device", "cpu"]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--quick", "--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*command, "--out", str(out), "--docs", str(page)],

@@ -9,7 +9,7 @@ from torch import nn
 
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.never_ran import tell_of_silent
+from mi_crow_lightning.hooks.registry.silent_layers import tell_of_silent
 
 __all__ = ["attached"]
 

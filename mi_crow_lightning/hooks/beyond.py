@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from mi_crow_lightning.hooks.choices import is_finite, not_known
+from mi_crow_lightning._arguments import is_finite, not_known
 from mi_crow_lightning.hooks.context import HookContext
 
 __all__ = ["Beyond", "Of"]

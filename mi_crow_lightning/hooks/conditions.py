@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import ConditionMismatch
-from mi_crow_lightning.hooks.batch_rows import of_rows
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.positions.rows import of_rows
 
 __all__ = ["Condition", "where_both"]
 

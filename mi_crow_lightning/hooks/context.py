@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mi_crow_lightning.hooks.facts import PassFacts
-from mi_crow_lightning.hooks.layouts import Layout
+from mi_crow_lightning.hooks.passes.facts import PassFacts
+from mi_crow_lightning.hooks.passes.layouts import Layout
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 if TYPE_CHECKING:

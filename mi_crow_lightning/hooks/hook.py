@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.errors import HookError, NoTensorFound
 from mi_crow_lightning.hooks.activations import take_input, take_output
-from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.elsewhere import Elsewhere
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.in_place import guarded
-from mi_crow_lightning.hooks.nested import as_hook
-from mi_crow_lightning.hooks.replacement import replacement
+from mi_crow_lightning.hooks.passes.reentrancy import as_hook
+from mi_crow_lightning.hooks.registry.replacement import replacement
+from mi_crow_lightning.hooks.registry.write_guard import guarded
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
+from mi_crow_lightning.spawned_runs import Elsewhere
 
 if TYPE_CHECKING:
     from mi_crow_lightning.hooks.layers import Layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from mi_crow_lightning.hooks.choices import not_known
+from mi_crow_lightning._arguments import not_known
 
 __all__ = ["HookType"]
 

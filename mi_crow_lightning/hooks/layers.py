@@ -11,29 +11,29 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning.addressing.model_names import warn_of_another_model
+from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.signatures import Match, resolve
 from mi_crow_lightning.errors import HookError, RegistrationError, WrittenInPlace
-from mi_crow_lightning.hooks.addressing import Match, resolve
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effects
-from mi_crow_lightning.hooks.error_policy import act_on
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.model_names import warn_of_another_model
-from mi_crow_lightning.hooks.names import ModuleTree
-from mi_crow_lightning.hooks.passes import Passes
+from mi_crow_lightning.hooks.passes.ancestors import Watchers
+from mi_crow_lightning.hooks.passes.tracker import Passes
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.rules import (
+from mi_crow_lightning.hooks.registry.failures import act_on
+from mi_crow_lightning.hooks.registry.rules import (
     refuse_replicated,
     refuse_same_kind_on_layer,
     refuse_scripted,
     refuse_unfit,
 )
+from mi_crow_lightning.hooks.registry.sites import Registration, Site
+from mi_crow_lightning.hooks.registry.traced_batch import TracedBatch
+from mi_crow_lightning.hooks.registry.traced_site import TracedSite
 from mi_crow_lightning.hooks.schedules import Moment, Stage
-from mi_crow_lightning.hooks.sites import Registration, Site
-from mi_crow_lightning.hooks.traced_batch import TracedBatch
-from mi_crow_lightning.hooks.traced_site import TracedSite
-from mi_crow_lightning.hooks.watchers import Watchers
 
 __all__ = ["Layers"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from mi_crow_lightning.hooks.choices import not_known
+from mi_crow_lightning._arguments import not_known
 
 __all__ = ["EVALUATIONS", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
 

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._arguments import is_finite
 from mi_crow_lightning.errors import StrengthMismatch
-from mi_crow_lightning.hooks.batch_rows import of_rows
-from mi_crow_lightning.hooks.choices import is_finite
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.positions.rows import of_rows
 
 __all__ = ["A_FUNCTION", "Strength", "Strengths", "reads_batch"]
 

@@ -1,8 +1,8 @@
 """Which positions a hook reads or edits.
 
 `Tokens` turns a context and an activation into a mask ``(B, T)``. Padding is in none of them. What the words
-mean is in ``spans.py``: prompt is what ``generate`` was called with; outside of it the first pass with an empty
-cache is, so in training every token is.
+mean is in ``positions/span.py``: prompt is what ``generate`` was called with; outside of it the first pass with an
+empty cache is, so in training every token is.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._arguments import not_known, plain, whole
 from mi_crow_lightning.errors import TokensUnknown
-from mi_crow_lightning.hooks.choices import not_known, plain, whole
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.layouts import Layout
-from mi_crow_lightning.hooks.padding import real_tokens
-from mi_crow_lightning.hooks.spans import Span
+from mi_crow_lightning.hooks.passes.layouts import Layout
+from mi_crow_lightning.hooks.positions.padding import real_tokens
+from mi_crow_lightning.hooks.positions.span import Span
 
 __all__ = ["AllOf", "AnyOf", "Not", "Tokens", "put_where"]
 

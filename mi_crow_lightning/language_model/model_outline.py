@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from mi_crow_lightning.language_model.blank import make_blank, read_config
 from mi_crow_lightning.language_model.tiny_calls import tiny_calls
+from mi_crow_lightning.language_model.without_weights import make_blank, read_config
 from mi_crow_lightning.report.imported_model import import_model, is_importable_name
 from mi_crow_lightning.report.layer_table import LayerRow, layer_rows, layer_table, parameter_count
 from mi_crow_lightning.report.output_shapes import output_shapes

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning.hooks.choices import not_known
+from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.language_model.generated import GeneratedText
 from mi_crow_lightning.language_model.line_file import LineFile
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning.callback import HookCallback
-from mi_crow_lightning.hooks.choices import is_finite, plain
+from mi_crow_lightning._arguments import is_finite, plain
+from mi_crow_lightning.callback.hook_callback import HookCallback
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.strengths import reads_batch
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_crow_lightning.hooks.choices import not_known
+from mi_crow_lightning._arguments import not_known
 
 __all__ = ["TextCollator", "are_texts", "check_batch", "check_left_padding", "labels_of", "positions_of"]
 

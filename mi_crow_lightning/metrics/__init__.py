@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
     from mi_crow_lightning.metrics.histogram import Histogram
     from mi_crow_lightning.metrics.log2_bins import EDGES
-    from mi_crow_lightning.metrics.one_pass import measure, summarize
+    from mi_crow_lightning.metrics.one_pass.measure import measure, summarize
+    from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
     from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, empty_rows, merge, merge_all
-    from mi_crow_lightning.metrics.summary import Group, Summary
 
 # activation.histogram, the function, is left out: once loaded, the submodule `histogram` has that name.
 __all__ = [
@@ -41,8 +41,8 @@ __all__ = [
 _METRICS = "mi_crow_lightning.metrics"
 _SOURCES = {
     **dict.fromkeys(["STATISTICS", "channel_statistics", "statistics"], f"{_METRICS}.activation"),
-    **dict.fromkeys(["Group", "Summary"], f"{_METRICS}.summary"),
-    **dict.fromkeys(["measure", "summarize"], f"{_METRICS}.one_pass"),
+    **dict.fromkeys(["Group", "Summary"], f"{_METRICS}.one_pass.summary"),
+    **dict.fromkeys(["measure", "summarize"], f"{_METRICS}.one_pass.measure"),
     **dict.fromkeys(["ROW_SIZE", "Row", "empty_rows", "merge", "merge_all"], f"{_METRICS}.rows"),
     "ActivationStatisticsMetric": f"{_METRICS}.activation_statistics",
     "EDGES": f"{_METRICS}.log2_bins",

@@ -35,9 +35,9 @@ from torch import Tensor
 
 from mi_crow_lightning.metrics.histogram import Histogram
 from mi_crow_lightning.metrics.log2_bins import EDGES
-from mi_crow_lightning.metrics.one_pass import measure, summarize
+from mi_crow_lightning.metrics.one_pass.measure import measure, summarize
+from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, check_rows, empty_rows, merge, merge_all
-from mi_crow_lightning.metrics.summary import Group, Summary
 
 __all__ = [
     "EDGES",
@@ -148,7 +148,7 @@ def channel_rms(row: Tensor, channels: Tensor) -> Tensor:
 
     Args:
         row: ``(ROW_SIZE,)``.
-        channels: ``(2, D)``, see :class:`~mi_crow_lightning.metrics.one_pass.Summary`.
+        channels: ``(2, D)``, see :class:`~mi_crow_lightning.metrics.one_pass.measure.Summary`.
     """
     return (channels[0] / row[Row.TOKENS]).sqrt()
 
@@ -161,7 +161,7 @@ def channel_statistics(row: Tensor, channels: Tensor, dead_threshold: float = 0.
 
     Args:
         row: ``(ROW_SIZE,)``.
-        channels: ``(2, D)``, see :class:`~mi_crow_lightning.metrics.one_pass.Summary`.
+        channels: ``(2, D)``, see :class:`~mi_crow_lightning.metrics.one_pass.measure.Summary`.
         dead_threshold: a channel none of whose absolute values is above this is dead.
 
     Returns:

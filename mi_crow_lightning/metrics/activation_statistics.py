@@ -1,6 +1,6 @@
 """The state of many layers as one torchmetrics Metric: a thin shell that adds reset, moves and ranks.
 
-All arithmetic is in ``one_pass.py``, ``rows.py`` and ``buffers.py``. There is one state, so a synchronisation
+All arithmetic is in ``one_pass/`` and ``rows.py``. There is one state, so a synchronisation
 between ranks is one collective for the numbers, however many layers there are and however wide, and one more
 for the widths as long as a rank may not know them all (torchmetrics' own way needs a barrier and two gathers a
 state).
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mi_crow_lightning.metrics.accumulate import accumulate
-from mi_crow_lightning.metrics.buffers import empty_buffer, merge_buffers, place_of, split, widen, widths_in
 from mi_crow_lightning.metrics.collectives import Share, Shares, gather, is_distributed
-from mi_crow_lightning.metrics.one_pass import as_tokens
-from mi_crow_lightning.metrics.summary import Group
+from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
+from mi_crow_lightning.metrics.one_pass.buffers import empty_buffer, merge_buffers, place_of, split, widen, widths_in
+from mi_crow_lightning.metrics.one_pass.measure import as_tokens
+from mi_crow_lightning.metrics.one_pass.summary import Group
 
 
 class ActivationStatisticsMetric(Metric):
@@ -100,7 +100,7 @@ class ActivationStatisticsMetric(Metric):
 
         Raises:
             IndexError: there is no such layer.
-            TypeError, ValueError: those of :func:`~mi_crow_lightning.metrics.one_pass.measure`.
+            TypeError, ValueError: those of :func:`~mi_crow_lightning.metrics.one_pass.measure.measure`.
             RuntimeError: a graph is being compiled, and the layer's number of channels is not known.
         """
         if not 0 <= index < len(self.layers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mi_crow_lightning.hooks.names import unwrapped
+from mi_crow_lightning.addressing.module_tree import unwrapped
 
 __all__ = ["known_shape"]
 

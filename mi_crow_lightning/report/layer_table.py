@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mi_crow_lightning.hooks.addressing import resolve, signatures_by_role
-from mi_crow_lightning.hooks.names import ModuleTree, unwrapped
+from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
+from mi_crow_lightning.addressing.signatures import resolve, signatures_by_role
 from mi_crow_lightning.report.table import text_table
 
 __all__ = ["LayerRow", "layer_rows", "layer_table", "parameter_count"]

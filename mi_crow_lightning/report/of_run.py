@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 
 from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning.hooks.graph_rules import graph_refusals
+from mi_crow_lightning.callback.readings_log import count_tags
+from mi_crow_lightning.hooks.compiled.rules import graph_refusals
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.loggers.scalar_choice import resolve_scalars
-from mi_crow_lightning.readings_log import count_tags
 from mi_crow_lightning.report import model_features, trainer_features
 from mi_crow_lightning.report.feature import Feature
 from mi_crow_lightning.report.plans import hook_plans, hooked_layers

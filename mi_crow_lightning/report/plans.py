@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from mi_crow_lightning.addressing.module_tree import unwrapped
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.names import unwrapped
+from mi_crow_lightning.hooks.registry.sites import Site
 from mi_crow_lightning.hooks.schedules import Stage
-from mi_crow_lightning.hooks.sites import Site
 from mi_crow_lightning.report.layer_shape import known_shape
 from mi_crow_lightning.report.run_report import HookedLayer, HookPlan
 from mi_crow_lightning.report.words import schedule_in_words, tokens_in_words

@@ -8,9 +8,9 @@ import lightning.pytorch as pl
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.errors import RegistrationError
-from mi_crow_lightning.hooks.graph_rules import graph_refusals
+from mi_crow_lightning.hooks.compiled.rules import graph_refusals
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.rules import refuse_shared_tags
+from mi_crow_lightning.hooks.registry.rules import refuse_shared_tags
 
 __all__ = ["refusals"]
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from mi_crow_lightning._lazy import lazy_attribute
 
 if TYPE_CHECKING:
+    from mi_crow_lightning.hooks.detectors.contrast import ContrastDetector
     from mi_crow_lightning.metrics.separability import Separability
     from mi_crow_lightning.vectors.collate import LabelCollator, PairCollator
-    from mi_crow_lightning.vectors.contrast_detector import ContrastDetector
     from mi_crow_lightning.vectors.fit import model_name
     from mi_crow_lightning.vectors.formats.control_vector import read_control_vector, write_control_vector
     from mi_crow_lightning.vectors.formats.sae_lens import from_sae
@@ -53,7 +53,7 @@ _SOURCES = {
     **dict.fromkeys(["LabelCollator", "PairCollator"], f"{_VECTORS}.collate"),
     **dict.fromkeys(["read_control_vector", "write_control_vector"], f"{_FORMATS}.control_vector"),
     **dict.fromkeys(["from_steering_vectors", "to_steering_vectors"], f"{_FORMATS}.steering_vectors"),
-    "ContrastDetector": f"{_VECTORS}.contrast_detector",
+    "ContrastDetector": "mi_crow_lightning.hooks.detectors.contrast",
     "Separability": "mi_crow_lightning.metrics.separability",
     "SteeringVector": f"{_VECTORS}.steering_vector",
     "from_sae": f"{_FORMATS}.sae_lens",

@@ -7,11 +7,11 @@ from pathlib import PurePath
 
 from torch import Tensor, nn
 
+from mi_crow_lightning.addressing.main_stack import find_blocks
+from mi_crow_lightning.addressing.model_names import configured_names
+from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
+from mi_crow_lightning.addressing.signatures import Match, resolve
 from mi_crow_lightning.errors import LayerNotFound, VectorMismatch
-from mi_crow_lightning.hooks.addressing import Match, resolve
-from mi_crow_lightning.hooks.blocks import find_blocks
-from mi_crow_lightning.hooks.model_names import configured_names
-from mi_crow_lightning.hooks.names import ModuleTree, unwrapped
 
 __all__ = ["model_name", "names_in", "output_width"]
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from benchmarks.copies import Collectives, HostCopies
 from mi_crow_lightning import (
     ActivationStatistics,
     ContrastDetector,
@@ -34,7 +35,6 @@ from mi_crow_lightning import (
     SteeringController,
 )
 from mi_crow_lightning.errors import RegistrationError
-from tests.benchmarks.copies import Collectives, HostCopies
 from tests.models import WIDTH, Module, llama, token_data, trainer
 
 LAYER = "model.model.layers.1"

@@ -1,4 +1,4 @@
-"""Layer signatures: each form of the table in ``addressing.py``, and what is said when none fits."""
+"""Layer signatures: each form of the table in ``addressing/signatures.py``, and what is said when none fits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers.models.vit.modeling_vit import ViTLayer
 
+from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.signatures import Match, resolve
 from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks import ActivationStatistics, HookType, Layers
-from mi_crow_lightning.hooks.addressing import Match, resolve
-from mi_crow_lightning.hooks.names import ModuleTree
 from tests.models import BLOCKS, bert, gpt2, llama, mlp, vit
 
 # "vit.layers" in transformers 5, "vit.encoder.layer" in 4.57, where the MLP is two children of a block, as in BERT.

@@ -25,8 +25,8 @@ from mi_crow_lightning import (
     SteeringController,
     attached,
 )
+from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.errors import HookConflict, LayerNotFound, NeverFired, RegistrationError
-from mi_crow_lightning.hooks.names import ModuleTree
 from tests.callback.runs import FailingController, FailingDetector, assert_bit_equal
 from tests.hooks.by_hand import endless
 from tests.models import BLOCKS, KINDS, WIDTH, Module, assert_same_handles, handles, llama, loader, mlp, token_data

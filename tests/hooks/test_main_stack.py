@@ -15,11 +15,11 @@ from transformers import (
 )
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
+from mi_crow_lightning.addressing.main_stack import find_blocks
+from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.signatures import resolve
 from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks import ActivationStatistics, Layers
-from mi_crow_lightning.hooks.addressing import resolve
-from mi_crow_lightning.hooks.blocks import find_blocks
-from mi_crow_lightning.hooks.names import ModuleTree
 from tests.models import BLOCKS, cnn, gpt2, llama
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
+from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
+from mi_crow_lightning.addressing.signatures import resolve
 from mi_crow_lightning.hooks import ActivationStatistics, Layers
-from mi_crow_lightning.hooks.addressing import resolve
-from mi_crow_lightning.hooks.names import ModuleTree, unwrapped
 from tests.models import BLOCKS, gpt2, llama, mlp, token_data
 
 

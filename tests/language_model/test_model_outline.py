@@ -25,8 +25,8 @@ from transformers import (
 
 from mi_crow_lightning import LayerNotFound
 from mi_crow_lightning.language_model import model_outline
-from mi_crow_lightning.language_model.blank import make_blank, read_config
 from mi_crow_lightning.language_model.model_outline import outline
+from mi_crow_lightning.language_model.without_weights import make_blank, read_config
 from tests.models import WIDTH, Module, llama, mlp
 from tests.tiny_gpt2 import save_gpt2
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.metrics import one_pass
-from mi_crow_lightning.metrics.kernel import choice
-from mi_crow_lightning.metrics.one_pass import as_tokens, measure
-from mi_crow_lightning.metrics.summary import Group, Summary
-from mi_crow_lightning.metrics.traced import measure_traced
+from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
+from mi_crow_lightning.metrics.one_pass.measure import as_tokens, measure
+from mi_crow_lightning.metrics.one_pass.on_cuda import choice
+from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 
 
 class Measure(Protocol):
@@ -27,7 +27,7 @@ class Form(NamedTuple):
     Attributes:
         name: in float64 ``at_hand`` as on a CPU, or on a device that would have to be waited for (``elsewhere``);
             in float32 ``traced``, or the kernels in the interpreter (``kernel``) or on a GPU (``cuda``).
-        measure: what :func:`~mi_crow_lightning.metrics.one_pass.measure` is in this form.
+        measure: what :func:`~mi_crow_lightning.metrics.one_pass.measure.measure` is in this form.
         sums: of sums of squares and higher powers, relative.
         mean: of the mean and of norms, relative.
         offset: of the mean, in standard deviations.

@@ -34,7 +34,7 @@ from mi_crow_lightning.metrics.activation import (
     summarize,
 )
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
-from mi_crow_lightning.metrics.summary import Group
+from mi_crow_lightning.metrics.one_pass.summary import Group
 from tests.metrics.conftest import Form
 from tests.metrics.reference import log2_counts, numpys
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mi_crow_lightning.metrics.activation import ROW_SIZE, Row, Summary, channel_statistics, empty_rows, measure
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
-from mi_crow_lightning.metrics.buffers import empty_buffer
+from mi_crow_lightning.metrics.one_pass.buffers import empty_buffer
 
 
 def batch(index: int, part: int) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mi_crow_lightning import LayerNotFound
-from mi_crow_lightning.hooks.addressing import resolve
-from mi_crow_lightning.hooks.names import ModuleTree
+from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.signatures import resolve
 from mi_crow_lightning.report.layer_table import layer_rows, layer_table
 from tests.models import BLOCKS, KINDS, cnn, llama
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from mi_crow_lightning import ContrastDetector, HookCallback
 from mi_crow_lightning.metrics.class_moments import GROUPS
-from mi_crow_lightning.vectors.extraction import Extraction
-from mi_crow_lightning.vectors.row_means import Rows
+from mi_crow_lightning.vectors.extraction.directions import Extraction
+from mi_crow_lightning.vectors.extraction.row_means import Rows
 from tests.models import llama, trainer
 from tests.vectors.contrasts import Reader, batches, texts
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.hooks.choices import is_finite
+from mi_crow_lightning._arguments import is_finite
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import check_width, unit_vector
 from mi_crow_lightning.hooks.edits import added

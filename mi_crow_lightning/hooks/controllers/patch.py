@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import PatchMismatch
-from mi_crow_lightning.hooks.batch_rows import of_rows
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import check_width
 from mi_crow_lightning.hooks.edits import mixed
-from mi_crow_lightning.hooks.padding import first_column
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.positions.padding import first_column
+from mi_crow_lightning.hooks.positions.rows import of_rows
 from mi_crow_lightning.hooks.token_controller import TokenController
 
 __all__ = ["PatchController"]

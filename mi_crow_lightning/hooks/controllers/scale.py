@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_crow_lightning.hooks.choices import is_finite
+from mi_crow_lightning._arguments import is_finite
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import mixed
 from mi_crow_lightning.hooks.token_controller import TokenController

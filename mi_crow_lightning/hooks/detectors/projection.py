@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.beyond import Beyond, Of
-from mi_crow_lightning.hooks.choices import not_known
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.directions import check_width, unit_vector
-from mi_crow_lightning.hooks.last_pass import LastPass
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, ends_alike
 from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.hooks.registry.last_pass import LastPass
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, LoggedSteps, Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.collectives import Shares

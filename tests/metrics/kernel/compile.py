@@ -15,10 +15,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from mi_crow_lightning.metrics.buffers import Place
-from mi_crow_lightning.metrics.kernel.launch import launch
+from mi_crow_lightning.metrics.one_pass.buffers import Place
+from mi_crow_lightning.metrics.one_pass.on_cuda.launch import launch
+from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import ROW_SIZE
-from mi_crow_lightning.metrics.summary import Group
 
 
 class NoDevice:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mi_crow_lightning.metrics.activation import STATISTICS, Row, channel_statistics, measure, statistics
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
-from mi_crow_lightning.metrics.kernel import choice
+from mi_crow_lightning.metrics.one_pass.on_cuda import choice
 from tests.metrics.conftest import WITH_KERNEL
 from tests.metrics.reference import numpys
 
@@ -42,7 +42,7 @@ def assert_numpys(x: Tensor, mask: Tensor | None = None) -> None:
 @pytest.mark.parametrize("rows", [64, 32, 16, 8])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_every_tile(monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype) -> None:
-    from mi_crow_lightning.metrics.kernel import launch
+    from mi_crow_lightning.metrics.one_pass.on_cuda import launch
 
     monkeypatch.setattr(launch, "_ROWS", (rows,))
     monkeypatch.setattr(launch, "_MANY", 2)  # three programs: more than one round in the second kernel
@@ -109,7 +109,7 @@ def test_what_goes_to_torch_operations() -> None:
 
 
 def test_a_kernel_that_cannot_be_built_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mi_crow_lightning.metrics.kernel import launch
+    from mi_crow_lightning.metrics.one_pass.on_cuda import launch
 
     def look(*args: object, **kwargs: object) -> None:
         raise OSError("no C compiler")

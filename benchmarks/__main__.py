@@ -1,0 +1,133 @@
+"""All benchmarks: a table, and benchmark.json.
+
+make bench                                     # about eight minutes on two CPU cores
+make bench ARGS=--quick                        # a tiny model, under a minute: does everything run?
+make bench ARGS="--docs docs/performance.md"   # also puts the tables into the page
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cases import cases
+from benchmarks.report import NotRun, Section, Target, as_json, markdown, put_into
+from benchmarks.rows_compiled import compiled
+from benchmarks.rows_logging import event, moved
+from benchmarks.rows_memory import memory
+from benchmarks.rows_steering import steering
+from benchmarks.rows_tensor import accuracy, one_tensor
+from benchmarks.rows_watching import forward, training
+
+PACKAGES = ("torch", "transformers", "lightning", "tensorboard", "mi-crow", "nnsight", "steering-vectors")
+
+
+def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[str, Callable[[], Section]]]:
+    """Each section's name, and what measures it."""
+    new_tokens = 4 if quick else 16
+    for case in cases(device, quick):
+        yield f"training, {case.name}", lambda case=case: training(case, rounds)
+        yield f"forward pass, {case.name}", lambda case=case: forward(case, 2 * rounds)
+        yield f"steering, {case.name}", lambda case=case: steering(case, rounds, new_tokens)
+        yield f"memory, {case.name}", lambda case=case: memory(case)
+    yield "one tensor", lambda: one_tensor(device, 3 * rounds, quick)
+    yield "accuracy", lambda: accuracy(device, quick)
+    compile_case = cases(device, quick or device.type == "cpu")[0]
+    yield "compiled model", lambda: compiled(compile_case, rounds)
+    yield "log step", moved
+    yield "event file", lambda: event(2 if quick else 60)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="turns of each variant (9; 15 on a GPU; 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, numbers without meaning")
+    parser.add_argument("--only", default="", help="a part of the names of what is to be measured")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
+    parser.add_argument("--docs", type=Path, help="a page to put the tables into")
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    rounds = args.rounds or (2 if args.quick else 9 if args.device == "cpu" else 15)
+    if args.quick:
+        torch.set_num_threads(1)  # more would only wait for one another
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    machine = about(device, rounds)
+    found, failed = [], False
+    for name, measure in sections(device, rounds, args.quick):
+        if args.only not in name:
+            continue
+        print(f"... {name}", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        try:
+            found.append(measure())
+        except NotRun as reason:
+            found.append(Section(name, targets=[Target(name, None, note=str(reason))]))
+        except Exception as error:  # the other rows are still worth having; the exit status tells
+            traceback.print_exc()
+            found.append(Section(name, targets=[Target(name, None, note=f"failed with {error!r}")]))
+            failed = True
+        print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    if device.type == "cpu":
+        gpu = Target("ratios on a GPU (Llama of 1B parameters, GPT-2)", None, note="no CUDA device")
+        found.append(Section("GPU", targets=[gpu]))
+    text = markdown(heading(machine), found)
+    print(text)
+    args.out.write_text(json.dumps(as_json(machine, found), indent=2))
+    print(f"written to {args.out}", file=sys.stderr)
+    if args.docs is not None:
+        put_into(args.docs, text)
+    return int(failed)
+
+
+def about(device: torch.device, rounds: int) -> dict[str, Any]:
+    """The machine and the versions."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "rounds": rounds,
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := installed(name))},
+    }
+
+
+def heading(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
+    return (
+        f"Measured {machine['date']} on {machine['device']}, {machine['threads']} threads "
+        f"(load average before the start: {machine['load']}), Python {machine['python']}; {versions}."
+    )
+
+
+def processor() -> str:
+    """The CPU's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

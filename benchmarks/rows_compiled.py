@@ -1,0 +1,70 @@
+"""A compiled model, bare and watched: graph breaks, compilations, and the ratio of their passes."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch._dynamo.utils import counters
+
+from benchmarks.cases import Case, Measured
+from benchmarks.report import Section, Target
+from benchmarks.timing import StepTimer
+from benchmarks.turns import WARM_UP
+from mi_crow_lightning import ActivationStatistics, HookCallback
+from tests.models import trainer
+
+WHAT = "compiled model"
+
+
+class Counted(pl.Callback):
+    """Seconds, graphs and graph breaks of each batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.batches: list[tuple[float, int, int]] = []
+        self._timer = StepTimer(device)
+
+    def total(self, column: int) -> float:
+        return sum(batch[column] for batch in self.batches)
+
+    def seconds(self) -> float:
+        return statistics.median(seconds for seconds, *_ in self.batches[WARM_UP:])
+
+    def on_validation_batch_start(self, *event: Any) -> None:
+        counters.clear()
+        self._timer.start()
+
+    def on_validation_batch_end(self, *event: Any) -> None:
+        seconds = self._timer.stop().wall
+        self.batches.append((seconds, counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
+
+
+def compiled(case: Case, rounds: int) -> Section:
+    """Forward passes of two runs, each compiled anew; on a CPU without a backend, which only counts."""
+    watch = HookCallback(ActivationStatistics("block:*"))
+    watched = _passes(case, rounds, watch)
+    if not watch.history():
+        raise RuntimeError("the compiled model ran without the hooks: nothing was read")
+    bare = _passes(case, rounds)
+    targets = [
+        Target(f"{WHAT}: graph breaks", watched.total(2) - bare.total(2), 0),
+        Target(f"{WHAT}: compilations more than bare", watched.total(1) - bare.total(1), 2),
+    ]
+    if not case.on_cpu:
+        ratio = watched.seconds() / bare.seconds()
+        targets.append(Target(f"{WHAT}: forward pass", ratio, 1.03, "ratio", "two runs, not in turns"))
+    return Section("Compiled", targets=targets)
+
+
+def _passes(case: Case, rounds: int, *callbacks: pl.Callback) -> Counted:
+    model: Any = copy.deepcopy(case.make())
+    torch._dynamo.reset()
+    model.compile(backend="eager" if case.on_cpu else "inductor")
+    counted, batch = Counted(case.device), case.data(model.config.vocab_size)
+    loader: Any = torch.utils.data.DataLoader([batch] * (rounds + WARM_UP), batch_size=None)
+    runner = trainer(*callbacks, counted, **case.trainer_options())
+    runner.validate(Measured(model).eval(), loader, verbose=False)
+    return counted

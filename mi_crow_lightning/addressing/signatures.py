@@ -1,0 +1,210 @@
+"""From a layer signature to layers.
+
+============================  ==================================================================
+signature                     means
+============================  ==================================================================
+``"transformer.h.0.attn"``    that layer
+``"h.0.attn"``                the one layer whose name ends in these segments
+``"*.mlp"``, ``"h.[0-3]"``    all layers whose last segments match, ``*`` within one segment
+``"block:3"``, ``"block:-1"``  a block of the main stack, from the end when negative
+``"block:*"``, ``"block:4-8"``  all blocks; blocks 4 to 8, both included
+``"block:*.attn"``, ``.mlp``  the attention, the MLP of these blocks; or any child's name or glob
+``"block:*.attn.q_proj"``     what lies in these, by name or glob
+``3``, ``"3"``, ``"layer_3"``  the same as ``"block:3"``
+============================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from mi_crow_lightning.addressing.main_stack import find_blocks
+from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.errors import LayerNotFound
+
+__all__ = ["ROLES", "Match", "resolve", "signatures_by_role"]
+
+# The child of a block that plays a role, by the names that transformers and timm give it.
+ROLES: dict[str, tuple[str, ...]] = {
+    "attn": (
+        *("self_attn", "attn", "self_attention", "attention", "temporal_block"),
+        *("layer.0.SelfAttention", "mixer"),
+    ),
+    "mlp": (
+        *("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
+        *("layer.1.DenseReluDense", "layer.2.DenseReluDense"),
+    ),
+}
+
+_BLOCK = re.compile(r"block:(?P<which>\*|-?\d+(-\d+)?)(\.(?P<child>.+))?")
+_INDEX = re.compile(r"(layer_)?(?P<index>-?\d+)")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A layer that a signature means.
+
+    Attributes:
+        name: its clean name.
+        module: the layer.
+        index: the block that it is or lies in; ``None`` outside the main stack, or where there is none.
+    """
+
+    name: str
+    module: nn.Module
+    index: int | None
+
+
+def resolve(tree: ModuleTree, signature: str | int) -> list[Match]:
+    """The layers that ``signature`` means, in the model's order; at least one.
+
+    Raises:
+        LayerNotFound: there is none, or a name fits several; the message lists the closest or all of them.
+        TypeError: ``signature`` is neither a string nor an integer.
+    """
+    if isinstance(signature, bool) or not isinstance(signature, (str, int)):
+        raise TypeError(f"layer_signature={signature!r} must be a name such as 'block:*', or the index of a block")
+    names = _names(tree, signature)
+    blocks = _blocks_if_any(tree)
+    return [Match(name, tree.modules[name], _block_index(blocks, name)) for name in names]
+
+
+def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
+    """The signature by role of each layer that has one: ``"block:3"``, ``"block:3.attn"``, ``"block:3.mlp"``.
+
+    Empty for a model without a main stack.
+
+    >>> stack = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> signatures_by_role(ModuleTree(stack))
+    {'0': 'block:0', '1': 'block:1'}
+    """
+    found: dict[str, str] = {}
+    for index, block in enumerate(_blocks_if_any(tree)):
+        found[block] = f"block:{index}"
+        parts = {role: _in_role(tree, block, role) for role in ROLES}
+        found.update({name: f"block:{index}.{role}" for role, name in parts.items() if name is not None})
+    return found
+
+
+def _names(tree: ModuleTree, signature: str | int) -> list[str]:
+    text = str(signature)
+    if isinstance(signature, str) and text in tree.names:
+        return [text]
+    if text in tree.aliases:
+        return [tree.aliases[text]]
+    if index := _INDEX.fullmatch(text):
+        return [_block(find_blocks(tree), int(index["index"]), signature)]
+    if text.startswith("block:"):
+        return _by_role(tree, text)
+    if any(character in text for character in "*?["):
+        return _by_glob(tree, text)
+    return [_by_suffix(tree, text)]
+
+
+def _block(blocks: list[str], index: int, signature: str | int) -> str:
+    if not -len(blocks) <= index < len(blocks):
+        raise LayerNotFound(
+            f"layer {signature!r}: the model has {len(blocks)} blocks, 0 to {len(blocks) - 1} (or -1 to -{len(blocks)})"
+        )
+    return blocks[index]
+
+
+def _by_role(tree: ModuleTree, text: str) -> list[str]:
+    parsed = _BLOCK.fullmatch(text)
+    if parsed is None:
+        raise LayerNotFound(
+            f"layer {text!r}: write 'block:3', 'block:-1', 'block:*' or 'block:4-8', then '.attn', '.mlp' or a "
+            "child's name if you mean a part of the block"
+        )
+    blocks = find_blocks(tree)
+    chosen = _chosen_blocks(blocks, parsed["which"], text)
+    if parsed["child"] is None:
+        return chosen
+    return [name for block in chosen for name in _child(tree, block, parsed["child"], text)]
+
+
+def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
+    if which == "*":
+        return blocks
+    if which.count("-") == 0 or (which.startswith("-") and which.count("-") == 1):
+        return [_block(blocks, int(which), text)]
+    first, last = (int(part) for part in which.split("-"))
+    if first > last:
+        raise LayerNotFound(f"layer {text!r}: the range is empty, {first} comes after {last}")
+    _block(blocks, last, text)
+    return blocks[first : last + 1]
+
+
+def _child(tree: ModuleTree, block: str, child: str, text: str) -> list[str]:
+    role, _, below = child.partition(".")
+    by_role = _in_role(tree, block, role)
+    if by_role is not None and not below:
+        return [by_role]
+    holder, part = (block, child) if by_role is None else (by_role, below)
+    pattern = f"{holder}.{part}".split(".")
+    found = [name for name in tree.names if _matches(name.split("."), pattern)]
+    if not found:
+        children = ", ".join(name[len(holder) + 1 :] for name in tree.children(holder)) or "none"
+        roles = f" (and by role: {', '.join(ROLES)})" if holder == block else ""
+        raise LayerNotFound(
+            f"layer {text!r}: {holder!r} has no child that is {part!r}; its children are: {children}{roles}"
+        )
+    return found
+
+
+def _in_role(tree: ModuleTree, block: str, role: str) -> str | None:
+    return next((name for child in ROLES.get(role, ()) if (name := f"{block}.{child}") in tree.modules), None)
+
+
+def _by_glob(tree: ModuleTree, text: str) -> list[str]:
+    pattern = text.split(".")
+    found = [name for name in tree.names if _matches(name.split(".")[-len(pattern) :], pattern)]
+    if not found:
+        raise LayerNotFound(f"no layer matches {text!r} ('*' stays within one dotted segment); {_closest(tree, text)}")
+    return found
+
+
+def _matches(segments: list[str], pattern: list[str]) -> bool:
+    return len(segments) == len(pattern) and all(map(fnmatchcase, segments, pattern))
+
+
+def _by_suffix(tree: ModuleTree, text: str) -> str:
+    wanted = text.split(".")
+    found = [name for name in tree.names if name.split(".")[-len(wanted) :] == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = ", ".join(map(repr, found[:6])) + (", ..." if len(found) > 6 else "")
+        raise LayerNotFound(
+            f"layer {text!r} is ambiguous, {len(found)} layers end so: {some}. "
+            f"Give more of the name, or '*.{text}' for all of them."
+        )
+    raise LayerNotFound(f"no layer {text!r}; {_closest(tree, text)}")
+
+
+def _closest(tree: ModuleTree, text: str) -> str:
+    if ":" in text:
+        return "blocks are written 'block:3', 'block:*' or 'block:4-8', with a part 'block:*.attn' or 'block:*.mlp'"
+    depth = text.count(".") + 1
+    by_suffix = {".".join(name.split(".")[-depth:]): name for name in reversed(tree.names)}
+    close = difflib.get_close_matches(text, [*by_suffix, *tree.names], n=5, cutoff=0.5)
+    listed = dict.fromkeys(by_suffix.get(name, name) for name in close)
+    if listed:
+        return f"closest: {', '.join(map(repr, listed))}"
+    return f"the model has {len(tree.names)} layers, among them {', '.join(map(repr, tree.names[:6]))}"
+
+
+def _block_index(blocks: list[str], name: str) -> int | None:
+    return next((i for i, block in enumerate(blocks) if name == block or name.startswith(f"{block}.")), None)
+
+
+def _blocks_if_any(tree: ModuleTree) -> list[str]:
+    try:
+        return find_blocks(tree)
+    except LayerNotFound:
+        return []  # a layer addressed by its name needs no main stack

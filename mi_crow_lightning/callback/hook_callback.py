@@ -1,0 +1,369 @@
+"""HookCallback: gives hooks the Trainer's lifecycle.
+
+Registered when a stage starts, switched per batch, read when Lightning logs, and taken off in
+``teardown`` or, when the run crashes or is interrupted, in ``on_exception``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning.callback.arguments import (
+    check_flag,
+    check_hooks,
+    check_options,
+    describe,
+    names_among,
+    state_key_among,
+    state_keys,
+    unique_state_key,
+)
+from mi_crow_lightning.callback.hook_states import HookStates
+from mi_crow_lightning.callback.hooked_run import HookedRun
+from mi_crow_lightning.callback.readings_log import ReadingsLog, count_tags
+from mi_crow_lightning.callback.start_warnings import (
+    tell_of_fresh_graphs,
+    tell_of_summary,
+    warn_if_nothing_is_logged,
+    warn_of_controllers_never_due,
+    warn_of_evaluation_mode,
+)
+from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.hooks.effects import Effect, Effects
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.loggers.history import HistoryRow
+from mi_crow_lightning.report.of_run import Asked
+from mi_crow_lightning.report.reporter import Reporter
+from mi_crow_lightning.report.run_report import RunReport
+from mi_crow_lightning.spawned_runs import Elsewhere
+
+__all__ = ["HookCallback"]
+
+_LIGHTNINGS = ("log", "log_dict")  # methods of the LightningModule, which Lightning sets on callbacks
+
+
+class HookCallback(pl.Callback):
+    """Watches and steers the activations of whatever a Trainer runs.
+
+    Detectors see training on the steps that are logged and all of validation and test; controllers act in
+    predict. A hook's own ``schedule`` says otherwise. Hooks that are not due are not on the model.
+
+    Args:
+        detectors: hooks that observe.
+        controllers: hooks that change activations.
+        root: name of the submodule that layer names are relative to; the LightningModule if left out.
+        name: tells several HookCallbacks of one Trainer apart in checkpoints.
+        log_every_n_steps: how often readings are written in training; the Trainer's own if left out.
+        scalars: which numbers loggers show as scalars. ``"all"``: each layer's, with the layers' histograms.
+            ``"summary"``: min, median and max over the layers. ``"none"``: none. ``"auto"`` is ``"all"`` up to
+            500 tags a stage, else ``"summary"``, and says so when the run starts. TensorBoard's event file
+            holds every number in any case, see `mi_crow_lightning.loggers.read_compact`.
+        token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that are not given an
+            attention mask.
+        dry_run: match and report as always, and attach nothing: the run is that without the callback.
+
+    Raises:
+        TypeError, ValueError: an argument is not one of those named above; a hook names no layer; two
+            hooks have one ID. Wrong layers are told when the run starts (`LayerNotFound`).
+
+    >>> import lightning.pytorch as pl
+    >>> from mi_crow_lightning import ActivationStatistics, HookCallback
+    >>> watch = HookCallback(detectors=[ActivationStatistics("block:*")])
+    >>> trainer = pl.Trainer(callbacks=[watch], accelerator="cpu", logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        detectors: Sequence[Hook] | Hook | None = None,
+        controllers: Sequence[Hook] | Hook | None = None,
+        *,
+        root: str | None = None,
+        name: str | None = None,
+        log_every_n_steps: int | None = None,
+        scalars: Literal["auto", "all", "summary", "none"] = "auto",
+        token_mask: Callable[[Any], Any] | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        self.detectors, self.controllers = check_hooks(detectors, controllers)
+        check_options(root, name, log_every_n_steps, scalars, token_mask)
+        self.root = root
+        self.name = name
+        self.log_every_n_steps = log_every_n_steps
+        self.token_mask = token_mask
+        self.dry_run = check_flag("dry_run", dry_run)
+        self.description = describe([*self.detectors, *self.controllers], name)
+        self._state_key = unique_state_key(self, self.description, name)
+        self._run: HookedRun | None = None
+        self._interrupted = False
+        self._trainer: weakref.ref[pl.Trainer] | None = None
+        self._log = ReadingsLog(scalars)
+        self._effects: Effects | None = None
+        self._states = HookStates()
+        self._resumes = True
+        self._reporter = Reporter()
+        self._elsewhere = Elsewhere()
+        for hook in (*self.detectors, *self.controllers):
+            hook.elsewhere = self._elsewhere
+
+    def history(self) -> list[HistoryRow]:
+        """All numbers written since this callback was made, with or without a logger.
+
+        Raises:
+            RanElsewhere: the last run was one of ``ddp_spawn`` and its like, and this is not one of its processes.
+        """
+        self._elsewhere.refuse("history()")
+        return self._log.rows()
+
+    def effects(self) -> list[Effect]:
+        """What each controller changed in the running or last run, by layer and stage, over all ranks.
+
+        Told at the end of validation, test and predict, and in training at the steps that are logged and at the end.
+
+        Raises:
+            RanElsewhere: as `history`.
+        """
+        self._elsewhere.refuse("effects()")
+        return self._effects.rows() if self._effects is not None else []
+
+    def report(self) -> RunReport:
+        """What the run watches and steers, and whether that works with what else it uses.
+
+        Raises:
+            NoReport: before the first run.
+            RanElsewhere: as `history`.
+        """
+        self._elsewhere.refuse("report()")
+        return self._reporter.last()
+
+    # Start and end of a run.
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before a checkpoint is read: what else is alive in this process must not decide where our state is found.
+        self._state_key = state_key_among(self, _hook_callbacks(trainer))
+        if self._run is None:  # else another Trainer is in its run
+            self._effects = None
+            for hook in self._by_key().values():
+                hook.forget_run()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._register(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
+        warn_if_nothing_is_logged(trainer, self.detectors, self.log_every_n_steps)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if facts.is_fitting(trainer):
+            self._pause()  # a training batch whose end event was skipped may have left handles
+        else:
+            self._register(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._register(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._register(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._end_run_of(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._interrupted = True
+        self._end_run_of(trainer)
+
+    # Batches.
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._begin_batch(trainer, Stage.TRAIN, batch, batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._end_batch()
+        moment = self._run.moment if self._run is not None else None
+        if self._run is not None and moment is not None and moment.logged and facts.takes_a_step(trainer):
+            self._write(trainer, self._run, moment.step)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._begin_batch(trainer, Stage.VALIDATE, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._begin_batch(trainer, Stage.TEST, batch, batch_idx, dataloader_idx)
+
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._begin_batch(trainer, Stage.PREDICT, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._end_batch()
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    # Ends of stages.
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._pause()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run is not None:
+            self._run.effects.count_in(Stage.TRAIN)  # those of the steps since the last that was logged
+            self._run.check_that_hooks_ran(Stage.TRAIN)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish_evaluation(trainer, Stage.VALIDATE)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish_evaluation(trainer, Stage.TEST)
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish_evaluation(trainer, Stage.PREDICT)
+
+    # Checkpoints.
+
+    @property
+    def state_key(self) -> str:
+        """The callback's place in a checkpoint: its ``name``, or what its hooks are, numbered among equal ones."""
+        return self._state_key
+
+    def state_dict(self) -> dict[str, Any]:
+        """Switches, strengths, vectors and what was seen since the last readings, by hook.
+
+        Where there are several ranks, all must ask.
+        """
+        return self._states.save(self._by_key(), self._run, self._effects, alone=self._interrupted)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # `load_state_dict` follows, if there is something to load.
+        self._resumes = facts.is_fitting(trainer) or self.state_key not in checkpoint.get("callbacks", {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; hooks that are not on both sides are named in a warning.
+
+        In validate, test and predict nothing is resumed: switches, strengths and vectors stay as they are.
+
+        Raises:
+            ValueError: the state is of another version, or of other layers.
+        """
+        resumes, self._resumes = self._resumes, True
+        self._states.load(self._by_key(), self._run, state_dict, resumes)
+
+    def __repr__(self) -> str:
+        return f"HookCallback(detectors={self.detectors!r}, controllers={self.controllers!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or pickled callback is one that is not running, and takes no model along."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in _LIGHTNINGS}
+        return {**kept, "_run": None, "_trainer": None}
+
+    # What the events are made of.
+
+    def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._refuse_second_trainer(trainer)
+        self._unregister()  # an earlier run may have ended without a word, e.g. a killed notebook cell
+        self._trainer = weakref.ref(trainer)
+        self._interrupted = False
+        self._log.begin_run()
+        spawned = facts.spawns(trainer)
+        hooks = [*self.controllers, *self.detectors]
+        asked = Asked(hooks, self.root, self.log_every_n_steps, self._log.scalars)
+        if self.dry_run:
+            self._elsewhere.begin(spawned)
+            return self._reporter.rehearse(trainer, pl_module, asked, _registries(trainer))
+        names = names_among(self, _hook_callbacks(trainer))
+        graphs = facts.graphs_of_module(pl_module)
+        self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names, graphs)
+        self._effects = run.effects
+        self._states.give_effects_to(run, self._by_key())
+        self._elsewhere.begin(spawned)
+        try:
+            self._reporter.begin(trainer, pl_module, asked, run.layers, _registries(trainer))
+            tell_of_fresh_graphs(run.begin(facts.stages_of_run(trainer)))
+            tell_of_summary(trainer, self._log.scalars, count_tags(run.layers))
+            warn_of_controllers_never_due(trainer, self.controllers)
+        except BaseException:
+            self._unregister()
+            raise
+
+    def _by_key(self) -> dict[str, Hook]:
+        return state_keys([*self.detectors, *self.controllers])
+
+    def _refuse_second_trainer(self, trainer: pl.Trainer) -> None:
+        other = self._trainer() if self._trainer is not None and self._run is not None else None
+        if other is not None and other is not trainer and facts.is_running(other):
+            raise RegistrationError(
+                f"{self!r} is in the run of another Trainer, which would lose its hooks: give each Trainer a "
+                "HookCallback of its own"
+            )
+
+    def _end_run_of(self, trainer: pl.Trainer) -> None:
+        """Take the hooks off, unless the run that ends is not the one they are in."""
+        if self._trainer is not None and self._trainer() is trainer:
+            self._unregister()
+
+    def _unregister(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.end()
+
+    def _begin_batch(
+        self, trainer: pl.Trainer, stage: Stage, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._run is not None and not trainer.sanity_checking:
+            moment = facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
+            self._run.begin_batch(moment, batch)
+
+    def _end_batch(self) -> None:
+        if self._run is not None:
+            self._run.end_batch()
+
+    def _pause(self) -> None:
+        if self._run is not None:
+            self._run.pause()
+
+    def _finish_evaluation(self, trainer: pl.Trainer, stage: Stage) -> None:
+        if self._run is None or trainer.sanity_checking:
+            return
+        moment = facts.moment_of(trainer, stage, 0, log_every_n_steps=self.log_every_n_steps)
+        self._run.enter_stage(moment)
+        self._write(trainer, self._run, moment.step if stage is Stage.VALIDATE else None)
+        self._run.check_that_hooks_ran(stage)
+
+    def _write(self, trainer: pl.Trainer, run: HookedRun, step: int | None) -> None:
+        """Readings go to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
+        scalars = self._log.write(run, trainer.loggers, step, trainer.strategy.root_device)
+        values = torch.tensor(list(scalars.values())).unbind()  # a tensor made for each would take four times as long
+        trainer.callback_metrics.update(zip(scalars, values, strict=True))
+
+
+def _hook_callbacks(trainer: pl.Trainer) -> list[HookCallback]:
+    return [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
+
+
+def _registries(trainer: pl.Trainer) -> list[Layers]:
+    """Those of all HookCallbacks of the Trainer: their tags go to the same loggers."""
+    return [callback._run.layers for callback in _hook_callbacks(trainer) if callback._run is not None]

@@ -1,0 +1,165 @@
+"""From detectors to loggers: readings are collected, tagged, written and remembered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+
+import torch
+
+from mi_crow_lightning.callback.hooked_run import HookedRun
+from mi_crow_lightning.errors import TagConflict
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.effects import Effect
+from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.loggers.dispatch import write
+from mi_crow_lightning.loggers.history import History, HistoryRow
+from mi_crow_lightning.loggers.layout import write_layout
+from mi_crow_lightning.loggers.scalar_choice import resolve_scalars
+from mi_crow_lightning.loggers.scalars import MetricsLogger, scalars_of
+from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
+from mi_crow_lightning.loggers.tags import TaggedReadings
+from mi_crow_lightning.loggers.tensorboard import summary_writer
+from mi_crow_lightning.metrics.collectives import exchange, is_distributed
+from mi_crow_lightning.metrics.histogram import Histogram
+
+__all__ = ["ReadingsLog", "count_tags"]
+
+_QUANTITIES = ("tokens", "fired", "mean_ratio", "max_ratio")
+
+
+class ReadingsLog:
+    """Writes what detectors have to say, and keeps the numbers.
+
+    Args:
+        scalars: which numbers become scalars, one of `SCALARS`.
+    """
+
+    def __init__(self, scalars: str = "auto") -> None:
+        self.scalars = scalars
+        self._history = History()
+        self._laid_out: set[str] = set()
+
+    def begin_run(self) -> None:
+        """A run begins, maybe with other loggers: they have no layout yet."""
+        self._laid_out.clear()
+
+    def rows(self) -> list[HistoryRow]:
+        """All numbers written so far."""
+        return self._history.rows()
+
+    def write(
+        self,
+        run: HookedRun,
+        loggers: Sequence[MetricsLogger],
+        step: int | None = None,
+        device: torch.device | None = None,
+    ) -> dict[str, float]:
+        """Write the readings of all detectors in the running stage, and what hooks changed; begin the next ones.
+
+        Where there are several ranks, all must take part.
+
+        Args:
+            run: the hooks.
+            loggers: where to; may be empty.
+            step: the position on the x axis; ``None`` for the number of batches that the stage had.
+            device: where ranks exchange tensors; ``None`` for where these are.
+
+        Returns:
+            The numbers by tag.
+        """
+        assert run.moment is not None, "readings belong to a stage"
+        stage = run.moment.stage.value
+        readings = list(self._take_readings(run, device))
+        step = step if step is not None else run.batches_seen
+        read = LoggedStep(stage, step, readings)
+        if not read.tagged:
+            return {}
+        _refuse_shared_tags(read.tagged)
+        scalars = resolve_scalars(self.scalars, count_tags(run.layers))
+        self._history.add(stage, step, read.tagged)
+        write(loggers, read, scalars)
+        if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
+            self._laid_out.add(stage)
+            self._lay_out(read, loggers)
+        return scalars_of(read.tagged)
+
+    def _take_readings(self, run: HookedRun, device: torch.device | None) -> Iterator[DetectorReadings]:
+        assert run.moment is not None, "readings belong to a stage"
+        # Every rank takes part with every detector: none knows which of them are on, or failed, on the others.
+        sharing = run.detectors if is_distributed() else [one for one in run.detectors if run.is_unread(one)]
+        owners = [run.share_states(), run.effects.share(run.moment.stage), *(one.share() for one in sharing)]
+        unread, effects, *merged = exchange(owners, device)
+        for detector, of_all_ranks in zip(sharing, merged, strict=True):
+            if detector.id not in unread:
+                continue
+            detector.receive(of_all_ranks)
+            readings = run.layers.call(detector, partial(_read, detector)) or []
+            blocks = {site.match.name: site.match.index for site in run.layers.sites(detector)}
+            signature, points = str(detector.layer_signature), _by_block(detector, readings, blocks)
+            yield DetectorReadings(readings, tuple(blocks), signature, detector.tag_prefix, points)
+            run.layers.call(detector, detector.reset)
+        yield from _of_effects(effects)
+
+    def _lay_out(self, read: LoggedStep, loggers: Iterable[MetricsLogger]) -> None:
+        """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
+        charts: dict[str, list[str]] = {}
+        for detector in read.detectors:
+            numbers = [reading.name for reading in detector.readings if not isinstance(reading.value, Histogram)]
+            charts.setdefault(detector.prefix, []).extend(dict.fromkeys(numbers))
+        for writer in map(summary_writer, loggers):
+            if writer is not None:
+                write_layout(writer, charts, stages=[read.stage])
+
+
+def count_tags(layers: Layers) -> int:
+    """How many tags the detectors would write in a stage if each layer had its own, as far as they declare them."""
+    detectors = [hook for hook in layers.get_hooks() if isinstance(hook, Detector)]
+    return sum(len(layers.sites(detector)) * max(1, len(detector.reading_names())) for detector in detectors)
+
+
+def _read(detector: Detector) -> list[Reading]:
+    """The detector's readings; what is no reading fails here, where the detector can be named."""
+    readings = list(detector.readings())
+    declared = detector.reading_names()
+    for reading in readings:
+        if not isinstance(reading, Reading):
+            raise TypeError(f"readings() must give Reading(layer, name, value), not {reading!r}")
+        if not isinstance(reading.value, (int, float, Histogram)):
+            raise TypeError(f"the value of {reading!r} must be a number or a Histogram; of a tensor, give its .item()")
+        if declared and reading.name not in declared:
+            raise ValueError(f"readings() gave {reading.name!r}, which is not in reading_names() {declared!r}")
+    return readings
+
+
+def _by_block(
+    detector: Detector, readings: Iterable[Reading], blocks: Mapping[str, int | None]
+) -> list[tuple[int, Reading]]:
+    """The readings that make curves over the blocks, where each layer is in a block of its own."""
+    distinct = len(blocks) > 1 and len(set(blocks.values())) == len(blocks)
+    chosen = [reading for reading in readings if reading.name in detector.by_block] if distinct else []
+    return [(block, reading) for reading in chosen if (block := blocks.get(reading.layer)) is not None]
+
+
+def _of_effects(effects: Iterable[Effect]) -> Iterator[DetectorReadings]:
+    """What each hook changed, as readings under ``steering_<quantity>/<hook>/<layer>``."""
+    for hook, of_hook in groupby(effects, key=lambda effect: effect.hook):
+        rows = [(f"{hook}/{effect.layer}", effect) for effect in of_hook]
+        numbers = [(place, name, getattr(effect, name)) for place, effect in rows for name in _QUANTITIES]
+        # No token was changed where there is no ratio.
+        readings = [Reading(place, name, value) for place, name, value in numbers if not math.isnan(value)]
+        yield DetectorReadings(readings, tuple(place for place, _ in rows), hook, prefix="steering")
+
+
+def _refuse_shared_tags(tagged: TaggedReadings) -> None:
+    """Detectors that declare their `reading_names` are refused at the start; others show only here."""
+    tags = [tag for tag, _ in tagged]
+    shared = next((tag for tag in tags if tags.count(tag) > 1), None) if len(set(tags)) < len(tags) else None
+    if shared is not None:
+        raise TagConflict(
+            f"two readings of one step have the tag {shared!r}: give one of the detectors name=..., which becomes "
+            "its tags' first part"
+        )

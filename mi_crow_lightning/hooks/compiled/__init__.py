@@ -1,0 +1,1 @@
+"""Hooks inside the graphs of ``torch.compile``."""

@@ -1,0 +1,302 @@
+"""Extraction of steering vectors in the Trainer, from texts of two classes.
+
+Gives one direction a layer. It keeps three float64 numbers a feature on the layer's device, however many texts there
+are; ``covariance`` and ``keep_samples`` keep more where a method needs it. Nothing waits for the device before the
+stage is over, and then all ranks have what one process on all data would have.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning.errors import NothingExtracted
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
+from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.hooks.schedules import Moment, Schedule, Stage, When
+from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.metrics.class_moments import GROUPS, GroupMoments
+from mi_crow_lightning.metrics.separability import Separability
+from mi_crow_lightning.vectors.extraction.contrast import Contrast
+from mi_crow_lightning.vectors.extraction.directions import METHODS, Extraction
+from mi_crow_lightning.vectors.extraction.labels import Column, facts_of
+from mi_crow_lightning.vectors.fit import model_name
+from mi_crow_lightning.vectors.steering_vector import SteeringVector
+
+__all__ = ["ContrastDetector"]
+
+
+class ContrastDetector(Detector):
+    """Extracts a steering vector from texts of two classes, and tells which layer separates held-out ones.
+
+    ``trainer.predict`` on labelled batches extracts, `vectors` then gives the directions. ``trainer.validate`` on
+    other labelled batches scores them: `separability` and `best_layer`, and readings for the loggers. Each run begins
+    anew. The steps need only run the model, once or, with ``generate``, several times a batch: a row's representation
+    is the mean over its chosen tokens in all passes of the batch.
+
+    Classes are told by ``batch["label"]``, a tensor ``(B,)`` or a list; pairs by ``batch["pair"]``, ``(B,)`` integers
+    that are equal for the two rows of a pair, both in one batch. `PairCollator` makes such batches.
+
+    Args:
+        layer_signature: which layers.
+        method: the default of `vectors`, and what held-out samples are projected on: ``"mean_difference"``, ``"pca"``
+            or ``"logistic"``, see `vectors`.
+        tokens: which positions; ``"last"`` is each row's last real token.
+        classes: the negative and the positive class, as they occur in the labels: numbers or names.
+        label: key of the labels, or a function from the batch to them.
+        pair: key of the pairs, or a function.
+        covariance: which scatter matrices ``(D, D)`` to keep, of ``"negative"``, ``"positive"`` and ``"difference"``;
+            ``"pca"`` needs the last.
+        keep_samples: whether to keep every representation, float32; ``"logistic"`` needs them.
+        max_bytes: the most that these may take.
+        stage: where vectors are extracted: ``"predict"``, ``"validate"`` or ``"test"``.
+        held_out: where they are scored; ``None`` for nowhere.
+        hook_type: see `Hook`.
+        hook_id: see `Hook`.
+        on_error: see `Hook`; a run that is to give a vector has failed without it.
+        **options: ``name``, ``before_edits``, ``schedule``, see `Detector`.
+
+    Raises:
+        ValueError, TypeError: an argument is not one of those named above.
+
+    >>> from torch import nn, tensor
+    >>> from mi_crow_lightning.hooks import Layers
+    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+    >>> layers, detector = Layers(model), ContrastDetector("block:*")
+    >>> _ = layers.register_hook(None, detector)
+    >>> layers.begin_batch(None, {"label": [1, 0, 1]})
+    >>> _ = model(tensor([[5.0, 1.0], [1.0, 0.0], [7.0, 1.0]]))
+    >>> detector.vectors()["0"]
+    tensor([5., 1.])
+    """
+
+    alike_on_all_ranks = True
+    by_block = ("auroc", "d_prime")
+
+    def __init__(
+        self,
+        layer_signature: str | int | None = None,
+        *,
+        method: str = "mean_difference",
+        tokens: Tokens | str = "all",
+        classes: Sequence[Any] = (0, 1),
+        label: Column = "label",
+        pair: Column = "pair",
+        covariance: Sequence[str] = (),
+        keep_samples: bool = False,
+        max_bytes: int = 2**30,
+        stage: str | Stage = "predict",
+        held_out: str | Stage | None = "validate",
+        hook_type: HookType | str = HookType.FORWARD,
+        hook_id: str | None = None,
+        on_error: str | None = "raise",
+        **options: Any,
+    ) -> None:
+        super().__init__(layer_signature, hook_type, hook_id, on_error=on_error, **options)
+        _check_method(method, covariance, keep_samples)
+        if isinstance(classes, str) or len(classes) != 2 or classes[0] == classes[1]:
+            raise ValueError(f"classes={classes!r} must be two: the negative and the positive class")
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes!r} must be a whole number of bytes, 1 or more")
+        self.method = method
+        self.tokens = Tokens.of(tokens)
+        self._tokens_as_text = tokens if isinstance(tokens, str) else repr(tokens)
+        self.classes = tuple(classes)
+        self.label, self.pair = label, pair
+        self.stage, self.held_out = _stages(stage, held_out)
+        self._layers: list[str] = []
+        self._device = torch.device("cpu")
+        self._model = ""
+        self._moment: Moment | None = None
+        self._batch: Any = None
+        self._contrast = Contrast(method, scatter=tuple(covariance), keep_samples=keep_samples, max_bytes=max_bytes)
+
+    def default_schedule(self) -> When:
+        """Every batch of the two stages."""
+        return Schedule(stages=[stage for stage in (self.stage, self.held_out) if stage is not None])
+
+    def prepare(self, layers: list[str], device: torch.device) -> None:
+        """Begin anew; what an earlier run gave stays until this one gives its own."""
+        self._layers, self._moment, self._batch = list(layers), None, None
+        self._device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        self._contrast.begin_run()
+
+    def observe(self, x: Tensor, ctx: HookContext) -> None:
+        """Add the chosen tokens of ``x`` to the representations of the batch's rows.
+
+        Raises:
+            ValueError: the batch has no labels, or not one for each row of ``x``.
+            TokensUnknown: the rows of ``x`` are not those of the batch.
+        """
+        held_out = ctx.stage is not None and ctx.stage is self.held_out
+        if ctx.stage not in (None, self.stage) and not held_out:
+            return
+        if held_out and self._contrast.extraction is None:
+            return  # nothing to score: `readings` warns of it
+        if self._batch is not ctx.batch or self._moment is not ctx.moment or self._batch is None:
+            facts = facts_of(ctx.batch, self.label, self.pair, self.classes)
+            self._contrast.begin_batch(facts, held_out)
+            self._batch, self._moment, self._model = ctx.batch, ctx.moment, model_name(ctx.model)
+        check_rows_are_samples(x, ctx)
+        self._contrast.add(ctx.layer, x, self.tokens.mask(x, ctx))
+
+    @property
+    def tag_prefix(self) -> str:
+        """First part of the tags of its readings."""
+        return self.name or "contrast"
+
+    def reading_names(self) -> tuple[str, ...]:
+        """``norm`` of the difference of the class means; of held-out samples ``auroc`` and ``d_prime``."""
+        return ("norm", "auroc", "d_prime")
+
+    def readings(self) -> list[Reading]:
+        """The end of a stage: what all ranks have seen is joined, and from then on the vectors are to be had.
+
+        Raises:
+            ValueError: a label was of neither class, or a class is missing.
+        """
+        self._batch = None
+        stage = self.context.stage if self.context is not None else None
+        if stage is not None and stage is self.held_out:
+            return self._read_scores(stage)
+        if stage is not None and stage is not self.stage:
+            return []
+        extraction = self._contrast.finish_extraction(self._layers, self._device)
+        differences = extraction.directions("mean_difference") if extraction is not None else {}
+        return [Reading(layer, "norm", difference.norm().item()) for layer, difference in differences.items()]
+
+    def _read_scores(self, stage: Stage) -> list[Reading]:
+        scores = self._contrast.finish_scoring(self._layers, self._device)
+        if scores is None:
+            warnings.warn(
+                f"{self!r} has no vectors to score in {stage.value}: run {self.stage.value} before it", stacklevel=2
+            )
+        names = ("auroc", "d_prime")
+        return [Reading(row.layer, name, getattr(row, name)) for row in scores or () for name in names]
+
+    def vectors(self, method: str | None = None) -> SteeringVector:
+        """The steering vector: one direction for each layer, towards the positive class.
+
+        - ``"mean_difference"``: the mean of the positive class minus that of the negative.
+        - ``"pca"``: the first principal component of the differences of pairs, each with both signs.
+        - ``"logistic"``: the weights of an L2-regularised logistic probe on standardised features.
+
+        All have one scale: a vector is as long as the class means are apart along it, so strength 1 moves the mean of
+        the negative class to that of the positive one.
+
+        Args:
+            method: one of these; ``None`` for the detector's own.
+
+        Raises:
+            NothingExtracted: no run has reached the end of its stage.
+            RanElsewhere: the run was one of ``ddp_spawn`` and its like: save the vectors in it.
+            ValueError: the method is not known, or needs what is not there: pairs, ``covariance``, ``keep_samples``.
+        """
+        method = method or self.method
+        extraction = self._finished()
+        facts = {} if self.hook_type is HookType.FORWARD else {"hook_type": self.hook_type.value}
+        return SteeringVector(
+            extraction.directions(method),
+            method=method,
+            model=self._model,
+            tokens=self._tokens_as_text,
+            samples=dict(zip((*map(str, self.classes), "pairs"), extraction.counts(), strict=True)),
+            metadata=facts,
+        )
+
+    def moments(self) -> dict[str, dict[str, GroupMoments]]:
+        """Count, mean and, where kept, covariance of each group at each layer: ``moments()[layer]["positive"]``.
+
+        Raises:
+            NothingExtracted: see `vectors`.
+        """
+        kept = self._finished().moments
+        return {layer: {group: moments.of(group) for group in GROUPS} for layer, moments in kept.items()}
+
+    def separability(self) -> list[Separability]:
+        """How well the direction of each layer tells held-out samples apart, in the order of the layers.
+
+        Raises:
+            NothingExtracted: no held-out samples were scored since the vectors were extracted.
+        """
+        if self.elsewhere is not None:
+            self.elsewhere.refuse("ContrastDetector")
+        if not self._contrast.scores:
+            todo = "held_out is None" if self.held_out is None else f"run {self.held_out.value} on labelled batches"
+            raise NothingExtracted(f"no held-out samples were scored since {self.stage.value}: {todo}")
+        return list(self._contrast.scores)
+
+    def best_layer(self) -> str:
+        """The layer with the largest ``auroc``, and of several the one with the largest ``d_prime``.
+
+        Raises:
+            NothingExtracted: see `separability`.
+        """
+        return max(self.separability(), key=lambda row: (row.auroc, row.d_prime)).layer
+
+    def _finished(self) -> Extraction:
+        """What the last run gave; in a bare loop, whose end nobody tells, what was seen until now."""
+        if self.elsewhere is not None:
+            self.elsewhere.refuse("ContrastDetector")
+        if self._contrast.unfinished and self._moment is None:
+            self._batch = None
+            self._contrast.finish_extraction(self._layers, self._device)
+        if self._contrast.unfinished or self._contrast.extraction is None:
+            raise NothingExtracted(
+                f"{self!r} has no vectors: {self.stage.value} on batches with labels must reach its end first"
+            )
+        return self._contrast.extraction
+
+    def state_dict(self) -> dict[str, Any]:
+        """The switch, and what finished runs gave."""
+        extraction = self._contrast.extraction
+        return {
+            **super().state_dict(),
+            "model": self._model,
+            "extraction": extraction.tensors() if extraction is not None else {},
+            "scores": [list(row) for row in self._contrast.scores],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.load_results(state)
+
+    def load_results(self, state: dict[str, Any]) -> None:
+        """Take over the vectors and scores, in whatever run a checkpoint is loaded."""
+        self._model = state["model"]
+        self._contrast.extraction = Extraction.from_tensors(state["extraction"]) if state["extraction"] else None
+        self._contrast.scores = [Separability(*row) for row in state["scores"]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_batch": None, "_moment": None}
+
+
+def _check_method(method: str, covariance: Sequence[str], keep_samples: bool) -> None:
+    if method not in METHODS:
+        raise not_known("method", method, METHODS)
+    if isinstance(covariance, str) or any(group not in GROUPS for group in covariance):
+        raise ValueError(f"covariance={covariance!r}: choose a list of groups from {', '.join(map(repr, GROUPS))}")
+    if method == "pca" and "difference" not in covariance:
+        raise ValueError("method='pca' needs covariance=['difference']: the scatter matrix (D, D) of each layer")
+    if method == "logistic" and not keep_samples:
+        raise ValueError("method='logistic' needs keep_samples=True: every representation, up to max_bytes")
+
+
+def _stages(stage: str | Stage, held_out: str | Stage | None) -> tuple[Stage, Stage | None]:
+    first = Stage.of(stage)
+    second = Stage.of(held_out, "held_out") if held_out is not None else None
+    for name, value in (("stage", first), ("held_out", second)):
+        if value is Stage.TRAIN:
+            raise not_known(name, value.value, ("predict", "validate", "test"))
+    if first is second:
+        raise ValueError(f"stage and held_out are both {first.value!r}: held-out samples must come in another stage")
+    return first, second

@@ -1,0 +1,115 @@
+"""Attaching callables to modules: the only code that adds and removes torch handles.
+
+torch calls the hooks of a module in the order in which they were added. Hooks here come and go with
+the schedule, so the order is kept by rank instead: whenever a callable is attached, those of ours that
+must run after it are moved behind it. Handles of others are never removed and keep their identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle, outside_of
+
+__all__ = ["InertWhenCopied", "Rank", "attach"]
+
+
+class Rank(IntEnum):
+    """Who runs first among our callables on one module and hook type."""
+
+    ENTER = 0
+    OBSERVE_BEFORE_EDITS = 1
+    EDIT = 2
+    OBSERVE = 3
+    LEAVE = 4
+
+
+def no_op(*args: Any, **kwargs: Any) -> None:
+    """What a copied or pickled model carries in place of a hook."""
+
+
+def _make_no_op() -> Callable[..., None]:
+    return no_op
+
+
+class InertWhenCopied:
+    """A callable for torch whose deep copy, and whose pickle, does nothing.
+
+    A deep copy of a watched model, an EMA of it or a saved one must carry no live hook: its passes
+    would count in ours, and the hook's owner would travel along.
+
+    Attributes:
+        order: ``(rank, sequence)``: where among our callables on a module this one runs.
+    """
+
+    order: tuple[int, int]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_make_no_op, ())
+
+
+def attach(
+    module: nn.Module,
+    callback: InertWhenCopied,
+    hook_type: HookType,
+    *,
+    always_call: bool = False,
+    outside: bool = False,
+) -> RemovableHandle | OutsideHandle:
+    """Attach ``callback`` to ``module``, in its place among our callables there.
+
+    Args:
+        module: the module to attach to.
+        callback: called as ``(module, args, kwargs)`` before, or ``(module, args, kwargs, output)`` after.
+        hook_type: before or after the module's forward.
+        always_call: also call it when the forward raised (after the forward only).
+        outside: where ``module`` was compiled in place, stand outside of its graph.
+
+    Returns:
+        A handle whose ``remove()`` may be called more than once.
+    """
+    if not callable(callback):
+        raise TypeError(f"{type(callback).__name__} is not callable")
+    if outside and module._compiled_call_impl is not None:
+        around = outside_of(module)
+        handle = _attach(around, _On(module, callback), hook_type, always_call)
+        return OutsideHandle(handle, around)
+    return _attach(module, callback, hook_type, always_call)
+
+
+class _On(InertWhenCopied):
+    """A callback that is told another module than the one that it is attached to."""
+
+    def __init__(self, module: nn.Module, callback: Any) -> None:
+        self.order = callback.order
+        self._module, self._callback = module, callback
+
+    def __call__(self, module: nn.Module, *call: Any) -> Any:
+        return self._callback(self._module, *call)
+
+
+def _attach(module: nn.Module, callback: Any, hook_type: HookType, always_call: bool) -> RemovableHandle:
+    handle: RemovableHandle
+    if hook_type is HookType.PRE_FORWARD:
+        handle = module.register_forward_pre_hook(callback, with_kwargs=True)
+        _move_later_ones_behind(module._forward_pre_hooks, callback)
+    else:
+        handle = module.register_forward_hook(callback, with_kwargs=True, always_call=always_call)
+        _move_later_ones_behind(module._forward_hooks, callback)
+    return handle
+
+
+def _move_later_ones_behind(hooks: dict[int, Any], callback: InertWhenCopied) -> None:
+    later = [
+        (other.order, handle_id)
+        for handle_id, other in hooks.items()
+        if isinstance(other, InertWhenCopied) and other.order > callback.order
+    ]
+    for _, handle_id in sorted(later):
+        hooks[handle_id] = hooks.pop(handle_id)  # to the end

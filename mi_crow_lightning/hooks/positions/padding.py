@@ -1,0 +1,170 @@
+"""Which tokens of an activation are real, and which are padding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mi_crow_lightning.errors import TokensUnknown
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.facts import PassFacts
+from mi_crow_lightning.hooks.passes.layouts import Layout
+
+__all__ = ["first_column", "real_so_far", "real_tokens", "tokens_of_pass"]
+
+
+def tokens_of_pass(x: Tensor, facts: PassFacts) -> int:
+    """Tokens of each row in the running pass: those the model was called with, else those of ``x`` (B, T, D)."""
+    return facts.tokens if facts.tokens is not None else x.shape[1]
+
+
+def first_column(x: Tensor, facts: PassFacts) -> int:
+    """The column, in the padded sequence, of the first token of ``x`` (B, T, D).
+
+    A head that is called for the last token alone, as ``generate`` does, has one token of a longer pass.
+    """
+    skipped = tokens_of_pass(x, facts) - 1 if x.shape[1] == 1 else 0
+    return (facts.past or 0) + skipped
+
+
+def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor | None:
+    """The tokens of ``x`` that are not padding.
+
+    Asked in this order: the user's ``token_mask`` (of the batch as it was loaded, hence not inside
+    ``generate``), the mask that the layer's model was called with, the batch's ``attention_mask``.
+
+    Args:
+        x: the activation.
+        ctx: the hook's context.
+        must_fit: whether a mask that does not fit is an error, and not a warning that every element counts.
+
+    Returns:
+        ``(B, T)`` bool, or ``(B * T,)`` where the layer lays all tokens in one row; ``None`` when every
+        element counts: no padding, or not a sequence.
+
+    Raises:
+        TokensUnknown: the user's ``token_mask``, or a mask that must, does not fit the activation.
+    """
+    if ctx.token_mask is not None and not ctx.facts.generating:
+        mask = ctx.token_mask(ctx.batch)
+        if x.dim() == 3 and ctx.layout is Layout.USUAL and mask.shape != x.shape[:2]:
+            raise TokensUnknown(
+                f"token_mask returned shape {tuple(mask.shape)} for {ctx.layer!r}, whose activation has shape "
+                f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
+            )
+        return _fitted(mask.to(x.device) != 0, x, ctx, must_fit)
+    if ctx.facts.unreadable is not None:
+        raise TokensUnknown(
+            f"the attention mask that {ctx.layer!r}'s model was called with is a {ctx.facts.unreadable}, of which "
+            "padding cannot be told. Give HookCallback(token_mask=...), or use another attention implementation."
+        )
+    if ctx.facts.mask is not None:
+        return _fitted(_mask_of_pass(ctx.facts.mask, x, ctx.facts), x, ctx, must_fit)
+    return None if ctx.facts.takes_mask else _batch_mask(x, ctx)
+
+
+def real_so_far(x: Tensor, real: Tensor, ctx: HookContext) -> Tensor:
+    """The real tokens of the whole sequence up to the end of this pass, those in the cache too.
+
+    Args:
+        x: the activation ``(B, T, D)``.
+        real: the real tokens of this pass, ``(B, T)`` bool.
+        ctx: the hook's context.
+
+    Returns:
+        ``(B, past + T)`` bool.
+
+    Raises:
+        TokensUnknown: the model was given a mask of this pass alone.
+    """
+    facts = ctx.facts
+    first = first_column(x, facts)
+    if first == 0:
+        return real
+    if facts.mask is None:
+        return real.new_ones(len(real), first + x.shape[1])
+    so_far = _columns_of(facts.mask).to(real.device)[:, : first + x.shape[1]]
+    if so_far.shape[1] != first + x.shape[1]:
+        raise TokensUnknown(
+            f"{ctx.layer!r}: the attention mask {tuple(facts.mask.shape)} does not reach back over the {first} tokens "
+            "before this pass, so positions cannot be counted: pass the mask of the whole sequence"
+        )
+    return so_far.expand(len(real), -1)
+
+
+def _columns_of(mask: Tensor) -> Tensor:
+    """An attention mask of any of the usual forms as (B, columns) bool."""
+    if mask.dim() == 2:
+        return mask != 0
+    # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
+    last = mask.reshape(mask.shape[0], -1, *mask.shape[-2:])[:, 0, -1]
+    # An additive mask holds 0 (or a small bias) for what counts, and a very negative number for the rest.
+    return last > -1000.0 if last.is_floating_point() else last != 0
+
+
+def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
+    """An attention mask of any of the usual forms, cut to the columns of this pass: (B, T) bool.
+
+    Where its columns are not those of the cache and the pass it is returned whole, and will not fit: the
+    second dimension of the activation then is no sequence of these tokens (latents).
+    """
+    tokens = tokens_of_pass(x, facts) if facts.tokens is not None or x.dim() >= 3 else mask.shape[-1]
+    real = _columns_of(mask)
+    if mask.dim() == 2 and not facts.past_unknown and real.shape[1] != (facts.past or 0) + tokens:
+        return real
+    return real[:, -tokens:] if facts.past is None else real[:, facts.past : facts.past + tokens]
+
+
+def _fitted(real: Tensor, x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor | None:
+    """``real`` (B, T) in the form of ``x``; ``None``, and a warning, where it is of other tokens."""
+    layout = ctx.layout.of(x)
+    if layout is Layout.PACKED:
+        return None  # there is no padding in it
+    if layout is not Layout.USUAL:
+        _tell(f"{ctx.layer!r} gives {layout.value}, which an attention mask cannot be laid on")
+        return None
+    real = real.to(x.device)
+    if x.dim() == 3:
+        if real.shape[0] == 1:
+            real = real.expand(x.shape[0], -1)
+        if x.shape[1] == 1:
+            real = real[:, -1:]
+        if real.shape == x.shape[:2]:
+            return real
+    elif x.dim() == 2:
+        if len(x) == real.numel() and real.shape[1] > 1:
+            return real.reshape(-1)
+        if len(x) == len(real):
+            return None  # one vector for each row, as a pooler gives: no tokens
+    unfit = f"{ctx.layer!r}: the attention mask {tuple(real.shape)} does not fit the activation {tuple(x.shape)}"
+    if must_fit:
+        raise TokensUnknown(f"{unfit}, so tokens cannot be chosen: use tokens='all', or choose another layer")
+    _tell(unfit)
+    return None
+
+
+def _tell(why: str) -> None:
+    text = f"{why}, so every element counts, padding too. Watch another layer where that matters."
+    warnings.warn(text, stacklevel=3)
+
+
+def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
+    """The batch's own mask, for models that take none; says so when there are tokens but no mask."""
+    if x.dim() != 3 or not isinstance(ctx.batch, Mapping):
+        return None
+    mask = ctx.batch.get("attention_mask")
+    if isinstance(mask, Tensor) and (mask.shape == x.shape[:2] or ctx.layout is not Layout.USUAL):
+        return _fitted(mask != 0, x, ctx)
+    if isinstance(mask, Tensor) and mask.shape == x.shape[1::-1]:
+        _tell(f"{ctx.layer!r}: the batch's attention mask {tuple(mask.shape)} lies across {tuple(x.shape)}")
+        return None
+    token_ids = ctx.batch.get("input_ids")
+    if mask is None and isinstance(token_ids, Tensor) and token_ids.shape == x.shape[:2]:
+        warnings.warn(
+            f"{ctx.layer!r}: neither the model nor the batch has an attention mask, so every token counts, "
+            "padding too. HookCallback(token_mask=...) can say which are real.",
+            stacklevel=2,
+        )
+    return None

@@ -1,0 +1,142 @@
+"""What may be registered: the rules that hooks must keep to get onto layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.signatures import Match
+from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict
+from mi_crow_lightning.hooks.controller import Controller
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.registry.sites import Registration
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.hooks.layers import Layers
+
+__all__ = [
+    "refuse_replicated",
+    "refuse_same_kind_on_layer",
+    "refuse_scripted",
+    "refuse_shared_tags",
+    "refuse_unfit",
+    "replicates",
+]
+
+# By kind of hook: what a subclass may override to do something at all.
+_EXTENSION_POINTS: dict[type[Hook], tuple[str, ...]] = {
+    Detector: ("observe", "process_activations", "_hook_fn"),
+    Controller: ("edit", "modify_activations", "_edited", "_hook_fn"),
+    Hook: ("_hook_fn",),
+}
+
+
+def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
+    """Refuse what is no hook, is registered already, or would do nothing.
+
+    Raises:
+        TypeError, HookConflict, RegistrationError
+    """
+    if not isinstance(hook, Hook):
+        raise TypeError(
+            f"{hook!r} is not a hook: give an instance of Detector, Controller or Hook, not a {type(hook).__name__}"
+        )
+    if "id" not in vars(hook):
+        raise TypeError(f"{type(hook).__name__}.__init__ must call super().__init__(...)")
+    if hook.id in taken_ids:
+        what = f"a hook with ID {hook.id!r}" if hook.has_given_id else f"{hook!r}, or a copy of it,"
+        raise HookConflict(f"{what} is already registered here: unregister it first")
+    if hook.registered:
+        raise HookConflict(
+            f"{hook!r} is already registered, with a LanguageModel, Layers or another HookCallback: "
+            "unregister it there, or make a second hook"
+        )
+    kinds: list[type[Hook]] = [kind for kind in (Detector, Controller) if isinstance(hook, kind)] or [Hook]
+    names = list(dict.fromkeys(name for kind in kinds for name in _EXTENSION_POINTS[kind]))
+    if not any(_overrides(hook, name) for name in names):
+        raise RegistrationError(f"{type(hook).__name__} overrides none of {', '.join(names)}, so it would do nothing")
+
+
+def _overrides(hook: Hook, name: str) -> bool:
+    """Whether the hook's class has its own ``name``, and not that of a base class of ours."""
+    return all(getattr(type(hook), name) is not getattr(kind, name, None) for kind in _EXTENSION_POINTS)
+
+
+def refuse_scripted(hook: Hook, matches: Iterable[Match]) -> None:
+    """Refuse layers that torch lets no hook onto.
+
+    Raises:
+        RegistrationError: it names the layer.
+    """
+    for match in matches:
+        if isinstance(match.module, torch.jit.ScriptModule):
+            raise RegistrationError(
+                f"{hook!r}: layer {match.name!r} is a TorchScript module, which takes no hooks: choose a layer around "
+                "it, or load the model without scripting"
+            )
+
+
+def refuse_replicated(hook: Hook, matches: Iterable[Match], tree: ModuleTree) -> None:
+    """Refuse layers of which ``nn.DataParallel`` runs copies, each in a thread of its own.
+
+    Raises:
+        RegistrationError: it names the layer.
+    """
+    for match in matches:
+        if any(replicates(module) for module in tree.ancestors(match.module)):
+            raise RegistrationError(
+                f"{hook!r}: layer {match.name!r} is inside nn.DataParallel, which runs copies of it in several "
+                "threads, and hooks would mix them up: leave nn.DataParallel out, and let the Trainer run one "
+                "process a device with strategy='ddp'"
+            )
+
+
+def replicates(module: nn.Module) -> bool:
+    """Whether ``module`` is an ``nn.DataParallel`` that runs copies of what it holds; with one device it does not."""
+    return isinstance(module, nn.DataParallel) and len(module.device_ids) > 1
+
+
+def refuse_same_kind_on_layer(
+    hook: Hook, hook_type: HookType, names: Iterable[str], present: Iterable[Registration]
+) -> None:
+    """Refuse a second detector, or a second controller, on one layer and hook type.
+
+    Raises:
+        HookConflict: it names the hook that is there.
+    """
+    wanted = set(names)
+    for other in present:
+        shared = wanted & other.names
+        if shared and other.hook.hook_type is hook_type and other.hook.edits == hook.edits:
+            kind = "controller" if hook.edits else "detector"
+            raise HookConflict(
+                f"layer {min(shared)!r} already has a {kind} ({hook_type.value}): {other.hook!r}. One {kind} per "
+                f"layer and hook type is allowed here: unregister that one, or set allow_stacking=True."
+            )
+
+
+def refuse_shared_tags(registries: Iterable[Layers]) -> None:
+    """Refuse two detectors that would write to one tag: of each step only one value would be seen.
+
+    Raises:
+        TagConflict: it names both.
+    """
+    owners: dict[tuple[str, str, str], Detector] = {}
+    for layers in registries:
+        for detector in layers.get_hooks():
+            if not isinstance(detector, Detector):
+                continue
+            for site in layers.sites(detector):
+                for name in detector.reading_names():
+                    other = owners.setdefault((detector.tag_prefix, site.match.name, name), detector)
+                    if other is not detector:
+                        raise TagConflict(
+                            f"{other!r} and {detector!r} would both write the {name} of {site.match.name!r} under "
+                            f"{detector.tag_prefix!r}: give one of them name=..., which becomes its tags' first part"
+                        )

@@ -1,0 +1,78 @@
+"""A site inside of a graph of ``torch.compile``: traced with the model, and switched by a Python bool.
+
+torch looks for hooks when it compiles, so the handle stays on the layer for the whole run. What changes from batch to
+batch reaches the hook as tensors, else each batch would be compiled anew. Nothing is caught: an error of the hook
+shows when the graph is made. Where the layer runs outside of a graph all the same, it is a site like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.facts import PassFacts
+from mi_crow_lightning.hooks.registry.sites import Site
+from mi_crow_lightning.hooks.schedules import Stage
+
+__all__ = ["TracedSite"]
+
+
+class TracedSite(Site):
+    """One hook on one layer that runs inside of a compiled graph; the arguments are those of `Site`."""
+
+    is_traced = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._on = False
+        self._calls = next(map(self._layers.passes.token_calls, self.token_sources), None)  # there is one at most
+        # Written in the graph and never read there: that would be one more thing to compile for.
+        self._ran_in: Stage | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether the hook runs when the layer does."""
+        return self._on
+
+    def hold(self) -> None:
+        """Put the hook on the layer, for the whole run."""
+        super().switch(True)
+
+    def switch(self, on: bool) -> None:
+        """Let the hook run with its layer, or not: the handle stays."""
+        if self._ran_in is not None:
+            self.fired.add(self._ran_in)
+            self._ran_in = None
+        self._on = on
+
+    def remove(self) -> None:
+        """Take the hook off the layer; doing so twice is harmless."""
+        self._on = False
+        super().remove()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
+        if not self._on:
+            return None
+        if not torch.compiler.is_compiling():
+            return super().__call__(module, args, kwargs, output)
+        layers, facts = self._layers, self._calls.facts if self._calls is not None else PassFacts()
+        context = HookContext(
+            layers=layers,
+            layer=self.match.name,
+            index=self.match.index,
+            args=args,
+            kwargs=kwargs,
+            moment=layers.traced.moment,
+            batch=layers.batch,
+            token_mask=layers.traced.token_mask,
+            facts=(facts or PassFacts(takes_mask=True)).at_layer(args, kwargs),
+            layout=self._layout,
+        )
+        self._ran_in = context.stage
+        result = self.hook.run_in_graph(context, module, output)
+        if result is not None and layers.effects is not None:
+            layers.effects.note(self.hook.id, self.hook.hook_type, context, output, result)
+        return result

@@ -1,0 +1,97 @@
+"""The sums of one layer in tensors of their own, as a graph of ``torch.compile`` adds to them.
+
+How wide the layer is shows when the graph is made, and then its tensors are, too: a graph can write to tensors, and
+what it made itself in inference mode could not be written to outside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
+from mi_crow_lightning.metrics.one_pass.buffers import Place
+from mi_crow_lightning.metrics.one_pass.measure import as_tokens
+from mi_crow_lightning.metrics.one_pass.summary import Group
+from mi_crow_lightning.metrics.rows import Row, empty_rows
+
+__all__ = ["LayerSums", "take_sums"]
+
+
+class LayerSums:
+    """The summary of what a layer gave since it was last taken.
+
+    Args:
+        groups: what to compute.
+        device: where the sums are kept.
+
+    Attributes:
+        place: the sums; ``None`` until the first activation.
+
+    >>> sums = LayerSums(Group.ALL, torch.device("cpu"))
+    >>> sums.add(torch.tensor([[1.0, 3.0]]), None, None)
+    >>> sums.place.row[Row.MEAN].item(), sums.place.peaks.tolist()
+    (2.0, [1.0, 3.0])
+    """
+
+    def __init__(self, groups: Group, device: torch.device) -> None:
+        self.place: Place | None = None
+        self._groups = groups
+        self._device = device
+
+    def add(self, x: Tensor, mask: Tensor | None, batch: Tensor | None) -> None:
+        """Add an activation; the arguments are those of `ActivationStatisticsMetric.accumulate`."""
+        tokens, keep = as_tokens(x, mask)
+        _make_room(self, tokens.shape[1])
+        assert self.place is not None
+        accumulate(self.place, tokens, keep, self._groups, batch)
+
+    def make_room(self, width: int) -> None:
+        """Make the tensors, if there are none yet."""
+        if self.place is None:
+            self.place = self.empty_place(width if Group.CHANNELS in self._groups else 0)
+
+    def empty_place(self, width: int) -> Place:
+        """Tensors that have seen nothing."""
+        with torch.inference_mode(False), torch.no_grad():
+            row = _empty_row(width, self._device)
+            return Place(row, row.new_zeros(width), row.new_zeros(width))
+
+    def clear(self) -> None:
+        """Begin anew, in the same tensors: a graph may hold on to them."""
+        if self.place is not None:
+            self.place.row.copy_(_empty_row(len(self.place.sums), self._device))
+            self.place.sums.zero_()
+            self.place.peaks.zero_()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _make_room(sums: LayerSums, width: int) -> bool:
+    """In a graph this runs once, while the graph is made."""
+    sums.make_room(width)
+    return True
+
+
+def _empty_row(width: int, device: torch.device) -> Tensor:
+    row = empty_rows(1, device)[0]
+    row[Row.CHANNELS] = width
+    return row
+
+
+def take_sums(layers: Sequence[LayerSums]) -> tuple[Tensor, list[int]] | None:
+    """The sums of layers as one buffer, and the layers' widths; ``None`` where none has any. They begin anew.
+
+    >>> sums = LayerSums(Group.ALL, torch.device("cpu"))
+    >>> sums.add(torch.tensor([[1.0, 3.0]]), None, None)
+    >>> take_sums([sums])[1], sums.place.row[Row.COUNT].item()
+    ([2], 0.0)
+    """
+    if all(one.place is None for one in layers):
+        return None
+    places = [one.place if one.place is not None else one.empty_place(0) for one in layers]
+    rows, sums, peaks = (torch.cat(parts) for parts in zip(*places, strict=True))
+    for one in layers:
+        one.clear()
+    return torch.cat([rows, sums, peaks]), [len(place.sums) for place in places]

@@ -1,0 +1,70 @@
+"""Whether an activation goes to the kernels. Importing this loads no triton, which may be missing."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.metrics.one_pass.buffers import Place
+    from mi_crow_lightning.metrics.one_pass.summary import Group
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# A program goes over all channels of its tokens: few programs with much to do each would leave the device idle.
+_WIDEST, _WIDE, _MANY_TOKENS = 2**20, 2**16, 256
+
+_devices = {"cuda"}
+_refused: set[torch.device] = set()
+
+
+def suits(tokens: Tensor, keep: Tensor | None) -> bool:
+    """Whether the kernels are for this activation, ``(N, D)``, and its mask: they are several times faster."""
+    count, width = tokens.shape
+    return (
+        tokens.device.type in _devices
+        and type(tokens) is Tensor  # a subclass may have no memory of its own
+        and tokens.dtype in _DTYPES
+        and 0 < width <= (_WIDEST if count >= _MANY_TOKENS else _WIDE)
+        and count > 0
+        and (keep is None or keep.device == tokens.device)
+        and tokens.device not in _refused
+        and _has_triton()
+    )
+
+
+def launched(
+    tokens: Tensor, keep: Tensor | None, groups: Group, to: Place, *, add: bool = False, batch: int | None = None
+) -> bool:
+    """Launch the kernels for an activation that suits them; for the arguments see ``launch.py``.
+
+    Where they cannot be built, a warning tells why, once for each device.
+
+    Returns:
+        Whether they were launched. If not, nothing was written.
+    """
+    from mi_crow_lightning.metrics.one_pass.on_cuda.launch import launch
+
+    try:
+        launch(tokens, keep, groups, to, add=add, batch=batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton, its compilers and the driver raise what they like
+        _refused.add(tokens.device)
+        warnings.warn(
+            f"the statistics kernel does not run on {tokens.device}, so plain torch operations take its place, "
+            f"which are several times slower: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@lru_cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

@@ -1,0 +1,1 @@
+"""Directions from the activations of two classes of texts, and how well each layer separates them."""

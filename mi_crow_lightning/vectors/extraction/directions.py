@@ -1,0 +1,184 @@
+"""What is gathered of two classes at each layer, and the directions that it gives."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning.errors import CaptureBudgetExceeded
+from mi_crow_lightning.metrics.class_moments import GROUPS, ClassMoments, reduce_moments
+from mi_crow_lightning.metrics.collectives import gather, gather_rows, is_distributed
+from mi_crow_lightning.metrics.directions import mean_difference, principal_difference
+from mi_crow_lightning.metrics.logistic import logistic
+from mi_crow_lightning.vectors.extraction.row_means import Rows
+
+__all__ = ["METHODS", "Extraction"]
+
+
+class Extraction:
+    """Running moments of each layer, and its samples where they are kept.
+
+    Args:
+        scatter: groups whose scatter matrix is kept, see `ClassMoments`.
+        keep_samples: whether to keep every sample, float32.
+        max_bytes: the most that samples may take; ``None`` for no bound.
+
+    Attributes:
+        moments: by layer.
+    """
+
+    def __init__(self, scatter: Sequence[str] = (), keep_samples: bool = False, max_bytes: int | None = None) -> None:
+        self.moments: dict[str, ClassMoments] = {}
+        self.keeps_samples = keep_samples
+        self._scatter = tuple(scatter)
+        self._max_bytes = max_bytes
+        self._samples: dict[str, list[Tensor]] = {}  # (n, D + 1) each: the sample and its label
+        self._held = 0
+        self._left_out: dict[str, Tensor] = {}  # (2,): rows of other classes, rows without a chosen token
+        self._directions: dict[str, dict[str, Tensor]] = {}
+
+    def add(self, layer: str, rows: Rows) -> None:
+        """Add the rows of one batch at one layer; nothing here waits for the device.
+
+        Raises:
+            CaptureBudgetExceeded: the samples would take more than ``max_bytes``.
+        """
+        if layer not in self.moments:
+            self._open(layer, rows.x.shape[1], rows.x.device)
+        if self.keeps_samples:
+            self._keep(layer, rows)
+        self.moments[layer].update(rows.x, rows.label, rows.pair)
+        self._left_out[layer] += torch.stack([(rows.label == -1).sum(), (rows.label == -2).sum()])
+
+    def _open(self, layer: str, width: int, device: torch.device) -> None:
+        with torch.inference_mode(False):
+            self.moments[layer] = ClassMoments(width, self._scatter, device)
+            self._left_out[layer] = torch.zeros(2, dtype=torch.int64, device=device)
+            self._samples[layer] = []
+
+    def _keep(self, layer: str, rows: Rows) -> None:
+        size = 4 * rows.x.shape[0] * (rows.x.shape[1] + 1)
+        if self._max_bytes is not None and self._held + size > self._max_bytes:
+            raise CaptureBudgetExceeded(
+                f"keeping the samples of {layer!r} would take {self._held + size:,} bytes, and "
+                f"max_bytes={self._max_bytes:,}: watch fewer layers, give fewer samples, raise max_bytes, or leave "
+                "keep_samples out, which only method='logistic' needs"
+            )
+        self._held += size
+        self._samples[layer].append(torch.cat([rows.x, rows.label[:, None]], dim=1).float())
+
+    def reduce(self, layers: Sequence[str], device: torch.device) -> None:
+        """Make it that of all ranks together, and refuse labels of other classes.
+
+        Args:
+            layers: all that are watched, in an order that is the same on every rank.
+            device: where collectives run.
+
+        Raises:
+            ValueError: a label was of neither class, or a layer's width differs between ranks.
+        """
+        if is_distributed():
+            self._open_what_other_ranks_saw(layers, device)
+            seen = [layer for layer in layers if layer in self.moments]
+            reduce_moments([self.moments[layer] for layer in seen])
+            if self.keeps_samples:
+                self._samples = {layer: [gather_rows(self._joined(layer))] for layer in seen}
+        self.moments = {layer: self.moments[layer] for layer in layers if layer in self.moments}
+        if self._left_out:
+            others, without_tokens = torch.stack([left.cpu() for left in self._left_out.values()]).amax(0).tolist()
+            _refuse_others(others)
+            _warn_of_rows_without_tokens(without_tokens)
+
+    def _open_what_other_ranks_saw(self, layers: Sequence[str], device: torch.device) -> None:
+        mine = torch.zeros(len(layers), 3, dtype=torch.int64, device=device)
+        for i, layer in enumerate(layers):
+            if layer in self.moments:
+                mine[i, 0] = self.moments[layer].mean.shape[1]
+                mine[i, 1:] = self._left_out[layer]
+        ranks = torch.stack(gather(mine))
+        widths = ranks[..., 0].amax(0)
+        if ((ranks[..., 0] != 0) & (ranks[..., 0] != widths)).any():
+            raise ValueError(f"the layers' widths differ between ranks: {ranks[..., 0].tolist()}")
+        for i, layer in enumerate(layers):
+            if widths[i] and layer not in self.moments:
+                self._open(layer, int(widths[i]), device)
+            if widths[i]:
+                self._left_out[layer] = ranks[:, i, 1:].sum(0)
+
+    def directions(self, method: str) -> dict[str, Tensor]:
+        """The direction of each layer by one of `METHODS`, ``(D,)`` float64.
+
+        Raises:
+            ValueError: the method is not known, or what was gathered does not allow it.
+        """
+        if method not in METHODS:
+            raise not_known("method", method, METHODS)
+        if method not in self._directions:
+            with torch.inference_mode(False):
+                self._directions[method] = {layer: METHODS[method](self, layer) for layer in self.moments}
+        return self._directions[method]
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many samples of the negative class, of the positive one, and how many pairs."""
+        moments = next(iter(self.moments.values()))
+        negative, positive, pairs = (moments.of(group).n for group in GROUPS)
+        return negative, positive, pairs
+
+    def samples(self, layer: str) -> tuple[Tensor, Tensor]:
+        """The samples of a layer ``(N, D)`` and their labels ``(N,)``.
+
+        Raises:
+            ValueError: samples were not kept.
+        """
+        if not self.keeps_samples:
+            raise ValueError("method='logistic' needs the samples, which were not kept: give keep_samples=True")
+        joined = self._joined(layer)
+        joined = joined[joined[:, -1] >= 0]
+        return joined[:, :-1], joined[:, -1].long()
+
+    def _joined(self, layer: str) -> Tensor:
+        moments = self.moments[layer]
+        empty = torch.zeros(0, moments.mean.shape[1] + 1, device=moments.mean.device)
+        return torch.cat([empty, *self._samples[layer]])
+
+    def tensors(self) -> dict[str, Any]:
+        """Copies of all that `from_tensors` needs, on the CPU."""
+        return {
+            "moments": {layer: moments.tensors() for layer, moments in self.moments.items()},
+            "samples": {layer: self._joined(layer).cpu() for layer in self.moments} if self.keeps_samples else {},
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Any]) -> Extraction:
+        """The extraction that `tensors` was called on."""
+        made = cls(keep_samples=bool(tensors["samples"]))
+        made.moments = {layer: ClassMoments.from_tensors(kept) for layer, kept in tensors["moments"].items()}
+        made._samples = {layer: [joined] for layer, joined in tensors["samples"].items()}
+        return made
+
+
+def _logistic(extraction: Extraction, layer: str) -> Tensor:
+    return logistic(*extraction.samples(layer))
+
+
+METHODS: dict[str, Callable[[Extraction, str], Tensor]] = {
+    "mean_difference": lambda extraction, layer: mean_difference(extraction.moments[layer]),
+    "pca": lambda extraction, layer: principal_difference(extraction.moments[layer]),
+    "logistic": _logistic,
+}
+"""From what was gathered to the direction of a layer, by name."""
+
+
+def _refuse_others(count: int) -> None:
+    if count:
+        raise ValueError(f"{count} rows have a label of neither class: give classes=(negative, positive) as they occur")
+
+
+def _warn_of_rows_without_tokens(count: int) -> None:
+    if count:
+        warnings.warn(f"{count} rows had none of the chosen tokens, and were left out", stacklevel=2)
