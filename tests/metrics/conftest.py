@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics import one_pass
+from mi_crow_lightning.metrics.one_pass import measure as one_pass
 from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
 from mi_crow_lightning.metrics.one_pass.measure import as_tokens, measure
 from mi_crow_lightning.metrics.one_pass.on_cuda import choice

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mi_crow_lightning import metrics
-from mi_crow_lightning.metrics import at_hand, one_pass
 from mi_crow_lightning.metrics.activation import (
     EDGES,
     ROW_SIZE,
@@ -34,6 +33,8 @@ from mi_crow_lightning.metrics.activation import (
     summarize,
 )
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
+from mi_crow_lightning.metrics.one_pass import measure as one_pass
+from mi_crow_lightning.metrics.one_pass import on_cpu
 from mi_crow_lightning.metrics.one_pass.summary import Group
 from tests.metrics.conftest import Form
 from tests.metrics.reference import log2_counts, numpys
@@ -144,7 +145,7 @@ def test_every_shape(form: Form, shape: tuple[int, ...], mask_dims: int | None) 
 @pytest.mark.parametrize("mask_dims", [None, 1, 2, 3])
 def test_more_than_one_chunk(monkeypatch: pytest.MonkeyPatch, form: Form, mask_dims: int | None) -> None:
     monkeypatch.setattr(one_pass, "_CHUNK_CPU", 50)
-    monkeypatch.setattr(at_hand, "_CHUNK", 27)
+    monkeypatch.setattr(on_cpu, "_CHUNK", 27)
     x = normal(7, 11, 13).add(5)
     mask = None if mask_dims is None else normal(*x.shape[:mask_dims], seed=1) > 0
     assert_row(form, x, mask)
@@ -305,7 +306,7 @@ def read(form: Form, x: Tensor, mask: Tensor | None = None) -> dict[str, float]:
 @pytest.mark.parametrize("chunk", [10, 2**17])
 def test_statistics_are_numpys(monkeypatch: pytest.MonkeyPatch, form: Form, width: int, chunk: int) -> None:
     monkeypatch.setattr(one_pass, "_CHUNK_CPU", chunk)
-    monkeypatch.setattr(at_hand, "_CHUNK", chunk // 2)
+    monkeypatch.setattr(on_cpu, "_CHUNK", chunk // 2)
     x = normal(3, 5, width).relu() * torch.arange(1, width + 1)
     x[..., 1:2] = 0
     values, mask = read(form, x, padding_of(3, 5)), padding_of(3, 5)

@@ -49,7 +49,7 @@ PRECISIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-# float16 with a scaler, and alone, which AdamW overflows: tests/metrics/test_float16.py
+# float16 with a scaler, and alone, which AdamW overflows: tests/metrics/one_pass/test_float16.py
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_a_fit_is_watched_exactly(precision: str) -> None:
     assert_watched(module_of, token_data(10), LAYERS, attention_mask, **PRECISIONS[precision]())

@@ -18,7 +18,7 @@ from mi_crow_lightning import ActivationStatistics, FunctionController, HookCall
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import Layers, Tokens
 from mi_crow_lightning.vectors import ContrastDetector
-from tests.hooks.test_token_masks import Mask
+from tests.hooks.positions.test_padding import Mask
 from tests.models import CLASSES, VOCABULARY, class_token_data, loader, token_data, trainer
 from tests.models_in_trainers.harness import (
     Runs,

@@ -22,7 +22,7 @@ from transformers import (
 from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, SteeringController
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import Layers, Tokens
-from tests.hooks.test_token_masks import Mask
+from tests.hooks.positions.test_padding import Mask
 from tests.models import CLASSES, VOCABULARY, WIDTH, image_dicts, loader, token_data, trainer, vit
 from tests.models_in_trainers.harness import Runs, assert_steered, assert_watched, attention_mask, tells
 

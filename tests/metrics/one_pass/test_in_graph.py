@@ -13,9 +13,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mi_crow_lightning import ActivationStatistics
 from mi_crow_lightning.hooks import Layers
-from mi_crow_lightning.metrics import traced
 from mi_crow_lightning.metrics.activation import EDGES, Row, measure
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
+from mi_crow_lightning.metrics.one_pass import in_graph
 from mi_crow_lightning.metrics.one_pass.summary import Group
 
 WIDTH = 12
@@ -77,7 +77,7 @@ def test_groups_without_a_mask(groups: Group) -> None:
 def test_accelerators_count_what_the_cpu_counts(dtype: torch.dtype) -> None:
     edges = torch.tensor(EDGES, dtype=dtype)
     x = torch.cat([edges, edges.nextafter(torch.zeros(())), edges.nextafter(2 * edges), torch.zeros(5)])[None]
-    for found, expected in zip(traced._added(x), (traced._compared(x), traced._compared(-x)), strict=True):
+    for found, expected in zip(in_graph._added(x), (in_graph._compared(x), in_graph._compared(-x)), strict=True):
         assert found.tolist() == expected.tolist()
 
 

@@ -19,7 +19,7 @@ from mi_crow_lightning.hooks import FunctionController, Layers, ProjectionDetect
 from tests.callback.runs import assert_bit_equal, data_of, fingerprint, fit, module_of
 from tests.callback.runs import run as run_stage
 from tests.hooks.controllers.cases import BATCH, REAL, original, run, vectors
-from tests.hooks.test_controllers import checkpoint_blocks
+from tests.hooks.test_token_controller import checkpoint_blocks
 from tests.models import WIDTH, Module, llama, mlp, trainer
 
 V = vectors(3)

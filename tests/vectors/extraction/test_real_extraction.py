@@ -22,8 +22,8 @@ from mi_crow_lightning import (
     Tokens,
 )
 from mi_crow_lightning.hooks import Layers
+from tests.hooks.detectors.contrasts import Reader
 from tests.models import trainer
-from tests.vectors.contrasts import Reader
 
 BLOCK = "model.model.layers.18"
 NEUTRAL = ["The weather today is", "My neighbour told me that the day was", "In my opinion this was", "I feel"]
@@ -32,7 +32,7 @@ GOOD, BAD = [" great", " wonderful", " happy", " good"], [" terrible", " awful",
 
 @pytest.fixture(scope="module")
 def pairs() -> list[tuple[str, str]]:
-    texts = json.loads((Path(__file__).parents[2] / "examples" / "joy_and_sorrow.json").read_text())
+    texts = json.loads((Path(__file__).parents[3] / "examples" / "joy_and_sorrow.json").read_text())
     return list(zip(texts["positive"], texts["negative"], strict=True))
 
 

@@ -22,8 +22,8 @@ from mi_crow_lightning.errors import CaptureBudgetExceeded, NothingExtracted
 from mi_crow_lightning.hooks import Moment, Schedule, Stage
 from mi_crow_lightning.metrics.class_moments import GROUPS
 from tests.callback.runs import OnEvent, told
+from tests.hooks.detectors.contrasts import Reader, batches, by_hand, labels, texts
 from tests.models import BLOCKS, Module, bert, gpt2, llama, trainer
-from tests.vectors.contrasts import Reader, batches, by_hand, labels, texts
 
 PAIRS, HELD_OUT = 11, 5
 ALL = dict(covariance=GROUPS, keep_samples=True)

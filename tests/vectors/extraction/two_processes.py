@@ -1,4 +1,4 @@
-"""A script: extraction and scoring on two CPU processes, ``python -m tests.vectors.two_processes FOLDER``.
+"""A script: extraction and scoring on two CPU processes, ``python -m tests.vectors.extraction.two_processes FOLDER``.
 
 Each rank has pairs of its own, of uneven number, and writes what its detector gives.
 """
@@ -16,8 +16,8 @@ from mi_crow_lightning import ContrastDetector, HookCallback
 from mi_crow_lightning.metrics.class_moments import GROUPS
 from mi_crow_lightning.vectors.extraction.directions import Extraction
 from mi_crow_lightning.vectors.extraction.row_means import Rows
+from tests.hooks.detectors.contrasts import Reader, batches, texts
 from tests.models import llama, trainer
-from tests.vectors.contrasts import Reader, batches, texts
 
 PAIRS, HELD_OUT = (7, 4), (2, 5)  # of each rank
 METHODS = ("mean_difference", "pca", "logistic")
