@@ -14,8 +14,9 @@ __all__ = ["is_finite", "not_known", "plain", "whole"]
 def not_known(argument: str, value: object, allowed: Iterable[str]) -> ValueError:
     """The error for a value that is none of those allowed.
 
-    >>> not_known("keep", "first", ["last", "all"])
-    ValueError("keep='first' is not known: choose one of 'last', 'all'")
+    Example:
+        >>> not_known("keep", "first", ["last", "all"])
+        ValueError("keep='first' is not known: choose one of 'last', 'all'")
     """
     return ValueError(f"{argument}={value!r} is not known: choose one of {', '.join(map(repr, allowed))}")
 
@@ -23,8 +24,9 @@ def not_known(argument: str, value: object, allowed: Iterable[str]) -> ValueErro
 def is_finite(value: object) -> bool:
     """Whether a value is a finite number, numpy's among them. ``True`` and tensors are none.
 
-    >>> [is_finite(value) for value in (2, -0.5, float("nan"), True, "2")]
-    [True, True, False, False, False]
+    Example:
+        >>> [is_finite(value) for value in (2, -0.5, float("nan"), True, "2")]
+        [True, True, False, False, False]
     """
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -32,9 +34,10 @@ def is_finite(value: object) -> bool:
 def plain(value: Any) -> Any:
     """A tensor or an array as the numbers that it holds, anything else as it is.
 
-    >>> import torch
-    >>> plain(torch.tensor([3, 5])), plain(torch.tensor(0.5)), plain("last")
-    ([3, 5], 0.5, 'last')
+    Example:
+        >>> import torch
+        >>> plain(torch.tensor([3, 5])), plain(torch.tensor(0.5)), plain("last")
+        ([3, 5], 0.5, 'last')
     """
     return value.tolist() if hasattr(value, "tolist") else value
 
@@ -42,9 +45,10 @@ def plain(value: Any) -> Any:
 def whole(value: Any) -> int | None:
     """A whole number of any library as an ``int``; ``None`` for all else, ``True`` and ``3.0`` among it.
 
-    >>> import torch
-    >>> [whole(value) for value in (3, torch.tensor(3), True, torch.tensor(True), 3.0, "3", [3])]
-    [3, 3, None, None, None, None, None]
+    Example:
+        >>> import torch
+        >>> [whole(value) for value in (3, torch.tensor(3), True, torch.tensor(True), 3.0, "3", [3])]
+        [3, 3, None, None, None, None, None]
     """
     number = plain(value)
     if isinstance(number, bool) or not hasattr(number, "__index__"):

@@ -18,9 +18,10 @@ class Elsewhere:
     ``spawn`` pickles what the processes work with. ``fork`` does not, so there the processes leave a mark in a page
     of memory that they share with this one.
 
-    >>> runs = Elsewhere()
-    >>> runs.begin(spawned=False)
-    >>> runs.refuse("history()")
+    Example:
+        >>> runs = Elsewhere()
+        >>> runs.begin(spawned=False)
+        >>> runs.refuse("history()")
     """
 
     def __init__(self) -> None:

@@ -79,9 +79,10 @@ def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
 
     Empty for a model without a main stack.
 
-    >>> stack = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> signatures_by_role(ModuleTree(stack))
-    {'0': 'block:0', '1': 'block:1'}
+    Example:
+        >>> stack = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> signatures_by_role(ModuleTree(stack))
+        {'0': 'block:0', '1': 'block:1'}
     """
     found: dict[str, str] = {}
     for index, block in enumerate(_blocks_if_any(tree)):

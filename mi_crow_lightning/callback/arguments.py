@@ -113,9 +113,10 @@ def state_keys(hooks: Sequence[Hook]) -> dict[str, Hook]:
 def readable_names(hooks: Sequence[Hook]) -> list[str]:
     """What hooks are called in tags: their ID if given, else their class; the second of a name gets a number.
 
-    >>> from mi_crow_lightning import ScaleController
-    >>> readable_names([ScaleController(0, 2), ScaleController(1, 2), ScaleController(2, 2, hook_id="half")])
-    ['ScaleController', 'ScaleController-2', 'half']
+    Example:
+        >>> from mi_crow_lightning import ScaleController
+        >>> readable_names([ScaleController(0, 2), ScaleController(1, 2), ScaleController(2, 2, hook_id="half")])
+        ['ScaleController', 'ScaleController-2', 'half']
     """
     names: dict[int, str] = {}
     for index, hook in sorted(enumerate(hooks), key=lambda one: not one[1].has_given_id):  # given ones stay as they are

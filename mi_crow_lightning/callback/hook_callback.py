@@ -74,10 +74,11 @@ class HookCallback(pl.Callback):
         TypeError, ValueError: an argument is not one of those named above; a hook names no layer; two
             hooks have one ID. Wrong layers are told when the run starts (`LayerNotFound`).
 
-    >>> import lightning.pytorch as pl
-    >>> from mi_crow_lightning import ActivationStatistics, HookCallback
-    >>> watch = HookCallback(detectors=[ActivationStatistics("block:*")])
-    >>> trainer = pl.Trainer(callbacks=[watch], accelerator="cpu", logger=False, enable_checkpointing=False)
+    Example:
+        >>> import lightning.pytorch as pl
+        >>> from mi_crow_lightning import ActivationStatistics, HookCallback
+        >>> watch = HookCallback(detectors=[ActivationStatistics("block:*")])
+        >>> trainer = pl.Trainer(callbacks=[watch], accelerator="cpu", logger=False, enable_checkpointing=False)
     """
 
     def __init__(

@@ -32,9 +32,10 @@ def take_output(output: Any) -> Tensor:
     Raises:
         NoTensorFound: there is none.
 
-    >>> import torch
-    >>> take_output((torch.tensor(0.5), torch.ones(2, 3))).shape
-    torch.Size([2, 3])
+    Example:
+        >>> import torch
+        >>> take_output((torch.tensor(0.5), torch.ones(2, 3))).shape
+        torch.Size([2, 3])
     """
     if isinstance(output, Tensor):
         return output

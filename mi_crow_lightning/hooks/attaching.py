@@ -35,16 +35,17 @@ def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]
         HookError: a hook failed; raised when the pass is over, unless its ``on_error`` says otherwise.
         NeverFired: the block has ended, and none of a controller's layers ran in it. For a detector that is a warning.
 
-    >>> from torch import ones
-    >>> from mi_crow_lightning import ActivationStatistics, ScaleController
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> detector = ActivationStatistics("1", statistics=["mean"], histogram=False)
-    >>> with attached(model, [detector, ScaleController("0", 3)]) as layers:
-    ...     _ = model(ones(2, 4))
-    ...     [(reading.name, reading.value) for reading in layers.take_readings()]
-    [('mean', 3.0)]
-    >>> model(ones(1))
-    tensor([1.])
+    Example:
+        >>> from torch import ones
+        >>> from mi_crow_lightning import ActivationStatistics, ScaleController
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> detector = ActivationStatistics("1", statistics=["mean"], histogram=False)
+        >>> with attached(model, [detector, ScaleController("0", 3)]) as layers:
+        ...     _ = model(ones(2, 4))
+        ...     [(reading.name, reading.value) for reading in layers.take_readings()]
+        [('mean', 3.0)]
+        >>> model(ones(1))
+        tensor([1.])
     """
     if not isinstance(hooks, (Hook, Iterable)):
         raise TypeError(f"hooks={hooks!r} must be a hook or several, not a {type(hooks).__name__}")

@@ -28,11 +28,12 @@ class Controller(Hook):
         hook_id: see `Hook`.
         **options: ``schedule`` and ``on_error``, see `Hook`.
 
-    >>> class Double(Controller):
-    ...     def edit(self, x, ctx):
-    ...         return x * 2
-    >>> Double("block:0").edits
-    True
+    Example:
+        >>> class Double(Controller):
+        ...     def edit(self, x, ctx):
+        ...         return x * 2
+        >>> Double("block:0").edits
+        True
     """
 
     _edits = True

@@ -45,12 +45,13 @@ class Detector(Hook):
         resumed: stages of which `load_state_dict` brought sums: they are read even if nothing is seen before the next
             reading. A subclass that restores sums adds to it; the callback takes a stage out when it was read.
 
-    >>> class TokenCount(Detector):
-    ...     tokens = 0
-    ...     def observe(self, x, ctx):
-    ...         self.tokens += x.shape[0] * x.shape[1]
-    >>> TokenCount("block:0").enabled
-    True
+    Example:
+        >>> class TokenCount(Detector):
+        ...     tokens = 0
+        ...     def observe(self, x, ctx):
+        ...         self.tokens += x.shape[0] * x.shape[1]
+        >>> TokenCount("block:0").enabled
+        True
     """
 
     _observes = True

@@ -28,8 +28,9 @@ def unit_vector(value: Any, name: str = "vector") -> Tensor:
     Raises:
         TypeError, ValueError: it is no finite float tensor ``(D,)``, or has length 0.
 
-    >>> unit_vector(torch.tensor([3.0, 4.0]))
-    tensor([0.6000, 0.8000], dtype=torch.float64)
+    Example:
+        >>> unit_vector(torch.tensor([3.0, 4.0]))
+        tensor([0.6000, 0.8000], dtype=torch.float64)
     """
     vector = _copied(value, name, "(D,)", (1,))
     return _scaled_to_one(vector[None], name)[0]
@@ -48,8 +49,9 @@ def orthonormal_basis(value: Any, name: str = "vector") -> Tensor:
     Raises:
         TypeError, ValueError: it is no such tensor, or a row has length 0.
 
-    >>> orthonormal_basis(torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0]])).abs()
-    tensor([[1., 0., 0.]], dtype=torch.float64)
+    Example:
+        >>> orthonormal_basis(torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0]])).abs()
+        tensor([[1., 0., 0.]], dtype=torch.float64)
     """
     rows = _copied(value, name, "(D,), or (K, D) for a subspace", (1, 2))
     rows = _scaled_to_one(rows.reshape(-1, rows.shape[-1]), name)

@@ -20,8 +20,9 @@ def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
         change: of a shape that broadcasts to that of ``x``, in its dtype or float32.
         strength: how much of the change.
 
-    >>> added(torch.zeros(2), torch.tensor([1.0, 2.0]), 3.0)
-    tensor([3., 6.])
+    Example:
+        >>> added(torch.zeros(2), torch.tensor([1.0, 2.0]), 3.0)
+        tensor([3., 6.])
     """
     return x + (strength * change).to(x.dtype)
 
@@ -29,8 +30,9 @@ def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
 def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
     """``x + strength * (new - x)``, and exactly ``new`` where the strength is 1.
 
-    >>> mixed(torch.zeros(2), torch.tensor([1.0, 2.0]), 0.5)
-    tensor([0.5000, 1.0000])
+    Example:
+        >>> mixed(torch.zeros(2), torch.tensor([1.0, 2.0]), 0.5)
+        tensor([0.5000, 1.0000])
     """
     if new is x or (isinstance(strength, float) and strength == 1):
         return new
@@ -41,8 +43,9 @@ def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
 def with_norms_of(x: Tensor, edited: Tensor) -> Tensor:
     """``edited``, each token scaled to the Euclidean norm that it has in ``x``; zeros stay zeros.
 
-    >>> with_norms_of(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
-    tensor([[5., 0.]])
+    Example:
+        >>> with_norms_of(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
+        tensor([[5., 0.]])
     """
     was, now = (torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=_wide(t)) for t in (x, edited))
     scaled: Tensor = edited * (was / torch.where(now > 0, now, 1.0))

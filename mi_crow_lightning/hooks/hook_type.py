@@ -12,8 +12,9 @@ __all__ = ["HookType"]
 class HookType(str, Enum):
     """Where a hook stands: ``FORWARD`` after the layer, ``PRE_FORWARD`` before it.
 
-    >>> HookType.of("pre_forward")
-    <HookType.PRE_FORWARD: 'pre_forward'>
+    Example:
+        >>> HookType.of("pre_forward")
+        <HookType.PRE_FORWARD: 'pre_forward'>
     """
 
     FORWARD = "forward"

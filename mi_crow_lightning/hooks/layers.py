@@ -66,18 +66,19 @@ class Layers:
         effects: counts what hooks change; ``None`` to count nothing.
         traced: the batch as traced hooks see it.
 
-    >>> from torch import nn, ones
-    >>> from mi_crow_lightning.hooks import FunctionController
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> layers = Layers(model)
-    >>> layers.register_hook(0, FunctionController(0, lambda x: x * 2, hook_id="double"))
-    'double'
-    >>> model(ones(1)).item()
-    2.0
-    >>> layers.unregister_hook("double")
-    True
-    >>> model(ones(1)).item()
-    1.0
+    Example:
+        >>> from torch import nn, ones
+        >>> from mi_crow_lightning.hooks import FunctionController
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> layers = Layers(model)
+        >>> layers.register_hook(0, FunctionController(0, lambda x: x * 2, hook_id="double"))
+        'double'
+        >>> model(ones(1)).item()
+        2.0
+        >>> layers.unregister_hook("double")
+        True
+        >>> model(ones(1)).item()
+        1.0
     """
 
     def __init__(

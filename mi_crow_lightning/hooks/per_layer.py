@@ -40,9 +40,10 @@ class PerLayer(Generic[V]):
         TypeError, ValueError: a key is no layer, the mapping is empty, or ``check`` refuses a value.
         FileNotFoundError, VectorFileError: there is no such file, or it holds no steering vector.
 
-    >>> values = PerLayer({"layers.1": 5, 2: 7}, "value", lambda value, name: value)
-    >>> values.of("model.layers.1", 1), values.of("model.layers.2.mlp", 2)
-    (5, 7)
+    Example:
+        >>> values = PerLayer({"layers.1": 5, 2: 7}, "value", lambda value, name: value)
+        >>> values.of("model.layers.1", 1), values.of("model.layers.2.mlp", 2)
+        (5, 7)
     """
 
     def __init__(self, given: Any, name: str, check: Callable[[Any, str], V]) -> None:
@@ -127,8 +128,9 @@ def _layer(key: Any, name: str) -> int | str:
 def ends_alike(one: object, other: str) -> bool:
     """Whether one layer's name is the other, or its end by whole segments.
 
-    >>> ends_alike("model.layers.2", "layers.2"), ends_alike("model.layers.12", "layers.2")
-    (True, False)
+    Example:
+        >>> ends_alike("model.layers.2", "layers.2"), ends_alike("model.layers.12", "layers.2")
+        (True, False)
     """
     return isinstance(one, str) and (f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}"))
 

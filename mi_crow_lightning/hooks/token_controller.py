@@ -41,16 +41,17 @@ class TokenController(Controller):
     Raises:
         TypeError, ValueError: an argument is not one of those named above.
 
-    >>> import torch
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> class Double(TokenController):
-    ...     def change(self, x, strength, ctx):
-    ...         return x + strength * x
-    >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
-    >>> _ = Layers(model).register_hook("0", Double(when=lambda x, ctx: x[..., 0] > 0))
-    >>> model(torch.tensor([[[1.0, 2.0], [-1.0, 2.0]]]))
-    tensor([[[ 2.,  4.],
-             [-1.,  2.]]])
+    Example:
+        >>> import torch
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> class Double(TokenController):
+        ...     def change(self, x, strength, ctx):
+        ...         return x + strength * x
+        >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+        >>> _ = Layers(model).register_hook("0", Double(when=lambda x, ctx: x[..., 0] > 0))
+        >>> model(torch.tensor([[[1.0, 2.0], [-1.0, 2.0]]]))
+        tensor([[[ 2.,  4.],
+                 [-1.,  2.]]])
     """
 
     def __init__(

@@ -52,10 +52,11 @@ class Tokens:
     Raises:
         ValueError, TypeError: none of these, or more than one.
 
-    >>> Tokens("generated")
-    Tokens('generated')
-    >>> Tokens(window=(-8, None)) & ~Tokens(ids={2})
-    Tokens(window=(-8, None)) & ~Tokens(ids=[2])
+    Example:
+        >>> Tokens("generated")
+        Tokens('generated')
+        >>> Tokens(window=(-8, None)) & ~Tokens(ids={2})
+        Tokens(window=(-8, None)) & ~Tokens(ids=[2])
     """
 
     def __init__(
@@ -185,8 +186,9 @@ class AllOf(_Joined):
     Raises:
         TypeError, ValueError: there is none, or one is no choice.
 
-    >>> AllOf(choices=["generated", Tokens(ids={2})])
-    Tokens('generated') & Tokens(ids=[2])
+    Example:
+        >>> AllOf(choices=["generated", Tokens(ids={2})])
+        Tokens('generated') & Tokens(ids=[2])
     """
 
     kind = "&"

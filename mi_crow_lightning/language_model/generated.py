@@ -39,9 +39,10 @@ def by_strength(predictions: Any) -> dict[float | None, list[GeneratedText]]:
     Raises:
         TypeError: it holds something else.
 
-    >>> rain = [GeneratedText("Rain", strength, " fell", [7], row=0, sequence=0) for strength in (0.0, 4.0)]
-    >>> {strength: len(texts) for strength, texts in by_strength([rain, rain]).items()}
-    {0.0: 2, 4.0: 2}
+    Example:
+        >>> rain = [GeneratedText("Rain", strength, " fell", [7], row=0, sequence=0) for strength in (0.0, 4.0)]
+        >>> {strength: len(texts) for strength, texts in by_strength([rain, rain]).items()}
+        {0.0: 2, 4.0: 2}
     """
     found: dict[float | None, list[GeneratedText]] = {}
     for text in _flat(predictions):

@@ -23,10 +23,11 @@ class Generation:
     Raises:
         TypeError, ValueError: it is neither, or names what is no argument of a ``GenerationConfig``.
 
-    >>> Generation({"max_new_token": 5})
-    Traceback (most recent call last):
-    ...
-    ValueError: generation has 'max_new_token', which GenerationConfig does not know; closest: 'max_new_tokens', ...
+    Example:
+        >>> Generation({"max_new_token": 5})
+        Traceback (most recent call last):
+        ...
+        ValueError: generation has 'max_new_token', which GenerationConfig does not know; closest: 'max_new_tokens', ...
     """
 
     def __init__(self, given: GenerationConfig | Mapping[str, Any] | None) -> None:

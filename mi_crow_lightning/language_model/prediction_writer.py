@@ -45,10 +45,11 @@ class PredictionWriter(BasePredictionWriter):
     Raises:
         ValueError: ``mode`` is none of these.
 
-    >>> PredictionWriter("texts.jsonl", mode="r")
-    Traceback (most recent call last):
-    ...
-    ValueError: mode='r' is not known: choose one of 'x', 'w', 'a'
+    Example:
+        >>> PredictionWriter("texts.jsonl", mode="r")
+        Traceback (most recent call last):
+        ...
+        ValueError: mode='r' is not known: choose one of 'x', 'w', 'a'
     """
 
     def __init__(self, path: str | Path, mode: str = "x") -> None:

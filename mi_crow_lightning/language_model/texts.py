@@ -132,11 +132,12 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
     Returns:
         ``(B, T)``, not shifted: a causal model does that.
 
-    >>> import torch
-    >>> ids, mask = torch.tensor([[9, 9, 5, 6], [5, 6, 7, 9]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
-    >>> labels_of({"input_ids": ids, "attention_mask": mask})
-    tensor([[-100, -100, -100,    6],
-            [   5,    6,    7, -100]])
+    Example:
+        >>> import torch
+        >>> ids, mask = torch.tensor([[9, 9, 5, 6], [5, 6, 7, 9]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+        >>> labels_of({"input_ids": ids, "attention_mask": mask})
+        tensor([[-100, -100, -100,    6],
+                [   5,    6,    7, -100]])
     """
     if batch.get("labels") is not None:
         labels: Tensor = batch["labels"]
@@ -156,8 +157,9 @@ def positions_of(mask: Tensor) -> Tensor:
     Args:
         mask: ``(B, T)``, 0 where a token is padding.
 
-    >>> import torch
-    >>> positions_of(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]))
-    tensor([[0, 0, 0, 1], [0, 1, 2, 2]])
+    Example:
+        >>> import torch
+        >>> positions_of(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]))
+        tensor([[0, 0, 0, 1], [0, 1, 2, 2]])
     """
     return (mask.long().cumsum(1) - 1).clamp(min=0)

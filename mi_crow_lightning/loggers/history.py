@@ -36,11 +36,12 @@ class HistoryRow(NamedTuple):
 class History:
     """The numbers of all written readings, without histograms: 8 bytes each.
 
-    >>> from mi_crow_lightning.hooks.reading import Reading
-    >>> history = History()
-    >>> history.add("train", 4, [("activations_mean/h.0", Reading("h.0", "mean", 0.5))])
-    >>> history.rows()[0].value
-    0.5
+    Example:
+        >>> from mi_crow_lightning.hooks.reading import Reading
+        >>> history = History()
+        >>> history.add("train", 4, [("activations_mean/h.0", Reading("h.0", "mean", 0.5))])
+        >>> history.rows()[0].value
+        0.5
     """
 
     def __init__(self) -> None:

@@ -55,8 +55,9 @@ def tag(reading: Reading, stage: str, prefix: str = "activations") -> str:
 def tag_by_block(name: str, stage: str, prefix: str) -> str:
     """Name a curve over the blocks.
 
-    >>> tag_by_block("auroc", "validate", "contrast")
-    'contrast_auroc/by_block/val'
+    Example:
+        >>> tag_by_block("auroc", "validate", "contrast")
+        'contrast_auroc/by_block/val'
     """
     return f"{prefix}_{name}/by_block/{stage_segment(stage)}".rstrip("/")
 

@@ -54,10 +54,11 @@ def write_text_table(
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table in markdown; texts are shown as they are, whatever markdown would make of them.
 
-    >>> print(markdown_table(["prompt", "text"], [["Rain", "a | b"]]))
-    | prompt | text |
-    | --- | --- |
-    | Rain | a &#124; b |
+    Example:
+        >>> print(markdown_table(["prompt", "text"], [["Rain", "a | b"]]))
+        | prompt | text |
+        | --- | --- |
+        | Rain | a &#124; b |
     """
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells if i == 1 else map(_literal, cells))} |" for i, cells in enumerate(lines))

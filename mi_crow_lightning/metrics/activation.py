@@ -83,7 +83,7 @@ def groups_of(names: Iterable[str], histogram: bool = False, channels: bool = Fa
     """Tell what has to be computed.
 
     Args:
-        names: of :data:`STATISTICS`.
+        names: of `STATISTICS`.
         histogram: whether the histogram is read too; it gives minimum, maximum and the first two moments.
         channels: whether numbers of each channel are read.
 
@@ -148,7 +148,7 @@ def channel_rms(row: Tensor, channels: Tensor) -> Tensor:
 
     Args:
         row: ``(ROW_SIZE,)``.
-        channels: ``(2, D)``, see :class:`~mi_crow_lightning.metrics.one_pass.measure.Summary`.
+        channels: ``(2, D)``, see `Summary`.
     """
     return (channels[0] / row[Row.TOKENS]).sqrt()
 
@@ -161,7 +161,7 @@ def channel_statistics(row: Tensor, channels: Tensor, dead_threshold: float = 0.
 
     Args:
         row: ``(ROW_SIZE,)``.
-        channels: ``(2, D)``, see :class:`~mi_crow_lightning.metrics.one_pass.measure.Summary`.
+        channels: ``(2, D)``, see `Summary`.
         dead_threshold: a channel none of whose absolute values is above this is dead.
 
     Returns:
@@ -192,7 +192,7 @@ def histogram(row: Tensor) -> Histogram:
         row: ``(ROW_SIZE,)``.
 
     Returns:
-        The counts between :data:`EDGES`, with ``sum = n * mean`` and ``sum_squares = M2 + n * mean**2``;
+        The counts between `EDGES`, with ``sum = n * mean`` and ``sum_squares = M2 + n * mean**2``;
         minimum and maximum are 0.0 when nothing was seen. They may lie outside of the outermost edges.
 
     Raises:

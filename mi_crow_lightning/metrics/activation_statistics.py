@@ -100,7 +100,7 @@ class ActivationStatisticsMetric(Metric):
 
         Raises:
             IndexError: there is no such layer.
-            TypeError, ValueError: those of :func:`~mi_crow_lightning.metrics.one_pass.measure.measure`.
+            TypeError, ValueError: those of `measure`.
             RuntimeError: a graph is being compiled, and the layer's number of channels is not known.
         """
         if not 0 <= index < len(self.layers):

@@ -59,10 +59,11 @@ class ClassMoments:
     Raises:
         ValueError: a group is not known.
 
-    >>> moments = ClassMoments(2)
-    >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]), torch.tensor([7, 7]))
-    >>> moments.of("difference").mean
-    tensor([3., 2.], dtype=torch.float64)
+    Example:
+        >>> moments = ClassMoments(2)
+        >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]), torch.tensor([7, 7]))
+        >>> moments.of("difference").mean
+        tensor([3., 2.], dtype=torch.float64)
     """
 
     def __init__(self, width: int, scatter: Sequence[str] = (), device: torch.device | str | None = None) -> None:
@@ -145,8 +146,9 @@ def merge_means(counts: Tensor, means: Tensor) -> Tensor:
     Returns:
         ``(G, D)``; zeros where all sets are empty.
 
-    >>> merge_means(torch.tensor([[1.0], [3.0]]), torch.tensor([[[8.0]], [[4.0]]]))
-    tensor([[5.]])
+    Example:
+        >>> merge_means(torch.tensor([[1.0], [3.0]]), torch.tensor([[[8.0]], [[4.0]]]))
+        tensor([[5.]])
     """
     share = counts / counts.sum(0).clamp(min=1)
     return (share[..., None] * means).sum(0)

@@ -75,11 +75,12 @@ def exchange(owners: Sequence[Shares], device: torch.device | str | None = None)
     Returns:
         What each owner returns.
 
-    >>> def mean(x):
-    ...     total = yield Share(torch.stack([x.sum(), torch.tensor(float(len(x)))]), lambda ranks: ranks.sum(0))
-    ...     return (total[0] / total[1]).item()
-    >>> exchange([mean(torch.tensor([1.0, 3.0])), mean(torch.ones(4))])
-    [2.0, 1.0]
+    Example:
+        >>> def mean(x):
+        ...     total = yield Share(torch.stack([x.sum(), torch.tensor(float(len(x)))]), lambda ranks: ranks.sum(0))
+        ...     return (total[0] / total[1]).item()
+        >>> exchange([mean(torch.tensor([1.0, 3.0])), mean(torch.ones(4))])
+        [2.0, 1.0]
     """
     results: list[Any] = [None] * len(owners)
     answers: dict[int, Any] = dict.fromkeys(range(len(owners)))

@@ -21,10 +21,11 @@ def mean_difference(moments: ClassMoments) -> Tensor:
     Raises:
         ValueError: a class has no vectors.
 
-    >>> moments = ClassMoments(2)
-    >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]))
-    >>> mean_difference(moments)
-    tensor([3., 2.], dtype=torch.float64)
+    Example:
+        >>> moments = ClassMoments(2)
+        >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]))
+        >>> mean_difference(moments)
+        tensor([3., 2.], dtype=torch.float64)
     """
     negative, positive = moments.of("negative"), moments.of("positive")
     if not (negative.n and positive.n):
@@ -41,11 +42,12 @@ def principal_difference(moments: ClassMoments) -> Tensor:
     Raises:
         ValueError: there are no pairs, or vectors without one; or the scatter of the differences was not kept.
 
-    >>> moments = ClassMoments(2, ["difference"])
-    >>> x = torch.tensor([[0.0, 0.0], [4.0, 1.0], [0.0, 0.0], [4.0, -1.0]])
-    >>> moments.update(x, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
-    >>> principal_difference(moments).round(decimals=9)
-    tensor([4., 0.], dtype=torch.float64)
+    Example:
+        >>> moments = ClassMoments(2, ["difference"])
+        >>> x = torch.tensor([[0.0, 0.0], [4.0, 1.0], [0.0, 0.0], [4.0, -1.0]])
+        >>> moments.update(x, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
+        >>> principal_difference(moments).round(decimals=9)
+        tensor([4., 0.], dtype=torch.float64)
     """
     counts = [moments.of(group).n for group in ("negative", "positive", "difference")]
     if len(set(counts)) > 1 or not counts[0]:
@@ -66,8 +68,9 @@ def principal_difference(moments: ClassMoments) -> Tensor:
 def scaled(unit: Tensor, delta: Tensor) -> Tensor:
     """A unit vector ``(D,)``, as long as the difference of the class means ``delta`` (D,) is along it.
 
-    >>> scaled(torch.tensor([-1.0, 0.0]), torch.tensor([3.0, 4.0]))
-    tensor([3., -0.])
+    Example:
+        >>> scaled(torch.tensor([-1.0, 0.0]), torch.tensor([3.0, 4.0]))
+        tensor([3., -0.])
     """
     return unit * torch.dot(unit, delta)
 

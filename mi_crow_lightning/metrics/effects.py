@@ -60,9 +60,10 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
     Returns:
         ``(7,)`` float64 (float32 on MPS, which has none), see `Change`; ``CALLS`` is 1.
 
-    >>> before = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
-    >>> measure_change(before, before + torch.tensor([[0.0], [2.0], [1.0]]))[: Change.RATED + 1]
-    tensor([2., 1.], dtype=torch.float64)
+    Example:
+        >>> before = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
+        >>> measure_change(before, before + torch.tensor([[0.0], [2.0], [1.0]]))[: Change.RATED + 1]
+        tensor([2., 1.], dtype=torch.float64)
     """
     before, after = before.detach(), after.detach()
     dim, wide = 1 if before.dim() == 4 else -1, torch.promote_types(before.dtype, torch.float32)
@@ -97,10 +98,11 @@ class EffectSums:
         places: how many places.
         device: where the sums are kept.
 
-    >>> sums = EffectSums(1, torch.device("cpu"))
-    >>> sums.add("predict", 0, torch.ones(2, 4), torch.ones(2, 4) * torch.tensor([[1.0], [1.5]]))
-    >>> sums.take("predict")
-    [EffectValues(tokens=1, fired=1, mean_ratio=0.5, max_ratio=0.5, broken=0)]
+    Example:
+        >>> sums = EffectSums(1, torch.device("cpu"))
+        >>> sums.add("predict", 0, torch.ones(2, 4), torch.ones(2, 4) * torch.tensor([[1.0], [1.5]]))
+        >>> sums.take("predict")
+        [EffectValues(tokens=1, fired=1, mean_ratio=0.5, max_ratio=0.5, broken=0)]
     """
 
     def __init__(self, places: int, device: torch.device) -> None:

@@ -72,7 +72,7 @@ def count_exponents(x: Tensor) -> Tensor:
 
 
 def bins_of_exponents(counts: Tensor, bits: Bits) -> Tensor:
-    """The 65 bins of :func:`count_bins` from the counts of :func:`count_exponents`."""
+    """The 65 bins of `count_bins` from the counts of `count_exponents`."""
     low, high = bits.bias + MIN_EXPONENT, bits.bias + MAX_EXPONENT
     small = counts[:, :low].sum()
     negative, positive = torch.cat([counts[:, low:high], counts[:, high:].sum(1, keepdim=True)], dim=1)  # (32,) each

@@ -41,12 +41,13 @@ class ProjectionSums:
         vectors: how many directions.
         device: where the sums are kept; they are float64, which Apple's GPUs do not have, so there it is the CPU.
 
-    >>> from mi_crow_lightning.metrics.collectives import exchange
-    >>> sums = ProjectionSums(1, 1, torch.device("cpu"))
-    >>> for value in (1.0, 3.0):
-    ...     sums.add("train", 0, torch.tensor([[1, value, 0, value / 5, value, value]], dtype=torch.float64))
-    >>> sums.values_of(exchange([sums.share("train")])[0])[0][0].mean
-    2.0
+    Example:
+        >>> from mi_crow_lightning.metrics.collectives import exchange
+        >>> sums = ProjectionSums(1, 1, torch.device("cpu"))
+        >>> for value in (1.0, 3.0):
+        ...     sums.add("train", 0, torch.tensor([[1, value, 0, value / 5, value, value]], dtype=torch.float64))
+        >>> sums.values_of(exchange([sums.share("train")])[0])[0][0].mean
+        2.0
     """
 
     def __init__(self, layers: int, vectors: int, device: torch.device) -> None:

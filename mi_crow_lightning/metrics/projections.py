@@ -39,8 +39,9 @@ def project(x: Tensor, units: Tensor) -> Tensor:
     Returns:
         ``(..., K)``.
 
-    >>> project(torch.tensor([[3.0, 4.0]]), torch.eye(2))
-    tensor([[3., 4.]])
+    Example:
+        >>> project(torch.tensor([[3.0, 4.0]]), torch.eye(2))
+        tensor([[3., 4.]])
     """
     with _without_autocast(x):
         return x @ units.mT
@@ -58,7 +59,7 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def empty_projections(*shape: int, device: torch.device | str | None = None) -> Tensor:
-    """Summaries that have seen nothing, the neutral element of :func:`merge_projections`: ``(*shape, 6)`` float64."""
+    """Summaries that have seen nothing, the neutral element of `merge_projections`: ``(*shape, 6)`` float64."""
     rows = torch.zeros(*shape, len(Projection), dtype=torch.float64, device=device)
     rows[..., Projection.MINIMUM], rows[..., Projection.MAXIMUM] = math.inf, -math.inf
     return rows
@@ -76,9 +77,10 @@ def summarize_projections(along: Tensor, norms: Tensor, mask: Tensor | None = No
     Returns:
         ``(K, 6)`` float64, see `Projection`.
 
-    >>> row = summarize_projections(torch.tensor([[1.0], [5.0]]), torch.tensor([2.0, 5.0]))[0]
-    >>> row[Projection.MEAN].item(), row[Projection.COSINES].item()
-    (3.0, 1.5)
+    Example:
+        >>> row = summarize_projections(torch.tensor([[1.0], [5.0]]), torch.tensor([2.0, 5.0]))[0]
+        >>> row[Projection.MEAN].item(), row[Projection.COSINES].item()
+        (3.0, 1.5)
     """
     wide = along.to(torch.float64)
     keep = torch.isfinite(wide)
@@ -110,9 +112,10 @@ def merge_projections(stacked: Tensor) -> Tensor:
     Returns:
         ``(..., 6)``, a new tensor.
 
-    >>> one, other = (summarize_projections(torch.full((1, 1), v), torch.ones(1)) for v in (1.0, 3.0))
-    >>> merge_projections(torch.stack([one, other]))[0, : Projection.COSINES]
-    tensor([2., 2., 2.], dtype=torch.float64)
+    Example:
+        >>> one, other = (summarize_projections(torch.full((1, 1), v), torch.ones(1)) for v in (1.0, 3.0))
+        >>> merge_projections(torch.stack([one, other]))[0, : Projection.COSINES]
+        tensor([2., 2., 2.], dtype=torch.float64)
     """
     out = stacked.sum(0)
     n, means = stacked[..., Projection.COUNT], stacked[..., Projection.MEAN]

@@ -1,6 +1,6 @@
 """Rows: the sufficient statistics of a set of elements as a fixed number of float64, and how they merge.
 
-A row holds the numbers of :class:`Row`. Merging needs nothing but the rows, so chunks, passes, micro-batches
+A row holds the numbers of `Row`. Merging needs nothing but the rows, so chunks, passes, micro-batches
 and ranks can be summarised apart and joined in any order.
 """
 
@@ -42,7 +42,7 @@ _LARGEST = slice(Row.MAXIMUM, Row.MIXED + 1)
 
 
 def empty_rows(n: int, device: torch.device | str | None = None) -> Tensor:
-    """Make ``n`` rows that have seen nothing: the neutral element of :func:`merge`.
+    """Make ``n`` rows that have seen nothing: the neutral element of `merge`.
 
     Args:
         n: number of rows, one a layer.
@@ -62,7 +62,7 @@ def empty_rows(n: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def merge(a: Tensor, b: Tensor) -> Tensor:
-    """Join the summaries of two disjoint sets of elements: :func:`merge_all` of two.
+    """Join the summaries of two disjoint sets of elements: `merge_all` of two.
 
     Args:
         a: ``(..., ROW_SIZE)`` rows.

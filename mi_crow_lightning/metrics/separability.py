@@ -39,8 +39,9 @@ def separability(layer: str, scores: Tensor, label: Tensor) -> Separability:
     Raises:
         ValueError: a class is missing, or a score is not finite.
 
-    >>> separability("h.3", torch.tensor([100.0, 300.0, 200.0, 400.0]), torch.tensor([0, 0, 1, 1]))
-    Separability(layer='h.3', auroc=0.75, n=4, d_prime=1.0)
+    Example:
+        >>> separability("h.3", torch.tensor([100.0, 300.0, 200.0, 400.0]), torch.tensor([0, 0, 1, 1]))
+        Separability(layer='h.3', auroc=0.75, n=4, d_prime=1.0)
     """
     from torchmetrics.functional.classification import binary_auroc  # loads transformers
 

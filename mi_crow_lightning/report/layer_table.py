@@ -46,8 +46,9 @@ def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]
     Raises:
         LayerNotFound: ``signature`` matches none.
 
-    >>> [row.role for row in layer_rows(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
-    ['block:0', 'block:1']
+    Example:
+        >>> [row.role for row in layer_rows(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
+        ['block:0', 'block:1']
     """
     tree = ModuleTree(model)
     if signature is None and not tree.names:

@@ -15,10 +15,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequ
         rows: the cells, as many in each row.
         right: the columns that are aligned on the right.
 
-    >>> print(text_table(["layer", "size", "note"], [["h.0", "64", ""], ["h.10", "128", ""]], right=[1]))
-    layer  size
-    h.0      64
-    h.10    128
+    Example:
+        >>> print(text_table(["layer", "size", "note"], [["h.0", "64", ""], ["h.10", "128", ""]], right=[1]))
+        layer  size
+        h.0      64
+        h.10    128
     """
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     widths = {i: max(len(row[i]) for row in (header, *rows)) for i in kept}

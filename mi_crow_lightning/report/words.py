@@ -21,8 +21,9 @@ def schedule_in_words(when: When, every: int) -> str:
         when: the schedule; one of a class that is not ours is told by its ``repr``.
         every: steps from one logged step to the next, 0 for never.
 
-    >>> schedule_in_words(Schedule(stages="train", stop_step=100) & ~Schedule(batches=0), every=50)
-    'train, before step 100, and not (batch 0)'
+    Example:
+        >>> schedule_in_words(Schedule(stages="train", stop_step=100) & ~Schedule(batches=0), every=50)
+        'train, before step 100, and not (batch 0)'
     """
     if type(when) is LoggedSteps:
         logged = f"logged steps of train ({'each' if every == 1 else f'every {every}'}), " if every else ""
@@ -76,9 +77,10 @@ def tokens_in_words(hook: Hook) -> str:
 
     Hooks without ``tokens`` are given every position, and choose for themselves.
 
-    >>> from mi_crow_lightning.hooks import FunctionController
-    >>> tokens_in_words(FunctionController(0, abs, tokens=Tokens("prompt") & ~Tokens(ids=[2])))
-    'the prompt, and not (token ID 2)'
+    Example:
+        >>> from mi_crow_lightning.hooks import FunctionController
+        >>> tokens_in_words(FunctionController(0, abs, tokens=Tokens("prompt") & ~Tokens(ids=[2])))
+        'the prompt, and not (token ID 2)'
     """
     tokens = getattr(hook, "tokens", None)
     words = _choice(tokens, hook.edits) if isinstance(tokens, Tokens) else "every position"

@@ -70,7 +70,7 @@ class DetectorStore(abc.ABC):
 
     @abc.abstractmethod
     def get_detector_metadata(self, run_id: str, batch_index: int) -> tuple[dict[str, Any], TensorMetadata]:
-        """Read back what :meth:`put_detector_metadata` kept; ``({}, {})`` for a batch that has none.
+        """Read back what `put_detector_metadata` kept; ``({}, {})`` for a batch that has none.
 
         Raises:
             StoreKeyError: the run or the index is refused.
@@ -87,13 +87,13 @@ class DetectorStore(abc.ABC):
             Where it is, relative to the store: ``"runs/<run_id>/detectors"``.
 
         Raises:
-            StoreKeyError, TypeError, ValueError, OSError: as :meth:`put_detector_metadata`.
+            StoreKeyError, TypeError, ValueError, OSError: as `put_detector_metadata`.
         """
 
     @abc.abstractmethod
     def get_run_detector_metadata(self, run_id: str) -> list[tuple[dict[str, Any], TensorMetadata]]:
-        """Read back all that :meth:`put_run_detector_metadata` appended, in that order.
+        """Read back all that `put_run_detector_metadata` appended, in that order.
 
         Raises:
-            StoreKeyError, FileNotFoundError, ValueError, OSError: as :meth:`get_detector_metadata`.
+            StoreKeyError, FileNotFoundError, ValueError, OSError: as `get_detector_metadata`.
         """

@@ -119,7 +119,7 @@ def batch_folder_name(batch_index: object) -> str:
     """Name of the folder that holds the layers of a batch.
 
     Raises:
-        StoreKeyError: see :func:`check_batch_index`.
+        StoreKeyError: see `check_batch_index`.
 
     Example:
         >>> batch_folder_name(3)
@@ -132,7 +132,7 @@ def batch_file_name(batch_index: object) -> str:
     """Name of the file that holds a whole batch.
 
     Raises:
-        StoreKeyError: see :func:`check_batch_index`.
+        StoreKeyError: see `check_batch_index`.
 
     Example:
         >>> batch_file_name(3)
@@ -163,7 +163,7 @@ def tensor_file_name(key: object) -> str:
     """Name of the file that holds one tensor.
 
     Raises:
-        StoreKeyError: see :func:`check_name`.
+        StoreKeyError: see `check_name`.
 
     Example:
         >>> tensor_file_name("activations")

@@ -24,7 +24,7 @@ _NAMES = "_tensor_metadata_names"
 
 
 class LocalDetectorStore(DetectorStore):
-    """The part of :class:`LocalStore` that keeps metadata.
+    """The part of `LocalStore` that keeps metadata.
 
     Example:
         >>> import tempfile
@@ -40,13 +40,13 @@ class LocalDetectorStore(DetectorStore):
     _layout: Layout
 
     def put_run_metadata(self, run_id: str, meta: dict[str, Any]) -> str:
-        """Keep JSON metadata of a run; see :meth:`DetectorStore.put_run_metadata`."""
+        """Keep JSON metadata of a run; see `put_run_metadata`."""
         path = self._layout.run(run_id, _RUN_METADATA)
         write_atomically(path, to_json(meta))
         return self._relative(path)
 
     def get_run_metadata(self, run_id: str) -> dict[str, Any]:
-        """Read the metadata of a run; see :meth:`DetectorStore.get_run_metadata`."""
+        """Read the metadata of a run; see `get_run_metadata`."""
         self._layout.existing_run(run_id)
         path = self._layout.run(run_id, _RUN_METADATA)
         return from_json_file(path) if path.is_file() else {}
@@ -54,17 +54,17 @@ class LocalDetectorStore(DetectorStore):
     def put_detector_metadata(
         self, run_id: str, batch_index: int, metadata: dict[str, Any], tensor_metadata: TensorMetadata
     ) -> str:
-        """Keep what detectors gathered in a batch; see :meth:`DetectorStore.put_detector_metadata`."""
+        """Keep what detectors gathered in a batch; see `put_detector_metadata`."""
         folder = self._layout.batch(run_id, batch_index)
         self._write(folder, metadata, tensor_metadata)
         return self._relative(folder)
 
     def get_detector_metadata(self, run_id: str, batch_index: int) -> tuple[dict[str, Any], TensorMetadata]:
-        """Read what detectors gathered in a batch; see :meth:`DetectorStore.get_detector_metadata`."""
+        """Read what detectors gathered in a batch; see `get_detector_metadata`."""
         return self._read(self._layout.existing_batch(run_id, batch_index))
 
     def put_run_detector_metadata(self, run_id: str, metadata: dict[str, Any], tensor_metadata: TensorMetadata) -> str:
-        """Append to what a run's detectors gathered; see :meth:`DetectorStore.put_run_detector_metadata`."""
+        """Append to what a run's detectors gathered; see `put_run_detector_metadata`."""
         folder = self._layout.run(run_id, _DETECTORS)
         # A part without its metadata is one that a killed process did not finish: it is written over.
         parts = self._parts(folder)
@@ -76,7 +76,7 @@ class LocalDetectorStore(DetectorStore):
         return self._relative(folder)
 
     def get_run_detector_metadata(self, run_id: str) -> list[tuple[dict[str, Any], TensorMetadata]]:
-        """Read all that was appended; see :meth:`DetectorStore.get_run_detector_metadata`."""
+        """Read all that was appended; see `get_run_detector_metadata`."""
         self._layout.existing_run(run_id)
         parts = self._parts(self._layout.run(run_id, _DETECTORS))
         return [self._read(self._layout.run(run_id, _DETECTORS, batch_folder_name(n))) for n in parts]

@@ -52,7 +52,7 @@ class LocalStore(LocalDetectorStore, Store):
         self._layout = Layout(self.base_path, runs_prefix)
 
     def put_tensor(self, key: str, tensor: torch.Tensor) -> Path:
-        """Keep a tensor that belongs to no run; see :meth:`Store.put_tensor`.
+        """Keep a tensor that belongs to no run; see `put_tensor`.
 
         Example:
             >>> import tempfile
@@ -68,7 +68,7 @@ class LocalStore(LocalDetectorStore, Store):
         return path
 
     def get_tensor(self, key: str) -> torch.Tensor:
-        """Read the tensor at a path relative to the store; see :meth:`Store.get_tensor`."""
+        """Read the tensor at a path relative to the store; see `get_tensor`."""
         path = self._layout.free(key)
         if path.is_file():
             return read_tensor(path)
@@ -76,13 +76,13 @@ class LocalStore(LocalDetectorStore, Store):
         raise missing("tensor", path.name, names, path.parent)
 
     def put(self, run_id: str, batch_index: int, layer: str, key: str, tensor: torch.Tensor) -> Path:
-        """Keep one tensor; see :meth:`Store.put`."""
+        """Keep one tensor; see `put`."""
         path = self._layout.tensor(run_id, batch_index, layer, key)
         write_atomically(path, to_bytes(tensor))
         return path
 
     def get(self, run_id: str, batch_index: int, layer: str, key: str) -> torch.Tensor:
-        """Read one tensor; see :meth:`Store.get`."""
+        """Read one tensor; see `get`."""
         path = self._layout.tensor(run_id, batch_index, layer, key)
         if path.is_file():
             return read_tensor(path)
@@ -94,19 +94,19 @@ class LocalStore(LocalDetectorStore, Store):
         return self._layout.runs()
 
     def list_run_batches(self, run_id: str) -> list[int]:
-        """Indices of a run's batches, in numeric order; see :meth:`Store.list_run_batches`."""
+        """Indices of a run's batches, in numeric order; see `list_run_batches`."""
         return batches_in(self._layout.existing_run(run_id))
 
     def list_layers(self, run_id: str, batch_index: int) -> list[str]:
-        """Names of the layers of a batch, sorted; see :meth:`Store.list_layers`."""
+        """Names of the layers of a batch, sorted; see `list_layers`."""
         return layers_in(self._layout.existing_batch(run_id, batch_index))
 
     def list_keys(self, run_id: str, batch_index: int, layer: str) -> list[str]:
-        """Keys of a layer's tensors, sorted; see :meth:`Store.list_keys`."""
+        """Keys of a layer's tensors, sorted; see `list_keys`."""
         return keys_in(self._layout.existing_layer(run_id, batch_index, layer))
 
     def put_run_batch(self, run_id: str, batch_index: int, tensors: Batch) -> str:
-        """Keep a list or a dict of tensors as one file; see :meth:`Store.put_run_batch`.
+        """Keep a list or a dict of tensors as one file; see `put_run_batch`.
 
         Example:
             >>> import tempfile
@@ -121,7 +121,7 @@ class LocalStore(LocalDetectorStore, Store):
         return self._relative(path)
 
     def get_run_batch(self, run_id: str, batch_index: int) -> Batch:
-        """Read a batch, whichever way it was put; see :meth:`Store.get_run_batch`.
+        """Read a batch, whichever way it was put; see `get_run_batch`.
 
         Of a batch put both ways, the whole one is read.
         """
@@ -136,7 +136,7 @@ class LocalStore(LocalDetectorStore, Store):
         return {name: self.get(run_id, batch_index, *one) for name, one in zip(names, found, strict=True)}
 
     def delete_run(self, run_id: str) -> None:
-        """Remove a run and all it holds; see :meth:`Store.delete_run`."""
+        """Remove a run and all it holds; see `delete_run`."""
         path = self._layout.run(run_id)
         if path.is_symlink():
             path.unlink()

@@ -133,7 +133,7 @@ class Store(DetectorStore, abc.ABC):
 
         Raises:
             FileNotFoundError: there is no such run or batch.
-            ValueError: two tensors would get the same name; read them with :meth:`get`.
+            ValueError: two tensors would get the same name; read them with `get`.
             OSError: a file is damaged.
         """
 
@@ -142,7 +142,7 @@ class Store(DetectorStore, abc.ABC):
         """Remove a run and all it holds; a run that is not there is fine."""
 
     def iter_run_batches(self, run_id: str) -> Iterator[Batch]:
-        """Go through :meth:`get_run_batch` of every batch, in numeric order.
+        """Go through `get_run_batch` of every batch, in numeric order.
 
         Raises:
             FileNotFoundError: there is no such run; raised by the call itself.
@@ -169,7 +169,7 @@ class Store(DetectorStore, abc.ABC):
     def iterate(
         self, run_id: str, layer: str | None = None, key: str | None = None
     ) -> Iterator[tuple[int, str, str, torch.Tensor]]:
-        """Go through ``(batch_index, layer, key, tensor)`` of all that :meth:`put` kept, in order.
+        """Go through ``(batch_index, layer, key, tensor)`` of all that `put` kept, in order.
 
         What there is, is listed by the call; each tensor is read when its turn comes.
 
@@ -203,5 +203,5 @@ class Store(DetectorStore, abc.ABC):
     def get_detector_metadata_by_layer_by_key(
         self, run_id: str, batch_index: int, layer: str, key: str
     ) -> torch.Tensor:
-        """Read one tensor that :meth:`put_detector_metadata` kept; the same as :meth:`get`."""
+        """Read one tensor that `put_detector_metadata` kept; the same as `get`."""
         return self.get(run_id, batch_index, layer, key)

@@ -62,7 +62,7 @@ def write_batch(path: Path, tensors: object) -> None:
     Raises:
         TypeError: neither a list nor a dict, a dict key is no string, or a value is no tensor.
         StoreKeyError: a dict key is ``"__metadata__"``, which safetensors keeps for itself.
-        ValueError: see :func:`to_bytes`.
+        ValueError: see `to_bytes`.
         OSError: the file cannot be written; its earlier content is kept.
 
     Example:
@@ -90,12 +90,12 @@ def _check_dict_key(key: object) -> None:
 
 
 def read_batch(path: Path) -> Batch:
-    """Read back what :func:`write_batch` wrote: a list as a list, a dict as a dict.
+    """Read back what `write_batch` wrote: a list as a list, a dict as a dict.
 
     Raises:
         OSError: there is no such file, or it is damaged.
 
-    Example: see :func:`write_batch`.
+    Example: see `write_batch`.
     """
     tensors, container = _load(path)
     if container is None:
@@ -112,7 +112,7 @@ def _as_older_files_mean(tensors: dict[str, torch.Tensor]) -> Batch:
 
 
 def read_tensor(path: Path) -> torch.Tensor:
-    """Read back a tensor that :func:`to_bytes` encoded.
+    """Read back a tensor that `to_bytes` encoded.
 
     Raises:
         OSError: there is no such file, it is damaged, or it does not hold a single tensor.

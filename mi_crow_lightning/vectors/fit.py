@@ -21,8 +21,9 @@ def model_name(model: nn.Module) -> str:
 
     Of a path only the last part counts, so that it is the same on another machine.
 
-    >>> model_name(nn.Sequential(nn.Identity()))
-    'Sequential'
+    Example:
+        >>> model_name(nn.Sequential(nn.Identity()))
+        'Sequential'
     """
     for module, name in configured_names(model):
         return _without_folder(name) or type(unwrapped(module)).__name__

@@ -40,13 +40,15 @@ class SteeringVector(Mapping[str, Tensor]):
     Raises:
         TypeError, ValueError: an argument is not one of those named above, or a direction is not finite.
 
-    >>> vector = SteeringVector({"h.0": torch.tensor([3.0, 4.0]), "h.1": torch.tensor([0.0, 2.0])}, method="by hand")
-    >>> vector
-    SteeringVector(by hand, 2 layers 'h.0' to 'h.1', width 2, norm 2 to 5)
-    >>> (2 * vector)["h.0"]
-    tensor([6., 8.])
-    >>> vector.normalise()["h.1"]
-    tensor([0., 1.])
+    Example:
+        >>> directions = {"h.0": torch.tensor([3.0, 4.0]), "h.1": torch.tensor([0.0, 2.0])}
+        >>> vector = SteeringVector(directions, method="by hand")
+        >>> vector
+        SteeringVector(by hand, 2 layers 'h.0' to 'h.1', width 2, norm 2 to 5)
+        >>> (2 * vector)["h.0"]
+        tensor([6., 8.])
+        >>> vector.normalise()["h.1"]
+        tensor([0., 1.])
     """
 
     def __init__(
@@ -132,9 +134,10 @@ class SteeringVector(Mapping[str, Tensor]):
     def with_origin(self, **facts: Any) -> SteeringVector:
         """The same directions with other facts: ``method``, ``model``, ``tokens``, ``samples``, ``metadata``.
 
-        >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand")
-        >>> vector.with_origin(model="tiny").model
-        'tiny'
+        Example:
+            >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand")
+            >>> vector.with_origin(model="tiny").model
+            'tiny'
         """
         return self._made(self._directions, replace(self._origin, **facts))
 
@@ -158,9 +161,10 @@ class SteeringVector(Mapping[str, Tensor]):
         The same seed gives the same directions again, and one layer's does not depend on the others. The run's random
         numbers are not touched.
 
-        >>> vector = SteeringVector({"h.0": torch.tensor([3.0, 4.0])})
-        >>> round(vector.random_like(seed=0).norms()["h.0"], 6)
-        5.0
+        Example:
+            >>> vector = SteeringVector({"h.0": torch.tensor([3.0, 4.0])})
+            >>> round(vector.random_like(seed=0).norms()["h.0"], 6)
+            5.0
         """
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed={seed!r} must be a whole number")
@@ -175,9 +179,10 @@ class SteeringVector(Mapping[str, Tensor]):
         Raises:
             VectorMismatch: the layers, or their widths, differ.
 
-        >>> a = SteeringVector({"h.0": torch.tensor([1.0, 0.0])})
-        >>> a.cosines(SteeringVector({"h.0": torch.tensor([0.0, 2.0])}))
-        {'h.0': 0.0}
+        Example:
+            >>> a = SteeringVector({"h.0": torch.tensor([1.0, 0.0])})
+            >>> a.cosines(SteeringVector({"h.0": torch.tensor([0.0, 2.0])}))
+            {'h.0': 0.0}
         """
         self._check_same_layers(other)
         return {layer: _cosine(self._directions[layer], other._directions[layer]) for layer in self}
@@ -238,12 +243,13 @@ class SteeringVector(Mapping[str, Tensor]):
             FileNotFoundError: there is no such file.
             VectorFileError: it holds something else, or is of a later release.
 
-        >>> import tempfile
-        >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand", samples={"joy": 16})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     vector.save(f"{folder}/joy.safetensors")
-        ...     SteeringVector.load(f"{folder}/joy.safetensors") == vector
-        True
+        Example:
+            >>> import tempfile
+            >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand", samples={"joy": 16})
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     vector.save(f"{folder}/joy.safetensors")
+            ...     SteeringVector.load(f"{folder}/joy.safetensors") == vector
+            True
         """
         from mi_crow_lightning.vectors.file import read
 

@@ -23,10 +23,11 @@ def graphs_of(root: nn.Module, whole: bool = False) -> Mapping[nn.Module, nn.Mod
         root: the model.
         whole: whether ``root`` was compiled in a way that its modules do not tell.
 
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU()))
-    >>> model[1].compile()
-    >>> graphs_of(model) == {model[1][0]: model[1]}
-    True
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU()))
+        >>> model[1].compile()
+        >>> graphs_of(model) == {model[1][0]: model[1]}
+        True
     """
     found: dict[nn.Module, nn.Module] = {}
     _walk(root, root if whole else None, found, set())

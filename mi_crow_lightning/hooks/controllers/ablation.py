@@ -38,12 +38,13 @@ class AblationController(TokenController):
     Raises:
         TypeError, ValueError: ``vector`` is no such tensor, is not finite, or has a row of length 0.
 
-    >>> from torch import nn, tensor
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> _ = Layers(model).register_hook("0", AblationController("0", tensor([0.0, 2.0])))
-    >>> model(tensor([[[3.0, 4.0]]]))
-    tensor([[[3., 0.]]])
+    Example:
+        >>> from torch import nn, tensor
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> _ = Layers(model).register_hook("0", AblationController("0", tensor([0.0, 2.0])))
+        >>> model(tensor([[[3.0, 4.0]]]))
+        tensor([[[3., 0.]]])
     """
 
     traceable = True

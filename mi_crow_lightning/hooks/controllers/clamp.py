@@ -44,13 +44,14 @@ class ClampController(TokenController):
         TypeError, ValueError: ``vector`` is no finite direction; neither ``value`` nor a bound is given, or both; a
             number is not finite; the range is empty.
 
-    >>> from torch import nn, tensor
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> _ = Layers(model).register_hook("0", ClampController("0", tensor([0.0, 2.0]), high=1.0))
-    >>> model(tensor([[[3.0, 4.0], [3.0, -4.0]]]))
-    tensor([[[ 3.,  1.],
-             [ 3., -4.]]])
+    Example:
+        >>> from torch import nn, tensor
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> _ = Layers(model).register_hook("0", ClampController("0", tensor([0.0, 2.0]), high=1.0))
+        >>> model(tensor([[[3.0, 4.0], [3.0, -4.0]]]))
+        tensor([[[ 3.,  1.],
+                 [ 3., -4.]]])
     """
 
     traceable = True

@@ -33,12 +33,13 @@ class FunctionController(TokenController):
     Raises:
         TypeError: ``function`` is not callable.
 
-    >>> from torch import nn, ones
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> _ = Layers(model).register_hook("0", FunctionController("0", lambda x: -x))
-    >>> model(ones(1, 2))
-    tensor([[-1., -1.]])
+    Example:
+        >>> from torch import nn, ones
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> _ = Layers(model).register_hook("0", FunctionController("0", lambda x: -x))
+        >>> model(ones(1, 2))
+        tensor([[-1., -1.]])
     """
 
     def __init__(

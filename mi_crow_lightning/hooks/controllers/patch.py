@@ -53,12 +53,13 @@ class PatchController(TokenController):
     Raises:
         TypeError, ValueError: ``source`` is nothing of these.
 
-    >>> from torch import nn, ones, zeros
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> _ = Layers(model).register_hook("0", PatchController("0", ones(1, 2, 3), when=lambda x, ctx: x[..., 0] > 4))
-    >>> model(zeros(1, 2, 3) + 5).unique()
-    tensor([1.])
+    Example:
+        >>> from torch import nn, ones, zeros
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> _ = Layers(model).register_hook("0", PatchController("0", ones(1, 2, 3), when=lambda x, ctx: x[..., 0] > 4))
+        >>> model(zeros(1, 2, 3) + 5).unique()
+        tensor([1.])
     """
 
     def __init__(

@@ -26,12 +26,13 @@ class ScaleController(TokenController):
     Raises:
         ValueError: ``factor`` is not a finite number.
 
-    >>> from torch import nn, ones
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> _ = Layers(model).register_hook("0", ScaleController("0", 0.5))
-    >>> model(ones(1, 1, 2))
-    tensor([[[0.5000, 0.5000]]])
+    Example:
+        >>> from torch import nn, ones
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> _ = Layers(model).register_hook("0", ScaleController("0", 0.5))
+        >>> model(ones(1, 1, 2))
+        tensor([[[0.5000, 0.5000]]])
     """
 
     traceable = True

@@ -43,12 +43,13 @@ class SteeringController(TokenController):
     Raises:
         TypeError, ValueError: ``vector`` is not a finite vector, or ``strength`` has none of its forms.
 
-    >>> from torch import nn, tensor, zeros
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> _ = Layers(model).register_hook("0", SteeringController("0", tensor([1.0, 2.0]), strength=2.0))
-    >>> model(zeros(1, 1, 2))
-    tensor([[[2., 4.]]])
+    Example:
+        >>> from torch import nn, tensor, zeros
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> _ = Layers(model).register_hook("0", SteeringController("0", tensor([1.0, 2.0]), strength=2.0))
+        >>> model(zeros(1, 1, 2))
+        tensor([[[2., 4.]]])
     """
 
     traceable = True

@@ -63,14 +63,15 @@ class ActivationStatistics(Detector):
     Raises:
         ValueError: a statistic or the tokens are not known, or the threshold is negative.
 
-    >>> from torch import nn, tensor
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> detector = ActivationStatistics("0", statistics=["mean", "max"], histogram=False)
-    >>> _ = Layers(model).register_hook("0", detector)
-    >>> _ = model(tensor([[1.0, 3.0]])), model(tensor([[5.0]]))
-    >>> [(reading.name, reading.value) for reading in detector.readings()]
-    [('mean', 3.0), ('max', 5.0)]
+    Example:
+        >>> from torch import nn, tensor
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> detector = ActivationStatistics("0", statistics=["mean", "max"], histogram=False)
+        >>> _ = Layers(model).register_hook("0", detector)
+        >>> _ = model(tensor([[1.0, 3.0]])), model(tensor([[5.0]]))
+        >>> [(reading.name, reading.value) for reading in detector.readings()]
+        [('mean', 3.0), ('max', 5.0)]
     """
 
     traceable = True

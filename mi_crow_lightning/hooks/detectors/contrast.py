@@ -67,15 +67,16 @@ class ContrastDetector(Detector):
     Raises:
         ValueError, TypeError: an argument is not one of those named above.
 
-    >>> from torch import nn, tensor
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> layers, detector = Layers(model), ContrastDetector("block:*")
-    >>> _ = layers.register_hook(None, detector)
-    >>> layers.begin_batch(None, {"label": [1, 0, 1]})
-    >>> _ = model(tensor([[5.0, 1.0], [1.0, 0.0], [7.0, 1.0]]))
-    >>> detector.vectors()["0"]
-    tensor([5., 1.])
+    Example:
+        >>> from torch import nn, tensor
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> layers, detector = Layers(model), ContrastDetector("block:*")
+        >>> _ = layers.register_hook(None, detector)
+        >>> layers.begin_batch(None, {"label": [1, 0, 1]})
+        >>> _ = model(tensor([[5.0, 1.0], [1.0, 0.0], [7.0, 1.0]]))
+        >>> detector.vectors()["0"]
+        tensor([5., 1.])
     """
 
     alike_on_all_ranks = True

@@ -47,14 +47,15 @@ class LayerActivationDetector(Detector):
     Raises:
         ValueError: ``keep`` or ``max_bytes`` is not one of those named above.
 
-    >>> from torch import nn, ones
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Flatten(), nn.Identity())
-    >>> detector = LayerActivationDetector("0")
-    >>> _ = Layers(model).register_hook("0", detector)
-    >>> _ = model(ones(2, 3, 4))
-    >>> detector.get_captured().shape
-    torch.Size([2, 12])
+    Example:
+        >>> from torch import nn, ones
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Flatten(), nn.Identity())
+        >>> detector = LayerActivationDetector("0")
+        >>> _ = Layers(model).register_hook("0", detector)
+        >>> _ = model(ones(2, 3, 4))
+        >>> detector.get_captured().shape
+        torch.Size([2, 12])
     """
 
     def __init__(

@@ -50,14 +50,15 @@ class ProjectionDetector(Detector):
     Raises:
         TypeError, ValueError: neither or both of ``vector`` and ``vectors`` are given, or one is no finite direction.
 
-    >>> from torch import nn, tensor
-    >>> from mi_crow_lightning.hooks import Layers
-    >>> model = nn.Sequential(nn.Identity(), nn.Identity())
-    >>> detector = ProjectionDetector("0", tensor([0.0, 2.0]))
-    >>> _ = Layers(model).register_hook("0", detector)
-    >>> _ = model(tensor([[[3.0, 4.0], [8.0, 6.0]]]))
-    >>> [(reading.name, reading.value) for reading in detector.readings()]
-    [('mean', 5.0), ('std', 1.0), ('min', 4.0), ('max', 6.0), ('cosine', 0.7)]
+    Example:
+        >>> from torch import nn, tensor
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> model = nn.Sequential(nn.Identity(), nn.Identity())
+        >>> detector = ProjectionDetector("0", tensor([0.0, 2.0]))
+        >>> _ = Layers(model).register_hook("0", detector)
+        >>> _ = model(tensor([[[3.0, 4.0], [8.0, 6.0]]]))
+        >>> [(reading.name, reading.value) for reading in detector.readings()]
+        [('mean', 5.0), ('std', 1.0), ('min', 4.0), ('max', 6.0), ('cosine', 0.7)]
     """
 
     traceable = True
@@ -202,10 +203,12 @@ class ProjectionDetector(Detector):
 
         The arguments are those of `running`. A copy or pickle of it takes the detector along.
 
-        >>> from mi_crow_lightning import SteeringController
-        >>> detector = ProjectionDetector("block:1", torch.ones(8))
-        >>> SteeringController("block:2", torch.ones(8), -1.0, when=detector.above(0.5, of="cosine")).condition.bound
-        0.5
+        Example:
+            >>> from mi_crow_lightning import SteeringController
+            >>> detector = ProjectionDetector("block:1", torch.ones(8))
+            >>> steering = SteeringController("block:2", torch.ones(8), -1.0, when=detector.above(0.5, of="cosine"))
+            >>> steering.condition.bound
+            0.5
         """
         self.index_of(vector)
         return Beyond(self, True, bound, of, vector, layer)

@@ -46,8 +46,9 @@ def layout_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> La
         layer: the layer.
         ancestors: the modules that hold it.
 
-    >>> layout_of("rnn", nn.LSTM(2, 2), []).value
-    '(tokens, batch, features), for want of batch_first=True'
+    Example:
+        >>> layout_of("rnn", nn.LSTM(2, 2), []).value
+        '(tokens, batch, features), for want of batch_first=True'
     """
     if "experts" in name.split(".")[:-1]:
         return Layout.ROUTED

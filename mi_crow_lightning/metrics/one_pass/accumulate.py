@@ -25,7 +25,7 @@ def accumulate(
 
     Args:
         place: where to, on any device.
-        tokens: ``(N, D)``, see :func:`~mi_crow_lightning.metrics.one_pass.measure.as_tokens`.
+        tokens: ``(N, D)``, see `as_tokens`.
         keep: bool ``(N, 1)`` or ``(N, D)``; None for all.
         groups: what to compute.
         batch: which batch it is of, an integer or, so that a compiled graph need not be made anew for each, a tensor

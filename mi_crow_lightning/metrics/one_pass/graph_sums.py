@@ -30,10 +30,11 @@ class LayerSums:
     Attributes:
         place: the sums; ``None`` until the first activation.
 
-    >>> sums = LayerSums(Group.ALL, torch.device("cpu"))
-    >>> sums.add(torch.tensor([[1.0, 3.0]]), None, None)
-    >>> sums.place.row[Row.MEAN].item(), sums.place.peaks.tolist()
-    (2.0, [1.0, 3.0])
+    Example:
+        >>> sums = LayerSums(Group.ALL, torch.device("cpu"))
+        >>> sums.add(torch.tensor([[1.0, 3.0]]), None, None)
+        >>> sums.place.row[Row.MEAN].item(), sums.place.peaks.tolist()
+        (2.0, [1.0, 3.0])
     """
 
     def __init__(self, groups: Group, device: torch.device) -> None:
@@ -83,10 +84,11 @@ def _empty_row(width: int, device: torch.device) -> Tensor:
 def take_sums(layers: Sequence[LayerSums]) -> tuple[Tensor, list[int]] | None:
     """The sums of layers as one buffer, and the layers' widths; ``None`` where none has any. They begin anew.
 
-    >>> sums = LayerSums(Group.ALL, torch.device("cpu"))
-    >>> sums.add(torch.tensor([[1.0, 3.0]]), None, None)
-    >>> take_sums([sums])[1], sums.place.row[Row.COUNT].item()
-    ([2], 0.0)
+    Example:
+        >>> sums = LayerSums(Group.ALL, torch.device("cpu"))
+        >>> sums.add(torch.tensor([[1.0, 3.0]]), None, None)
+        >>> take_sums([sums])[1], sums.place.row[Row.COUNT].item()
+        ([2], 0.0)
     """
     if all(one.place is None for one in layers):
         return None

@@ -33,7 +33,7 @@ _CHUNK_ACCELERATOR = 2**22
 
 
 def summarize(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The row of :func:`measure`, all groups: ``(ROW_SIZE,)``.
+    """The row of `measure`, all groups: ``(ROW_SIZE,)``.
 
     Example:
         >>> row = summarize(torch.tensor([[1.0, 3.0], [0.0, float("nan")]]))
@@ -76,17 +76,17 @@ def measure(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) ->
 
 
 def as_tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The arguments of :func:`measure` as ``(N, D)``, and ``(N, 1)`` or, if it chooses elements, ``(N, D)``.
+    """The arguments of `measure` as ``(N, D)``, and ``(N, 1)`` or, if it chooses elements, ``(N, D)``.
 
     Raises:
-        TypeError, ValueError: those of :func:`measure`.
+        TypeError, ValueError: those of `measure`.
     """
     _check(x, mask)
     return _tokens(x.detach(), mask)
 
 
 def measure_tokens(tokens: Tensor, keep: Tensor | None, groups: Group) -> Summary:
-    """:func:`measure` of what `as_tokens` gave."""
+    """`measure` of what `as_tokens` gave."""
     width = tokens.shape[1] if Group.CHANNELS in groups else 0
     if tokens.numel() == 0:
         row, channels = empty_rows(1, tokens.device)[0], tokens.new_zeros(2, width, dtype=torch.float64)

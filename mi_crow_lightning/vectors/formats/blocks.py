@@ -16,8 +16,9 @@ __all__ = ["address_of", "number_of", "numbers_of"]
 def address_of(number: int, part: str = "") -> str:
     """How a layer of block ``number`` is addressed.
 
-    >>> address_of(12), address_of(12, "mlp")
-    ('block:12', 'block:12.mlp')
+    Example:
+        >>> address_of(12), address_of(12, "mlp")
+        ('block:12', 'block:12.mlp')
     """
     return f"block:{number}.{part}" if part else f"block:{number}"
 
@@ -28,8 +29,9 @@ def number_of(layer: str) -> tuple[int, str]:
     Raises:
         ValueError: the name has no number, or several.
 
-    >>> number_of("model.layers.12"), number_of("transformer.h.3.mlp"), number_of("block:12")
-    ((12, ''), (3, 'mlp'), (12, ''))
+    Example:
+        >>> number_of("model.layers.12"), number_of("transformer.h.3.mlp"), number_of("block:12")
+        ((12, ''), (3, 'mlp'), (12, ''))
     """
     segments = re.split(r"[.:]", layer)
     places = [i for i, segment in enumerate(segments) if re.fullmatch(r"(layer_)?\d+", segment)]

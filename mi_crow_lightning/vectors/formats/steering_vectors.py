@@ -37,11 +37,12 @@ def from_steering_vectors(vector: Any) -> SteeringVector:
         TypeError: it has not these two.
         ValueError: the layer type is not known, or a direction is not ``(D,)``.
 
-    >>> import torch
-    >>> from types import SimpleNamespace
-    >>> given = SimpleNamespace(layer_activations={3: torch.ones(2)}, layer_type="mlp")
-    >>> from_steering_vectors(given)
-    SteeringVector(steering-vectors, layer 'block:3.mlp', width 2, norm 1.414)
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> given = SimpleNamespace(layer_activations={3: torch.ones(2)}, layer_type="mlp")
+        >>> from_steering_vectors(given)
+        SteeringVector(steering-vectors, layer 'block:3.mlp', width 2, norm 1.414)
     """
     activations, kind = getattr(vector, "layer_activations", None), getattr(vector, "layer_type", None)
     if not isinstance(activations, Mapping) or not all(isinstance(number, int) for number in activations):
@@ -63,9 +64,10 @@ def to_steering_vectors(vector: SteeringVector) -> dict[str, Any]:
     Raises:
         ValueError: the layers are not blocks, attentions or MLPs of blocks, all of one kind.
 
-    >>> import torch
-    >>> to_steering_vectors(SteeringVector({"model.layers.3": torch.ones(2)}))
-    {'layer_activations': {3: tensor([1., 1.])}, 'layer_type': 'decoder_block'}
+    Example:
+        >>> import torch
+        >>> to_steering_vectors(SteeringVector({"model.layers.3": torch.ones(2)}))
+        {'layer_activations': {3: tensor([1., 1.])}, 'layer_type': 'decoder_block'}
     """
     places = {layer: number_of(layer) for layer in vector}
     kinds = {_kind(layer, part) for layer, (_, part) in places.items()}
