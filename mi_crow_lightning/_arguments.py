@@ -14,7 +14,7 @@ __all__ = ["is_finite", "not_known", "plain", "whole"]
 def not_known(argument: str, value: object, allowed: Iterable[str]) -> ValueError:
     """The error for a value that is none of those allowed.
 
-    Example:
+    Examples:
         >>> not_known("keep", "first", ["last", "all"])
         ValueError("keep='first' is not known: choose one of 'last', 'all'")
     """
@@ -24,7 +24,7 @@ def not_known(argument: str, value: object, allowed: Iterable[str]) -> ValueErro
 def is_finite(value: object) -> bool:
     """Whether a value is a finite number, numpy's among them. ``True`` and tensors are none.
 
-    Example:
+    Examples:
         >>> [is_finite(value) for value in (2, -0.5, float("nan"), True, "2")]
         [True, True, False, False, False]
     """
@@ -34,7 +34,7 @@ def is_finite(value: object) -> bool:
 def plain(value: Any) -> Any:
     """A tensor or an array as the numbers that it holds, anything else as it is.
 
-    Example:
+    Examples:
         >>> import torch
         >>> plain(torch.tensor([3, 5])), plain(torch.tensor(0.5)), plain("last")
         ([3, 5], 0.5, 'last')
@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
 def whole(value: Any) -> int | None:
     """A whole number of any library as an ``int``; ``None`` for all else, ``True`` and ``3.0`` among it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> [whole(value) for value in (3, torch.tensor(3), True, torch.tensor(True), 3.0, "3", [3])]
         [3, 3, None, None, None, None, None]

@@ -18,7 +18,7 @@ class Elsewhere:
     ``spawn`` pickles what the processes work with. ``fork`` does not, so there the processes leave a mark in a page
     of memory that they share with this one.
 
-    Example:
+    Examples:
         >>> runs = Elsewhere()
         >>> runs.begin(spawned=False)
         >>> runs.refuse("history()")

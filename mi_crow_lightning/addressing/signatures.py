@@ -79,7 +79,7 @@ def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
 
     Empty for a model without a main stack.
 
-    Example:
+    Examples:
         >>> stack = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         >>> signatures_by_role(ModuleTree(stack))
         {'0': 'block:0', '1': 'block:1'}

@@ -113,7 +113,7 @@ def state_keys(hooks: Sequence[Hook]) -> dict[str, Hook]:
 def readable_names(hooks: Sequence[Hook]) -> list[str]:
     """What hooks are called in tags: their ID if given, else their class; the second of a name gets a number.
 
-    Example:
+    Examples:
         >>> from mi_crow_lightning import ScaleController
         >>> readable_names([ScaleController(0, 2), ScaleController(1, 2), ScaleController(2, 2, hook_id="half")])
         ['ScaleController', 'ScaleController-2', 'half']

@@ -74,7 +74,7 @@ class HookCallback(pl.Callback):
         TypeError, ValueError: an argument is not one of those named above; a hook names no layer; two
             hooks have one ID. Wrong layers are told when the run starts (`LayerNotFound`).
 
-    Example:
+    Examples:
         >>> import lightning.pytorch as pl
         >>> from mi_crow_lightning import ActivationStatistics, HookCallback
         >>> watch = HookCallback(detectors=[ActivationStatistics("block:*")])

@@ -32,7 +32,7 @@ def take_output(output: Any) -> Tensor:
     Raises:
         NoTensorFound: there is none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> take_output((torch.tensor(0.5), torch.ones(2, 3))).shape
         torch.Size([2, 3])

@@ -35,7 +35,7 @@ def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]
         HookError: a hook failed; raised when the pass is over, unless its ``on_error`` says otherwise.
         NeverFired: the block has ended, and none of a controller's layers ran in it. For a detector that is a warning.
 
-    Example:
+    Examples:
         >>> from torch import ones
         >>> from mi_crow_lightning import ActivationStatistics, ScaleController
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

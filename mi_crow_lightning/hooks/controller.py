@@ -28,7 +28,7 @@ class Controller(Hook):
         hook_id: see `Hook`.
         **options: ``schedule`` and ``on_error``, see `Hook`.
 
-    Example:
+    Examples:
         >>> class Double(Controller):
         ...     def edit(self, x, ctx):
         ...         return x * 2

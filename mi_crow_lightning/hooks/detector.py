@@ -45,7 +45,7 @@ class Detector(Hook):
         resumed: stages of which `load_state_dict` brought sums: they are read even if nothing is seen before the next
             reading. A subclass that restores sums adds to it; the callback takes a stage out when it was read.
 
-    Example:
+    Examples:
         >>> class TokenCount(Detector):
         ...     tokens = 0
         ...     def observe(self, x, ctx):

@@ -28,7 +28,7 @@ def unit_vector(value: Any, name: str = "vector") -> Tensor:
     Raises:
         TypeError, ValueError: it is no finite float tensor ``(D,)``, or has length 0.
 
-    Example:
+    Examples:
         >>> unit_vector(torch.tensor([3.0, 4.0]))
         tensor([0.6000, 0.8000], dtype=torch.float64)
     """
@@ -49,7 +49,7 @@ def orthonormal_basis(value: Any, name: str = "vector") -> Tensor:
     Raises:
         TypeError, ValueError: it is no such tensor, or a row has length 0.
 
-    Example:
+    Examples:
         >>> orthonormal_basis(torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0]])).abs()
         tensor([[1., 0., 0.]], dtype=torch.float64)
     """

@@ -20,7 +20,7 @@ def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
         change: of a shape that broadcasts to that of ``x``, in its dtype or float32.
         strength: how much of the change.
 
-    Example:
+    Examples:
         >>> added(torch.zeros(2), torch.tensor([1.0, 2.0]), 3.0)
         tensor([3., 6.])
     """
@@ -30,7 +30,7 @@ def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
 def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
     """``x + strength * (new - x)``, and exactly ``new`` where the strength is 1.
 
-    Example:
+    Examples:
         >>> mixed(torch.zeros(2), torch.tensor([1.0, 2.0]), 0.5)
         tensor([0.5000, 1.0000])
     """
@@ -43,7 +43,7 @@ def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
 def with_norms_of(x: Tensor, edited: Tensor) -> Tensor:
     """``edited``, each token scaled to the Euclidean norm that it has in ``x``; zeros stay zeros.
 
-    Example:
+    Examples:
         >>> with_norms_of(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
         tensor([[5., 0.]])
     """

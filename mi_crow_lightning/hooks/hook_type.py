@@ -12,7 +12,7 @@ __all__ = ["HookType"]
 class HookType(str, Enum):
     """Where a hook stands: ``FORWARD`` after the layer, ``PRE_FORWARD`` before it.
 
-    Example:
+    Examples:
         >>> HookType.of("pre_forward")
         <HookType.PRE_FORWARD: 'pre_forward'>
     """

@@ -66,7 +66,7 @@ class Layers:
         effects: counts what hooks change; ``None`` to count nothing.
         traced: the batch as traced hooks see it.
 
-    Example:
+    Examples:
         >>> from torch import nn, ones
         >>> from mi_crow_lightning.hooks import FunctionController
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

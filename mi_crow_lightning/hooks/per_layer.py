@@ -40,7 +40,7 @@ class PerLayer(Generic[V]):
         TypeError, ValueError: a key is no layer, the mapping is empty, or ``check`` refuses a value.
         FileNotFoundError, VectorFileError: there is no such file, or it holds no steering vector.
 
-    Example:
+    Examples:
         >>> values = PerLayer({"layers.1": 5, 2: 7}, "value", lambda value, name: value)
         >>> values.of("model.layers.1", 1), values.of("model.layers.2.mlp", 2)
         (5, 7)
@@ -128,7 +128,7 @@ def _layer(key: Any, name: str) -> int | str:
 def ends_alike(one: object, other: str) -> bool:
     """Whether one layer's name is the other, or its end by whole segments.
 
-    Example:
+    Examples:
         >>> ends_alike("model.layers.2", "layers.2"), ends_alike("model.layers.12", "layers.2")
         (True, False)
     """

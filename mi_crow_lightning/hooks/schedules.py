@@ -105,7 +105,7 @@ class Schedule(When):
     Raises:
         ValueError, TypeError: a field holds what it cannot mean.
 
-    Example:
+    Examples:
         >>> early = Schedule(stages="train", every_n_steps=2, stop_step=4)
         >>> [early.due(Moment(Stage.TRAIN, step=step)) for step in range(6)]
         [False, True, False, True, False, False]

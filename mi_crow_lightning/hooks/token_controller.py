@@ -41,7 +41,7 @@ class TokenController(Controller):
     Raises:
         TypeError, ValueError: an argument is not one of those named above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mi_crow_lightning.hooks import Layers
         >>> class Double(TokenController):

@@ -52,7 +52,7 @@ class Tokens:
     Raises:
         ValueError, TypeError: none of these, or more than one.
 
-    Example:
+    Examples:
         >>> Tokens("generated")
         Tokens('generated')
         >>> Tokens(window=(-8, None)) & ~Tokens(ids={2})
@@ -186,7 +186,7 @@ class AllOf(_Joined):
     Raises:
         TypeError, ValueError: there is none, or one is no choice.
 
-    Example:
+    Examples:
         >>> AllOf(choices=["generated", Tokens(ids={2})])
         Tokens('generated') & Tokens(ids=[2])
     """

@@ -61,7 +61,7 @@ class CausalLMModule(pl.LightningModule):
     Raises:
         TypeError, ValueError: an argument is none of those named above.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, eos_token_id=None, **sizes))

@@ -39,7 +39,7 @@ def by_strength(predictions: Any) -> dict[float | None, list[GeneratedText]]:
     Raises:
         TypeError: it holds something else.
 
-    Example:
+    Examples:
         >>> rain = [GeneratedText("Rain", strength, " fell", [7], row=0, sequence=0) for strength in (0.0, 4.0)]
         >>> {strength: len(texts) for strength, texts in by_strength([rain, rain]).items()}
         {0.0: 2, 4.0: 2}

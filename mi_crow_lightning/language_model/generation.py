@@ -23,7 +23,7 @@ class Generation:
     Raises:
         TypeError, ValueError: it is neither, or names what is no argument of a ``GenerationConfig``.
 
-    Example:
+    Examples:
         >>> Generation({"max_new_token": 5})
         Traceback (most recent call last):
         ...

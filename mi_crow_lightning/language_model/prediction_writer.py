@@ -45,7 +45,7 @@ class PredictionWriter(BasePredictionWriter):
     Raises:
         ValueError: ``mode`` is none of these.
 
-    Example:
+    Examples:
         >>> PredictionWriter("texts.jsonl", mode="r")
         Traceback (most recent call last):
         ...

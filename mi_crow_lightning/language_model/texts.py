@@ -26,7 +26,7 @@ class TextCollator:
     Raises:
         ValueError: the tokenizer has no padding token, or an argument is none of those named above.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
         >>> from transformers import PreTrainedTokenizerFast
         >>> words = Tokenizer(models.WordLevel({"<pad>": 0, "rain": 1, "fell": 2}))
@@ -132,7 +132,7 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
     Returns:
         ``(B, T)``, not shifted: a causal model does that.
 
-    Example:
+    Examples:
         >>> import torch
         >>> ids, mask = torch.tensor([[9, 9, 5, 6], [5, 6, 7, 9]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
         >>> labels_of({"input_ids": ids, "attention_mask": mask})
@@ -157,7 +157,7 @@ def positions_of(mask: Tensor) -> Tensor:
     Args:
         mask: ``(B, T)``, 0 where a token is padding.
 
-    Example:
+    Examples:
         >>> import torch
         >>> positions_of(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]))
         tensor([[0, 0, 0, 1], [0, 1, 2, 2]])

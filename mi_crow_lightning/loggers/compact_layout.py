@@ -53,7 +53,7 @@ def compact(step: LoggedStep) -> list[CompactTensor]:
     Args:
         step: the readings.
 
-    Example:
+    Examples:
         >>> two = [Reading("h.0", "rms", 1.0), Reading("h.2", "rms", 3.0)]
         >>> (tensor,) = compact(LoggedStep("train", 7, [DetectorReadings(two, ("h.0", "h.1", "h.2"), "h.*")]))
         >>> tensor.tag, tensor.values

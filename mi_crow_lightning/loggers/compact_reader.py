@@ -60,7 +60,7 @@ def read_compact(log_dir: str | os.PathLike[str]) -> Iterator[HistoryRow]:
         FileNotFoundError: the folder holds no event file.
         ValueError: the files were written by a release with another layout.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from torch.utils.tensorboard import SummaryWriter
         >>> from mi_crow_lightning.loggers import DetectorReadings, LoggedStep, compact, write_event

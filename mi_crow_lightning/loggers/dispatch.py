@@ -32,7 +32,7 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "al
         step: the readings.
         scalars: what is shown, see `shown`.
 
-    Example:
+    Examples:
         >>> from mi_crow_lightning.hooks.reading import Reading
         >>> from mi_crow_lightning.loggers.step import DetectorReadings
         >>> class Printer:

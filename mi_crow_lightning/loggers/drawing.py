@@ -36,7 +36,7 @@ def drawn_bins(histogram: Histogram, tag: str) -> tuple[list[float], list[float]
     Raises:
         ValueError: the histogram does not have one edge more than bins.
 
-    Example:
+    Examples:
         >>> edges, counts = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0), (0.0, 2.0, 0.0, 0.0, 5.0)
         >>> drawn_bins(Histogram(edges, counts, -0.75, 3.0, 7.0, 0.0, 0.0), "activations/h.0")
         ([-0.75, 0.0, 2.0, 3.0], [2.0, 0.0, 5.0])

@@ -36,7 +36,7 @@ class HistoryRow(NamedTuple):
 class History:
     """The numbers of all written readings, without histograms: 8 bytes each.
 
-    Example:
+    Examples:
         >>> from mi_crow_lightning.hooks.reading import Reading
         >>> history = History()
         >>> history.add("train", 4, [("activations_mean/h.0", Reading("h.0", "mean", 0.5))])

@@ -38,7 +38,7 @@ def write_layout(writer: LayoutWriter, statistics: Mapping[str, Iterable[str]], 
     Raises:
         ValueError: a stage is unknown.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from torch.utils.tensorboard import SummaryWriter
         >>> with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:

@@ -32,7 +32,7 @@ def resolve_scalars(scalars: str, tags: int) -> str:
     Returns:
         ``"all"``, ``"summary"`` or ``"none"``.
 
-    Example:
+    Examples:
         >>> resolve_scalars("auto", tags=12 * 15), resolve_scalars("auto", tags=100 * 8)
         ('all', 'summary')
     """
@@ -54,7 +54,7 @@ def shown(step: LoggedStep, scalars: str) -> TaggedReadings:
         step: the readings.
         scalars: ``"all"``, ``"summary"`` or ``"none"``.
 
-    Example:
+    Examples:
         >>> layers = tuple(f"h.{i}" for i in range(4))
         >>> four = [Reading(layer, "rms", 2.0**i) for i, layer in enumerate(layers)]
         >>> for tag, reading in shown(LoggedStep("train", 7, [DetectorReadings(four, layers, "h.*")]), "summary"):

@@ -38,7 +38,7 @@ def write_scalars(logger: MetricsLogger, readings: TaggedReadings, step: int) ->
     Raises:
         TagConflict: two tags become one in MLflow's characters.
 
-    Example:
+    Examples:
         >>> from mi_crow_lightning.hooks.reading import Reading
         >>> class Printer:
         ...     def log_metrics(self, metrics, step=None):

@@ -40,7 +40,7 @@ class LoggedStep:
         step: the position on the x axis.
         detectors: what each detector has to say.
 
-    Example:
+    Examples:
         >>> two = [Reading("h.0", "rms", 1.0), Reading("h.1", "rms", 3.0)]
         >>> step = LoggedStep("train", 7, [DetectorReadings(two, ("h.0", "h.1"), "h.*")])
         >>> [tag for tag, _ in step.tagged]

@@ -38,7 +38,7 @@ def tag(reading: Reading, stage: str, prefix: str = "activations") -> str:
     Raises:
         ValueError: ``stage`` is not one of the four.
 
-    Example:
+    Examples:
         >>> mean = Reading("h.0.mlp", "mean", 0.5)
         >>> tag(mean, "train")
         'activations_mean/h.0.mlp'
@@ -55,7 +55,7 @@ def tag(reading: Reading, stage: str, prefix: str = "activations") -> str:
 def tag_by_block(name: str, stage: str, prefix: str) -> str:
     """Name a curve over the blocks.
 
-    Example:
+    Examples:
         >>> tag_by_block("auroc", "validate", "contrast")
         'contrast_auroc/by_block/val'
     """
@@ -71,7 +71,7 @@ def stage_segment(stage: str) -> str:
     Raises:
         ValueError: ``stage`` is not one of them.
 
-    Example:
+    Examples:
         >>> stage_segment("validate")
         'val/'
     """

@@ -35,7 +35,7 @@ def summary_writer(logger: object) -> Any | None:
         ``logger.experiment`` when it is a ``SummaryWriter`` of torch or tensorboardX. None for any other
         logger, and on ranks other than 0, where Lightning hands out a dummy.
 
-    Example:
+    Examples:
         >>> summary_writer(object()) is None
         True
     """
@@ -59,7 +59,7 @@ def write_event(writer: Any, readings: TaggedReadings, step: int, tensors: Seque
         ValueError: a histogram does not have one edge more than bins.
         RuntimeError: the writer has no file writer that events could be handed to.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from torch.utils.tensorboard import SummaryWriter
         >>> from mi_crow_lightning.hooks.reading import Reading

@@ -36,7 +36,7 @@ def write_text_table(
         rows: each with as many texts as there are columns.
         step: the position on the x axis.
 
-    Example:
+    Examples:
         >>> class Printer:
         ...     def log_text(self, key, columns, data, *, step=None):
         ...         print(step, key, columns, data)
@@ -54,7 +54,7 @@ def write_text_table(
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table in markdown; texts are shown as they are, whatever markdown would make of them.
 
-    Example:
+    Examples:
         >>> print(markdown_table(["prompt", "text"], [["Rain", "a | b"]]))
         | prompt | text |
         | --- | --- |

@@ -26,7 +26,7 @@ def histograms_of(logger: object, readings: TaggedReadings) -> dict[str, Any]:
         logger: a Lightning logger.
         readings: ``(tag, reading)`` pairs; a histogram without any element is left out.
 
-    Example:
+    Examples:
         >>> histograms_of(object(), [])
         {}
     """
@@ -51,7 +51,7 @@ def allowed_names(logger: object, metrics: dict[str, Any]) -> dict[str, Any]:
     Raises:
         TagConflict: two tags would get one name.
 
-    Example:
+    Examples:
         >>> allowed_names(object(), {"activations_rms/block:*/max": 1.0})
         {'activations_rms/block:*/max': 1.0}
     """

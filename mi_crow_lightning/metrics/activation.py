@@ -87,7 +87,7 @@ def groups_of(names: Iterable[str], histogram: bool = False, channels: bool = Fa
         histogram: whether the histogram is read too; it gives minimum, maximum and the first two moments.
         channels: whether numbers of each channel are read.
 
-    Example:
+    Examples:
         >>> groups_of(["mean", "token_norm_max"]) == Group.MOMENTS | Group.TOKENS
         True
     """
@@ -114,7 +114,7 @@ def statistics(rows: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: the last dimension is not ``ROW_SIZE``.
 
-    Example:
+    Examples:
         >>> values = statistics(summarize(torch.tensor([[0.0, -4.0], [0.0, 0.0]])))
         >>> {name: round(value.item(), 3) for name, value in values.items()}
         {'mean': -1.0, 'std': 1.732, 'rms': 2.0, 'min': -4.0, 'max': 0.0, 'abs_max': 4.0, 'token_norm_mean': 2.0, \
@@ -169,7 +169,7 @@ def channel_statistics(row: Tensor, channels: Tensor, dead_threshold: float = 0.
         numbers of channels were. The ratio is ``inf`` where most channels are zero throughout, and nan where
         all are.
 
-    Example:
+    Examples:
         >>> summary = measure(torch.tensor([[1.0, 0.0, 2.0], [1.0, 0.0, -6.0]]))
         >>> values = channel_statistics(summary.row, summary.channels)
         >>> {name: round(value, 3) for name, value in values.items()}
@@ -198,7 +198,7 @@ def histogram(row: Tensor) -> Histogram:
     Raises:
         ValueError: ``row`` is not one row.
 
-    Example:
+    Examples:
         >>> values = histogram(summarize(torch.tensor([1.0, -3.0])))
         >>> values.minimum, values.maximum, values.total, values.sum, values.sum_squares
         (-3.0, 1.0, 2.0, -2.0, 10.0)
@@ -221,7 +221,7 @@ def histogram(row: Tensor) -> Histogram:
 def histogram_of(values: Tensor) -> Histogram:
     """The histogram of a few numbers, between the same edges: for example those of the channels.
 
-    Example:
+    Examples:
         >>> histogram_of(torch.tensor([1.0, 3.0])).sum
         4.0
     """

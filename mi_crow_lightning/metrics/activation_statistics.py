@@ -44,7 +44,7 @@ class ActivationStatisticsMetric(Metric):
     Raises:
         ValueError: a layer's name occurs twice, or the number of layers is negative.
 
-    Example:
+    Examples:
         >>> metric = ActivationStatisticsMetric(["h.0", "h.1"])
         >>> metric.update(0, torch.tensor([[1.0, 3.0]]))
         >>> metric.update(0, torch.tensor([[8.0, 8.0]]))

@@ -59,7 +59,7 @@ class ClassMoments:
     Raises:
         ValueError: a group is not known.
 
-    Example:
+    Examples:
         >>> moments = ClassMoments(2)
         >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]), torch.tensor([7, 7]))
         >>> moments.of("difference").mean
@@ -146,7 +146,7 @@ def merge_means(counts: Tensor, means: Tensor) -> Tensor:
     Returns:
         ``(G, D)``; zeros where all sets are empty.
 
-    Example:
+    Examples:
         >>> merge_means(torch.tensor([[1.0], [3.0]]), torch.tensor([[[8.0]], [[4.0]]]))
         tensor([[5.]])
     """

@@ -75,7 +75,7 @@ def exchange(owners: Sequence[Shares], device: torch.device | str | None = None)
     Returns:
         What each owner returns.
 
-    Example:
+    Examples:
         >>> def mean(x):
         ...     total = yield Share(torch.stack([x.sum(), torch.tensor(float(len(x)))]), lambda ranks: ranks.sum(0))
         ...     return (total[0] / total[1]).item()

@@ -21,7 +21,7 @@ def mean_difference(moments: ClassMoments) -> Tensor:
     Raises:
         ValueError: a class has no vectors.
 
-    Example:
+    Examples:
         >>> moments = ClassMoments(2)
         >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]))
         >>> mean_difference(moments)
@@ -42,7 +42,7 @@ def principal_difference(moments: ClassMoments) -> Tensor:
     Raises:
         ValueError: there are no pairs, or vectors without one; or the scatter of the differences was not kept.
 
-    Example:
+    Examples:
         >>> moments = ClassMoments(2, ["difference"])
         >>> x = torch.tensor([[0.0, 0.0], [4.0, 1.0], [0.0, 0.0], [4.0, -1.0]])
         >>> moments.update(x, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
@@ -68,7 +68,7 @@ def principal_difference(moments: ClassMoments) -> Tensor:
 def scaled(unit: Tensor, delta: Tensor) -> Tensor:
     """A unit vector ``(D,)``, as long as the difference of the class means ``delta`` (D,) is along it.
 
-    Example:
+    Examples:
         >>> scaled(torch.tensor([-1.0, 0.0]), torch.tensor([3.0, 4.0]))
         tensor([3., -0.])
     """

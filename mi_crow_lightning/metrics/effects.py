@@ -60,7 +60,7 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
     Returns:
         ``(7,)`` float64 (float32 on MPS, which has none), see `Change`; ``CALLS`` is 1.
 
-    Example:
+    Examples:
         >>> before = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
         >>> measure_change(before, before + torch.tensor([[0.0], [2.0], [1.0]]))[: Change.RATED + 1]
         tensor([2., 1.], dtype=torch.float64)
@@ -98,7 +98,7 @@ class EffectSums:
         places: how many places.
         device: where the sums are kept.
 
-    Example:
+    Examples:
         >>> sums = EffectSums(1, torch.device("cpu"))
         >>> sums.add("predict", 0, torch.ones(2, 4), torch.ones(2, 4) * torch.tensor([[1.0], [1.5]]))
         >>> sums.take("predict")

@@ -54,7 +54,7 @@ def count_bins(x: Tensor) -> Tensor:
     Returns:
         ``(65,)`` float64, the number of elements in each bin.
 
-    Example:
+    Examples:
         >>> counts = count_bins(torch.tensor([0.0, 1.0, 1.5, -1.0, 1e9]))
         >>> [(EDGES[i], EDGES[i + 1], int(counts[i])) for i in counts.nonzero().flatten()]
         [(-2.0, -1.0, 1), (-3.814697265625e-06, 3.814697265625e-06, 1), (1.0, 2.0, 2), (8192.0, 16384.0, 1)]

@@ -48,7 +48,7 @@ def logistic_weights(x: Tensor, label: Tensor, strength: float = 1.0) -> tuple[T
     Raises:
         ValueError: a class is missing, ``strength`` is not positive, or the optimum was not reached.
 
-    Example:
+    Examples:
         >>> weights, intercept = logistic_weights(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
         >>> [round(value, 6) for value in weights.tolist()], round(intercept.item(), 6)
         ([0.674832, 0.0], -0.674832)

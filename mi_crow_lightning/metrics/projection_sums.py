@@ -41,7 +41,7 @@ class ProjectionSums:
         vectors: how many directions.
         device: where the sums are kept; they are float64, which Apple's GPUs do not have, so there it is the CPU.
 
-    Example:
+    Examples:
         >>> from mi_crow_lightning.metrics.collectives import exchange
         >>> sums = ProjectionSums(1, 1, torch.device("cpu"))
         >>> for value in (1.0, 3.0):

@@ -39,7 +39,7 @@ def project(x: Tensor, units: Tensor) -> Tensor:
     Returns:
         ``(..., K)``.
 
-    Example:
+    Examples:
         >>> project(torch.tensor([[3.0, 4.0]]), torch.eye(2))
         tensor([[3., 4.]])
     """
@@ -77,7 +77,7 @@ def summarize_projections(along: Tensor, norms: Tensor, mask: Tensor | None = No
     Returns:
         ``(K, 6)`` float64, see `Projection`.
 
-    Example:
+    Examples:
         >>> row = summarize_projections(torch.tensor([[1.0], [5.0]]), torch.tensor([2.0, 5.0]))[0]
         >>> row[Projection.MEAN].item(), row[Projection.COSINES].item()
         (3.0, 1.5)
@@ -112,7 +112,7 @@ def merge_projections(stacked: Tensor) -> Tensor:
     Returns:
         ``(..., 6)``, a new tensor.
 
-    Example:
+    Examples:
         >>> one, other = (summarize_projections(torch.full((1, 1), v), torch.ones(1)) for v in (1.0, 3.0))
         >>> merge_projections(torch.stack([one, other]))[0, : Projection.COSINES]
         tensor([2., 2., 2.], dtype=torch.float64)

@@ -51,7 +51,7 @@ def empty_rows(n: int, device: torch.device | str | None = None) -> Tensor:
     Returns:
         ``(n, ROW_SIZE)`` float64: zeros, with minimum and first bad batch ``inf`` and maximum ``-inf``.
 
-    Example:
+    Examples:
         >>> empty_rows(2)[:, Row.MINIMUM]
         tensor([inf, inf], dtype=torch.float64)
     """
@@ -74,7 +74,7 @@ def merge(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ, or the last dimension is not ``ROW_SIZE``.
 
-    Example:
+    Examples:
         >>> from mi_crow_lightning.metrics.activation import summarize
         >>> merged = merge(summarize(torch.tensor([1.0, 2.0])), summarize(torch.tensor([6.0])))
         >>> merged[Row.MEAN].item(), merged[Row.M2].item()
@@ -112,7 +112,7 @@ def merge_all(stacked: Tensor) -> Tensor:
     Raises:
         ValueError: there is nothing to merge, or the last dimension is not ``ROW_SIZE``.
 
-    Example:
+    Examples:
         >>> from mi_crow_lightning.metrics.activation import summarize
         >>> merge_all(torch.stack([summarize(torch.full((2,), v)) for v in (1.0, 2.0, 6.0)]))[Row.MEAN].item()
         3.0

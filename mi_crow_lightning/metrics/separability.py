@@ -39,7 +39,7 @@ def separability(layer: str, scores: Tensor, label: Tensor) -> Separability:
     Raises:
         ValueError: a class is missing, or a score is not finite.
 
-    Example:
+    Examples:
         >>> separability("h.3", torch.tensor([100.0, 300.0, 200.0, 400.0]), torch.tensor([0, 0, 1, 1]))
         Separability(layer='h.3', auroc=0.75, n=4, d_prime=1.0)
     """

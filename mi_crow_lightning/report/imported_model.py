@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 def is_importable_name(text: str) -> bool:
     """Whether ``text`` has the form.
 
-    Example:
+    Examples:
         >>> is_importable_name("my.models:small"), is_importable_name("org/model"), is_importable_name("C:/models")
         (True, False, False)
     """

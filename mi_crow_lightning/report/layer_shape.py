@@ -12,7 +12,7 @@ __all__ = ["known_shape"]
 def known_shape(layer: nn.Module) -> str | None:
     """The output's shape, open where it depends on the input; ``None`` where only a pass can tell.
 
-    Example:
+    Examples:
         >>> known_shape(nn.Linear(8, 32)), known_shape(nn.Conv2d(3, 16, 3)), known_shape(nn.ReLU())
         ('(..., 32)', '(B, 16, ...)', None)
     """

@@ -46,7 +46,7 @@ def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]
     Raises:
         LayerNotFound: ``signature`` matches none.
 
-    Example:
+    Examples:
         >>> [row.role for row in layer_rows(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
         ['block:0', 'block:1']
     """

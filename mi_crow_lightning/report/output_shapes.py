@@ -61,7 +61,7 @@ def output_shapes(
         calls: what to run of a model. It may raise, as what follows.
         on_cpu: gives the model with numbers, for where fake tensors do not do.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU())
         >>> output_shapes(model, lambda it: [Call(it, (torch.zeros(3, 2),))], on_cpu=lambda: model).by_layer
         {'0': (3, 8), '1': (3, 8)}

@@ -15,7 +15,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequ
         rows: the cells, as many in each row.
         right: the columns that are aligned on the right.
 
-    Example:
+    Examples:
         >>> print(text_table(["layer", "size", "note"], [["h.0", "64", ""], ["h.10", "128", ""]], right=[1]))
         layer  size
         h.0      64

@@ -21,7 +21,7 @@ def schedule_in_words(when: When, every: int) -> str:
         when: the schedule; one of a class that is not ours is told by its ``repr``.
         every: steps from one logged step to the next, 0 for never.
 
-    Example:
+    Examples:
         >>> schedule_in_words(Schedule(stages="train", stop_step=100) & ~Schedule(batches=0), every=50)
         'train, before step 100, and not (batch 0)'
     """
@@ -77,7 +77,7 @@ def tokens_in_words(hook: Hook) -> str:
 
     Hooks without ``tokens`` are given every position, and choose for themselves.
 
-    Example:
+    Examples:
         >>> from mi_crow_lightning.hooks import FunctionController
         >>> tokens_in_words(FunctionController(0, abs, tokens=Tokens("prompt") & ~Tokens(ids=[2])))
         'the prompt, and not (token ID 2)'

@@ -2,7 +2,7 @@
 
 Importing this package does not load torch: each name is loaded when it is first asked for.
 
-Example:
+Examples:
     >>> import tempfile
     >>> import torch
     >>> from mi_crow_lightning.store import LocalStore

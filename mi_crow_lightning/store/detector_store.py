@@ -15,7 +15,7 @@ TensorMetadata = dict[str, dict[str, torch.Tensor]]
 class DetectorStore(abc.ABC):
     """Metadata of runs and of detectors. ``tensor_metadata`` is ``{layer: {key: tensor of any shape}}``.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from mi_crow_lightning.store import LocalStore
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full, the folder is not writable, ... The earlier content is kept.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_atomically(Path(folder, "new", "a.json"), b"{}")
@@ -67,7 +67,7 @@ def inside(root: Path, *parts: str) -> Path:
     Raises:
         StoreKeyError: the path, or what a link on it points to, lies outside.
 
-    Example:
+    Examples:
         >>> inside(Path("/data"), "runs", "a").as_posix()
         '/data/runs/a'
     """
@@ -84,7 +84,7 @@ def inside(root: Path, *parts: str) -> Path:
 def visible(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Entries of ``folder`` in order of name, without temporary files; none if there is no folder.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Path(folder, ".tmp-1").touch()
@@ -104,7 +104,7 @@ def holds_file(folder: Path) -> bool:
 
     A process killed before its first write ends leaves empty folders; those are not worth a mention.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     holds_file(Path(folder))

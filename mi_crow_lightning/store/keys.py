@@ -40,7 +40,7 @@ def check_name(kind: str, name: object, *, suffix: str = "", reserved: str | Non
         StoreKeyError: the name is no string, is empty, too long, starts with a dot, or holds a path
             separator or a NUL.
 
-    Example:
+    Examples:
         >>> check_name("layer", "transformer.h.0.attn")
         'transformer.h.0.attn'
     """
@@ -87,7 +87,7 @@ def split_path(key: object) -> tuple[str, ...]:
     Raises:
         StoreKeyError: ``key`` is no string, is absolute, or one of its parts is refused.
 
-    Example:
+    Examples:
         >>> split_path("vectors/layer.3")
         ('vectors', 'layer.3')
     """
@@ -105,7 +105,7 @@ def check_batch_index(batch_index: object) -> int:
     Raises:
         StoreKeyError: it is negative, a bool, or no int.
 
-    Example:
+    Examples:
         >>> check_batch_index(3)
         3
     """
@@ -121,7 +121,7 @@ def batch_folder_name(batch_index: object) -> str:
     Raises:
         StoreKeyError: see `check_batch_index`.
 
-    Example:
+    Examples:
         >>> batch_folder_name(3)
         'batch_3'
     """
@@ -134,7 +134,7 @@ def batch_file_name(batch_index: object) -> str:
     Raises:
         StoreKeyError: see `check_batch_index`.
 
-    Example:
+    Examples:
         >>> batch_file_name(3)
         'batch_000003.safetensors'
     """
@@ -144,7 +144,7 @@ def batch_file_name(batch_index: object) -> str:
 def read_batch_name(name: str) -> int | None:
     """Read the index back from a batch's folder or file name; ``None`` for any other name.
 
-    Example:
+    Examples:
         >>> read_batch_name("batch_12"), read_batch_name("batch_000012.safetensors")
         (12, 12)
         >>> read_batch_name("batch_012") is None
@@ -165,7 +165,7 @@ def tensor_file_name(key: object) -> str:
     Raises:
         StoreKeyError: see `check_name`.
 
-    Example:
+    Examples:
         >>> tensor_file_name("activations")
         'activations.safetensors'
     """

@@ -36,7 +36,7 @@ def tensor_file(base: Path, batch: Path, layer: str, key: str) -> Path:
     Raises:
         StoreKeyError: the layer or the key is refused, or a link leads out of ``base``.
 
-    Example:
+    Examples:
         >>> tensor_file(Path("/data"), Path("/data/batch_0"), "h.0", "mean").as_posix()
         '/data/batch_0/h.0/mean.safetensors'
     """
@@ -47,7 +47,7 @@ def tensor_file(base: Path, batch: Path, layer: str, key: str) -> Path:
 def keys_in(layer: Path) -> list[str]:
     """Keys of the tensors in a layer's folder, sorted.
 
-    Example:
+    Examples:
         >>> keys_in(Path("not there"))
         []
     """
@@ -58,7 +58,7 @@ def keys_in(layer: Path) -> list[str]:
 def layers_in(batch: Path) -> list[str]:
     """Layers with at least one tensor in a batch's folder, sorted.
 
-    Example:
+    Examples:
         >>> layers_in(Path("not there"))
         []
     """
@@ -68,7 +68,7 @@ def layers_in(batch: Path) -> list[str]:
 def batches_in(run: Path) -> list[int]:
     """Indices of the batches in a run's folder, in numeric order, whichever way they were put.
 
-    Example:
+    Examples:
         >>> batches_in(Path("not there"))
         []
     """
@@ -92,7 +92,7 @@ class Layout:
     Raises:
         StoreKeyError: from every method, for a name that is refused or a link that leads out of ``base``.
 
-    Example:
+    Examples:
         >>> Layout(Path("/data"), "runs").batch("a", 3).as_posix()
         '/data/runs/a/batch_3'
     """

@@ -26,7 +26,7 @@ _NAMES = "_tensor_metadata_names"
 class LocalDetectorStore(DetectorStore):
     """The part of `LocalStore` that keeps metadata.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from mi_crow_lightning.store import LocalStore
         >>> with tempfile.TemporaryDirectory() as folder:

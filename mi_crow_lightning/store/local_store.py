@@ -34,7 +34,7 @@ class LocalStore(LocalDetectorStore, Store):
         NotADirectoryError: ``base_path`` is a file.
         StoreKeyError: ``runs_prefix`` would leave the folder.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     store = LocalStore(folder)
@@ -54,7 +54,7 @@ class LocalStore(LocalDetectorStore, Store):
     def put_tensor(self, key: str, tensor: torch.Tensor) -> Path:
         """Keep a tensor that belongs to no run; see `put_tensor`.
 
-        Example:
+        Examples:
             >>> import tempfile
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     path = LocalStore(folder).put_tensor("vectors/joy", torch.zeros(2))
@@ -108,7 +108,7 @@ class LocalStore(LocalDetectorStore, Store):
     def put_run_batch(self, run_id: str, batch_index: int, tensors: Batch) -> str:
         """Keep a list or a dict of tensors as one file; see `put_run_batch`.
 
-        Example:
+        Examples:
             >>> import tempfile
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     LocalStore(folder).put_run_batch("run", 0, [torch.zeros(2), torch.ones(1)])

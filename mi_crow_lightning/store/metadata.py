@@ -19,7 +19,7 @@ def to_json(metadata: object) -> bytes:
         TypeError: ``metadata`` is no dict.
         ValueError: a value or a dict key cannot be JSON; the message names where it is.
 
-    Example:
+    Examples:
         >>> to_json({"model": "gpt2"})
         b'{\n  "model": "gpt2"\n}'
         >>> to_json({"optimiser": {"betas": {0.9}}})  # doctest: +ELLIPSIS
@@ -67,7 +67,7 @@ def from_json_file(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file does not hold a JSON object.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder, "meta.json")

@@ -14,7 +14,7 @@ _SHOWN = 10
 def missing(what: str, name: str | int, available: Sequence[str | int], folder: Path) -> FileNotFoundError:
     """Build the error for a run, batch, layer or key that is not there; the caller raises it.
 
-    Example:
+    Examples:
         >>> print(missing("layer", "h.1", ["h.0", "h.2"], Path("runs")))
         No layer 'h.1' in 'runs'; there are: 'h.0', 'h.2'. Closest: 'h.2'.
     """

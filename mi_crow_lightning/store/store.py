@@ -26,7 +26,7 @@ class Store(DetectorStore, abc.ABC):
         base_path: where the store is.
         runs_prefix: folder for the runs, below ``base_path``.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from mi_crow_lightning.store import LocalStore
         >>> with tempfile.TemporaryDirectory() as folder:

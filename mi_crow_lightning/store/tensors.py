@@ -49,7 +49,7 @@ def to_bytes(tensor: object) -> bytes:
         TypeError: it is no tensor.
         ValueError: it is sparse, quantized, on the meta device, or of a dtype safetensors lacks.
 
-    Example:
+    Examples:
         >>> len(to_bytes(torch.zeros(2, 3))) > 24
         True
     """
@@ -65,7 +65,7 @@ def write_batch(path: Path, tensors: object) -> None:
         ValueError: see `to_bytes`.
         OSError: the file cannot be written; its earlier content is kept.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_batch(Path(folder, "a"), [torch.zeros(2), torch.ones(3)])
@@ -117,7 +117,7 @@ def read_tensor(path: Path) -> torch.Tensor:
     Raises:
         OSError: there is no such file, it is damaged, or it does not hold a single tensor.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     size = Path(folder, "a").write_bytes(to_bytes(torch.arange(3)))

@@ -22,7 +22,7 @@ class PairCollator:
         tokenize: from a list of ``B`` texts to a mapping of tensors ``(B, ...)``, with padding; for example
             ``LanguageModel.tokenize``, or a tokenizer with ``padding=True, return_tensors="pt"``.
 
-    Example:
+    Examples:
         >>> tokenize = lambda texts: {"input_ids": torch.tensor([[len(text)] for text in texts])}
         >>> PairCollator(tokenize)([("joy", "sorrow"), ("yes", "no")])
         {'input_ids': tensor([[3], [6], [3], [2]]), 'label': tensor([1, 0, 1, 0]), 'pair': tensor([0, 0, 1, 1])}
@@ -51,7 +51,7 @@ class LabelCollator:
     Args:
         tokenize: see `PairCollator`.
 
-    Example:
+    Examples:
         >>> tokenize = lambda texts: {"input_ids": torch.tensor([[len(text)] for text in texts])}
         >>> LabelCollator(tokenize)([("joy", 1), ("sorrow", 0)])
         {'input_ids': tensor([[3], [6]]), 'label': tensor([1, 0])}

@@ -21,7 +21,7 @@ def model_name(model: nn.Module) -> str:
 
     Of a path only the last part counts, so that it is the same on another machine.
 
-    Example:
+    Examples:
         >>> model_name(nn.Sequential(nn.Identity()))
         'Sequential'
     """

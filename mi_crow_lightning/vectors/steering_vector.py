@@ -40,7 +40,7 @@ class SteeringVector(Mapping[str, Tensor]):
     Raises:
         TypeError, ValueError: an argument is not one of those named above, or a direction is not finite.
 
-    Example:
+    Examples:
         >>> directions = {"h.0": torch.tensor([3.0, 4.0]), "h.1": torch.tensor([0.0, 2.0])}
         >>> vector = SteeringVector(directions, method="by hand")
         >>> vector
@@ -134,7 +134,7 @@ class SteeringVector(Mapping[str, Tensor]):
     def with_origin(self, **facts: Any) -> SteeringVector:
         """The same directions with other facts: ``method``, ``model``, ``tokens``, ``samples``, ``metadata``.
 
-        Example:
+        Examples:
             >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand")
             >>> vector.with_origin(model="tiny").model
             'tiny'
@@ -161,7 +161,7 @@ class SteeringVector(Mapping[str, Tensor]):
         The same seed gives the same directions again, and one layer's does not depend on the others. The run's random
         numbers are not touched.
 
-        Example:
+        Examples:
             >>> vector = SteeringVector({"h.0": torch.tensor([3.0, 4.0])})
             >>> round(vector.random_like(seed=0).norms()["h.0"], 6)
             5.0
@@ -179,7 +179,7 @@ class SteeringVector(Mapping[str, Tensor]):
         Raises:
             VectorMismatch: the layers, or their widths, differ.
 
-        Example:
+        Examples:
             >>> a = SteeringVector({"h.0": torch.tensor([1.0, 0.0])})
             >>> a.cosines(SteeringVector({"h.0": torch.tensor([0.0, 2.0])}))
             {'h.0': 0.0}
@@ -243,7 +243,7 @@ class SteeringVector(Mapping[str, Tensor]):
             FileNotFoundError: there is no such file.
             VectorFileError: it holds something else, or is of a later release.
 
-        Example:
+        Examples:
             >>> import tempfile
             >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand", samples={"joy": 16})
             >>> with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ def graphs_of(root: nn.Module, whole: bool = False) -> Mapping[nn.Module, nn.Mod
         root: the model.
         whole: whether ``root`` was compiled in a way that its modules do not tell.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU()))
         >>> model[1].compile()
         >>> graphs_of(model) == {model[1][0]: model[1]}

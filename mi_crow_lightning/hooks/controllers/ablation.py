@@ -38,7 +38,7 @@ class AblationController(TokenController):
     Raises:
         TypeError, ValueError: ``vector`` is no such tensor, is not finite, or has a row of length 0.
 
-    Example:
+    Examples:
         >>> from torch import nn, tensor
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

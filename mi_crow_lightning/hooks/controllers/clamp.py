@@ -44,7 +44,7 @@ class ClampController(TokenController):
         TypeError, ValueError: ``vector`` is no finite direction; neither ``value`` nor a bound is given, or both; a
             number is not finite; the range is empty.
 
-    Example:
+    Examples:
         >>> from torch import nn, tensor
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

@@ -33,7 +33,7 @@ class FunctionController(TokenController):
     Raises:
         TypeError: ``function`` is not callable.
 
-    Example:
+    Examples:
         >>> from torch import nn, ones
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

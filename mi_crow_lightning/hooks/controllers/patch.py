@@ -53,7 +53,7 @@ class PatchController(TokenController):
     Raises:
         TypeError, ValueError: ``source`` is nothing of these.
 
-    Example:
+    Examples:
         >>> from torch import nn, ones, zeros
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

@@ -26,7 +26,7 @@ class ScaleController(TokenController):
     Raises:
         ValueError: ``factor`` is not a finite number.
 
-    Example:
+    Examples:
         >>> from torch import nn, ones
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

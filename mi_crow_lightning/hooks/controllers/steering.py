@@ -43,7 +43,7 @@ class SteeringController(TokenController):
     Raises:
         TypeError, ValueError: ``vector`` is not a finite vector, or ``strength`` has none of its forms.
 
-    Example:
+    Examples:
         >>> from torch import nn, tensor, zeros
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

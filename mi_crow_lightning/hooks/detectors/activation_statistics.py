@@ -63,7 +63,7 @@ class ActivationStatistics(Detector):
     Raises:
         ValueError: a statistic or the tokens are not known, or the threshold is negative.
 
-    Example:
+    Examples:
         >>> from torch import nn, tensor
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

@@ -67,7 +67,7 @@ class ContrastDetector(Detector):
     Raises:
         ValueError, TypeError: an argument is not one of those named above.
 
-    Example:
+    Examples:
         >>> from torch import nn, tensor
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())

@@ -47,7 +47,7 @@ class LayerActivationDetector(Detector):
     Raises:
         ValueError: ``keep`` or ``max_bytes`` is not one of those named above.
 
-    Example:
+    Examples:
         >>> from torch import nn, ones
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Flatten(), nn.Identity())

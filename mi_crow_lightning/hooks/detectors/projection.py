@@ -50,7 +50,7 @@ class ProjectionDetector(Detector):
     Raises:
         TypeError, ValueError: neither or both of ``vector`` and ``vectors`` are given, or one is no finite direction.
 
-    Example:
+    Examples:
         >>> from torch import nn, tensor
         >>> from mi_crow_lightning.hooks import Layers
         >>> model = nn.Sequential(nn.Identity(), nn.Identity())
@@ -203,7 +203,7 @@ class ProjectionDetector(Detector):
 
         The arguments are those of `running`. A copy or pickle of it takes the detector along.
 
-        Example:
+        Examples:
             >>> from mi_crow_lightning import SteeringController
             >>> detector = ProjectionDetector("block:1", torch.ones(8))
             >>> steering = SteeringController("block:2", torch.ones(8), -1.0, when=detector.above(0.5, of="cosine"))

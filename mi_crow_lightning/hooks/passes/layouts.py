@@ -46,7 +46,7 @@ def layout_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> La
         layer: the layer.
         ancestors: the modules that hold it.
 
-    Example:
+    Examples:
         >>> layout_of("rnn", nn.LSTM(2, 2), []).value
         '(tokens, batch, features), for want of batch_first=True'
     """

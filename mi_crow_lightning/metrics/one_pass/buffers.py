@@ -32,7 +32,7 @@ def empty_buffer(widths: Sequence[int], device: torch.device | str | None = None
         widths: the number of channels of each layer; 0 where it is not known, or not wanted.
         device: where to make it; None is torch's default device.
 
-    Example:
+    Examples:
         >>> rows, channels = split(empty_buffer([3, 0, 2]), 3)
         >>> tuple(rows.shape) == (3, ROW_SIZE), tuple(channels.shape)
         (True, (2, 5))
@@ -52,7 +52,7 @@ def split(buffer: Tensor, layers: int) -> tuple[Tensor, Tensor]:
 def place_of(buffer: Tensor, widths: Sequence[int], index: int) -> Place:
     """Where the numbers of a layer are, as views.
 
-    Example:
+    Examples:
         >>> place = place_of(empty_buffer([3, 0, 2]), [3, 0, 2], 2)
         >>> len(place.row) == ROW_SIZE, len(place.sums), len(place.peaks)
         (True, 2, 2)
@@ -100,7 +100,7 @@ def widen(buffer: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
 def merge_buffers(stacked: Tensor, layers: int) -> Tensor:
     """Join the buffers of several ranks, all of the same widths: ``(R, size)`` to ``(size,)``.
 
-    Example:
+    Examples:
         >>> merge_buffers(torch.stack([empty_buffer([1]), empty_buffer([1])]), 1).shape == empty_buffer([1]).shape
         True
     """

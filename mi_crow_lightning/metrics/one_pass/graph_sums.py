@@ -30,7 +30,7 @@ class LayerSums:
     Attributes:
         place: the sums; ``None`` until the first activation.
 
-    Example:
+    Examples:
         >>> sums = LayerSums(Group.ALL, torch.device("cpu"))
         >>> sums.add(torch.tensor([[1.0, 3.0]]), None, None)
         >>> sums.place.row[Row.MEAN].item(), sums.place.peaks.tolist()
@@ -84,7 +84,7 @@ def _empty_row(width: int, device: torch.device) -> Tensor:
 def take_sums(layers: Sequence[LayerSums]) -> tuple[Tensor, list[int]] | None:
     """The sums of layers as one buffer, and the layers' widths; ``None`` where none has any. They begin anew.
 
-    Example:
+    Examples:
         >>> sums = LayerSums(Group.ALL, torch.device("cpu"))
         >>> sums.add(torch.tensor([[1.0, 3.0]]), None, None)
         >>> take_sums([sums])[1], sums.place.row[Row.COUNT].item()

@@ -35,7 +35,7 @@ _CHUNK_ACCELERATOR = 2**22
 def summarize(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """The row of `measure`, all groups: ``(ROW_SIZE,)``.
 
-    Example:
+    Examples:
         >>> row = summarize(torch.tensor([[1.0, 3.0], [0.0, float("nan")]]))
         >>> row[Row.COUNT].item(), row[Row.ZEROS].item(), row[Row.NONFINITE].item()
         (3.0, 1.0, 1.0)
@@ -67,7 +67,7 @@ def measure(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) ->
         TypeError: ``x`` is not floating-point, or ``mask`` is not bool.
         ValueError: ``mask``'s shape is not that of ``x``'s leading dimensions.
 
-    Example:
+    Examples:
         >>> measure(torch.tensor([[3.0, -4.0], [0.0, 4.0]]), groups=Group.CHANNELS).channels
         tensor([[ 9., 32.],
                 [ 3.,  4.]], dtype=torch.float64)

@@ -42,7 +42,7 @@ def facts_of(batch: Any, label: Column, pair: Column, classes: Sequence[Any]) ->
     Raises:
         ValueError: the batch has no labels, or they are no column; a label given by name is of no class.
 
-    Example:
+    Examples:
         >>> facts_of({"label": ["joy", "sorrow"]}, "label", "pair", ("sorrow", "joy"))
         BatchFacts(label=tensor([1, 0]), pair=None)
     """

@@ -16,7 +16,7 @@ __all__ = ["address_of", "number_of", "numbers_of"]
 def address_of(number: int, part: str = "") -> str:
     """How a layer of block ``number`` is addressed.
 
-    Example:
+    Examples:
         >>> address_of(12), address_of(12, "mlp")
         ('block:12', 'block:12.mlp')
     """
@@ -29,7 +29,7 @@ def number_of(layer: str) -> tuple[int, str]:
     Raises:
         ValueError: the name has no number, or several.
 
-    Example:
+    Examples:
         >>> number_of("model.layers.12"), number_of("transformer.h.3.mlp"), number_of("block:12")
         ((12, ''), (3, 'mlp'), (12, ''))
     """

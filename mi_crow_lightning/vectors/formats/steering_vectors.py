@@ -37,7 +37,7 @@ def from_steering_vectors(vector: Any) -> SteeringVector:
         TypeError: it has not these two.
         ValueError: the layer type is not known, or a direction is not ``(D,)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from types import SimpleNamespace
         >>> given = SimpleNamespace(layer_activations={3: torch.ones(2)}, layer_type="mlp")
@@ -64,7 +64,7 @@ def to_steering_vectors(vector: SteeringVector) -> dict[str, Any]:
     Raises:
         ValueError: the layers are not blocks, attentions or MLPs of blocks, all of one kind.
 
-    Example:
+    Examples:
         >>> import torch
         >>> to_steering_vectors(SteeringVector({"model.layers.3": torch.ones(2)}))
         {'layer_activations': {3: tensor([1., 1.])}, 'layer_type': 'decoder_block'}
