@@ -69,7 +69,7 @@ class HookedRun:
     @property
     def moment(self) -> Moment | None:
         """The running batch, or the last one."""
-        return self.layers.moment
+        return self.layers.running.moment
 
     @property
     def detectors(self) -> list[Detector]:

@@ -55,14 +55,21 @@ class Controller(Hook):
     def _edited(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> Any:
         ctx = self.context
         assert ctx is not None, "a hook has a context while it runs"
-        if self.hook_type is HookType.PRE_FORWARD:
-            x = take_input(input, ctx.kwargs)
-            new = self.modify_activations(module, x, x)
-            return None if _unchanged(new, x) else put_input(input, ctx.kwargs, checked_edit(new, x))
-        x = take_output(output)
-        inputs = next((value for value in input if isinstance(value, Tensor)), None)
+        forward = self.hook_type is HookType.FORWARD
+        x = ctx.activation
+        if x is None or not (output is ctx.output if forward else input is ctx.args):
+            x = take_output(output) if forward else take_input(input, ctx.kwargs)
+        inputs = next((value for value in input if isinstance(value, Tensor)), None) if forward else x
         new = self.modify_activations(module, inputs, x)
-        return None if _unchanged(new, x) else put_output(output, checked_edit(new, x))
+        if new is None or new is x:
+            return None
+        checked = checked_edit(new, x)
+        return put_output(output, checked) if forward else put_input(input, ctx.kwargs, checked)
+
+    def _edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
+        """Return what `edit` makes of ``x``, checked; ``None`` where nothing changes."""
+        new = self.edit(x, ctx)
+        return None if new is None or new is x else checked_edit(new, x)
 
     def modify_activations(self, module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> Tensor | None:
         """The edited activation; by default what `edit` makes of it.
@@ -91,10 +98,6 @@ class Controller(Hook):
         return None
 
 
-def _unchanged(new: Tensor | None, x: Tensor) -> bool:
-    return new is None or new is x
-
-
 def checked_edit(new: Any, x: Tensor) -> Tensor:
     """``new`` itself, if it may replace ``x``.
 
@@ -103,6 +106,8 @@ def checked_edit(new: Any, x: Tensor) -> Tensor:
     """
     if not isinstance(new, Tensor):
         raise EditMismatch(f"a controller must return a tensor or None, not a {type(new).__name__}")
+    if new.shape == x.shape and new.dtype is x.dtype and new.device == x.device:
+        return new
     for what in ("shape", "dtype", "device"):
         was, now = getattr(x, what), getattr(new, what)
         if was != now:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # hooks know nothing of disk; a configuration file tells what
 
 __all__ = ["Detector"]
 
+# What torch.no_grad() calls, without the context manager, which takes as long as all else that leads to `observe`.
+_set_grad_enabled = torch._C._set_grad_enabled
+
 
 class Detector(Hook):
     """A hook that observes activations and never changes a number of the run.
@@ -87,8 +90,11 @@ class Detector(Hook):
         """
         ctx = self.context
         assert ctx is not None, "a hook has a context while it runs"
-        x = take_output(output) if self.hook_type is HookType.FORWARD else take_input(input, ctx.kwargs)
-        self._observe(x, ctx)
+        forward = self.hook_type is HookType.FORWARD
+        if ctx.activation is not None and (output is ctx.output if forward else input is ctx.args):
+            self._observe(ctx.activation, ctx)
+        else:
+            self._observe(take_output(output) if forward else take_input(input, ctx.kwargs), ctx)
 
     def process_activation(self, output: Any) -> None:
         """Short form of `process_activations`, for a ``_hook_fn`` of your own."""
@@ -97,10 +103,20 @@ class Detector(Hook):
         self._observe(take_output(output), ctx)
 
     def _observe(self, x: Tensor, ctx: HookContext) -> None:
-        with torch.no_grad():
-            # Of an inference tensor nothing need be detached, and torch would not tell of writes to the alias.
-            alias = torch.compiler.is_compiling() or not x.is_inference()
-            self.observe(x.detach() if alias else x, ctx)
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                self.observe(x.detach(), ctx)
+            return
+        # An inference tensor needs no detaching, and torch would not report writes to the alias.
+        alias = x if x.is_inference() else x.detach()
+        if torch.is_grad_enabled():
+            _set_grad_enabled(False)
+            try:
+                self.observe(alias, ctx)
+            finally:
+                _set_grad_enabled(True)
+        else:
+            self.observe(alias, ctx)
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """See one activation of one layer.

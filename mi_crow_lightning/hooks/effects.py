@@ -61,18 +61,17 @@ class Effects:
         self._unknown: set[tuple[str, str]] = set()
         self._told: set[tuple[str, str]] = set()
 
-    def note(self, hook_id: str, hook_type: HookType, ctx: HookContext, output: Any, result: Any) -> None:
+    def note(self, hook_id: str, hook_type: HookType, ctx: HookContext, result: Any) -> None:
         """A hook returned ``result`` at a layer.
 
         Args:
             hook_id: its ID.
             hook_type: where it stands.
             ctx: the call.
-            output: what the layer returned, if the hook stands after it.
             result: what replaces that; before a layer its ``(args, kwargs)``.
         """
         assert ctx.stage is not None, "effects are those of a Trainer's stages"
-        pair = _before_and_after(hook_type, ctx, output, result)
+        pair = _before_and_after(hook_type, ctx, result)
         if pair is None:
             self._unknown.add((hook_id, ctx.stage.value))
         else:
@@ -146,13 +145,14 @@ def joined_effects(states: Sequence[Mapping[str, Any]], rank: int) -> dict[str, 
     return {**states[0], "rows": {stage: merge_changes(torch.stack(rows)) for stage, rows in parts.items()}}
 
 
-def _before_and_after(hook_type: HookType, ctx: HookContext, output: Any, result: Any) -> tuple[Tensor, Tensor] | None:
+def _before_and_after(hook_type: HookType, ctx: HookContext, result: Any) -> tuple[Tensor, Tensor] | None:
     """The activation without and with the edit; ``None`` where there are no such two to compare."""
+    forward = hook_type is HookType.FORWARD
     try:
-        if hook_type is HookType.FORWARD:
-            before, after = take_output(output), take_output(result)
-        else:
-            before, after = take_input(ctx.args, ctx.kwargs), take_input(*result)
+        before = ctx.activation
+        if before is None:
+            before = take_output(ctx.output) if forward else take_input(ctx.args, ctx.kwargs)
+        after = take_output(result) if forward else take_input(*result)
     except NoTensorFound:
         return None
     alike = before.shape == after.shape and before.device == after.device

@@ -1,31 +1,21 @@
-"""The hook: an object that torch calls at a layer, with a switch, a schedule and a context.
-
-This is the only place where the errors of hooks are caught and wrapped.
-"""
+"""The hook: an object that torch calls at a layer, with a switch, a schedule and a context."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mi_crow_lightning._arguments import not_known
-from mi_crow_lightning.errors import HookError, NoTensorFound
-from mi_crow_lightning.hooks.activations import take_input, take_output
-from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.errors import HookError
+from mi_crow_lightning.hooks.context import HookContext, Registry
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.passes.reentrancy import as_hook
-from mi_crow_lightning.hooks.registry.replacement import replacement
-from mi_crow_lightning.hooks.registry.write_guard import guarded
+from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 from mi_crow_lightning.spawned_runs import Elsewhere
-
-if TYPE_CHECKING:
-    from mi_crow_lightning.hooks.layers import Layers
 
 __all__ = ["ON_ERROR", "Hook", "HookError", "HookType"]
 
@@ -97,8 +87,8 @@ class Hook:
         self._enabled = True
         self._off_by_failure = False
         self.elsewhere: Elsewhere | None = None
-        self._context: HookContext | None = None
-        self._registry: Layers | None = None
+        self._outside: HookContext | None = None  # the context outside a call
+        self._registry: Registry | None = None
 
     def _hook_fn(self, module: nn.Module, input: tuple[Any, ...], output: Any = None) -> Any:
         """What the hook does; override this for everything.
@@ -169,17 +159,26 @@ class Hook:
 
     @property
     def context(self) -> HookContext | None:
-        """Facts of the running call and the way to the model, store and other hooks; ``None`` unregistered."""
-        return self._context
+        """Facts of the running call and the way to the model, store and other hooks; ``None`` unregistered.
+
+        Each thread has its own running call.
+        """
+        called = None if torch.compiler.is_compiling() else running.context
+        return called if called is not None and called.place.hook is self else self._outside
+
+    @property
+    def _context(self) -> HookContext | None:
+        """The same as `context`: mi-crow's name of it."""
+        return self.context
 
     def set_context(self, context: HookContext | None) -> None:
-        """Set the context; the registry does this."""
-        self._context = context
+        """Set the context outside a call; the registry does this."""
+        self._outside = context
 
-    def set_registry(self, registry: Layers | None, context: HookContext | None) -> None:
+    def set_registry(self, registry: Registry | None, context: HookContext | None) -> None:
         """Set, or with ``None`` forget, where the hook is registered; the registry does this."""
         self._registry = registry
-        self._context = context
+        self._outside = context
         if registry is not None:
             if self.elsewhere is not None:
                 self.elsewhere.begin(spawned=False)
@@ -252,77 +251,9 @@ class Hook:
         """
         return states[0]
 
-    def run(self, ctx: HookContext, module: nn.Module, output: Any = None) -> Any:
-        """What torch calls, through a site: `_hook_fn` with a context, its errors kept for the pass's end."""
-        passes = ctx.layers.passes
-        if ctx.recomputing:
-            return self._run_again(ctx, module, output)
-        if not self.enabled or passes.has_failed(self.id):
-            passes.note_effect(self.id, ctx.layer, acted=False)
-            return None
-        try:
-            result = self._call(ctx, module, output)
-        except Exception as error:  # whatever a user's hook raises; wrapped once, raised when the pass is over
-            passes.note_effect(self.id, ctx.layer, acted=False)
-            x = self._activation(ctx, output)
-            passes.failed(self.wrapped(error, ctx, tuple(x.shape) if x is not None else None), self)
-            return None
-        passes.note_effect(self.id, ctx.layer, acted=True)
-        return result
-
-    def _run_again(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:
-        """Gradient checkpointing's second run of the layer: the same effect again, or the same lack of one.
-
-        Nothing is caught, because checkpointing stops a recompute early by raising. A detector has seen it already.
-        """
-        if not self.edits or not ctx.layers.passes.has_acted(self.id, ctx.layer):
-            return None
-        return self._call(ctx, module, output)
-
-    def run_in_graph(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:
-        """What a site calls while its layer is traced into a graph: nothing is caught there."""
-        return self._call(ctx, module, output)
-
-    def _call(self, ctx: HookContext, module: nn.Module, output: Any) -> Any:
-        outer, self._context = self._context, ctx
-        try:
-            with guarded(self._activation(ctx, output), type(self).__name__):
-                result = as_hook(partial(self._hook_fn, module, ctx.args, output))
-            if result is not None and not self.edits:
-                raise TypeError(
-                    f"{type(self).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "
-                    "detectors observe. Subclass Controller, or Hook, to change activations."
-                )
-            return replacement(result, self.hook_type, ctx)
-        finally:
-            self._context = outer
-
-    def wrapped(self, error: Exception, ctx: HookContext, shape: tuple[int, ...] | None = None) -> HookError:
-        """``error`` as a `HookError` that tells where it happened."""
-        wrapped = HookError(
-            self.id,
-            self.hook_type,
-            error,
-            layer=ctx.layer or None,
-            stage=ctx.stage.value if ctx.stage is not None else None,
-            batch_idx=ctx.batch_idx,
-            shape=shape,
-            hook_class=type(self).__name__,
-            has_given_id=self.has_given_id,
-        )
-        wrapped.__cause__ = error
-        return wrapped
-
-    def _activation(self, ctx: HookContext, output: Any) -> Tensor | None:
-        """The activation that the hook stands at, where there is one."""
-        try:
-            return take_output(output) if self.hook_type is HookType.FORWARD else take_input(ctx.args, ctx.kwargs)
-        except NoTensorFound:
-            return None
-
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled hook is an unregistered one: it does not take the model along."""
-        return {**self.__dict__, "_context": None, "_registry": None}
+        return {**self.__dict__, "_outside": None, "_registry": None}
 
     def __repr__(self) -> str:
         given = f", id={self.id!r}" if self.has_given_id else ""

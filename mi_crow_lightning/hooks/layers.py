@@ -15,14 +15,16 @@ from mi_crow_lightning.addressing.model_names import warn_of_another_model
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Match, resolve
 from mi_crow_lightning.errors import HookError, RegistrationError, WrittenInPlace
-from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.context import HookContext, Place
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
+from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.passes.tracker import Passes
 from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.hooks.registry.calling import wrapped
 from mi_crow_lightning.hooks.registry.failures import act_on
 from mi_crow_lightning.hooks.registry.rules import (
     refuse_replicated,
@@ -30,8 +32,8 @@ from mi_crow_lightning.hooks.registry.rules import (
     refuse_scripted,
     refuse_unfit,
 )
+from mi_crow_lightning.hooks.registry.shared import Shared
 from mi_crow_lightning.hooks.registry.sites import Registration, Site
-from mi_crow_lightning.hooks.registry.traced_batch import TracedBatch
 from mi_crow_lightning.hooks.registry.traced_site import TracedSite
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
@@ -46,7 +48,7 @@ class Layers:
     """The layers of a model and the hooks on them.
 
     On one layer and hook type controllers run in the order of their registration, then detectors; a
-    detector with ``before_edits=True`` runs before all controllers. A model with hooks runs in one thread.
+    detector with ``before_edits=True`` runs before all controllers.
 
     Args:
         root: layer names are relative to it.
@@ -57,14 +59,6 @@ class Layers:
         store: what ``context.store`` gives.
         graphs: the modules that run inside of a compiled graph, see `graphs_of`: hooks on them are traced, and their
             handles stay while they are registered.
-
-    Attributes:
-        moment: the batch in the Trainer's time; ``None`` outside a Trainer.
-        batch: the running batch; ``None`` outside a Trainer.
-        token_mask: the user's function from a batch to the mask of its real tokens.
-        passes: the running passes of the model.
-        effects: counts what hooks change; ``None`` to count nothing.
-        traced: the batch as traced hooks see it.
 
     Examples:
         >>> from torch import nn, ones
@@ -97,16 +91,29 @@ class Layers:
         self.allow_stacking = allow_stacking
         self.language_model = language_model
         self.store = store
-        self.moment: Moment | None = None
-        self.batch: Any = None
-        self.token_mask: Callable[[Any], Tensor] | None = None
-        self.effects: Effects | None = None
         self.graphs = graphs or {}
-        self.traced = TracedBatch(_device(root, root))
-        self.passes = Passes(self._pass_over)
         self._on_error = on_error
-        self._watchers = Watchers(self.passes, self.graphs)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._shared = Shared(self._pass_over, _device(self.root, self.root))
+        self._watchers = Watchers(self._shared.passes, self.graphs)
         self._registrations: dict[str, Registration] = {}
+
+    @property
+    def running(self) -> RunningBatch:
+        """The running batch."""
+        return self._shared.running
+
+    @property
+    def passes(self) -> Passes[Hook]:
+        """The running passes of the model."""
+        return self._shared.passes
+
+    @property
+    def effects(self) -> Effects | None:
+        """The counts of what hooks change; ``None`` where nothing is counted."""
+        return self._shared.effects
 
     def list_layers(self) -> list[str]:
         """Names of all layers, without wrapper prefixes, in the model's order."""
@@ -163,7 +170,7 @@ class Layers:
             hook.prepare_graph(device)
         hook.layer_signature, hook.hook_type = signature, kind
         self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), due)
-        hook.set_registry(self, self._base_context())
+        hook.set_registry(self, self._base_context(hook))
         try:
             self.refresh(hook)
         except BaseException:  # a layer that takes no handle: those on the others must not stay
@@ -258,10 +265,15 @@ class Layers:
         hooks = [registration for registration in self._registrations.values() if registration.hook.edits]
         layers = {registration.hook.id: [site.match.name for site in registration.sites] for registration in hooks}
         device = _device(hooks[0].sites[0].match.module if hooks else self.root, self.root)
-        self.effects = Effects(layers, {hook_id: names.get(hook_id, hook_id) for hook_id in layers}, device)
+        effects = Effects(layers, {hook_id: names.get(hook_id, hook_id) for hook_id in layers}, device)
         if any(hook.edits for hook in self.traced_hooks()):
-            self.effects.prepare_graph()
-        return self.effects
+            effects.prepare_graph()
+        self._shared.effects = effects
+        return effects
+
+    def has_failed(self, hook: Hook) -> bool:
+        """Return whether the hook failed in the running pass of this thread."""
+        return self.passes.has_failed(hook.id)
 
     def is_attached(self, hook: Hook) -> bool:
         """Whether the hook's layers call it now."""
@@ -271,12 +283,12 @@ class Layers:
         self, moment: Moment | None, batch: Any = None, token_mask: Callable[[Any], Tensor] | None = None
     ) -> None:
         """A batch begins: from now on hooks see these facts in their context."""
-        self.moment, self.batch, self.token_mask = moment, batch, token_mask
+        self._shared.running = running = RunningBatch(moment, batch, token_mask)
         if self.graphs:
-            self.traced.begin(moment, batch, token_mask)
+            self._shared.traced.begin(running)
         self.passes.reset()
         for hook in self.get_hooks():
-            hook.set_context(self._base_context())
+            hook.set_context(self._base_context(hook))
 
     def set_due(self, hook: Hook, due: bool) -> None:
         """Say whether the hook's schedule wants it now: a hook that is not due has no handle on the model."""
@@ -288,7 +300,7 @@ class Layers:
 
         In a training batch they stay until it is over: gradient checkpointing may have to repeat an edit.
         """
-        training = self.moment is not None and self.moment.stage is Stage.TRAIN
+        training = self.running.stage is Stage.TRAIN
         if hook.id in self._registrations and (hook.enabled or not training):
             self._registrations[hook.id].refresh()
 
@@ -328,7 +340,7 @@ class Layers:
         try:
             return function()
         except Exception as error:  # whatever a user's hook raises
-            self._pass_over([(hook.wrapped(error, self._base_context()), hook)], None)
+            self._pass_over([(wrapped(hook, error, self._base_context(hook)), hook)], None)
             return None
 
     def _sites(self, hook: Hook, tree: ModuleTree, matches: list[Match]) -> list[Site]:
@@ -337,7 +349,7 @@ class Layers:
         for match in matches:
             watched, sources = self._watchers.plan(match.module, tree.uses(match.module))
             kind, path = TracedSite if match.module in self.graphs else Site, tree.path(match.module)
-            sites.append(kind(hook, match, self, path, watched, self._watchers, sources, sequence))
+            sites.append(kind(hook, match, self, self._shared, path, watched, self._watchers, sources, sequence))
         return sites
 
     def _switch(self, hook_or_id: Hook | str, switch: Callable[[Hook], None]) -> bool:
@@ -346,8 +358,8 @@ class Layers:
             switch(registration.hook)
         return registration is not None
 
-    def _base_context(self) -> HookContext:
-        return HookContext(layers=self, moment=self.moment, batch=self.batch, token_mask=self.token_mask)
+    def _base_context(self, hook: Hook) -> HookContext:
+        return HookContext(Place(self, hook), self.running)
 
     def _pass_over(self, errors: list[tuple[HookError, Hook]], outputs: Any) -> None:
         act_on([(error, hook, self._policy(hook, error.original_error)) for error, hook in errors], outputs)
@@ -359,14 +371,12 @@ class Layers:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled registry has no hooks: those on the model are inert in its copy."""
-        mine = ("passes", "_watchers", "_registrations")
-        return {name: value for name, value in self.__dict__.items() if name not in mine} | {"effects": None}
+        mine = ("_shared", "_watchers", "_registrations")
+        return {name: value for name, value in self.__dict__.items() if name not in mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.passes = Passes(self._pass_over)
-        self._watchers = Watchers(self.passes, self.graphs)
-        self._registrations = {}
+        self._begin()
 
     def _policy(self, hook: Hook, error: BaseException) -> str:
         if isinstance(error, WrittenInPlace):

@@ -15,7 +15,7 @@ from torch import nn
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.hooks.compiled.graphs import is_compiled
-from mi_crow_lightning.hooks.passes.facts import virtual_tokens
+from mi_crow_lightning.hooks.passes.token_module import virtual_tokens
 from mi_crow_lightning.hooks.registry.rules import replicates
 from mi_crow_lightning.report.feature import Feature, Support
 

@@ -190,7 +190,7 @@ class ProjectionDetector(Detector):
             raise ConditionMismatch(f"{self!r} is off, so it does not see this pass: give it schedule=, and enable it")
         if ctx.moment is None and self._registry is not ctx.layers:
             raise ConditionMismatch(f"{self!r} is registered elsewhere: register it and the controller with one Layers")
-        if self._registry.passes.has_failed(self.id):
+        if self._registry.has_failed(self):
             raise ConditionMismatch(f"{self!r} failed in this pass, so its projections are not known")
         along, norms = self._last.of(self._layer_for(ctx, layer), ctx, repr(self))
         column = along[..., self.index_of(vector)]

@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle
-from mi_crow_lightning.hooks.passes.facts import token_module
+from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.generate import follow_generate, unfollow_generate
-from mi_crow_lightning.hooks.passes.handles import attach
-from mi_crow_lightning.hooks.passes.tracker import EnterCall, LeaveCall, Passes
+from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
+from mi_crow_lightning.hooks.passes.reentrancy import running
+from mi_crow_lightning.hooks.passes.token_call import read_facts
+from mi_crow_lightning.hooks.passes.token_module import Signature, token_module
+from mi_crow_lightning.hooks.passes.tracker import Passes
 
-__all__ = ["Watchers"]
+__all__ = ["GraphCall", "Watchers"]
+
+
+class GraphCall:
+    """The call of a token module as a graph of ``torch.compile`` sees it.
+
+    It is not repeated, and what it is given is all there is to know.
+
+    Attributes:
+        facts: those of the call that is being compiled; ``None`` before one was.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self.facts: PassFacts | None = None
+        self._signature = signature
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Read the facts of a call that is being compiled."""
+        self.facts = read_facts(module, self._signature.given(args, kwargs), self._signature, None, None)
+
+
+class EnterCall(InertWhenCopied):
+    """Reports to `Passes` that a module is called."""
+
+    order = (Rank.ENTER, 0)
+
+    def __init__(self, passes: Passes[Any], graph_call: GraphCall | None) -> None:
+        self._passes = passes
+        self._graph_call = graph_call
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            if self._graph_call is not None:
+                self._graph_call.begin(module, args, kwargs)
+        elif running.context is None:
+            self._passes.enter(module, args, kwargs)
+
+
+class LeaveCall(InertWhenCopied):
+    """Reports to `Passes` that a module returned or raised."""
+
+    order = (Rank.LEAVE, 0)
+
+    def __init__(self, passes: Passes[Any]) -> None:
+        self._passes = passes
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not torch.compiler.is_compiling() and running.context is None:
+            self._passes.leave(module, output)
 
 
 class Watchers:
@@ -25,9 +78,10 @@ class Watchers:
         graphs: the modules that run inside of a compiled graph: on them nothing can stand outside.
     """
 
-    def __init__(self, passes: Passes, graphs: Container[nn.Module] = ()) -> None:
+    def __init__(self, passes: Passes[Any], graphs: Container[nn.Module] = ()) -> None:
         self._passes = passes
         self._graphs = graphs
+        self._graph_calls: dict[nn.Module, GraphCall] = {}
         self._handles: dict[nn.Module, list[RemovableHandle | OutsideHandle]] = {}
         self._users: dict[nn.Module, int] = {}
 
@@ -49,19 +103,22 @@ class Watchers:
             watched.update(dict.fromkeys(called))
             source = token_module([*called, layer])
             if source is not None:
-                self._passes.read_tokens_at(source, called)
+                signature = self._passes.read_tokens_at(source, called)
+                self._graph_calls.setdefault(source, GraphCall(signature))
                 watched[source] = sources[source] = None
         return list(watched), list(sources)
+
+    def graph_call(self, module: nn.Module) -> GraphCall:
+        """Return the call of a token module as graphs see it."""
+        return self._graph_calls[module]
 
     def attach(self, modules: list[nn.Module]) -> None:
         """Watch ``modules``, each for one more user."""
         for module in modules:
             self._users[module] = self._users.get(module, 0) + 1
             if self._users[module] == 1:
-                outside, enter_call = (
-                    module not in self._graphs,
-                    EnterCall(self._passes, self._passes.token_calls(module)),
-                )
+                outside = module not in self._graphs
+                enter_call = EnterCall(self._passes, self._graph_calls.get(module))
                 enter = attach(module, enter_call, HookType.PRE_FORWARD, outside=outside)
                 leave = attach(module, LeaveCall(self._passes), HookType.FORWARD, always_call=True, outside=outside)
                 self._handles[module] = [enter, leave]

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mi_crow_lightning.hooks.passes.facts import Generation, virtual_tokens
+from mi_crow_lightning.hooks.passes.token_call import Generation
+from mi_crow_lightning.hooks.passes.token_module import virtual_tokens
 from mi_crow_lightning.hooks.passes.tracker import Passes
 
 __all__ = ["follow_generate", "unfollow_generate"]
@@ -21,7 +22,7 @@ __all__ = ["follow_generate", "unfollow_generate"]
 class _FollowedGenerate:
     """Stands in for a model's ``generate`` and notes the prompt; a copy of the model gets its own."""
 
-    def __init__(self, model: nn.Module, passes: Passes) -> None:
+    def __init__(self, model: nn.Module, passes: Passes[Any]) -> None:
         self.model = model
         self.original: Callable[..., Any] = getattr(model, "generate")  # noqa: B009
         self.shadowed = model.__dict__.get("generate")
@@ -63,14 +64,14 @@ def _said(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ge
     return Generation()
 
 
-def follow_generate(model: nn.Module, passes: Passes) -> None:
+def follow_generate(model: nn.Module, passes: Passes[Any]) -> None:
     """Note the prompt's width whenever ``model.generate`` is called, if it has one."""
     if callable(getattr(type(model), "generate", None)):
         # Through __dict__, because a module may guard its __setattr__.
         model.__dict__["generate"] = _FollowedGenerate(model, passes)
 
 
-def unfollow_generate(model: nn.Module, passes: Passes) -> None:
+def unfollow_generate(model: nn.Module, passes: Passes[Any]) -> None:
     """Stop noting for ``passes``; whoever else stands in for ``model.generate`` goes on."""
     outer, followed = None, model.__dict__.get("generate")
     while isinstance(followed, _FollowedGenerate) and followed.passes is not passes:

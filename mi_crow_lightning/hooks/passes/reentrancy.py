@@ -1,4 +1,4 @@
-"""Whether a hook is running: a pass that it starts itself is the bare model's.
+"""Which hook runs in this thread: a pass that a hook starts is the bare model's.
 
 Hooks in such a pass would call themselves without end, and its end would be taken for that of the outer pass.
 """
@@ -6,36 +6,26 @@ Hooks in such a pass would call themselves without end, and its end would be tak
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import torch
 
-__all__ = ["as_hook", "in_a_hook"]
-
-_T = TypeVar("_T")
+__all__ = ["in_a_hook", "running"]
 
 
 class _Thread(threading.local):
-    """What is so in one thread."""
+    """The state of one thread.
 
-    in_a_hook = False
+    Attributes:
+        context: the `HookContext` of the hook that runs; ``None`` while none does.
+    """
+
+    context: Any = None
 
 
-_here = _Thread()
-
-
-def as_hook(function: Callable[[], _T]) -> _T:
-    """Call ``function``; while it runs, `in_a_hook` is true. In a graph that is being compiled nothing is noted."""
-    if torch.compiler.is_compiling():
-        return function()
-    before, _here.in_a_hook = _here.in_a_hook, True
-    try:
-        return function()
-    finally:
-        _here.in_a_hook = before
+running = _Thread()
 
 
 def in_a_hook() -> bool:
-    """Whether a hook is running in this thread."""
-    return not torch.compiler.is_compiling() and _here.in_a_hook
+    """Return whether a hook is running in this thread. In a graph that is being compiled nothing is noted."""
+    return not torch.compiler.is_compiling() and running.context is not None

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mi_crow_lightning.addressing.signatures import Match
-from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.context import HookContext, Place, Registry
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
 from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle
+from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.passes.layouts import layout_of, layout_of_call
-from mi_crow_lightning.hooks.passes.reentrancy import in_a_hook
+from mi_crow_lightning.hooks.passes.reentrancy import running
+from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
+from mi_crow_lightning.hooks.registry.calling import call, call_again, call_in_graph, way_to
+from mi_crow_lightning.hooks.registry.shared import Shared
 from mi_crow_lightning.hooks.schedules import Stage
 
-if TYPE_CHECKING:
-    from mi_crow_lightning.hooks.layers import Layers
-
 __all__ = ["Registration", "Site"]
+
+_is_compiling, _graph_task = torch.compiler.is_compiling, torch._C._current_graph_task_id
 
 
 class Site(InertWhenCopied):
@@ -31,14 +35,16 @@ class Site(InertWhenCopied):
     Args:
         hook: the hook.
         match: the layer.
-        layers: the registry.
+        layers: the registry, for the hook's context.
+        shared: what the sites of the registry share.
         path: the modules from the root to the layer.
         watched: the modules around the layer by which passes are followed.
         watchers: keeps them watched while the hook is attached.
-        token_sources: those of them whose call tells the layer's tokens, one for each of its uses.
+        token_sources: those of them whose call says which tokens the layer has, one for each of its uses.
         sequence: place of the hook in the order of registration.
 
     Attributes:
+        place: the hook's place.
         token_sources: as given.
         fired: the stages in which the hook was called here (``None`` outside a Trainer).
     """
@@ -49,7 +55,8 @@ class Site(InertWhenCopied):
         self,
         hook: Hook,
         match: Match,
-        layers: Layers,
+        layers: Registry,
+        shared: Shared,
         path: tuple[nn.Module, ...],
         watched: list[nn.Module],
         watchers: Watchers,
@@ -58,15 +65,20 @@ class Site(InertWhenCopied):
     ) -> None:
         self.hook = hook
         self.match = match
+        self.place = Place(layers, hook, match.name, match.index)
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
-        self._layers = layers
+        self.token_sources = token_sources
+        self._shared = shared
         self._path = path
         self._watched = watched
         self._watchers = watchers
-        self.token_sources = token_sources
         self._layout = layout_of(match.name, match.module, watched)
         self._handle: RemovableHandle | OutsideHandle | None = None
+        self._way = way_to(hook)
+        self._edits, self._forward = hook.edits, hook.hook_type is HookType.FORWARD
+        self._source = token_sources[0] if token_sources else None
+        self._fired_in: RunningBatch | None = None
 
     @property
     def on(self) -> bool:
@@ -74,7 +86,7 @@ class Site(InertWhenCopied):
         return self._handle is not None
 
     def in_place(self) -> bool:
-        """Whether the layer is where it was in the model when the hook was registered."""
+        """Return whether the layer is where it was in the model when the hook was registered."""
         return all(child in parent._modules.values() for parent, child in pairwise(self._path))
 
     def switch(self, on: bool) -> None:
@@ -82,6 +94,8 @@ class Site(InertWhenCopied):
         if not on:
             self.remove()
         elif self._handle is None:
+            self._way = way_to(self.hook)  # it may have been given another method since
+            self._forward = self.hook.hook_type is HookType.FORWARD
             self._handle = attach(self.match.module, self, self.hook.hook_type, outside=not self.is_traced)
             self._watchers.attach(self._watched)
 
@@ -93,29 +107,64 @@ class Site(InertWhenCopied):
             self._watchers.detach(self._watched)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
-        if in_a_hook():
+        if _is_compiling():
+            return self._in_graph(module, args, kwargs, output, self._shared.running)
+        if running.context is not None:
             return None
-        layers = self._layers
-        # Inside a backward pass a layer only runs because gradient checkpointing runs it again. While a graph is
-        # being compiled this cannot be asked, and no backward pass is running.
-        recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        context = HookContext(
-            layers=layers,
-            layer=self.match.name,
-            index=self.match.index,
-            args=args,
-            kwargs=kwargs,
-            moment=layers.moment,
-            batch=layers.batch,
-            token_mask=layers.token_mask,
-            facts=layers.passes.facts_at(self.token_sources, recomputing).at_layer(args, kwargs),
-            layout=layout_of_call(self._layout, args),
-            recomputing=recomputing,
-        )
-        self.fired.add(context.stage)
-        result = self.hook.run(context, module, output)
-        if result is not None and layers.effects is not None and not recomputing:
-            layers.effects.note(self.hook.id, self.hook.hook_type, context, output, result)
+        hook, shared = self.hook, self._shared
+        batch, passes = shared.running, shared.passes
+        if batch is not self._fired_in:
+            self._fired_in = batch
+            self.fired.add(batch.stage)
+        # Inside a backward pass a layer only runs because gradient checkpointing runs it again.
+        recomputing = _graph_task() != -1
+        if recomputing and not self._edits:
+            return None  # a detector has seen it already
+        # Of the layer's uses, and in a recompute of the passes, the right one is looked for; else there is only one.
+        facts = None if recomputing or len(self.token_sources) > 1 else passes.here.tokens.get(self._source)
+        if facts is None:
+            facts = passes.facts_at(self.token_sources, recomputing)
+        acted = passes.acted if facts.acted is None else facts.acted
+        if recomputing:
+            if self not in acted:
+                return None
+        elif not hook.enabled or hook.id in passes.here.failed:
+            acted.discard(self)
+            return None
+        if facts.encoder is not None:
+            facts = facts.at_layer(args, kwargs)
+        layout = self._layout if not args or isinstance(args[0], Tensor) else layout_of_call(self._layout, args)
+        x = output if self._forward and isinstance(output, Tensor) else None
+        ctx = HookContext(self.place, batch, facts, layout, args, kwargs, output, x, recomputing)
+        if recomputing:
+            return call_again(hook, self._way, ctx, module)
+        if self._edits:
+            return self._edit(acted, ctx, module)
+        return call(hook, self._way, ctx, module, passes)[1]
+
+    def _edit(self, acted: set[object], ctx: HookContext, module: nn.Module) -> Any:
+        """Call a hook that edits, and note whether it acted, for a recompute to do the same, and what it changed."""
+        hook, passes, effects = self.hook, self._shared.passes, self._shared.effects
+        acted.discard(self)
+        passes.acted.discard(self)
+        went_through, result = call(hook, self._way, ctx, module, passes)
+        if went_through:
+            acted.add(self)
+            passes.acted.add(self)
+            if result is not None and effects is not None:
+                effects.note(hook.id, hook.hook_type, ctx, result)
+        return result
+
+    def _in_graph(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, batch: RunningBatch
+    ) -> Any:
+        """Call the hook while the layer is traced into a graph."""
+        facts = self._watchers.graph_call(self._source).facts if self._source is not None else PassFacts()
+        facts = (facts or PassFacts(takes_mask=True)).at_layer(args, kwargs)
+        ctx = HookContext(self.place, batch, facts, self._layout, args, kwargs, output)
+        result = call_in_graph(self.hook, ctx, module)
+        if result is not None and self._shared.effects is not None:
+            self._shared.effects.note(self.hook.id, self.hook.hook_type, ctx, result)
         return result
 
 

@@ -1,13 +1,13 @@
-"""What changes from batch to batch, as hooks in a compiled graph see it: in tensors that are filled anew."""
+"""What changes from batch to batch, as hooks in a compiled graph see it: in tensors that are filled again in each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
 from mi_crow_lightning.hooks.schedules import Moment
 
 __all__ = ["TracedBatch"]
@@ -16,36 +16,35 @@ _NUMBERS = ("epoch", "batch_idx", "dataloader_idx", "step")
 
 
 class TracedBatch:
-    """The running batch.
+    """The running batch, its numbers in tensors.
 
     Args:
         device: where the tensors are.
 
     Attributes:
-        moment: as `Layers.moment`, with its numbers as int64 tensors ``()``; ``None`` outside a Trainer.
-        token_mask: gives the mask of the running batch's real tokens; ``None`` where the user gave no function.
+        running: the batch; the numbers of its moment are int64 tensors ``()``, and its ``token_mask`` gives a mask
+            that was made before the graph runs.
     """
 
     def __init__(self, device: torch.device) -> None:
         with torch.inference_mode(False):
             self._numbers = {name: torch.zeros((), dtype=torch.int64, device=device) for name in _NUMBERS}
-        self.moment: Moment | None = None
-        self.token_mask: Callable[[Any], Tensor] | None = None
+        self.running = NO_BATCH
 
-    def begin(self, moment: Moment | None, batch: Any, token_mask: Callable[[Any], Tensor] | None) -> None:
-        """A batch begins."""
-        if moment is None:
-            self.moment = None
-        else:
+    def begin(self, batch: RunningBatch) -> None:
+        """Begin a batch."""
+        moment, given, token_mask = batch.moment, batch.batch, batch.token_mask
+        if moment is not None:
             for name, tensor in self._numbers.items():
                 tensor.fill_(getattr(moment, name))
             numbers = cast("dict[str, Any]", self._numbers)  # only hooks that are traced see them
-            self.moment = Moment(stage=moment.stage, logged=moment.logged, **numbers)
-        self.token_mask = _Given(token_mask(batch)) if token_mask is not None and batch is not None else None
+            moment = Moment(stage=moment.stage, logged=moment.logged, **numbers)
+        mask = _Given(token_mask(given)) if token_mask is not None and given is not None else None
+        self.running = RunningBatch(moment, given, mask)
 
 
 class _Given:
-    """The mask of the running batch: what makes it may be no matter for a compiler."""
+    """The mask of the running batch: a compiler may not follow what makes it."""
 
     def __init__(self, mask: Tensor) -> None:
         self._mask = mask

@@ -2,7 +2,7 @@
 
 torch looks for hooks when it compiles, so the handle stays on the layer for the whole run. What changes from batch to
 batch reaches the hook as tensors, else each batch would be compiled anew. Nothing is caught: an error of the hook
-shows when the graph is made. Where the layer runs outside of a graph all the same, it is a site like any other.
+shows when the graph is made. Where the layer runs outside of a graph anyway, it is a site like any other.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.registry.sites import Site
 from mi_crow_lightning.hooks.schedules import Stage
 
@@ -28,7 +26,6 @@ class TracedSite(Site):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._on = False
-        self._calls = next(map(self._layers.passes.token_calls, self.token_sources), None)  # there is one at most
         # Written in the graph and never read there: that would be one more thing to compile for.
         self._ran_in: Stage | None = None
 
@@ -58,21 +55,6 @@ class TracedSite(Site):
             return None
         if not torch.compiler.is_compiling():
             return super().__call__(module, args, kwargs, output)
-        layers, facts = self._layers, self._calls.facts if self._calls is not None else PassFacts()
-        context = HookContext(
-            layers=layers,
-            layer=self.match.name,
-            index=self.match.index,
-            args=args,
-            kwargs=kwargs,
-            moment=layers.traced.moment,
-            batch=layers.batch,
-            token_mask=layers.traced.token_mask,
-            facts=(facts or PassFacts(takes_mask=True)).at_layer(args, kwargs),
-            layout=self._layout,
-        )
-        self._ran_in = context.stage
-        result = self.hook.run_in_graph(context, module, output)
-        if result is not None and layers.effects is not None:
-            layers.effects.note(self.hook.id, self.hook.hook_type, context, output, result)
-        return result
+        batch = self._shared.traced.running
+        self._ran_in = batch.stage
+        return self._in_graph(module, args, kwargs, output, batch)

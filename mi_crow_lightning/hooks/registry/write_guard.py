@@ -1,57 +1,44 @@
 """Guarding the running model's tensors against hooks that write to them.
 
-What a hook is given is no copy, so writing to it would change the run, and unnoticed: a detector would no
-longer only observe, and an edit would reach positions that were not chosen.
+A hook is given the model's own tensor. Writing to it would change the run without notice: a detector would no
+longer only observe, and an edit would reach positions that were not chosen. torch counts the writes to a tensor in its
+version, which the caller compares. In inference mode tensors have no version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from mi_crow_lightning.errors import WrittenInPlace
 
-__all__ = ["guarded"]
+__all__ = ["out_of_inference", "written"]
+
+R = TypeVar("R")
 
 
-@contextmanager
-def guarded(x: Tensor | None, who: str) -> Iterator[None]:
-    """While the block runs, ``x`` must not be written to.
+def out_of_inference(function: Callable[..., R], hook: Any, *arguments: Any) -> R:
+    """Return ``function(hook, *arguments)``, called outside of inference mode, without recording gradients.
 
-    In inference mode tensors count no versions, but outside of it torch tells when they are written to: so
-    the block leaves that mode, without recording gradients. In a graph that is being compiled versions cannot be
-    asked for, so nothing is guarded there.
-
-    Args:
-        x: the model's own tensor; without one there is nothing to guard.
-        who: what runs in the block, for the message.
+    There torch refuses to write to an inference tensor.
 
     Raises:
-        WrittenInPlace: it was written to.
+        WrittenInPlace: something wrote to one.
     """
-    if x is None or torch.compiler.is_compiling():
-        yield
-        return
-    if x.is_inference():
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                yield
-        except RuntimeError as error:
-            if "Inplace update to inference tensor" in str(error):
-                raise _written(who) from error
-            raise
-        return
-    version = x._version
-    yield
-    if x._version != version:
-        raise _written(who)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(hook, *arguments)
+    except RuntimeError as error:
+        if "Inplace update to inference tensor" in str(error):
+            raise written(hook) from error
+        raise
 
 
-def _written(who: str) -> WrittenInPlace:
+def written(hook: Any) -> WrittenInPlace:
+    """Return the error of a hook that wrote to the activation it was given."""
     return WrittenInPlace(
-        f"{who} wrote to the activation it was given, which is the model's own: this run's numbers are changed. "
-        "Work on a copy (x.clone(), or x * 2 instead of x.mul_(2)) and return what is to replace it."
+        f"{type(hook).__name__} wrote to the activation it was given, which is the model's own: this run's numbers are "
+        "changed. Work on a copy (x.clone(), or x * 2 instead of x.mul_(2)) and return what is to replace it."
     )

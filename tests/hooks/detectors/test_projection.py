@@ -446,31 +446,42 @@ def test_several_passes_before_one_backward(reentrant: bool) -> None:
 
 
 class Checkpointed(nn.Module):
-    """Layers of which nothing tells one pass from another."""
+    """Layers without a token module."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpointed: bool = True) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.before, self.after = nn.Linear(8, WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5))
+        self.checkpointed = checkpointed
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.after, self.before(x), use_reentrant=False)  # type: ignore[no-any-return]
+        before = self.before(x)
+        return checkpoint(self.after, before, use_reentrant=False) if self.checkpointed else self.after(before)  # type: ignore
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-def test_where_passes_cannot_be_told_apart_only_one_a_batch_is_recomputed(passes: int) -> None:
+def fit_several(passes: int, checkpointed: bool = True) -> list[Tensor]:
+    """The weights after training with several passes before each backward pass, steered under a condition."""
+
     class Several(Module):
         def loss(self, batch: Any) -> Tensor:
             return sum(super(Several, self).loss((i + batch[0], batch[1])) for i in range(passes))  # type: ignore
 
     detector = ProjectionDetector("before", V[0], schedule=Schedule())
     steer = SteeringController("after.0", V[1], when=detector.above(0.0), schedule=Schedule())
-    watch = HookCallback(detector, steer)
-    if passes == 1:
-        fit(Several(Checkpointed()), data_of(), watch)
-        return
+    module = Several(Checkpointed(checkpointed))
+    fit(module, data_of(), HookCallback(detector, steer))
+    return [parameter.detach() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_passes_without_a_token_module_are_recomputed_as_they_were(passes: int) -> None:
+    pairs = zip(fit_several(passes), fit_several(passes, checkpointed=False), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_where_passes_cannot_be_told_apart_a_recompute_is_refused() -> None:
     with pytest.raises(ConditionMismatch, match=r"runs 'model.after.0' again, and which of several passes that was"):
-        fit(Several(Checkpointed()), data_of(), watch)
+        fit_several(passes=34)
 
 
 def test_no_sequence_no_problem() -> None:

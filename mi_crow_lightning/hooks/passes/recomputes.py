@@ -1,0 +1,60 @@
+"""Finding the pass that gradient checkpointing repeats.
+
+A recompute runs while a node of the original graph runs backward. Autograd numbers nodes in the order in which a thread
+makes them, so the node's number lies between the numbers at the start and at the end of its call. The backward pass may
+run in another thread than the forward pass did, so all threads see what is kept here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import NamedTuple
+
+import torch
+
+from mi_crow_lightning.hooks.passes.facts import PassFacts
+
+__all__ = ["EndedCalls", "next_node"]
+
+_REMEMBERED = 32  # calls of a module before a backward pass; older ones are lost, and hooks that need them say so
+
+
+class _Ended(NamedTuple):
+    start: int
+    end: int
+    thread: int
+    facts: PassFacts
+
+
+class EndedCalls:
+    """The last calls of one token module that recorded gradients."""
+
+    def __init__(self) -> None:
+        self._ended: deque[_Ended] = deque(maxlen=_REMEMBERED)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no call was kept."""
+        return not self._ended
+
+    def add(self, start: int, facts: PassFacts) -> None:
+        """Keep a call of this thread that has just ended; ``start`` is the number of its first node."""
+        self._ended.append(_Ended(start, next_node(), threading.get_ident(), facts))
+
+    def repeated(self) -> PassFacts | None:
+        """Return the facts of the call that is repeated; ``None`` where that is not known.
+
+        Each thread numbers its own nodes, and a node does not say which thread made it: where calls of several threads
+        fit, it is not known.
+        """
+        node = torch._C._current_autograd_node()
+        number = node._sequence_nr() if node is not None else -1
+        fitting = [call for call in list(self._ended) if call.start <= number < call.end]
+        return fitting[-1].facts if fitting and len({call.thread for call in fitting}) == 1 else None
+
+
+def next_node() -> int:
+    """Return the number that the next autograd node of this thread will get."""
+    number: int = torch._C._autograd._get_sequence_nr()
+    return number

@@ -1,0 +1,157 @@
+"""Calling a hook at a site: with its context, guarded, its errors kept until the pass is over.
+
+This is the only place where the errors of hooks are caught and wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from mi_crow_lightning.errors import HookError, NoTensorFound
+from mi_crow_lightning.hooks.activations import put_input, put_output, take_input, take_output
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.controller import Controller
+from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.passes.reentrancy import running
+from mi_crow_lightning.hooks.passes.tracker import Passes
+from mi_crow_lightning.hooks.registry.replacement import replacement
+from mi_crow_lightning.hooks.registry.write_guard import out_of_inference, written
+
+__all__ = ["Way", "call", "call_again", "call_in_graph", "way_to", "wrapped"]
+
+Way: TypeAlias = Callable[[Any, HookContext, nn.Module], Any]
+"""How a hook is called: from the hook, its context and the layer to what replaces the layer's output or inputs."""
+
+
+def way_to(hook: Hook) -> Way:
+    """Return the shortest way to what a hook overrides; both ways give the same.
+
+    A detector that overrides `observe` alone, or a controller that overrides `edit` alone, is given the tensor at once.
+    """
+    if not hook.edits and _inherits(hook, Detector, "_hook_fn", "process_activations", "_edited"):
+        return _by_observe
+    if not hook.observes and _inherits(hook, Controller, "_hook_fn", "_edited", "modify_activations"):
+        return _by_edit
+    return _by_hook_fn
+
+
+def _inherits(hook: Hook, base: type[Hook], *names: str) -> bool:
+    """Return whether a hook is a ``base`` and has these methods as they are there."""
+    own = vars(hook)
+    return isinstance(hook, base) and all(
+        name not in own and getattr(type(hook), name) is getattr(base, name) for name in names
+    )
+
+
+def call(hook: Hook, way: Way, ctx: HookContext, module: nn.Module, passes: Passes[Hook]) -> tuple[bool, Any]:
+    """Call a hook; what it raises waits until the pass is over.
+
+    Returns:
+        Whether the hook went through, and what it returned.
+    """
+    running.context = ctx
+    try:
+        try:
+            x = ctx.activation
+            if x is None:  # a tuple, a dict: it is looked through once
+                ctx = running.context = _with_activation(ctx, hook.hook_type)
+                x = ctx.activation
+            if x is None:
+                return True, way(hook, ctx, module)
+            if x.is_inference():
+                return True, out_of_inference(way, hook, ctx, module)
+            version = x._version
+            result = way(hook, ctx, module)
+            if x._version != version:
+                raise written(hook)
+            return True, result
+        finally:
+            running.context = None
+    except Exception as error:  # whatever a user's hook raises; wrapped once, raised when the pass is over
+        x = ctx.activation
+        passes.failed(wrapped(hook, error, ctx, tuple(x.shape) if x is not None else None), hook)
+        return False, None
+
+
+def call_again(hook: Hook, way: Way, ctx: HookContext, module: nn.Module) -> Any:
+    """Call a hook in gradient checkpointing's second run of its layer, which repeats what it did in the first.
+
+    Nothing is caught, because checkpointing stops a recompute early by raising.
+    """
+    running.context = ctx = ctx if ctx.activation is not None else _with_activation(ctx, hook.hook_type)
+    try:
+        return way(hook, ctx, module)
+    finally:
+        running.context = None
+
+
+def call_in_graph(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
+    """Call a hook while its layer is traced into a graph: nothing is caught there, and no thread is asked for."""
+    outside = hook._outside
+    hook.set_context(ctx)
+    try:
+        return _by_hook_fn(hook, ctx, module)
+    finally:
+        hook.set_context(outside)
+
+
+def wrapped(hook: Hook, error: Exception, ctx: HookContext, shape: tuple[int, ...] | None = None) -> HookError:
+    """Return ``error`` as a `HookError` that says where it happened."""
+    wrapped = HookError(
+        hook.id,
+        hook.hook_type,
+        error,
+        layer=ctx.layer or None,
+        stage=ctx.stage.value if ctx.stage is not None else None,
+        batch_idx=ctx.batch_idx,
+        shape=shape,
+        hook_class=type(hook).__name__,
+        has_given_id=hook.has_given_id,
+    )
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _by_observe(hook: Detector, ctx: HookContext, module: nn.Module) -> None:
+    hook._observe(_taken(hook, ctx), ctx)
+
+
+def _by_edit(hook: Controller, ctx: HookContext, module: nn.Module) -> Any:
+    new = hook._edit(_taken(hook, ctx), ctx)
+    if new is None:
+        return None
+    if hook.hook_type is HookType.PRE_FORWARD:
+        return put_input(ctx.args, ctx.kwargs, new)
+    return new if isinstance(ctx.output, Tensor) else put_output(ctx.output, new)
+
+
+def _by_hook_fn(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
+    result = hook._hook_fn(module, ctx.args, ctx.output)
+    if result is not None and not hook.edits:
+        raise TypeError(
+            f"{type(hook).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "
+            "detectors observe. Subclass Controller, or Hook, to change activations."
+        )
+    return replacement(result, hook.hook_type, ctx)
+
+
+def _taken(hook: Hook, ctx: HookContext) -> Tensor:
+    if ctx.activation is not None:
+        return ctx.activation
+    return _take(ctx, hook.hook_type)  # there is none: this says so
+
+
+def _take(ctx: HookContext, hook_type: HookType) -> Tensor:
+    return take_output(ctx.output) if hook_type is HookType.FORWARD else take_input(ctx.args, ctx.kwargs)
+
+
+def _with_activation(ctx: HookContext, hook_type: HookType) -> HookContext:
+    try:
+        return ctx._replace(activation=_take(ctx, hook_type))
+    except NoTensorFound:  # a hook that needs none may still do something; another asks again, and gets the error
+        return ctx

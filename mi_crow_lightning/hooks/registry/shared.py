@@ -1,0 +1,38 @@
+"""What all sites of one registry share: the running batch, the running passes, and the counts of what hooks change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mi_crow_lightning.errors import HookError
+from mi_crow_lightning.hooks.effects import Effects
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
+from mi_crow_lightning.hooks.passes.tracker import Passes
+from mi_crow_lightning.hooks.registry.traced_batch import TracedBatch
+
+__all__ = ["Shared"]
+
+
+class Shared:
+    """The state that the sites of one registry share.
+
+    Args:
+        over: called with the errors of a pass that is over, each with its hook, and its output.
+        device: where the model is.
+
+    Attributes:
+        passes: the running passes of the model.
+        running: the running batch.
+        traced: the running batch as hooks in a compiled graph see it.
+        effects: counts what hooks change; ``None`` to count nothing.
+    """
+
+    def __init__(self, over: Callable[[list[tuple[HookError, Hook]], Any], None], device: torch.device) -> None:
+        self.passes: Passes[Hook] = Passes(over)
+        self.running: RunningBatch = NO_BATCH
+        self.traced = TracedBatch(device)
+        self.effects: Effects | None = None
