@@ -21,9 +21,6 @@ if TYPE_CHECKING:  # hooks know nothing of disk; a configuration file tells what
 
 __all__ = ["Detector"]
 
-# What torch.no_grad() calls, without the context manager, which takes as long as all else that leads to `observe`.
-_set_grad_enabled = torch._C._set_grad_enabled
-
 
 class Detector(Hook):
     """A hook that observes activations and never changes a number of the run.
@@ -103,20 +100,10 @@ class Detector(Hook):
         self._observe(take_output(output), ctx)
 
     def _observe(self, x: Tensor, ctx: HookContext) -> None:
-        if torch.compiler.is_compiling():
-            with torch.no_grad():
-                self.observe(x.detach(), ctx)
-            return
-        # An inference tensor needs no detaching, and torch would not report writes to the alias.
-        alias = x if x.is_inference() else x.detach()
-        if torch.is_grad_enabled():
-            _set_grad_enabled(False)
-            try:
-                self.observe(alias, ctx)
-            finally:
-                _set_grad_enabled(True)
-        else:
-            self.observe(alias, ctx)
+        with torch.no_grad():
+            # An inference tensor needs no detaching, and torch would not report writes to the alias.
+            alias = torch.compiler.is_compiling() or not x.is_inference()
+            self.observe(x.detach() if alias else x, ctx)
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """See one activation of one layer.

@@ -38,6 +38,9 @@ class Strengths:
             ``(B,)`` or a number; a mapping from layer (block index, or name) to number; or a function
             ``f(ctx)`` that returns a number or a tensor ``(B,)``.
 
+    Attributes:
+        number: the strength, if it is one number.
+
     Raises:
         ValueError: it is none of these.
     """
@@ -53,11 +56,7 @@ class Strengths:
             self._of_samples = _samples(given)
         elif not _is_batch(given) and not callable(given):
             self.given = _number(given, "strength")
-
-    @property
-    def number(self) -> float | None:
-        """The strength, if it is one number."""
-        return self.given if isinstance(self.given, float) else None
+        self.number = self.given if isinstance(self.given, float) else None
 
     @property
     def kept(self) -> float | str | Tensor | dict[int | str, float]:

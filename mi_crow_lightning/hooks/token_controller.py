@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mi_crow_lightning.hooks.conditions import Condition, where_both
@@ -14,7 +15,7 @@ from mi_crow_lightning.hooks.controller import Controller, checked_edit
 from mi_crow_lightning.hooks.edits import with_norms_of
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.strengths import A_FUNCTION, Strength, Strengths, reads_batch
-from mi_crow_lightning.hooks.tokens import Tokens, put_where
+from mi_crow_lightning.hooks.tokens import Tokens
 
 __all__ = ["TokenController"]
 
@@ -109,16 +110,38 @@ class TokenController(Controller):
         Raises:
             StrengthMismatch, ConditionMismatch, TokensUnknown, EditMismatch: something does not fit ``x``.
         """
-        chosen = where_both(self.tokens.mask(x, ctx, editing=True), self.condition, x, ctx)
+        mask = self.tokens.mask(x, ctx, editing=True)
+        chosen = mask if self.condition is None else where_both(mask, self.condition, x, ctx)
         if chosen is False:
             return None
-        edited = self.change(x, self._strengths.at(x, ctx), ctx)
+        strength = self._strengths.number
+        edited = self.change(x, self._strengths.at(x, ctx) if strength is None else strength, ctx)
         if edited is x:
             return None
         checked_edit(edited, x)
         if self.preserve_norm:
             edited = with_norms_of(x, edited)
-        return edited if chosen is True else put_where(chosen, edited, x)
+        if chosen is None or chosen is True:
+            return edited
+        # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.
+        return torch.where(self._wide(chosen, x, ctx), edited, x)
+
+    def _edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
+        """Return what `edit` makes of ``x``: where it is this class's own it is checked, before tokens are chosen."""
+        if type(self).edit is TokenController.edit:
+            return self.edit(x, ctx)
+        return super()._edit(x, ctx)
+
+    def _wide(self, chosen: Tensor, x: Tensor, ctx: HookContext) -> Tensor:
+        """Return a mask of the first dimensions of ``x`` with as many as ``x`` has; kept with the pass, as it is."""
+        kept = ctx.facts.derived if self.condition is None else None
+        if kept is not None and chosen in kept:
+            wide: Tensor = kept[chosen]
+            return wide
+        wide = chosen.reshape(*chosen.shape, *[1] * (x.dim() - chosen.dim()))
+        if kept is not None:
+            kept[chosen] = wide
+        return wide
 
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that a strength by layer leaves out.

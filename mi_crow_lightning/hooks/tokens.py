@@ -8,7 +8,7 @@ empty cache is, so in training every token is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from torch import Tensor
 from mi_crow_lightning._arguments import not_known, plain, whole
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.layouts import Layout
 from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.positions.span import Span
 
-__all__ = ["AllOf", "AnyOf", "Not", "Tokens", "put_where"]
+__all__ = ["AllOf", "AnyOf", "Not", "Tokens"]
 
 _NAMES = ("all", "prompt", "generated", "last")
 
@@ -77,6 +78,8 @@ class Tokens:
             )
         ((self.kind, value),) = chosen.items()
         self.value: Any = _CHECKED[self.kind](value)
+        self._is_all = self.kind == "which" and self.value == "all"
+        self._reads_values = self.kind == "where"
 
     @classmethod
     def of(cls, value: Tokens | str) -> Tokens:
@@ -102,14 +105,26 @@ class Tokens:
             TokensUnknown: ``x`` is no sequence of tokens and other than all of it was asked for, or what was asked
                 for cannot be told.
         """
-        if ctx.facts.lost:
+        facts = ctx.facts
+        if facts.lost:
             raise TokensUnknown(
-                f"gradient checkpointing runs {ctx.layer!r} again, and which of the passes before it is repeated, "
-                "and so which tokens were edited, cannot be told. Run backward after fewer passes, hook a layer "
-                "outside of the checkpointed ones, or train without checkpointing."
+                f"gradient checkpointing runs {ctx.layer!r} again, and nothing says which of the passes before it is "
+                "repeated, and so which tokens were edited. Run backward after fewer passes, hook a layer outside of "
+                "the checkpointed ones, or train without checkpointing."
             )
         if self._is_all:
             return real_tokens(x, ctx)
+        kept = None if self._reads_values or ctx.layout is not Layout.USUAL else facts.derived
+        key = (self, editing, x.shape, x.get_device())
+        if kept is not None and key in kept:
+            mask: Tensor = kept[key]
+            return mask
+        mask = self._chosen(x, ctx, editing)
+        if kept is not None:
+            kept[key] = mask
+        return mask
+
+    def _chosen(self, x: Tensor, ctx: HookContext, editing: bool) -> Tensor:
         layout = ctx.layout.of(x)
         if x.dim() != 3 or layout is not Layout.USUAL:
             given = "has" if layout is Layout.USUAL else f"gives {layout.value}, of"
@@ -117,7 +132,11 @@ class Tokens:
                 f"tokens={self._text} needs an activation (batch, tokens, features), and {ctx.layer!r} {given} "
                 f"shape {tuple(x.shape)}: use tokens='all', or choose another layer"
             )
-        return self._choose(Span(x, real_tokens(x, ctx, must_fit=True), ctx), editing)
+        real = real_tokens(x, ctx, must_fit=True)
+        try:
+            return self._choose(_Choice(_span(x, real, ctx.facts), editing, x, ctx))
+        except TokensUnknown as error:
+            raise TokensUnknown(f"{ctx.layer!r}: {error}") from None
 
     def why_not_traced(self) -> str | None:
         """Why they cannot be told inside of a graph of ``torch.compile``; ``None`` where they can."""
@@ -128,13 +147,9 @@ class Tokens:
             return f"tokens={self._text} depend on where the prompt ends, which a graph is not told"
         return None
 
-    def _choose(self, span: Span, editing: bool) -> Tensor:
-        """The chosen ones of the real tokens, ``(B, T)`` bool."""
-        return span.real & _CHOOSE[self.kind](self.value, span, editing)
-
-    @property
-    def _is_all(self) -> bool:
-        return self.kind == "which" and self.value == "all"
+    def _choose(self, asked: _Choice) -> Tensor:
+        """Return the chosen ones of the real tokens, ``(B, T)`` bool."""
+        return asked.span.real & _CHOOSE[self.kind](self.value, asked)
 
     @property
     def _text(self) -> str:
@@ -164,6 +179,7 @@ class _Joined(Tokens):
         if not given:
             raise ValueError(f"{type(self).__name__}() needs at least one choice of tokens")
         self.value = tuple(Tokens.of(choice) for choice in given)
+        self._is_all, self._reads_values = False, any(choice._reads_values for choice in self.value)
 
     def why_not_traced(self) -> str | None:
         reasons = (choice.why_not_traced() for choice in self.value)
@@ -193,8 +209,8 @@ class AllOf(_Joined):
 
     kind = "&"
 
-    def _choose(self, span: Span, editing: bool) -> Tensor:
-        return torch.stack([choice._choose(span, editing) for choice in self.value]).all(0)
+    def _choose(self, asked: _Choice) -> Tensor:
+        return torch.stack([choice._choose(asked) for choice in self.value]).all(0)
 
 
 class AnyOf(_Joined):
@@ -202,8 +218,8 @@ class AnyOf(_Joined):
 
     kind = "|"
 
-    def _choose(self, span: Span, editing: bool) -> Tensor:
-        return torch.stack([choice._choose(span, editing) for choice in self.value]).any(0)
+    def _choose(self, asked: _Choice) -> Tensor:
+        return torch.stack([choice._choose(asked) for choice in self.value]).any(0)
 
 
 class Not(Tokens):
@@ -213,12 +229,13 @@ class Not(Tokens):
 
     def __init__(self, choice: Tokens | str) -> None:
         self.kind, self.value = "~", Tokens.of(choice)
+        self._is_all, self._reads_values = False, self.value._reads_values
 
     def why_not_traced(self) -> str | None:
         return self.value.why_not_traced()
 
-    def _choose(self, span: Span, editing: bool) -> Tensor:
-        return span.real & ~self.value._choose(span, editing)
+    def _choose(self, asked: _Choice) -> Tensor:
+        return asked.span.real & ~self.value._choose(asked)
 
     def __repr__(self) -> str:
         return f"~({self.value!r})" if isinstance(self.value, _Joined) else f"~{self.value!r}"
@@ -230,25 +247,32 @@ def _choice(joined: str, other: object) -> Tokens:
     return other
 
 
-def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:
-    """``edited`` at the chosen positions, ``x`` elsewhere, bit-equal.
+class _Choice(NamedTuple):
+    """What a choice is asked for: tokens of a pass, to be read or edited; a function also gets the activation."""
 
-    Args:
-        mask: ``(B, T)`` bool, or ``None`` for every position.
-        edited: of the shape of ``x``.
-        x: ``(B, T, ...)``.
-    """
-    if mask is None or edited.shape != x.shape or edited.dtype != x.dtype:
-        return edited  # a wrong shape or dtype is the controller's to refuse, with a message of its own
-    # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.
-    return torch.where(mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim())), edited, x)
+    span: Span
+    editing: bool
+    x: Tensor
+    ctx: HookContext
 
 
-# What is chosen, by kind.
+def _span(x: Tensor, real: Tensor | None, facts: PassFacts) -> Span:
+    """Return the span of an activation: one for all choices and layers of the pass with the same tokens."""
+    if facts.derived is None:
+        return Span(x, real, facts)
+    key = ("span", x.shape[:2], x.get_device(), None if real is None else id(real))
+    if key not in facts.derived:
+        facts.derived[key] = Span(x, real, facts)  # it holds `real`, whose id then stays its own
+    span: Span = facts.derived[key]
+    return span
 
 
-def _named(which: str, span: Span, editing: bool) -> Tensor:
-    if which == "generated" or (which == "last" and editing and span.ctx.facts.side != "encoder"):
+# The chosen tokens, by kind.
+
+
+def _named(which: str, asked: _Choice) -> Tensor:
+    span, editing = asked.span, asked.editing
+    if which == "generated" or (which == "last" and editing and span.facts.side != "encoder"):
         generated = _generated(span)
         # Each generated token was the last one once, and a pass without a cache shows them all again.
         return generated | span.last_of_prompt if editing and not span.is_after_prompt else generated
@@ -256,23 +280,24 @@ def _named(which: str, span: Span, editing: bool) -> Tensor:
 
 
 def _generated(span: Span) -> Tensor:
-    if span.ctx.facts.side == "encoder":
+    if span.facts.side == "encoder":
         raise TokensUnknown(
-            f"{span.ctx.layer!r} sees the tokens of an encoder, which are never generated: choose a layer of the "
-            "decoder, or tokens='all', positions=... or ids=..."
+            "the layer sees the tokens of an encoder, which are never generated: choose a layer of the decoder, or "
+            "tokens='all', positions=... or ids=..."
         )
     return span.generated
 
 
-def _at_positions(positions: Sequence[int], span: Span, editing: bool) -> Tensor:
+def _at_positions(positions: Sequence[int], asked: _Choice) -> Tensor:
+    span = asked.span
     chosen = torch.zeros_like(span.real)
     for position in positions:
         chosen = chosen | (span.positions == _from_start(position, span))
     return chosen
 
 
-def _in_window(window: tuple[int | None, int | None], span: Span, editing: bool) -> Tensor:
-    start, stop = window
+def _in_window(window: tuple[int | None, int | None], asked: _Choice) -> Tensor:
+    span, (start, stop) = asked.span, window
     chosen = span.real
     if start is not None:
         chosen = chosen & (span.positions >= _from_start(start, span))
@@ -285,24 +310,25 @@ def _from_start(position: int, span: Span) -> int | Tensor:
     return position if position >= 0 else span.prompt_lengths + position
 
 
-def _with_ids(ids: Sequence[int], span: Span, editing: bool) -> Tensor:
+def _with_ids(ids: Sequence[int], asked: _Choice) -> Tensor:
+    span = asked.span
     chosen = torch.zeros_like(span.real)
     for token_id in ids:  # each a comparison with a number: nothing is copied to the device
         chosen = chosen | (span.ids == token_id)
     return chosen
 
 
-def _where(function: Callable[[Tensor, HookContext], Tensor], span: Span, editing: bool) -> Tensor:
-    mask = function(span.x, span.ctx)
+def _where(function: Callable[[Tensor, HookContext], Tensor], asked: _Choice) -> Tensor:
+    span, mask = asked.span, function(asked.x, asked.ctx)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != span.real.shape:
         given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise TokensUnknown(
             f"where= must return a torch.bool mask (batch, tokens) = {tuple(span.real.shape)}, not {given}"
         )
-    return mask.to(span.x.device)
+    return mask.to(asked.x.device)
 
 
-_CHOOSE: dict[str, Callable[[Any, Span, bool], Tensor]] = {
+_CHOOSE: dict[str, Callable[[Any, _Choice], Tensor]] = {
     "which": _named,
     "positions": _at_positions,
     "window": _in_window,
@@ -311,7 +337,7 @@ _CHOOSE: dict[str, Callable[[Any, Span, bool], Tensor]] = {
 }
 
 
-# What may be asked for, by kind.
+# The values that may be asked for, by kind.
 
 
 def _known_name(which: Any) -> str:

@@ -219,7 +219,9 @@ def test_an_encoder_counts_its_own_tokens() -> None:
 def test_an_encoders_tokens_are_never_generated() -> None:
     model = endless(t5())
     Layers(model).register_hook("encoder.block.1", Read(Tokens("generated")))
-    with pytest.raises(HookError, match=r"'encoder.block.1' sees the tokens of an encoder, which are never generated"):
+    with pytest.raises(
+        HookError, match=r"'encoder.block.1': the layer sees the tokens of an encoder, which are never generated"
+    ):
         model.generate(**prompts(), max_new_tokens=2)
 
 
@@ -434,7 +436,7 @@ def test_ids_need_token_ids() -> None:
     model = llama().eval()
     Layers(model).register_hook(None, Read(Tokens(ids=[4])))
     with pytest.raises(
-        HookError, match=r"'model.layers.2' with the activation \(3, 6, 32\) has no token IDs"
+        HookError, match=r"'model.layers.2': .* \(3, 6\), and the model was called with no token IDs"
     ) as caught:
         model(inputs_embeds=torch.randn(3, 6, WIDTH))
     assert isinstance(caught.value.original_error, TokensUnknown)

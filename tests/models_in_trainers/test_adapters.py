@@ -246,7 +246,10 @@ def test_generated_tokens_are_steered_as_without_a_cache(kind: str) -> None:
 def test_ids_of_learned_tokens_are_not_known() -> None:
     model = prompted("prompt").eval()
     Layers(model).register_hook(None, FunctionController("block:1", torch.tanh, tokens=Tokens(ids={5})))
-    with pytest.raises(HookError, match=r"need the layer's token IDs, .* has no token IDs: choose by position"):
+    with pytest.raises(
+        HookError,
+        match=r"need the layer's token IDs .*, and the model was called with no token IDs: choose by position",
+    ):
         model(input_ids=IDS, attention_mask=MASK)
 
 

@@ -298,5 +298,8 @@ def test_generating_from_embeddings_knows_the_prompt() -> None:
     for tokens in ("generated", "prompt", "last", Tokens(positions=[0, -1])):
         by_ids = steered(tokens, lambda m, b: m.generate(**b, max_new_tokens=3, do_sample=False)[:, -3:])
         assert_bit_equal(by_ids, steered(tokens, generate))
-    with pytest.raises(HookError, match=r"need the layer's token IDs, .* has no token IDs: choose by position"):
+    with pytest.raises(
+        HookError,
+        match=r"need the layer's token IDs .*, and the model was called with no token IDs: choose by position",
+    ):
         steered(Tokens(ids={5}), generate)

@@ -290,7 +290,7 @@ def test_a_loop_of_ones_own_with_a_state_cannot_tell_positions() -> None:
     with torch.no_grad():
         state = model(input_ids=IDS[1:], use_cache=True).cache_params
         with pytest.raises(
-            HookError, match="a state that does not tell how many tokens came before, so positions cannot"
+            HookError, match="a state that does not say how many tokens came before, so positions cannot"
         ):
             model(input_ids=IDS[1:, -1:], cache_params=state, use_cache=True, **OLDER)
         mask.tokens = Tokens("all")

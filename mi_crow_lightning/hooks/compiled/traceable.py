@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook import Hook
 
 __all__ = ["why_not_traceable"]
 

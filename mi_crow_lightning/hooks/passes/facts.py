@@ -77,7 +77,12 @@ class PassFacts:
     def _of_encoder(self) -> PassFacts:
         derived: dict[Any, Any] | None = None if self.derived is None else {}
         return PassFacts(
-            mask=self.encoder_mask, side="encoder", generating=self.generating, takes_mask=True, derived=derived
+            mask=self.encoder_mask,
+            side="encoder",
+            generating=self.generating,
+            takes_mask=True,
+            acted=self.acted,
+            derived=derived,
         )
 
 

@@ -28,7 +28,7 @@ __all__ = ["Passes"]
 H = TypeVar("H")
 
 
-class _ThreadPass(threading.local):
+class _ThreadPass:
     """The running pass of one thread.
 
     Attributes:
@@ -62,6 +62,13 @@ class _ThreadPass(threading.local):
         self.failed: set[str] = set()
 
 
+class _Threads(threading.local):
+    """The state of each thread, behind one look-up."""
+
+    def __init__(self) -> None:
+        self.state = _ThreadPass()
+
+
 class Passes(Generic[H]):
     """The running passes of one model.
 
@@ -69,13 +76,13 @@ class Passes(Generic[H]):
         over: called with the errors of a pass, each with its hook, and its output once the pass is over.
 
     Attributes:
-        here: the running pass of this thread.
+        threads: its ``state`` is the running pass of this thread.
         acted: the sites whose hook had its effect when it was last called in the batch: for a recompute whose pass is
             not known.
     """
 
     def __init__(self, over: Callable[[list[tuple[HookError, H]], Any], None]) -> None:
-        self.here = _ThreadPass()
+        self.threads = _Threads()
         self.acted: set[object] = set()
         self._over = over
         self._batch = object()  # another object in each batch
@@ -96,8 +103,9 @@ class Passes(Generic[H]):
 
     def reset(self) -> None:
         """Forget all passes: the next batch begins. Errors of a pass that was cut short are lost with it."""
-        self._batch = self.here.of = object()
-        self.here.clear()
+        here = self.threads.state
+        self._batch = here.of = object()
+        here.clear()
         self.acted.clear()
         self._ended = {module: EndedCalls() for module in self._ended}
 
@@ -108,7 +116,7 @@ class Passes(Generic[H]):
             modules: the token modules of a layer; of several, the innermost that is being called counts.
             recomputing: whether it is a recompute.
         """
-        here = self.here
+        here = self.threads.state
         if not modules:
             repeated = self._ended[None].repeated() if recomputing else here.tokens.get(None)
             return repeated or PassFacts(generating=bool(here.generations))
@@ -122,15 +130,16 @@ class Passes(Generic[H]):
     @contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
         """While ``generate`` runs in this thread."""
-        self.here.generations.append(generation)
+        generations = self.threads.state.generations
+        generations.append(generation)
         try:
             yield
         finally:
-            self.here.generations.pop()
+            generations.pop()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that an ancestor is called."""
-        here = self.here
+        here = self.threads.state
         if here.of is not self._batch:  # another thread began a batch
             here.clear()
             here.of = self._batch
@@ -147,7 +156,7 @@ class Passes(Generic[H]):
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """Note that an ancestor returned, or raised."""
-        here = self.here
+        here = self.threads.state
         if module not in here.calls:
             return
         while here.calls.pop() is not module:
@@ -161,35 +170,53 @@ class Passes(Generic[H]):
 
     def forget(self, module: nn.Module) -> None:
         """Forget an ancestor that is no longer watched: if it is being called, its return is not reported."""
-        self.here.calls = [called for called in self.here.calls if called is not module]
+        here = self.threads.state
+        here.calls = [called for called in here.calls if called is not module]
 
     def failed(self, error: HookError, hook: H) -> None:
         """Note that a hook failed: it stays out of the rest of the pass, and its error waits until the pass is over."""
-        here = self.here
+        here = self.threads.state
         here.errors.append((error, hook))
         here.failed.add(error.hook_id)
         if not here.calls:  # no ancestor was called, so the layer's own call is the whole pass
             self.settle()
 
+    def note_acted(self, site: object, facts: PassFacts) -> None:
+        """Note that a hook had its effect in a pass, so that a recompute repeats it."""
+        self.acted.add(site)
+        if facts.acted is not None:
+            facts.acted.add(site)
+
+    def note_idle(self, site: object, facts: PassFacts) -> None:
+        """Note that a hook did not have its effect in a pass."""
+        self.acted.discard(site)
+        if facts.acted is not None:
+            facts.acted.discard(site)
+
+    def acted_in(self, site: object, facts: PassFacts) -> bool:
+        """Return whether a hook had its effect in a pass that is recomputed."""
+        return site in (self.acted if facts.acted is None else facts.acted)
+
     def has_failed(self, hook_id: str) -> bool:
         """Return whether the hook failed in the running pass."""
-        return hook_id in self.here.failed
+        return hook_id in self.threads.state.failed
 
     def settle(self, output: Any = None) -> None:
         """Deal with the errors of a pass that is over, also where the hooks that follow it were unregistered in it."""
-        here = self.here
+        here = self.threads.state
         errors, here.errors = here.errors, []
         here.failed.clear()
         if errors:
             self._over(errors, output)
 
     def _end(self, module: nn.Module | None) -> None:
-        start = self.here.starts.pop(module)
+        here = self.threads.state
+        start = here.starts.pop(module)
         if torch.is_grad_enabled():
-            self._ended[module].add(start, self.here.tokens[module])
+            self._ended[module].add(start, here.tokens[module])
 
     def _read(self, module: nn.Module, signature: Signature, given: dict[str, Any]) -> PassFacts:
-        here = self.here
+        here = self.threads.state
         generation = here.generations[-1] if here.generations else None
         learned = max(map(virtual_tokens, here.calls))
         width = here.first_widths.get(module)

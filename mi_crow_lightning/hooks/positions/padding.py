@@ -14,14 +14,16 @@ from mi_crow_lightning.hooks.passes.layouts import Layout
 
 __all__ = ["first_column", "real_so_far", "real_tokens", "tokens_of_pass"]
 
+_UNKNOWN = object()
+
 
 def tokens_of_pass(x: Tensor, facts: PassFacts) -> int:
-    """Tokens of each row in the running pass: those the model was called with, else those of ``x`` (B, T, D)."""
+    """Return the tokens of each row in the running pass: those the model was called with, else those of ``x``."""
     return facts.tokens if facts.tokens is not None else x.shape[1]
 
 
 def first_column(x: Tensor, facts: PassFacts) -> int:
-    """The column, in the padded sequence, of the first token of ``x`` (B, T, D).
+    """Return the column, in the padded sequence, of the first token of ``x`` (B, T, D).
 
     A head that is called for the last token alone, as ``generate`` does, has one token of a longer pass.
     """
@@ -30,10 +32,11 @@ def first_column(x: Tensor, facts: PassFacts) -> int:
 
 
 def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor | None:
-    """The tokens of ``x`` that are not padding.
+    """Return the tokens of ``x`` that are not padding.
 
     Asked in this order: the user's ``token_mask`` (of the batch as it was loaded, hence not inside
     ``generate``), the mask that the layer's model was called with, the batch's ``attention_mask``.
+    A mask is worked out once for each pass and shape; all hooks of the pass share it.
 
     Args:
         x: the activation.
@@ -42,11 +45,49 @@ def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor |
 
     Returns:
         ``(B, T)`` bool, or ``(B * T,)`` where the layer lays all tokens in one row; ``None`` when every
-        element counts: no padding, or not a sequence.
+        element counts: no padding, or not a sequence. Do not write to it.
 
     Raises:
         TokensUnknown: the user's ``token_mask``, or a mask that must, does not fit the activation.
     """
+    kept = ctx.facts.derived
+    if kept is None or ctx.layout is not Layout.USUAL:
+        return _real(x, ctx, must_fit)[0]
+    key = (x.shape, x.get_device())
+    found = kept.get(key, _UNKNOWN)
+    if found is _UNKNOWN:
+        found, fits = _real(x, ctx, must_fit)
+        if fits:  # else each layer says by name that it does not
+            kept[key] = found
+    return found  # type: ignore[no-any-return]
+
+
+def _real(x: Tensor, ctx: HookContext, must_fit: bool) -> tuple[Tensor | None, bool]:
+    """Return the real tokens, and whether a mask fits, or none is needed."""
+    try:
+        return _fitting(x, ctx), True
+    except _Unfit as unfit:
+        if must_fit and unfit.refused is not None:
+            raise TokensUnknown(unfit.refused) from None
+        warnings.warn(unfit.warning, stacklevel=4)
+        return None, False
+
+
+class _Unfit(Exception):
+    """There is a mask, and it does not fit the activation: every element counts.
+
+    Args:
+        why: it does not fit.
+        refused: the error where a mask must fit; ``None`` where a warning is enough.
+    """
+
+    def __init__(self, why: str, refused: str | None = None) -> None:
+        super().__init__(why)
+        self.warning = f"{why}, so every element counts, padding too. Watch another layer where that matters."
+        self.refused = refused
+
+
+def _fitting(x: Tensor, ctx: HookContext) -> Tensor | None:
     if ctx.token_mask is not None and not ctx.facts.generating:
         mask = ctx.token_mask(ctx.batch)
         if x.dim() == 3 and ctx.layout is Layout.USUAL and mask.shape != x.shape[:2]:
@@ -54,24 +95,25 @@ def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor |
                 f"token_mask returned shape {tuple(mask.shape)} for {ctx.layer!r}, whose activation has shape "
                 f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
             )
-        return _fitted(mask.to(x.device) != 0, x, ctx, must_fit)
+        return _laid_on(mask.to(x.device) != 0, x, ctx)
     if ctx.facts.unreadable is not None:
         raise TokensUnknown(
             f"the attention mask that {ctx.layer!r}'s model was called with is a {ctx.facts.unreadable}, of which "
             "padding cannot be told. Give HookCallback(token_mask=...), or use another attention implementation."
         )
     if ctx.facts.mask is not None:
-        return _fitted(_mask_of_pass(ctx.facts.mask, x, ctx.facts), x, ctx, must_fit)
+        return _laid_on(_mask_of_pass(ctx.facts.mask, x, ctx.facts), x, ctx)
     return None if ctx.facts.takes_mask else _batch_mask(x, ctx)
 
 
-def real_so_far(x: Tensor, real: Tensor, ctx: HookContext) -> Tensor:
-    """The real tokens of the whole sequence up to the end of this pass, those in the cache too.
+def real_so_far(shape: tuple[int, int], first: int, real: Tensor, facts: PassFacts) -> Tensor:
+    """Return the real tokens of the whole sequence up to the end of this pass, those in the cache too.
 
     Args:
-        x: the activation ``(B, T, D)``.
+        shape: rows and tokens of the pass at a layer, ``(B, T)``.
+        first: the column of the first token.
         real: the real tokens of this pass, ``(B, T)`` bool.
-        ctx: the hook's context.
+        facts: those of the pass.
 
     Returns:
         ``(B, past + T)`` bool.
@@ -79,23 +121,22 @@ def real_so_far(x: Tensor, real: Tensor, ctx: HookContext) -> Tensor:
     Raises:
         TokensUnknown: the model was given a mask of this pass alone.
     """
-    facts = ctx.facts
-    first = first_column(x, facts)
+    rows, tokens = shape
     if first == 0:
         return real
     if facts.mask is None:
-        return real.new_ones(len(real), first + x.shape[1])
-    so_far = _columns_of(facts.mask).to(real.device)[:, : first + x.shape[1]]
-    if so_far.shape[1] != first + x.shape[1]:
+        return real.new_ones(rows, first + tokens)
+    so_far = _columns_of(facts.mask).to(real.device)[:, : first + tokens]
+    if so_far.shape[1] != first + tokens:
         raise TokensUnknown(
-            f"{ctx.layer!r}: the attention mask {tuple(facts.mask.shape)} does not reach back over the {first} tokens "
-            "before this pass, so positions cannot be counted: pass the mask of the whole sequence"
+            f"the attention mask {tuple(facts.mask.shape)} does not reach back over the {first} tokens before this "
+            "pass, so positions cannot be counted: pass the mask of the whole sequence"
         )
-    return so_far.expand(len(real), -1)
+    return so_far.expand(rows, -1)
 
 
 def _columns_of(mask: Tensor) -> Tensor:
-    """An attention mask of any of the usual forms as (B, columns) bool."""
+    """Return an attention mask of any of the usual forms as (B, columns) bool."""
     if mask.dim() == 2:
         return mask != 0
     # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
@@ -105,7 +146,7 @@ def _columns_of(mask: Tensor) -> Tensor:
 
 
 def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
-    """An attention mask of any of the usual forms, cut to the columns of this pass: (B, T) bool.
+    """Return an attention mask of any of the usual forms, cut to the columns of this pass: (B, T) bool.
 
     Where its columns are not those of the cache and the pass it is returned whole, and will not fit: the
     second dimension of the activation then is no sequence of these tokens (latents).
@@ -117,14 +158,17 @@ def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
     return real[:, -tokens:] if facts.past is None else real[:, facts.past : facts.past + tokens]
 
 
-def _fitted(real: Tensor, x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor | None:
-    """``real`` (B, T) in the form of ``x``; ``None``, and a warning, where it is of other tokens."""
+def _laid_on(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
+    """Return ``real`` (B, T) in the form of ``x``; ``None`` where ``x`` has one vector for each row.
+
+    Raises:
+        _Unfit: it is of other tokens.
+    """
     layout = ctx.layout.of(x)
     if layout is Layout.PACKED:
         return None  # there is no padding in it
     if layout is not Layout.USUAL:
-        _tell(f"{ctx.layer!r} gives {layout.value}, which an attention mask cannot be laid on")
-        return None
+        raise _Unfit(f"{ctx.layer!r} gives {layout.value}, which an attention mask cannot be laid on")
     real = real.to(x.device)
     if x.dim() == 3:
         if real.shape[0] == 1:
@@ -139,27 +183,18 @@ def _fitted(real: Tensor, x: Tensor, ctx: HookContext, must_fit: bool = False) -
         if len(x) == len(real):
             return None  # one vector for each row, as a pooler gives: no tokens
     unfit = f"{ctx.layer!r}: the attention mask {tuple(real.shape)} does not fit the activation {tuple(x.shape)}"
-    if must_fit:
-        raise TokensUnknown(f"{unfit}, so tokens cannot be chosen: use tokens='all', or choose another layer")
-    _tell(unfit)
-    return None
-
-
-def _tell(why: str) -> None:
-    text = f"{why}, so every element counts, padding too. Watch another layer where that matters."
-    warnings.warn(text, stacklevel=3)
+    raise _Unfit(unfit, f"{unfit}, so tokens cannot be chosen: use tokens='all', or choose another layer")
 
 
 def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
-    """The batch's own mask, for models that take none; says so when there are tokens but no mask."""
+    """Return the batch's own mask, for models that take none; warn when there are tokens but no mask."""
     if x.dim() != 3 or not isinstance(ctx.batch, Mapping):
         return None
     mask = ctx.batch.get("attention_mask")
     if isinstance(mask, Tensor) and (mask.shape == x.shape[:2] or ctx.layout is not Layout.USUAL):
-        return _fitted(mask != 0, x, ctx)
+        return _laid_on(mask != 0, x, ctx)
     if isinstance(mask, Tensor) and mask.shape == x.shape[1::-1]:
-        _tell(f"{ctx.layer!r}: the batch's attention mask {tuple(mask.shape)} lies across {tuple(x.shape)}")
-        return None
+        raise _Unfit(f"{ctx.layer!r}: the batch's attention mask {tuple(mask.shape)} lies across {tuple(x.shape)}")
     token_ids = ctx.batch.get("input_ids")
     if mask is None and isinstance(token_ids, Tensor) and token_ids.shape == x.shape[:2]:
         warnings.warn(

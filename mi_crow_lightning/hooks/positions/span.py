@@ -1,7 +1,7 @@
 """The tokens of one pass: where they lie in the sequence, which are real, and where the prompt ends.
 
 A *column* counts in the padded sequence, a *position* counts real tokens only; both go on across the decode steps
-of a key-value cache. Where several texts are packed in a row, positions begin anew with each.
+of a key-value cache. Where several texts are packed in a row, positions begin again with each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
-from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.token_call import of_beams
 from mi_crow_lightning.hooks.positions.padding import first_column, real_so_far
 
@@ -20,16 +20,17 @@ __all__ = ["Span"]
 
 
 class Span:
-    """The tokens of one pass at one layer.
+    """The tokens of one pass, for all layers whose activations have one shape ``(B, T)``.
+
+    It holds no activation, so it is kept with the pass and shared by its hooks.
 
     Args:
-        x: the activation ``(B, T, D)``.
+        x: an activation ``(B, T, D)``.
         real: its real tokens, ``(B, T)`` bool; ``None`` for all.
-        ctx: the hook's context.
+        facts: those of the pass.
 
     Attributes:
-        x: the activation.
-        ctx: the hook's context.
+        facts: as given.
         real: ``(B, T)`` bool.
         first: column of the first token.
         end: the column after the last token.
@@ -37,18 +38,19 @@ class Span:
         prompt_width: columns of the prompt.
     """
 
-    def __init__(self, x: Tensor, real: Tensor | None, ctx: HookContext) -> None:
-        if ctx.facts.past_unknown:
+    def __init__(self, x: Tensor, real: Tensor | None, facts: PassFacts) -> None:
+        if facts.past_unknown:
             raise TokensUnknown(
-                f"{ctx.layer!r}: the model was called with a state that does not tell how many tokens came before, so "
-                "positions cannot be counted: call generate(), or the model with the whole text, or use tokens='all'"
+                "the model was called with a state that does not say how many tokens came before, so positions cannot "
+                "be counted: call generate(), or the model with the whole text, or use tokens='all'"
             )
-        self.x, self.ctx = x, ctx
+        self.facts = facts
         self.real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if real is None else real
-        self.first = first_column(x, ctx.facts)
+        self._rows, self._tokens, self._device = x.shape[0], x.shape[1], x.device
+        self.first = first_column(x, facts)
         self.end = self.first + x.shape[1]
-        self.whole_is_prompt = ctx.facts.prompt_width is None
-        self.prompt_width = self.end if ctx.facts.prompt_width is None else ctx.facts.prompt_width
+        self.whole_is_prompt = facts.prompt_width is None
+        self.prompt_width = self.end if facts.prompt_width is None else facts.prompt_width
 
     @property
     def is_after_prompt(self) -> bool:
@@ -63,7 +65,7 @@ class Span:
     @cached_property
     def in_prompt(self) -> Tensor:
         """The real tokens of the prompt, ``(B, T)`` bool."""
-        return self.real & (torch.arange(self.first, self.end, device=self.x.device) < self.prompt_width)
+        return self.real & (torch.arange(self.first, self.end, device=self._device) < self.prompt_width)
 
     @cached_property
     def generated(self) -> Tensor:
@@ -89,18 +91,18 @@ class Span:
             return _of_segment(self.real.long(), self._segments, "sum")
         if self.has_prompt_end:
             return self._so_far[:, : self.prompt_width].sum(1, keepdim=True)
-        mask = self.ctx.facts.prompt_mask
+        mask = self.facts.prompt_mask
         if mask is None:
             raise TokensUnknown(
-                f"{self.ctx.layer!r}: the prompt is read in several passes and generate() was called without "
-                "attention_mask, so positions from its end cannot be counted: pass the mask to generate()"
+                "the prompt is read in several passes and generate() was called without attention_mask, so positions "
+                "from its end cannot be counted: pass the mask to generate()"
             )
-        return of_beams((mask.to(self.x.device) != 0).sum(1, keepdim=True), len(self.x))
+        return of_beams((mask.to(self._device) != 0).sum(1, keepdim=True), self._rows)
 
     @property
     def last_of_prompt(self) -> Tensor:
         """The last real token of each prompt, ``(B, T)`` bool."""
-        is_known = self.has_prompt_end or self.ctx.facts.prompt_mask is not None
+        is_known = self.has_prompt_end or self.facts.prompt_mask is not None
         if self.is_after_prompt or not is_known:  # or it is a chunk that the prompt goes on after
             return torch.zeros_like(self.real)
         return self.in_prompt & (self.positions == self.prompt_lengths - 1)
@@ -119,41 +121,41 @@ class Span:
         Raises:
             TokensUnknown: the model was called with embeddings, or with other tokens than the layer's.
         """
-        ids = self.ctx.facts.input_ids
-        if ids is not None and self.x.shape[1] == 1:
+        ids = self.facts.input_ids
+        if ids is not None and self._tokens == 1:
             ids = ids[:, -1:]
         if ids is None or ids.shape != self.real.shape:
             given = "no token IDs" if ids is None else f"token IDs of shape {tuple(ids.shape)}"
             raise TokensUnknown(
-                f"tokens chosen by ID need the layer's token IDs, and {self.ctx.layer!r} with the activation "
-                f"{tuple(self.x.shape)} has {given}: choose by position, or call the model with input_ids"
+                f"tokens chosen by ID need the layer's token IDs (batch, tokens) = {tuple(self.real.shape)}, and the "
+                f"model was called with {given}: choose by position, or call the model with input_ids"
             )
-        return ids.to(self.x.device)
+        return ids.to(self._device)
 
     @cached_property
     def _so_far(self) -> Tensor:
-        return real_so_far(self.x, self.real, self.ctx)
+        return real_so_far((self._rows, self._tokens), self.first, self.real, self.facts)
 
     @cached_property
     def _segments(self) -> Tensor | None:
-        """Of each token the number of its text in its row, ``(B, T)``, where position IDs can tell several."""
-        ids, (rows, tokens) = self.ctx.facts.position_ids, self.real.shape
+        """The number of each token's text in its row, ``(B, T)``, where position IDs show that there are several."""
+        ids, (rows, tokens) = self.facts.position_ids, self.real.shape
         if ids is None or not self.whole_is_prompt or self.first or ids.dim() != 2 or ids.shape[1] != tokens:
             return None
         if len(ids) not in (1, rows) or tokens == 1:
             return None
-        ids = ids.to(self.x.device)
+        ids = ids.to(self._device)
         begins = torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1] + 1, (1, 0))
         return begins.cumsum(1).expand(rows, -1)
 
 
 def _of_segment(values: Tensor, segments: Tensor, reduce: str) -> Tensor:
-    """Of each token (B, T) the sum or smallest of ``values`` over its segment."""
+    """Return for each token (B, T) the sum or smallest of ``values`` over its segment."""
     start = torch.zeros_like(values) if reduce == "sum" else torch.full_like(values, values.shape[1])
     return start.scatter_reduce(1, segments, values, reduce).gather(1, segments)
 
 
 def _last_of_rows(chosen: Tensor) -> Tensor:
-    """Of each row of ``chosen`` (B, T), only its last True."""
+    """Return only the last True of each row of ``chosen`` (B, T)."""
     after = chosen.flip(1).cumsum(1).flip(1)  # how many are chosen from here on
     return chosen & (after == 1)

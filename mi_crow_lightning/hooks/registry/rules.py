@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -15,10 +15,7 @@ from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.registry.sites import Registration
-
-if TYPE_CHECKING:
-    from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.registry.sites import Registration, Site
 
 __all__ = [
     "refuse_replicated",
@@ -121,7 +118,13 @@ def refuse_same_kind_on_layer(
             )
 
 
-def refuse_shared_tags(registries: Iterable[Layers]) -> None:
+class _Registered(Protocol):
+    def get_hooks(self) -> Sequence[Hook]: ...
+
+    def sites(self, hook_or_id: Hook | str) -> Sequence[Site]: ...
+
+
+def refuse_shared_tags(registries: Iterable[_Registered]) -> None:
     """Refuse two detectors that would write to one tag: of each step only one value would be seen.
 
     Raises:

@@ -12,7 +12,6 @@ from torch.utils.hooks import RemovableHandle
 from mi_crow_lightning.addressing.signatures import Match
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
 from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle
 from mi_crow_lightning.hooks.passes.facts import PassFacts
@@ -20,7 +19,14 @@ from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.passes.layouts import layout_of, layout_of_call
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
-from mi_crow_lightning.hooks.registry.calling import call, call_again, call_in_graph, way_to
+from mi_crow_lightning.hooks.registry.calling import (
+    call,
+    call_again,
+    call_in_graph,
+    call_observe,
+    observes_only,
+    way_to,
+)
 from mi_crow_lightning.hooks.registry.shared import Shared
 from mi_crow_lightning.hooks.schedules import Stage
 
@@ -75,9 +81,9 @@ class Site(InertWhenCopied):
         self._watchers = watchers
         self._layout = layout_of(match.name, match.module, watched)
         self._handle: RemovableHandle | OutsideHandle | None = None
-        self._way = way_to(hook)
-        self._edits, self._forward = hook.edits, hook.hook_type is HookType.FORWARD
+        self._way, self._observes_only, self._edits = way_to(hook), observes_only(hook), hook.edits
         self._source = token_sources[0] if token_sources else None
+        self._has_several_sources = len(token_sources) > 1
         self._fired_in: RunningBatch | None = None
 
     @property
@@ -94,8 +100,10 @@ class Site(InertWhenCopied):
         if not on:
             self.remove()
         elif self._handle is None:
-            self._way = way_to(self.hook)  # it may have been given another method since
-            self._forward = self.hook.hook_type is HookType.FORWARD
+            self._way, self._observes_only = (
+                way_to(self.hook),
+                observes_only(self.hook),
+            )  # another method may be set since
             self._handle = attach(self.match.module, self, self.hook.hook_type, outside=not self.is_traced)
             self._watchers.attach(self._watched)
 
@@ -107,53 +115,59 @@ class Site(InertWhenCopied):
             self._watchers.detach(self._watched)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
+        shared = self._shared
         if _is_compiling():
-            return self._in_graph(module, args, kwargs, output, self._shared.running)
-        if running.context is not None:
+            return self._in_graph(module, args, kwargs, output, shared.running)
+        if running.context is not None:  # a hook runs the model: that pass is the bare model's
             return None
-        hook, shared = self.hook, self._shared
-        batch, passes = shared.running, shared.passes
+        hook, batch, passes = self.hook, shared.running, shared.passes
         if batch is not self._fired_in:
             self._fired_in = batch
             self.fired.add(batch.stage)
         # Inside a backward pass a layer only runs because gradient checkpointing runs it again.
-        recomputing = _graph_task() != -1
-        if recomputing and not self._edits:
-            return None  # a detector has seen it already
-        # Of the layer's uses, and in a recompute of the passes, the right one is looked for; else there is only one.
-        facts = None if recomputing or len(self.token_sources) > 1 else passes.here.tokens.get(self._source)
+        if _graph_task() != -1:
+            return self._again(module, args, kwargs, output)
+        here = passes.threads.state
+        facts = None if self._has_several_sources else here.tokens.get(self._source)
         if facts is None:
-            facts = passes.facts_at(self.token_sources, recomputing)
-        acted = passes.acted if facts.acted is None else facts.acted
-        if recomputing:
-            if self not in acted:
-                return None
-        elif not hook.enabled or hook.id in passes.here.failed:
-            acted.discard(self)
+            facts = passes.facts_at(self.token_sources)
+        if not hook._enabled or hook._off_by_failure or hook.id in here.failed:
+            passes.note_idle(self, facts)
             return None
+        ctx = self._context(batch, facts, args, kwargs, output)
+        if self._observes_only:
+            return call_observe(hook, ctx, module, passes)  # type: ignore[arg-type]
+        if not self._edits:
+            return call(hook, self._way, ctx, module, passes)
+        result = call(hook, self._way, ctx, module, passes, self)
+        if result is not None and shared.effects is not None:
+            shared.effects.note(hook.id, hook.hook_type, ctx, result)
+        return result
+
+    def _again(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Repeat in a recompute the effect, or the lack of one, that the hook had; a detector has seen it already."""
+        passes = self._shared.passes
+        facts = passes.facts_at(self.token_sources, recomputing=True) if self._edits else None
+        if facts is None or not passes.acted_in(self, facts):
+            return None
+        ctx = self._context(self._shared.running, facts, args, kwargs, output, recomputing=True)
+        return call_again(self.hook, self._way, ctx, module)
+
+    def _context(
+        self,
+        batch: RunningBatch,
+        facts: PassFacts,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        recomputing: bool = False,
+    ) -> HookContext:
         if facts.encoder is not None:
             facts = facts.at_layer(args, kwargs)
         layout = self._layout if not args or isinstance(args[0], Tensor) else layout_of_call(self._layout, args)
-        x = output if self._forward and isinstance(output, Tensor) else None
-        ctx = HookContext(self.place, batch, facts, layout, args, kwargs, output, x, recomputing)
-        if recomputing:
-            return call_again(hook, self._way, ctx, module)
-        if self._edits:
-            return self._edit(acted, ctx, module)
-        return call(hook, self._way, ctx, module, passes)[1]
-
-    def _edit(self, acted: set[object], ctx: HookContext, module: nn.Module) -> Any:
-        """Call a hook that edits, and note whether it acted, for a recompute to do the same, and what it changed."""
-        hook, passes, effects = self.hook, self._shared.passes, self._shared.effects
-        acted.discard(self)
-        passes.acted.discard(self)
-        went_through, result = call(hook, self._way, ctx, module, passes)
-        if went_through:
-            acted.add(self)
-            passes.acted.add(self)
-            if result is not None and effects is not None:
-                effects.note(hook.id, hook.hook_type, ctx, result)
-        return result
+        x = output if isinstance(output, Tensor) else None  # before a layer, and of a tuple, it is looked for later
+        fields = (self.place, batch, facts, layout, args, kwargs, output, x, recomputing)
+        return tuple.__new__(HookContext, fields)  # half the time of HookContext(...), which takes them by name
 
     def _in_graph(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, batch: RunningBatch
