@@ -28,6 +28,7 @@ from benchmarks.report import NotRun, Section, Target, as_json, markdown, put_in
 from benchmarks.rows_compiled import compiled
 from benchmarks.rows_logging import event, moved
 from benchmarks.rows_memory import memory
+from benchmarks.rows_sites import sites
 from benchmarks.rows_steering import steering
 from benchmarks.rows_tensor import accuracy, one_tensor
 from benchmarks.rows_watching import forward, training
@@ -43,6 +44,7 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
         yield f"forward pass, {case.name}", lambda case=case: forward(case, 2 * rounds)
         yield f"steering, {case.name}", lambda case=case: steering(case, rounds, new_tokens)
         yield f"memory, {case.name}", lambda case=case: memory(case)
+    yield "host time a site", lambda: sites(device, 2 if quick else 40)
     yield "one tensor", lambda: one_tensor(device, 3 * rounds, quick)
     yield "accuracy", lambda: accuracy(device, quick)
     compile_case = cases(device, quick or device.type == "cpu")[0]

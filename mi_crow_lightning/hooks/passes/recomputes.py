@@ -7,7 +7,6 @@ run in another thread than the forward pass did, so all threads see what is kept
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ _REMEMBERED = 32  # calls of a module before a backward pass; older ones are los
 class _Ended(NamedTuple):
     start: int
     end: int
-    thread: int
+    thread: object
     facts: PassFacts
 
 
@@ -38,9 +37,15 @@ class EndedCalls:
         """Whether no call was kept."""
         return not self._ended
 
-    def add(self, start: int, facts: PassFacts) -> None:
-        """Keep a call of this thread that has just ended; ``start`` is the number of its first node."""
-        self._ended.append(_Ended(start, next_node(), threading.get_ident(), facts))
+    def add(self, start: int, thread: object, facts: PassFacts) -> None:
+        """Keep a call that has just ended.
+
+        Args:
+            start: the number of its first node.
+            thread: an object of the thread alone. (The system gives the number of a thread that ended to the next.)
+            facts: those of the call.
+        """
+        self._ended.append(_Ended(start, next_node(), thread, facts))
 
     def repeated(self) -> PassFacts | None:
         """Return the facts of the call that is repeated; ``None`` where that is not known.
@@ -51,7 +56,7 @@ class EndedCalls:
         node = torch._C._current_autograd_node()
         number = node._sequence_nr() if node is not None else -1
         fitting = [call for call in list(self._ended) if call.start <= number < call.end]
-        return fitting[-1].facts if fitting and len({call.thread for call in fitting}) == 1 else None
+        return fitting[-1].facts if fitting and all(call.thread is fitting[0].thread for call in fitting) else None
 
 
 def next_node() -> int:

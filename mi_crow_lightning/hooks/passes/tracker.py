@@ -213,7 +213,7 @@ class Passes(Generic[H]):
         here = self.threads.state
         start = here.starts.pop(module)
         if torch.is_grad_enabled():
-            self._ended[module].add(start, here.tokens[module])
+            self._ended[module].add(start, here, here.tokens[module])
 
     def _read(self, module: nn.Module, signature: Signature, given: dict[str, Any]) -> PassFacts:
         here = self.threads.state

@@ -33,6 +33,7 @@ from mi_crow_lightning.hooks.schedules import Stage
 __all__ = ["Registration", "Site"]
 
 _is_compiling, _graph_task = torch.compiler.is_compiling, torch._C._current_graph_task_id
+_new = tuple.__new__  # half the time of HookContext(...), which takes its fields by name
 
 
 class Site(InertWhenCopied):
@@ -134,7 +135,12 @@ class Site(InertWhenCopied):
         if not hook._enabled or hook._off_by_failure or hook.id in here.failed:
             passes.note_idle(self, facts)
             return None
-        ctx = self._context(batch, facts, args, kwargs, output)
+        if facts.encoder is not None:
+            facts = facts.at_layer(args, kwargs)
+        layout = self._layout if not args or isinstance(args[0], Tensor) else layout_of_call(self._layout, args)
+        x = output if isinstance(output, Tensor) else None  # before a layer, and in a tuple, it is looked for later
+        fields = (self.place, batch, facts, layout, args, kwargs, output, x, False)
+        ctx = _new(HookContext, fields)
         if self._observes_only:
             return call_observe(hook, ctx, module, passes)  # type: ignore[arg-type]
         if not self._edits:
@@ -150,24 +156,9 @@ class Site(InertWhenCopied):
         facts = passes.facts_at(self.token_sources, recomputing=True) if self._edits else None
         if facts is None or not passes.acted_in(self, facts):
             return None
-        ctx = self._context(self._shared.running, facts, args, kwargs, output, recomputing=True)
+        facts, layout = facts.at_layer(args, kwargs), layout_of_call(self._layout, args)
+        ctx = HookContext(self.place, self._shared.running, facts, layout, args, kwargs, output, recomputing=True)
         return call_again(self.hook, self._way, ctx, module)
-
-    def _context(
-        self,
-        batch: RunningBatch,
-        facts: PassFacts,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        recomputing: bool = False,
-    ) -> HookContext:
-        if facts.encoder is not None:
-            facts = facts.at_layer(args, kwargs)
-        layout = self._layout if not args or isinstance(args[0], Tensor) else layout_of_call(self._layout, args)
-        x = output if isinstance(output, Tensor) else None  # before a layer, and of a tuple, it is looked for later
-        fields = (self.place, batch, facts, layout, args, kwargs, output, x, recomputing)
-        return tuple.__new__(HookContext, fields)  # half the time of HookContext(...), which takes them by name
 
     def _in_graph(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, batch: RunningBatch
