@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import math
-import re
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,52 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard.context import RequestContext
-from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
-from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.loggers import layout as layout_module
-from mi_crow_lightning.loggers import summary_writer, tag, write_event, write_layout
+from mi_crow_lightning.loggers import summary_writer, write_event, write_layout
 from mi_crow_lightning.metrics.histogram import Histogram
+from tests.loggers.written import EDGES, MIDDLE, Board, drawn, events, scalar, shown, write_one
 
 # TensorBoard's plugins bring their own copy of html5lib.
 pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
-
-EDGES = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
-# Minimum and maximum lie inside the first and the last bin that is not empty.
-MIDDLE = Histogram(EDGES, (0.0, 3.0, 0.0, 0.0, 5.0, 0.0), -1.75, 1.5, 8.0, 2.0, 11.0)
-
-
-def scalar(tag: str, value: float) -> tuple[str, Reading]:
-    return tag, Reading("h.0", "mean", value)
-
-
-def drawn(histogram: Histogram, tag: str = "activations/h.0") -> tuple[str, Reading]:
-    return tag, Reading("h.0", "hist", histogram, "histogram")
-
-
-def events(folder: Path) -> list[Any]:
-    """Every event with values, as TensorBoard migrates it: histograms are ``[[left, right, count], ...]``."""
-    loaded = [e for file in sorted(folder.glob("events*")) for e in EventFileLoader(str(file)).Load()]
-    return [event for event in loaded if event.HasField("summary")]
-
-
-def shown(folder: Path, tag: str = "activations/h.0") -> np.ndarray:
-    """The bins that TensorBoard draws of the only histogram under a tag."""
-    (value,) = [v for event in events(folder) for v in event.summary.value if v.tag == tag]
-    return make_ndarray(value.tensor)
-
-
-def write_one(folder: Path, histogram: Histogram) -> np.ndarray:
-    with SummaryWriter(str(folder)) as writer:
-        write_event(writer, [drawn(histogram)], 0)
-    return shown(folder)
 
 
 def test_one_event_a_step_with_all_its_values(tmp_path: Path) -> None:
@@ -254,106 +214,3 @@ def test_tensorboardx_gets_the_same_event(tmp_path: Path) -> None:
         write_layout(writer, {"activations": ["mean"]})
     assert len(shown(tmp_path)) == 3
     assert [category["title"] for category in Board(tmp_path).layout()["category"]] == ["activations"]
-
-
-class Board:
-    """TensorBoard's Custom Scalars page, without the server."""
-
-    def __init__(self, logdir: Path) -> None:
-        # Here rather than above, where `pytestmark` does not reach the warning that this import gives.
-        from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
-        from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
-
-        runs = EventMultiplexer().AddRunsFromDirectory(str(logdir))
-        runs.Reload()
-        plugins: dict[str, Any] = {}
-        provider = MultiplexerDataProvider(runs, str(logdir))
-        context = TBContext(logdir=str(logdir), data_provider=provider, plugin_name_to_instance=plugins)
-        plugins["scalars"] = ScalarsPlugin(context)
-        self.plugin = CustomScalarsPlugin(context)
-
-    def layout(self) -> dict[str, Any]:
-        return json.loads(self.plugin.layout_impl(RequestContext(), ""))
-
-    def charts(self) -> dict[str, dict[str, list[str]]]:
-        """Category -> chart -> the tags whose lines it shows."""
-        return {
-            category["title"]: {chart["title"]: sorted(self._tags(chart)) for chart in category["chart"]}
-            for category in self.layout()["category"]
-        }
-
-    def _tags(self, chart: dict[str, Any]) -> Iterator[str]:
-        for regex in chart["multiline"]["tag"]:
-            answer = self.plugin.scalars_impl(RequestContext(), ".", regex, "")
-            assert answer["regex_valid"]
-            yield from answer["tag_to_events"]
-
-
-LAYERS = ("h.0", "h.10", "odd/name", "value", "test")
-STAGES = ("train", "validate", "test", "predict")
-
-
-def write_all(writer: SummaryWriter, prefixes: tuple[str, ...]) -> None:
-    keys = [(p, s, n, y) for p in prefixes for s in STAGES for n in ("mean", "mean_abs") for y in LAYERS]
-    write_event(writer, [scalar(tag(Reading(y, n, 0.0), s, p), 0.0) for p, s, n, y in keys], 1)
-
-
-def test_each_chart_shows_the_layers_of_its_statistic_and_stage(tmp_path: Path) -> None:
-    with SummaryWriter(str(tmp_path)) as writer:
-        write_all(writer, ("a.b", "aXb"))
-        write_layout(writer, {"a.b": ["mean", "mean_abs"]}, ["train", "validate"])
-    (charts,) = Board(tmp_path).charts().values()
-    assert list(charts) == ["mean", "mean (val)", "mean_abs", "mean_abs (val)"]
-    assert charts["mean"] == sorted(f"a.b_mean/{layer}" for layer in LAYERS)
-    assert charts["mean_abs (val)"] == sorted(f"a.b_mean_abs/val/{layer}" for layer in LAYERS)
-
-
-def test_several_callbacks_in_one_run_all_get_their_charts(tmp_path: Path) -> None:
-    with SummaryWriter(str(tmp_path)) as writer:
-        write_layout(writer, {"first": ["mean"]}, ["train"])
-        write_all(writer, ("first", "second"))
-        write_layout(writer, {"second": ["mean"]}, ["test"])
-        write_layout(writer, {"first": ["mean_abs"]}, ["train"])
-    charts = Board(tmp_path).charts()
-    assert {title: list(those) for title, those in charts.items()} == {
-        "first": ["mean", "mean_abs"],
-        "second": ["mean (test)"],
-    }
-    assert all(len(tags) == len(LAYERS) for those in charts.values() for tags in those.values())
-
-
-def test_tensorboard_shows_only_the_last_layout_of_a_run(tmp_path: Path) -> None:
-    """The fact `write_layout` is built on: without joining, the first callback's charts would be lost."""
-    with SummaryWriter(str(tmp_path)) as writer:
-        writer.add_custom_scalars({"first": {"c": ["Multiline", ["x"]]}})
-        writer.add_custom_scalars({"second": {"c": ["Multiline", ["x"]]}})
-    assert [category["title"] for category in Board(tmp_path).layout()["category"]] == ["second"]
-
-
-def test_the_regexes_reach_the_page_whole(tmp_path: Path) -> None:
-    with SummaryWriter(str(tmp_path)) as writer:
-        write_layout(writer, {"a": ["mean"]}, ["train", "validate"])
-    (category,) = Board(tmp_path).layout()["category"]
-    train, validate = (re.compile(chart["multiline"]["tag"][0]) for chart in category["chart"])
-    assert train.search("a_mean/h.0") and not train.search("x_a_mean/h.0") and not train.search("a_mean/val/h.0")
-    assert validate.search("a_mean/val/h.0") and not validate.search("a_mean/h.0")
-
-
-def test_an_unknown_stage_leaves_the_layout_as_it_was(tmp_path: Path) -> None:
-    with SummaryWriter(str(tmp_path)) as writer:
-        write_layout(writer, {"a": ["mean"]}, ["train"])
-        with pytest.raises(ValueError, match="unknown stage 'val'"):
-            write_layout(writer, {"b": ["mean"]}, ["val"])
-        write_layout(writer, {"c": ["mean"]}, ["train"])
-    assert [category["title"] for category in Board(tmp_path).layout()["category"]] == ["a", "c"]
-
-
-def test_layouts_go_with_their_writer(tmp_path: Path) -> None:
-    gc.collect()  # writers of earlier tests
-    before = len(layout_module._layouts)
-    with SummaryWriter(str(tmp_path)) as writer:
-        write_layout(writer, {"a": ["mean"]})
-        assert len(layout_module._layouts) == before + 1
-    del writer
-    gc.collect()
-    assert len(layout_module._layouts) == before

@@ -1,4 +1,4 @@
-"""What a run uses: each fact found in a real run, and what is said of it true."""
+"""What a run uses: each fact of the Trainer found in a real run, and what is said of it true."""
 
 from __future__ import annotations
 
@@ -11,37 +11,13 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
-from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from mi_crow_lightning import ActivationStatistics, HookCallback, LayerActivationDetector, SteeringController
+from mi_crow_lightning import ActivationStatistics, LayerActivationDetector
 from mi_crow_lightning.errors import RegistrationError
-from mi_crow_lightning.report import Feature, RunReport, Support, trainer_features
-from mi_crow_lightning.report import model_features as model
-from tests.callback.runs import assert_bit_equal, checkpointed, data_of, fingerprint, fit, module_of, run
-from tests.models import WIDTH, Module, gpt2, llama, mlp, trainer
-
-SUPPORTED, DEGRADED, UNTESTED = Support.SUPPORTED, Support.DEGRADED, Support.UNTESTED
-
-
-def watching(*detectors: Any, **options: Any) -> HookCallback:
-    return HookCallback([*detectors] or [ActivationStatistics("block:*")], **options)
-
-
-def report_of(stage: str, kind: str = "mlp", module: Module | None = None, **changes: Any) -> RunReport:
-    """The report of a run of one batch."""
-    watch, limits = watching(), {f"limit_{name}_batches": 1 for name in ("train", "val", "test", "predict")}
-    run(
-        stage,
-        trainer(watch, **{**limits, "num_sanity_val_steps": 0, **changes}),
-        module or module_of(kind),
-        data_of(kind),
-    )
-    return watch.report()
-
-
-def not_used(report: RunReport) -> set[str]:
-    return {feature.name for feature in report.features if feature.support is Support.NOT_USED}
+from mi_crow_lightning.report import Feature, Support, trainer_features
+from tests.callback.runs import assert_bit_equal, data_of, fingerprint, fit, module_of, run
+from tests.models import Module, mlp, trainer
+from tests.report.reported import DEGRADED, SUPPORTED, UNTESTED, not_used, report_of, watching
 
 
 def test_a_plain_run_uses_nothing_special() -> None:
@@ -222,172 +198,3 @@ def test_each_logger_is_told_with_what_it_shows(tmp_path: Any, scalars: Any, ten
 def test_a_logger_that_keeps_nothing_is_told() -> None:
     feature = report_of("validate", logger=True, fast_dev_run=True).feature("logger")
     assert (feature.value, feature.support) == ("DummyLogger", DEGRADED)
-
-
-# The model.
-
-
-def asleep(module: Module) -> Module:
-    module.eval()
-    return module
-
-
-def wrapped_blocks(module: Module) -> Module:
-    layers = module.model.model.layers  # type: ignore[union-attr]
-    for i, block in enumerate(layers):  # type: ignore[arg-type]
-        layers[i] = checkpoint_wrapper(block)  # type: ignore[index,operator]
-    module.model.config.use_cache = False  # type: ignore[union-attr]
-    return module
-
-
-@pytest.mark.parametrize(
-    ("change", "stage", "support", "note"),
-    [
-        (lambda module: module, "fit", Support.NOT_USED, ""),
-        (checkpointed, "fit", SUPPORTED, "a layer's second run is not observed; edits are repeated in it"),
-        (wrapped_blocks, "fit", SUPPORTED, "a layer's second run is not observed; edits are repeated in it"),
-        (checkpointed, "predict", SUPPORTED, "without effect outside of fit"),
-        (
-            lambda module: asleep(checkpointed(module)),
-            "fit",
-            DEGRADED,
-            "does nothing in modules that are in evaluation mode: call .train() before fit",
-        ),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:.* hooked layers are in evaluation mode:UserWarning")
-@pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode:UserWarning")
-def test_gradient_checkpointing(change: Any, stage: str, support: Support, note: str) -> None:
-    feature = report_of(stage, "llama", change(module_of("llama"))).feature("gradient checkpointing")
-    assert (feature.support, feature.note) == (support, note)
-
-
-def test_gradient_checkpointing_that_was_switched_off_again_is_not_used() -> None:
-    module = checkpointed(module_of("gpt2"))
-    assert model.checkpointing(module, fitting=True).support is SUPPORTED
-    getattr(module.model, "activation_checkpointing_disable", module.model.gradient_checkpointing_disable)()
-    assert model.checkpointing(module, fitting=True).support is Support.NOT_USED
-
-
-@pytest.mark.parametrize(("kernel", "support"), [("eager", SUPPORTED), ("sdpa", SUPPORTED)])
-def test_a_supported_attention_kernel_is_told_and_kept_bit_identical(kernel: str, support: Support) -> None:
-    def left(*callbacks: pl.Callback) -> dict[str, Any]:
-        pl.seed_everything(7, verbose=False)
-        module = module_of("llama")
-        module.model.set_attn_implementation(kernel)
-        return fingerprint(module, fit(module, data_of("llama"), *callbacks))
-
-    watch = watching()
-    assert_bit_equal(left(), left(watch))
-    assert watch.report().feature("attention kernel") == Feature("attention kernel", kernel, support)
-
-
-def test_attention_kernels_that_no_test_runs_are_untested() -> None:
-    both = Module(nn.ModuleList([llama(), gpt2()]))
-    both.model[0].set_attn_implementation("flex_attention")  # type: ignore[index,operator]
-    assert model.attention_kernels(both) == Feature("attention kernel", "flex_attention, sdpa", UNTESTED)
-
-
-class Int8Linear(nn.Module):
-    """Weights in eight bits, as quantisation libraries keep them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
-
-
-def test_weights_in_whole_numbers_are_told_as_quantised() -> None:
-    module = Module(nn.Sequential(Int8Linear(), nn.Linear(4, 4), Int8Linear()))
-    assert model.quantisation(module) == Feature("quantisation", "2 Int8Linear", UNTESTED)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.* are deprecated:UserWarning")
-def test_torchs_own_quantised_layers_are_told() -> None:
-    module = Module(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
-    module.model = torch.ao.quantization.quantize_dynamic(module.model, {nn.Linear}, torch.qint8)
-    assert model.quantisation(module) == Feature("quantisation", "1 Linear, 1 LinearPackedParams", UNTESTED)
-
-
-# Adapters. PEFT is no dependency: these tests run where it is installed.
-
-of_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-def adapted(**changes: Any) -> Module:
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False, **changes)
-    return Module(peft.get_peft_model(llama(), config))
-
-
-@of_peft
-def test_adapted_layers_are_told_and_observed_bit_identical() -> None:
-    def left(*callbacks: pl.Callback) -> dict[str, Any]:
-        pl.seed_everything(7, verbose=False)
-        module = adapted(lora_dropout=0.1)
-        return fingerprint(module, fit(module, data_of("llama"), *callbacks))
-
-    watch = watching(ActivationStatistics("block:*"), ActivationStatistics("*.q_proj", name="queries"))
-    assert_bit_equal(left(), left(watch))
-    assert {row.layer for row in watch.history()} >= {"model.model.layers.0", "model.model.layers.3.self_attn.q_proj"}
-    feature = watch.report().feature("PEFT")
-    assert (feature.value, feature.support) == ("8 lora layers", SUPPORTED)
-
-
-@of_peft
-def test_an_adapted_model_is_steered_as_by_hand() -> None:
-    module, data = adapted(), data_of("llama")
-    module.predict_step = lambda batch, batch_idx: module.model(**batch).logits  # type: ignore[method-assign]
-    steer = SteeringController("block:2", vector=torch.ones(WIDTH), strength=2.0)
-    steered = run("predict", trainer(HookCallback(controllers=[steer])), module, data)
-    block: nn.Module = module.model.base_model.model.model.layers[2]  # type: ignore[union-attr,index,assignment]
-    block.register_forward_hook(lambda _, args, output: added(output, 2.0))
-    by_hand = run("predict", trainer(), module, data)
-    for batch, (one, other) in enumerate(zip(steered, by_hand, strict=True)):
-        real = torch.stack([row["attention_mask"] for row in data[4 * batch : 4 * batch + 4]]).bool()
-        assert torch.equal(one[real], other[real])
-
-
-def added(output: Any, number: float) -> Any:
-    return (output[0] + number, *output[1:]) if isinstance(output, tuple) else output + number
-
-
-@of_peft
-def test_other_adapters_are_untested() -> None:
-    peft = pytest.importorskip("peft")
-    config = peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
-    feature = model.adapters(Module(peft.get_peft_model(llama(), config)))
-    assert (feature.value, feature.support) == ("4 ia3 layers", UNTESTED)
-
-
-@of_peft
-def test_what_is_said_of_base_layers_is_so() -> None:
-    module = adapted()
-    with_adapter, without = (
-        LayerActivationDetector("layers.0.self_attn.q_proj"),
-        LayerActivationDetector("layers.0.self_attn.q_proj.base_layer", name="base"),
-    )
-    watch = HookCallback([with_adapter, without])
-    run("validate", trainer(watch, limit_val_batches=1), module, data_of("llama"))
-    adapted_once = with_adapter.get_captured()
-    with module.model.disable_adapter():  # type: ignore[union-attr,operator]
-        run("validate", trainer(watch, limit_val_batches=1), module, data_of("llama"))
-    assert torch.equal(without.get_captured(), with_adapter.get_captured())
-    assert not torch.equal(adapted_once, with_adapter.get_captured())
-
-
-CAUSAL = dict(task_type="CAUSAL_LM")
-
-
-@of_peft
-@pytest.mark.parametrize(
-    ("kind", "options", "value"),
-    [
-        ("CPTConfig", dict(cpt_token_ids=[3, 4], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2], **CAUSAL), "CPT"),
-        ("PromptTuningConfig", dict(task_type="FEATURE_EXTRACTION", num_virtual_tokens=2), "PROMPT_TUNING"),
-    ],
-)
-def test_learned_prompts_that_no_test_runs_are_untested(kind: str, options: dict[str, Any], value: str) -> None:
-    peft = pytest.importorskip("peft")
-    feature = model.adapters(Module(peft.get_peft_model(llama(), getattr(peft, kind)(**options))))
-    assert (feature.value, feature.support) == (f"{value}, 2 learned tokens", UNTESTED)

@@ -1,0 +1,87 @@
+"""TensorBoard's page of Custom Scalars, as its own code reads the layout that was written."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.loggers import layout as layout_module
+from mi_crow_lightning.loggers import tag, write_event, write_layout
+from tests.loggers.written import Board, scalar
+
+# TensorBoard's plugins bring their own copy of html5lib.
+pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
+
+LAYERS = ("h.0", "h.10", "odd/name", "value", "test")
+STAGES = ("train", "validate", "test", "predict")
+
+
+def write_all(writer: SummaryWriter, prefixes: tuple[str, ...]) -> None:
+    keys = [(p, s, n, y) for p in prefixes for s in STAGES for n in ("mean", "mean_abs") for y in LAYERS]
+    write_event(writer, [scalar(tag(Reading(y, n, 0.0), s, p), 0.0) for p, s, n, y in keys], 1)
+
+
+def test_each_chart_shows_the_layers_of_its_statistic_and_stage(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_all(writer, ("a.b", "aXb"))
+        write_layout(writer, {"a.b": ["mean", "mean_abs"]}, ["train", "validate"])
+    (charts,) = Board(tmp_path).charts().values()
+    assert list(charts) == ["mean", "mean (val)", "mean_abs", "mean_abs (val)"]
+    assert charts["mean"] == sorted(f"a.b_mean/{layer}" for layer in LAYERS)
+    assert charts["mean_abs (val)"] == sorted(f"a.b_mean_abs/val/{layer}" for layer in LAYERS)
+
+
+def test_several_callbacks_in_one_run_all_get_their_charts(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_layout(writer, {"first": ["mean"]}, ["train"])
+        write_all(writer, ("first", "second"))
+        write_layout(writer, {"second": ["mean"]}, ["test"])
+        write_layout(writer, {"first": ["mean_abs"]}, ["train"])
+    charts = Board(tmp_path).charts()
+    assert {title: list(those) for title, those in charts.items()} == {
+        "first": ["mean", "mean_abs"],
+        "second": ["mean (test)"],
+    }
+    assert all(len(tags) == len(LAYERS) for those in charts.values() for tags in those.values())
+
+
+def test_tensorboard_shows_only_the_last_layout_of_a_run(tmp_path: Path) -> None:
+    """The fact `write_layout` is built on: without joining, the first callback's charts would be lost."""
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_custom_scalars({"first": {"c": ["Multiline", ["x"]]}})
+        writer.add_custom_scalars({"second": {"c": ["Multiline", ["x"]]}})
+    assert [category["title"] for category in Board(tmp_path).layout()["category"]] == ["second"]
+
+
+def test_the_regexes_reach_the_page_whole(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_layout(writer, {"a": ["mean"]}, ["train", "validate"])
+    (category,) = Board(tmp_path).layout()["category"]
+    train, validate = (re.compile(chart["multiline"]["tag"][0]) for chart in category["chart"])
+    assert train.search("a_mean/h.0") and not train.search("x_a_mean/h.0") and not train.search("a_mean/val/h.0")
+    assert validate.search("a_mean/val/h.0") and not validate.search("a_mean/h.0")
+
+
+def test_an_unknown_stage_leaves_the_layout_as_it_was(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_layout(writer, {"a": ["mean"]}, ["train"])
+        with pytest.raises(ValueError, match="unknown stage 'val'"):
+            write_layout(writer, {"b": ["mean"]}, ["val"])
+        write_layout(writer, {"c": ["mean"]}, ["train"])
+    assert [category["title"] for category in Board(tmp_path).layout()["category"]] == ["a", "c"]
+
+
+def test_layouts_go_with_their_writer(tmp_path: Path) -> None:
+    gc.collect()  # writers of earlier tests
+    before = len(layout_module._layouts)
+    with SummaryWriter(str(tmp_path)) as writer:
+        write_layout(writer, {"a": ["mean"]})
+        assert len(layout_module._layouts) == before + 1
+    del writer
+    gc.collect()
+    assert len(layout_module._layouts) == before
