@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-NEED_TRITON = ["mi_crow_lightning/metrics/one_pass/on_cuda/*.py", "tests/metrics/one_pass/on_cuda/compile.py"]
+NEED_TRITON = ["mi_crow_lightning/metrics/one_pass/on_cuda/*.py", "tests/metrics/one_pass/on_cuda/program_compile.py"]
 
 collect_ignore_glob = [] if find_spec("triton") else NEED_TRITON

@@ -1,4 +1,7 @@
-"""What several test files share."""
+"""What several test files share.
+
+A file `program_*.py` is no test: the test file of the same name launches it, in one or several processes.
+"""
 
 from __future__ import annotations
 

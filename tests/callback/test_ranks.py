@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.callback import ranks as script
-from tests.callback.ranks import EMPTY, EVEN, LAYER, UNEVEN, evaluated, in_one, steered
+from tests.callback import program_ranks as script
+from tests.callback.program_ranks import EMPTY, EVEN, LAYER, UNEVEN, evaluated, in_one, steered
 
 RESETS = 2  # of two Metrics, `.to` the device of their own state: that counts as a copy where it is the CPU
 ROOT = Path(__file__).parents[2]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.callback.ranks", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.callback.program_ranks", *arguments]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

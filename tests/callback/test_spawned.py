@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.callback.ranks import HookCallback, detectors
+from tests.callback.program_ranks import HookCallback, detectors
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spawned")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.callback.spawned", str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.callback.program_spawned", str(folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -279,7 +279,15 @@ def test_a_field_that_json_does_not_know(tmp_path: Path) -> None:
 
 
 def run_two(folder: Path, mode: str = "x") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.language_model.two_processes", str(folder), mode]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.language_model.program_prediction_writer",
+        str(folder),
+        mode,
+    ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
 

@@ -126,4 +126,6 @@ def test_a_kernel_that_cannot_be_built_is_told_once(monkeypatch: pytest.MonkeyPa
 def test_the_kernels_compile_to_machine_code() -> None:
     # Triton needs no GPU for this, but a process in which it does not interpret.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-m", "tests.metrics.one_pass.on_cuda.compile"], env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.metrics.one_pass.on_cuda.program_compile"], env=environment, check=True
+    )

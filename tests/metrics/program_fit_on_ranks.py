@@ -1,4 +1,4 @@
-"""A script: a fit on two CPU processes, ``python -m tests.metrics.two_processes ddp|sharded FOLDER``.
+"""A script: a fit on two CPU processes, ``python -m tests.metrics.program_fit_on_ranks ddp|sharded FOLDER``.
 
 Each rank writes what plain hooks recorded, by batch and layer, and the readings of each log step.
 """

@@ -16,7 +16,7 @@ from mi_crow_lightning import ContrastDetector, HookCallback
 from tests.callback.runs import assert_bit_equal
 from tests.hooks.detectors.contrasts import Reader, batches
 from tests.models import BLOCKS, llama, trainer
-from tests.vectors.extraction.two_processes import HELD_OUT, METHODS, PAIRS, detector, extract, rows
+from tests.vectors.extraction.program_extraction_on_ranks import HELD_OUT, METHODS, PAIRS, detector, extract, rows
 
 
 def in_one_process() -> dict[str, Any]:
@@ -36,7 +36,14 @@ def side_of_the_first_rank() -> torch.Tensor:
 
 
 def test_two_ranks_extract_what_one_process_would(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.vectors.extraction.two_processes", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.vectors.extraction.program_extraction_on_ranks",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     root = Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)

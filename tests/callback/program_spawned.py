@@ -1,4 +1,4 @@
-"""A script: runs in processes that are spawned or forked, ``python -m tests.callback.spawned FOLDER``.
+"""A script: runs in processes that are spawned or forked, ``python -m tests.callback.program_spawned FOLDER``.
 
 What the process that starts them finds afterwards goes to ``FOLDER/found.pt``, what is there in them to
 ``FOLDER/<strategy>.<rank>.pt``.
@@ -14,7 +14,7 @@ import torch
 
 from mi_crow_lightning import ContrastDetector, HookCallback, LayerActivationDetector
 from mi_crow_lightning.errors import RanElsewhere
-from tests.callback.ranks import ALWAYS, EVEN, LAYER, Ranked, detectors, in_one, steering, told
+from tests.callback.program_ranks import ALWAYS, EVEN, LAYER, Ranked, detectors, in_one, steering, told
 from tests.models import trainer
 
 

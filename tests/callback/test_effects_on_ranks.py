@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.callback.two_ranks import LAYER, V
+from tests.callback.program_effects_on_ranks import LAYER, V
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.callback.two_ranks", str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.callback.program_effects_on_ranks", str(folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.metrics.program_fit_on_ranks import ACCUMULATE, BREAKS, BROKEN, DEAD, NAMES, SIZES
 from tests.metrics.reference import PICTURES, assert_readings, numpys, readings_of
-from tests.metrics.two_processes import ACCUMULATE, BREAKS, BROKEN, DEAD, NAMES, SIZES
 
 
 @pytest.mark.parametrize("kind", ["ddp", "sharded"])
 def test_two_ranks_read_what_one_process_would(tmp_path: Path, kind: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.metrics.two_processes", kind, str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.metrics.program_fit_on_ranks", kind, str(tmp_path)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)

@@ -1,4 +1,4 @@
-"""A script: predict on two CPU processes, ``python -m tests.language_model.two_processes FOLDER MODE``.
+"""A script: predict on two CPU processes, ``python -m tests.language_model.program_prediction_writer FOLDER MODE``.
 
 The texts go to ``FOLDER/texts.rank0.jsonl`` and ``.rank1.jsonl``, what the logger is told to ``FOLDER/table.json``.
 """

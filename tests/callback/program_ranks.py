@@ -1,4 +1,4 @@
-"""A script: many runs on two CPU processes, ``python -m tests.callback.ranks FOLDER``.
+"""A script: many runs on two CPU processes, ``python -m tests.callback.program_ranks FOLDER``.
 
 The last one breaks off because of a hook on rank 1; ``FOLDER 0`` makes only that one, broken off on rank 0. Each rank
 has data of its own; the functions below, called in one process, run on the data of both. What the runs tell on a rank

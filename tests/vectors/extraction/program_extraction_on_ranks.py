@@ -1,6 +1,7 @@
-"""A script: extraction and scoring on two CPU processes, ``python -m tests.vectors.extraction.two_processes FOLDER``.
+"""A script: ``python -m tests.vectors.extraction.program_extraction_on_ranks FOLDER``.
 
-Each rank has pairs of its own, of uneven number, and writes what its detector gives.
+Extraction and scoring on two CPU processes: each rank has pairs of its own, of uneven number, and writes what its
+detector gives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A script: steered runs on two CPU processes, ``python -m tests.callback.two_ranks FOLDER``.
+"""A script: steered runs on two CPU processes, ``python -m tests.callback.program_effects_on_ranks FOLDER``.
 
 Rank 1 has fewer batches in predict. Each rank writes what plain hooks of its own saw, and what the callback tells.
 """

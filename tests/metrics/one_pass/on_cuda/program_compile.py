@@ -1,6 +1,6 @@
 """Compiles the kernels for NVIDIA GPUs, as a script; neither a GPU nor its driver is needed.
 
-    python -m tests.metrics.one_pass.on_cuda.compile
+    python -m tests.metrics.one_pass.on_cuda.program_compile
 
 It shows that Triton's compiler and ptxas take them, with the arguments and options that they are launched with. It
 does not show that they compute the right thing (the interpreter does), nor how fast.
