@@ -90,6 +90,7 @@ def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 CONFIG = ("--config", str(EXAMPLES / "config.yaml"))
 
 
+@pytest.mark.documents("compatibility/lightningcli-yaml-and-print-config/logging")
 @pytest.mark.filterwarnings("default")
 def test_cli_fits_and_keeps_a_configuration_that_predicts_the_same(command_line, tmp_path: Path) -> None:
     fitted = command_line("fit", *CONFIG)["cli"]

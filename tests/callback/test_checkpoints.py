@@ -78,6 +78,7 @@ def crash_at(batch: int) -> pl.Callback:
     return OnEvent("on_train_batch_start", crash)
 
 
+@pytest.mark.documents("reliability/a-run-crashes-and-is-resumed-from-a-checkpoint")
 @pytest.mark.parametrize(("accumulate", "crash"), [(1, 2), (1, 6), (1, 8), (2, 5), (2, 7)])
 def test_a_resumed_run_reads_what_an_uninterrupted_one_does(tmp_path: Path, accumulate: int, crash: int) -> None:
     changes = {"accumulate_grad_batches": accumulate, "log_every_n_steps": 4 // accumulate}
@@ -107,6 +108,7 @@ def bad_at(batch: int) -> pl.Callback:
     return OnEvent("on_train_batch_start", overflow)
 
 
+@pytest.mark.documents("reliability/activations-hold-nan-or-infinity-before-the-edit")
 @pytest.mark.parametrize("bad", [4, 5, 6, 7])
 def test_channels_histograms_and_the_first_bad_batch_survive_a_crash(tmp_path: Path, bad: int) -> None:
     def noted(folder: str, *callbacks: pl.Callback, **options: Any) -> list[str]:
@@ -188,9 +190,14 @@ def test_a_changed_set_of_hooks_is_told_by_name() -> None:
     assert [hook.enabled for hook in new.detectors] == [False, True]
 
 
+@pytest.mark.documents(
+    "compatibility/a-checkpoint-of-another-version-or-of-other-layers/detectors",
+    "compatibility/a-checkpoint-of-another-version-or-of-other-layers/controllers",
+)
 def test_other_layers_and_other_versions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="state has version 7, and this release reads version 1"):
-        HookCallback(Seen()).load_state_dict({"version": 7, "hooks": {}})
+    for callback in (HookCallback(Seen()), HookCallback(controllers=FunctionController("model.0", abs))):
+        with pytest.raises(ValueError, match="state has version 7, and this release reads version 1"):
+            callback.load_state_dict({"version": 7, "hooks": {}})
     watch = HookCallback(ActivationStatistics("model.0", schedule=EVERY, hook_id="mine"), name="watch")
     long_fit(tmp_path, watch, max_steps=2)
     other = HookCallback(ActivationStatistics("model.3", schedule=EVERY, hook_id="mine"), name="watch")

@@ -212,6 +212,7 @@ def in_range() -> Schedule:
     return Schedule(epochs=range(0, 10, 2), batches=3)
 
 
+@pytest.mark.documents("compatibility/lightningcli-yaml-and-print-config/detectors")
 @pytest.mark.parametrize(("arguments", "meant"), CALLBACKS.values(), ids=CALLBACKS)
 def test_a_file_gives_what_python_would_and_so_does_what_is_printed_of_it(
     arguments: dict[str, Any], meant: Callable[[], HookCallback]
@@ -253,6 +254,7 @@ def controllers_of(vector: Any) -> list[Hook]:
     ]
 
 
+@pytest.mark.documents("compatibility/lightningcli-yaml-and-print-config/controllers")
 def test_vectors_are_given_by_path(tmp_path: Path) -> None:
     path = vector_file(tmp_path)
     vector, text = SteeringVector.load(path), str(path)
@@ -303,6 +305,7 @@ def test_every_option_of_a_hook_is_known_with_its_type(hook: type[Hook]) -> None
 # Runs.
 
 
+@pytest.mark.documents("compatibility/lightningcli-yaml-and-print-config/controllers")
 def test_a_configured_run_watches_and_steers(tmp_path: Path) -> None:
     callbacks = watch(
         detectors=[ours("ActivationStatistics", "block:*", statistics=["mean"], schedule=one("Schedule"))],

@@ -34,6 +34,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.documents("compatibility/a-wrong-configuration/detectors")
 @pytest.mark.parametrize(("hook", "words"), ERRORS.values(), ids=ERRORS)
 def test_errors_of_a_file_name_the_field(hook: dict[str, Any], words: str, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -43,6 +44,7 @@ def test_errors_of_a_file_name_the_field(hook: dict[str, Any], words: str, capsy
     assert '"controllers"' in told and re.search(words, told), told
 
 
+@pytest.mark.documents("compatibility/a-wrong-configuration/controllers")
 @pytest.mark.parametrize(
     ("hook", "words"),
     [

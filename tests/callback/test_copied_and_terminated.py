@@ -19,6 +19,10 @@ from tests.callback.runs import OnEvent, Seen, data_of, fit, module_of
 from tests.metrics.noted import Noted
 
 
+@pytest.mark.documents(
+    "compatibility/copy-deepcopy-model-torch-save-model/detectors",
+    "compatibility/copy-deepcopy-model-torch-save-model/controllers",
+)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: saved_and_loaded(module)], ids=["copy", "save"])
 def test_a_model_copied_in_the_middle_of_a_batch_carries_no_live_hook(copied: Callable[[Any], Any]) -> None:
     copies: list[nn.Module] = []
@@ -75,6 +79,7 @@ for stage, event in ("fit", "on_train_batch_start"), ("validate", "on_validation
 """
 
 
+@pytest.mark.documents("compatibility/ctrl-c-crash-sigterm/detectors")
 def test_a_terminated_run_leaves_nothing() -> None:
     """In a process of its own: without Lightning's handler the signal would end this one."""
     script = [sys.executable, "-W", "ignore", "-c", TERMINATED]

@@ -94,6 +94,7 @@ def near(kind: str = "llama") -> list[dict[str, Tensor]]:
     return data_of(kind)[:10]
 
 
+@pytest.mark.documents("compatibility/generate-with-its-caches-beams-and-samples/logging")
 @pytest.mark.parametrize("tokens", ["all", "generated", Tokens(positions=[0, -1])])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_predict_run_with_generate(kind: str, tokens: Any) -> None:
@@ -110,6 +111,7 @@ def test_a_predict_run_with_generate(kind: str, tokens: Any) -> None:
     assert 0 < first.tokens < with_padding
 
 
+@pytest.mark.documents("compatibility/tensorboard-csv-none/controllers")
 def test_numbers_go_to_the_loggers_and_to_callback_metrics(tmp_path: Path) -> None:
     csv, tensorboard = CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tb")
     watch = HookCallback(controllers=[SteeringController("block:1-2", V, hook_id="steer"), ScaleController(1, 2.0)])

@@ -116,6 +116,7 @@ def _plain(batch: Any) -> Any:
     return dict(batch) if isinstance(batch, dict) else batch
 
 
+@pytest.mark.documents("compatibility/fit-validate-test-predict-in-any-order/controllers")
 def test_a_controller_of_predict_leaves_fit_untouched() -> None:
     steer = SteeringController("block:1", torch.ones(WIDTH), strength=3.0)
     assert_bit_equal(trained("llama"), trained("llama", HookCallback(controllers=steer)))

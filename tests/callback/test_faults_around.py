@@ -19,6 +19,8 @@ from mi_crow_lightning.loggers import read_compact
 from tests.callback.runs import STAGES, OnEvent, Seen, data_of, fit, module_of, run, told
 from tests.models import WIDTH, Module, assert_same_handles, handles, loader, mlp, trainer, vector_data
 
+pytestmark = pytest.mark.faults
+
 EVERY = Schedule()
 
 
@@ -56,12 +58,14 @@ class Recorder(Logger):
 TAG = "activations_mean/model.0"
 
 
+@pytest.mark.documents("reliability/a-logger-has-no-experiment")
 def test_a_logger_without_an_experiment_gets_the_numbers() -> None:
     logger = Recorder()
     fit(module_of(), data_of(), watching(), logger=logger)
     assert [step for step, metrics in logger.rows if TAG in metrics] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.documents("reliability/a-logger-raises")
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_logger_that_raises_ends_the_run_as_it_does_for_lightning(ours: bool) -> None:
     module, watch, failing = module_of(), watching(), Recorder("loss" if not ours else TAG)
@@ -70,6 +74,7 @@ def test_a_logger_that_raises_ends_the_run_as_it_does_for_lightning(ours: bool) 
     assert handles(module) == {}
 
 
+@pytest.mark.documents("reliability/a-logger-raises-beside-other-loggers")
 def test_a_logger_that_raises_costs_the_other_loggers_nothing(tmp_path: Path) -> None:
     csv, last = CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")
     watch, module = watching(), module_of()
@@ -90,6 +95,7 @@ class NoWriter(Recorder):
             raise PermissionError("read-only folder")
 
 
+@pytest.mark.documents("reliability/logger-experiment-raises")
 def test_a_logger_whose_experiment_is_lost_costs_the_others_nothing() -> None:
     after, module = Recorder(), module_of()
     with pytest.raises(PermissionError, match="read-only folder"):
@@ -97,6 +103,7 @@ def test_a_logger_whose_experiment_is_lost_costs_the_others_nothing() -> None:
     assert TAG in after.rows[-1][1] and handles(module) == {}
 
 
+@pytest.mark.documents("reliability/the-log-folder-cannot-be-made")
 @pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
 def test_a_log_folder_that_cannot_be_made_ends_the_run_before_the_first_batch_is_over(
     tmp_path: Path, logger: Any
@@ -130,6 +137,7 @@ def crash(*args: Any) -> None:
     raise ArithmeticError("not ours")
 
 
+@pytest.mark.documents("reliability/another-callback-raises-in-any-event-before-or-after-the-hookcallback")
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(("stage", "event"), [(stage, event) for stage in EVENTS for event in EVENTS[stage]])
 def test_another_callback_that_raises(stage: str, event: str, first: bool) -> None:
@@ -140,6 +148,7 @@ def test_another_callback_that_raises(stage: str, event: str, first: bool) -> No
     assert handles(module) == {} and not any(hook.registered for hook in watch.detectors + watch.controllers)
 
 
+@pytest.mark.documents("reliability/another-callback-raises-in-its-on-exception")
 def test_another_callback_that_raises_while_it_is_told_of_an_exception() -> None:
     """Lightning then tells no callback after it, so nothing can be taken off before the next run."""
     breaks = OnEvent("on_train_batch_end", crash)
@@ -158,6 +167,7 @@ def test_another_callback_that_raises_while_it_is_told_of_an_exception() -> None
 # Data.
 
 
+@pytest.mark.documents("reliability/no-batches-at-all")
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_batches_at_all(stage: str) -> None:
     watch, module = watching(), module_of()
@@ -178,6 +188,9 @@ class Breaks(Dataset[Any]):
         return vector_data()[index]
 
 
+@pytest.mark.documents(
+    "compatibility/ctrl-c-crash-sigterm/logging", "reliability/the-dataset-raises-in-this-process-or-in-a-worker"
+)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("stage", ["fit", "predict"])
 def test_the_dataset_raises(stage: str, workers: int) -> None:
@@ -209,6 +222,11 @@ class Configured(Module):
             self.model = mlp()
 
 
+@pytest.mark.documents(
+    "compatibility/layers-made-in-configure-model/detectors",
+    "compatibility/layers-made-in-configure-model/controllers",
+    "reliability/configure-model-raises",
+)
 @pytest.mark.parametrize("stage", ["fit", "predict"])
 def test_configure_model_raises_or_makes_the_layers(stage: str) -> None:
     watch, module = watching(), Configured(MemoryError("no room"))
@@ -232,6 +250,11 @@ def replace_all(module: Module) -> None:
     module.model = mlp().train()
 
 
+@pytest.mark.documents(
+    "compatibility/a-layer-that-is-replaced-during-a-run/detectors",
+    "compatibility/a-layer-that-is-replaced-during-a-run/controllers",
+    "reliability/a-hooked-layer-is-replaced-or-deleted-during-a-run",
+)
 @pytest.mark.parametrize("change", [replace, delete, replace_all])
 @pytest.mark.parametrize("stage", ["fit", "predict"])
 def test_a_hooked_layer_that_is_replaced_or_deleted_is_told(stage: str, change: Any) -> None:
@@ -266,6 +289,7 @@ class Wrapper(nn.Module):
         return self.inner(x)
 
 
+@pytest.mark.documents("reliability/a-hooked-layer-is-wrapped-during-a-run")
 def test_a_wrapper_around_a_hooked_layer_is_no_matter() -> None:
     def wrap(trainer: pl.Trainer, module: Any, index: int) -> None:
         if index == 2:
@@ -276,6 +300,12 @@ def test_a_wrapper_around_a_hooked_layer_is_no_matter() -> None:
     assert seen.batches("train") == [0, 1, 2, 3, 4] and handles(module) == {}
 
 
+@pytest.mark.documents(
+    "compatibility/a-dtype-that-changes-between-runs/detectors",
+    "compatibility/a-dtype-that-changes-between-runs/controllers",
+    "compatibility/a-dtype-that-changes-between-runs/logging",
+    "reliability/the-model-changes-its-dtype-between-runs",
+)
 def test_the_model_changes_its_dtype_between_runs() -> None:
     """As between devices, buffers are made anew for what is there when a run starts."""
     watch, module = watching(), module_of().eval()
@@ -290,6 +320,7 @@ def test_the_model_changes_its_dtype_between_runs() -> None:
     assert len(values) == 2 and values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+@pytest.mark.documents("reliability/handles-of-others-are-on-the-model")
 @pytest.mark.parametrize("stage", ["fit", "predict"])
 def test_foreign_handles_stay_whatever_fails(stage: str) -> None:
     module = module_of()

@@ -39,6 +39,7 @@ def trained(*callbacks: pl.Callback) -> dict[str, Any]:
     return fingerprint(module, fit(module, data_of(), *callbacks))
 
 
+@pytest.mark.documents("reliability/a-detector-raises-in-a-pass")
 def test_a_detector_is_disabled_and_the_run_is_unharmed() -> None:
     failing, other = FailingDetector(at=2, hook_id="mine"), Seen(schedule=EVERY)
     with told("disabled from now on", RuntimeWarning) as texts:
@@ -66,6 +67,7 @@ def test_an_id_that_nobody_gave_is_in_no_message(hook_id: str | None) -> None:
     assert isinstance(failing.error, HookError) and failing.error.hook_id == failing.id
 
 
+@pytest.mark.documents("reliability/on-error-warn")
 def test_a_detector_that_only_warns_stays_on() -> None:
     failing = FailingDetector(at=2, on_error="warn", schedule=EVERY)
     with told("The run goes on without what it would have done in this pass", RuntimeWarning):
@@ -73,6 +75,7 @@ def test_a_detector_that_only_warns_stays_on() -> None:
     assert failing.enabled and failing.calls == 5
 
 
+@pytest.mark.documents("reliability/on-error-raise-the-default-of-controllers")
 @pytest.mark.parametrize("hook", [FailingController, FailingDetector])
 def test_raising_leaves_the_weights_of_the_step_before(hook: Any) -> None:
     steps: list[Any] = []
@@ -97,6 +100,7 @@ def test_a_controller_may_be_disabled_or_only_told_of() -> None:
         assert failing.calls == calls and failing.enabled == (policy == "warn")
 
 
+@pytest.mark.documents("reliability/a-controller-raises-in-predict")
 def test_generation_stops_after_one_pass() -> None:
     module, passes = module_of("llama"), []
     module.new_tokens = 20
@@ -106,6 +110,7 @@ def test_generation_stops_after_one_pass() -> None:
     assert len(passes) == 1
 
 
+@pytest.mark.documents("reliability/a-controller-raises-in-predict")
 def test_no_writer_sees_a_result_that_only_looks_steered() -> None:
     written: list[int] = []
 
@@ -119,6 +124,7 @@ def test_no_writer_sees_a_result_that_only_looks_steered() -> None:
     assert written == [0]
 
 
+@pytest.mark.documents("reliability/several-hooks-raise-in-one-pass")
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_the_error_tells(stage: str) -> None:
     failing = FailingController("block:*", at=2, hook_id="mine", hook_type="pre_forward", schedule=EVERY)
@@ -145,6 +151,7 @@ def test_a_hook_on_the_outermost_module() -> None:
         fit(module_of("llama"), data_of("llama"), HookCallback(detectors=FailingDetector("model")))
 
 
+@pytest.mark.documents("compatibility/sanity-check/controllers")
 def test_the_sanity_check_calls_no_hook() -> None:
     failing = FailingController(schedule=Schedule(stages="validate"))
     module, data = module_of(), data_of()
@@ -154,6 +161,7 @@ def test_the_sanity_check_calls_no_hook() -> None:
     assert not torch.equal(module.model[0].weight, module_of().model[0].weight), "training came before"
 
 
+@pytest.mark.documents("reliability/the-model-raises-in-the-same-pass")
 def test_when_the_pass_raises_too_the_users_error_surfaces_and_ours_is_told() -> None:
     module = module_of("llama")
 
@@ -181,6 +189,7 @@ class Keeping(Detector):
             raise ValueError("the detector broke") from error
 
 
+@pytest.mark.documents("reliability/the-hooks-error-holds-activations-in-its-traceback")
 @pytest.mark.parametrize("policy", ["disable", "warn"])
 def test_an_error_that_was_told_keeps_no_activation_alive(policy: str) -> None:
     failing = Keeping(layer_signature="model.0", on_error=policy, schedule=Schedule(batches=0))
@@ -190,6 +199,7 @@ def test_an_error_that_was_told_keeps_no_activation_alive(policy: str) -> None:
     assert failing.error is not None and failing.held() is None
 
 
+@pytest.mark.documents("reliability/a-hook-raises-in-a-recompute-of-gradient-checkpointing")
 def test_a_hook_that_fails_in_a_recompute_is_not_caught() -> None:
     module = checkpointed(module_of("llama"))
     before = handles(module)  # transformers' own

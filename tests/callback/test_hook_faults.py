@@ -33,6 +33,8 @@ from tests.callback.runs import (
 )
 from tests.models import Module, assert_same_handles, handles, trainer
 
+pytestmark = pytest.mark.faults
+
 EVERY = Schedule()
 RUNS = ("fit", "predict")
 
@@ -91,6 +93,7 @@ class Broken(Detector):
         super().load_state_dict(state)
 
 
+@pytest.mark.documents("reliability/prepare-check-layers-or-reading-names-raises")
 @pytest.mark.parametrize("stage", RUNS)
 @pytest.mark.parametrize("where", ["prepare", "check_layers", "reading_names"])
 def test_what_fails_before_the_first_batch_ends_the_run(where: str, stage: str) -> None:
@@ -100,6 +103,7 @@ def test_what_fails_before_the_first_batch_ends_the_run(where: str, stage: str) 
     assert not any(hook.registered for hook in watch.detectors)
 
 
+@pytest.mark.documents("reliability/a-hook-raises-keyboardinterrupt-or-systemexit")
 @pytest.mark.parametrize("stage", RUNS)
 @pytest.mark.parametrize("where", ["prepare", "observe", "readings", "reset"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
@@ -111,6 +115,7 @@ def test_an_exit_is_never_held_back(error: BaseException, where: str, stage: str
     assert not any(hook.registered for hook in watch.detectors)
 
 
+@pytest.mark.documents("reliability/state-dict-raises-in-a-run")
 def test_a_state_that_cannot_be_given_costs_no_checkpoint(tmp_path: Path) -> None:
     broken, other = Broken("state_dict", ValueError("no state"), hook_id="mine"), Seen("model.3", hook_id="other")
     watch, saved = HookCallback(detectors=[broken, other]), tmp_path / "a.ckpt"
@@ -123,6 +128,7 @@ def test_a_state_that_cannot_be_given_costs_no_checkpoint(tmp_path: Path) -> Non
     assert list(hooks) == ["other"] and len(other.batches("train")) == 5
 
 
+@pytest.mark.documents("reliability/load-state-dict-raises")
 def test_a_state_that_cannot_be_loaded_ends_the_run(tmp_path: Path) -> None:
     module = module_of()
     runner = fit(module, data_of(), HookCallback(detectors=Broken("nowhere", ValueError())))
@@ -140,6 +146,7 @@ class BrokenSchedule(When):
         return True
 
 
+@pytest.mark.documents("reliability/your-own-schedule-raises")
 @pytest.mark.parametrize("stage", RUNS)
 def test_a_schedule_that_fails(stage: str) -> None:
     seen = Seen(schedule=BrokenSchedule())
@@ -163,6 +170,7 @@ class Made(Controller):
         return self.make(x)
 
 
+@pytest.mark.documents("reliability/an-edit-returns-nan-or-infinity")
 @pytest.mark.parametrize("stage", RUNS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_edit_that_is_not_finite_is_told(value: float, stage: str) -> None:
@@ -176,6 +184,7 @@ def test_an_edit_that_is_not_finite_is_told(value: float, stage: str) -> None:
     assert first.tokens == 0 and count <= first.fired <= first.broken <= 5
 
 
+@pytest.mark.documents("reliability/activations-hold-nan-or-infinity-before-the-edit")
 def test_an_activation_that_was_not_finite_before_is_not_the_hooks_fault() -> None:
     broken = FunctionController("model.0", lambda x: x / 0, hook_id="first")
     steer = FunctionController("model.1", lambda x: x * 2, hook_id="second")
@@ -184,6 +193,7 @@ def test_an_activation_that_was_not_finite_before_is_not_the_hooks_fault() -> No
     assert texts[0].startswith("first made NaN or infinity of 20 tokens")
 
 
+@pytest.mark.documents("reliability/an-edit-of-another-shape-dtype-or-device-or-no-tensor")
 @pytest.mark.parametrize("stage", RUNS)
 def test_a_tuple_is_no_edit(stage: str) -> None:
     with pytest.raises(HookError, match="must return a tensor or None, not a tuple"):
@@ -199,6 +209,7 @@ class Writes(Detector):
         write_to(x)
 
 
+@pytest.mark.documents("reliability/a-hook-writes-to-the-activation-in-place")
 @pytest.mark.parametrize("stage", RUNS)
 @pytest.mark.parametrize("hook", ["detector", "controller"])
 def test_writing_in_place_ends_the_run_whatever_the_policy(hook: str, stage: str) -> None:
@@ -223,6 +234,7 @@ class Own(Detector):
         self.act(x, ctx)
 
 
+@pytest.mark.documents("reliability/a-hook-sleeps")
 @pytest.mark.parametrize("stage", RUNS)
 def test_a_hook_that_sleeps_only_takes_its_time(stage: str) -> None:
     slow = Own(lambda x, ctx: time.sleep(0.01))
@@ -236,6 +248,7 @@ def model_again(x: Tensor, ctx: Any) -> None:
     ctx.layers.root.model.train(ctx.layers.root.training)
 
 
+@pytest.mark.documents("reliability/a-hook-runs-the-model-or-its-layer-again")
 @pytest.mark.parametrize("stage", RUNS)
 def test_a_hook_may_run_the_model_again_and_no_hook_acts_in_that_run(stage: str) -> None:
     outer, edits = Own(model_again, "model.3"), []
@@ -246,6 +259,7 @@ def test_a_hook_may_run_the_model_again_and_no_hook_acts_in_that_run(stage: str)
     assert outer.calls == len(edits) >= 5 and 1 not in edits
 
 
+@pytest.mark.documents("reliability/a-hook-runs-the-model-or-its-layer-again")
 def test_a_controller_may_ask_the_bare_model() -> None:
     """Twice what the same layer would give for an input of zeros: the layer called within its own edit."""
 
@@ -261,6 +275,7 @@ def test_a_controller_may_ask_the_bare_model() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.documents("reliability/a-hook-runs-the-model-or-its-layer-again")
 @pytest.mark.parametrize("callbacks", [1, 2])
 def test_an_error_before_the_model_is_run_again_is_raised(callbacks: int) -> None:
     failing, again = FailingController("model.0"), Own(model_again, "model.3")
@@ -271,6 +286,7 @@ def test_an_error_before_the_model_is_run_again_is_raised(callbacks: int) -> Non
         outcome("predict", *watch)
 
 
+@pytest.mark.documents("reliability/a-hook-draws-random-numbers")
 def test_drawing_random_numbers_changes_a_run_unless_they_are_the_hooks_own() -> None:
     generator = torch.Generator().manual_seed(0)
     own = Own(lambda x, ctx: torch.randn(4, generator=generator))
@@ -286,6 +302,7 @@ def test_drawing_random_numbers_changes_a_run_unless_they_are_the_hooks_own() ->
     assert not torch.equal(shared[1]["torch"], bare[1]["torch"])
 
 
+@pytest.mark.documents("reliability/a-hook-keeps-activations")
 @pytest.mark.parametrize("stage", RUNS)
 def test_activations_that_a_hook_keeps_are_its_own_affair(stage: str) -> None:
     """They hold no graph, and once it lets go of them nothing else holds them."""
@@ -300,6 +317,7 @@ def test_activations_that_a_hook_keeps_are_its_own_affair(stage: str) -> None:
     assert not any(ref() is not None for ref in (*storages, *activations))
 
 
+@pytest.mark.documents("reliability/a-hook-unregisters-itself-or-others-in-a-pass")
 @pytest.mark.parametrize("stage", RUNS)
 def test_a_hook_may_unregister_itself_and_others_in_a_pass(stage: str) -> None:
     victim = Seen("model.3", schedule=EVERY, hook_id="victim")
@@ -309,6 +327,7 @@ def test_a_hook_may_unregister_itself_and_others_in_a_pass(stage: str) -> None:
     assert (once.calls, len(victim.calls)) == (1, 0) and len(other.calls) >= 5
 
 
+@pytest.mark.documents("reliability/a-hook-unregisters-itself-or-others-in-a-pass")
 def test_an_error_is_told_though_all_hooks_are_unregistered_in_its_pass() -> None:
     failing = FailingController("model.0")
     everyone = Own(lambda x, ctx: ctx.layers.unregister_all_hooks(), "model.3")
@@ -316,6 +335,7 @@ def test_an_error_is_told_though_all_hooks_are_unregistered_in_its_pass() -> Non
         outcome("predict", HookCallback(everyone, failing))
 
 
+@pytest.mark.documents("reliability/a-hook-registers-another-in-a-pass")
 @pytest.mark.parametrize("stage", RUNS)
 def test_a_hook_may_register_another_in_a_pass(stage: str) -> None:
     late = Own(lambda x, ctx: None, "model.3", hook_id="late")
@@ -329,6 +349,7 @@ def test_a_hook_may_register_another_in_a_pass(stage: str) -> None:
     assert late.calls >= 5 and not late.registered
 
 
+@pytest.mark.documents("reliability/a-hook-is-switched-on-or-off-in-a-pass")
 @pytest.mark.parametrize("policy", ["off", "on"])
 def test_a_recompute_repeats_an_edit_whatever_is_switched_in_its_batch(policy: str) -> None:
     """The weights are those of a run without checkpointing, where nothing is computed twice."""

@@ -16,6 +16,7 @@ from tests.models import Module, handles, loader, mlp, trainer, vector_data
 EVERY = Schedule()
 
 
+@pytest.mark.documents("compatibility/fit-validate-test-predict-in-any-order/detectors")
 def test_one_callback_over_fit_validate_test_predict_and_fit() -> None:
     seen = Seen(schedule=EVERY)
     watch = HookCallback(detectors=[seen, ActivationStatistics("model.0", statistics=["mean"], schedule=EVERY)])
@@ -51,6 +52,7 @@ def test_one_trainer_runs_every_stage() -> None:
     assert [len(watch.detectors[0].batches(s)) for s in ("train", "validate", "test", "predict")] == [5, 8, 5, 5]
 
 
+@pytest.mark.documents("compatibility/sanity-check/detectors", "compatibility/sanity-check/logging")
 def test_the_sanity_check_never_counts() -> None:
     looks: list[int] = []
     watch = HookCallback(detectors=[Seen(schedule=EVERY), ActivationStatistics("model.0")])

@@ -54,6 +54,7 @@ def events(folder: Path) -> list[tuple[int, set[str]]]:
     return [(step, found) for step, found in pairs if any(tag.startswith("activations") for tag in found)]
 
 
+@pytest.mark.documents("compatibility/tensorboard-csv-none/detectors")
 def test_tensorboard_after_a_fit(tmp_path: Path) -> None:
     logger, watch = TensorBoardLogger(tmp_path), watching()
     run("fit", trainer(watch, logger=logger, log_every_n_steps=2, max_epochs=2), module_of("llama"), data_of("llama"))
@@ -95,6 +96,7 @@ def test_the_layout_has_a_chart_for_each_statistic(tmp_path: Path) -> None:
     assert "histogram" not in text
 
 
+@pytest.mark.documents("compatibility/fit-validate-test-predict-in-any-order/logging")
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_evaluations_and_predictions_write_too(tmp_path: Path, stage: str) -> None:
     loggers = [TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "csv")]
@@ -112,6 +114,7 @@ def _columns(folder: Path) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
 
 
+@pytest.mark.documents("compatibility/tensorboard-csv-none/logging")
 def test_several_loggers_get_the_same_numbers(tmp_path: Path) -> None:
     loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "second")]
     watch = watching()
@@ -125,6 +128,7 @@ def test_several_loggers_get_the_same_numbers(tmp_path: Path) -> None:
     assert set(history) == {tag for tag in expected_tags("train") if not tag.startswith("activations/")}
 
 
+@pytest.mark.documents("compatibility/tensorboard-csv-none/logging")
 def test_without_a_logger_the_history_has_the_numbers(tmp_path: Path) -> None:
     watch = watching()
     fit(module_of("llama"), data_of("llama"), watch, logger=False, default_root_dir=tmp_path)

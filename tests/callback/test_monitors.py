@@ -29,6 +29,7 @@ def test_callback_metrics_hold_the_last_readings() -> None:
     assert "loss" in runner.callback_metrics  # Lightning's own are still there
 
 
+@pytest.mark.documents("compatibility/early-stopping-or-checkpoints-that-monitor-a-reading/detectors")
 @pytest.mark.parametrize("order", [0, 1])
 def test_early_stopping_monitors_a_reading(order: int) -> None:
     stop = EarlyStopping(VAL_TAG, stopping_threshold=0.0, mode="max", patience=10)  # any rms is above: stops at once
@@ -38,6 +39,7 @@ def test_early_stopping_monitors_a_reading(order: int) -> None:
     assert "Stopping threshold reached" in (stop.stopping_reason_message or "")
 
 
+@pytest.mark.documents("compatibility/early-stopping-or-checkpoints-that-monitor-a-reading/logging")
 def test_checkpoints_are_chosen_by_a_reading(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, monitor=VAL_TAG, mode="min", save_top_k=1)
     watching = watch()

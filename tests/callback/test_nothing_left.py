@@ -71,6 +71,7 @@ def breaking(module: Module, stage: str, error: BaseException) -> Callable[[], N
     return lambda: delattr(module, BATCH_EVENT[stage])
 
 
+@pytest.mark.documents("reliability/a-run-ends-however-it-ends")
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_the_end(stage: str) -> None:
     watch, module = watching(), module_of("llama")
@@ -78,6 +79,7 @@ def test_after_the_end(stage: str) -> None:
     assert_works_again(watch, stage, module)
 
 
+@pytest.mark.documents("reliability/a-step-raises-half-way")
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_a_crash(stage: str) -> None:
     watch, module = watching(), module_of("llama")
@@ -88,6 +90,9 @@ def test_after_a_crash(stage: str) -> None:
     assert_works_again(watch, stage, module)
 
 
+@pytest.mark.documents(
+    "compatibility/ctrl-c-crash-sigterm/detectors", "reliability/ctrl-c-between-passes-or-inside-one"
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_ctrl_c(stage: str) -> None:
     watch, module = watching(), module_of("llama")
@@ -99,6 +104,7 @@ def test_after_ctrl_c(stage: str) -> None:
     assert_works_again(watch, stage, module)
 
 
+@pytest.mark.documents("reliability/ctrl-c-between-passes-or-inside-one")
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_ctrl_c_inside_a_pass(stage: str) -> None:
     watch, module = watching(), module_of("llama")
@@ -113,6 +119,7 @@ def test_after_ctrl_c_inside_a_pass(stage: str) -> None:
     assert_works_again(watch, stage, module)
 
 
+@pytest.mark.documents("reliability/a-run-ends-however-it-ends")
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_a_failing_detector(stage: str) -> None:
     watch, module = watching(), module_of("llama")
@@ -123,6 +130,7 @@ def test_after_a_failing_detector(stage: str) -> None:
     assert_works_again(watch, stage, module)
 
 
+@pytest.mark.documents("compatibility/ctrl-c-crash-sigterm/controllers", "reliability/a-run-ends-however-it-ends")
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_a_failing_controller(stage: str) -> None:
     watch, module = watching(), module_of("llama")
@@ -132,6 +140,7 @@ def test_after_a_failing_controller(stage: str) -> None:
     assert_works_again(watch, stage, module)
 
 
+@pytest.mark.documents("reliability/a-run-ends-however-it-ends")
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_a_crash_in_the_start_of_a_later_callback(stage: str) -> None:
     watch, module = watching(), module_of("llama")
@@ -145,6 +154,7 @@ def test_after_a_crash_in_the_start_of_a_later_callback(stage: str) -> None:
     assert_works_again(watch, stage, module)
 
 
+@pytest.mark.documents("reliability/a-layer-that-is-not-there")
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_a_wrong_layer(stage: str) -> None:
     watch, module = watching(), module_of("llama")
@@ -154,6 +164,7 @@ def test_after_a_wrong_layer(stage: str) -> None:
     assert_works_again(watch, stage, module)
 
 
+@pytest.mark.documents("reliability/a-batch-or-the-rest-of-an-epoch-is-skipped")
 def test_after_a_skipped_rest_of_the_epoch() -> None:
     watch, module = watching(), module_of("llama")
     module.on_train_batch_start = lambda batch, batch_idx: -1 if batch_idx == 2 else None
@@ -161,6 +172,7 @@ def test_after_a_skipped_rest_of_the_epoch() -> None:
     assert watch.detectors[0].batches("train") == [0, 1, 0, 1]
 
 
+@pytest.mark.documents("reliability/a-batch-or-the-rest-of-an-epoch-is-skipped")
 def test_a_skipped_batch_leaves_no_handle_after_its_epoch() -> None:
     module, counts = module_of("llama"), []
     watch = HookCallback(detectors=Seen("block:0", schedule=Schedule(stages="train")))
@@ -170,6 +182,7 @@ def test_a_skipped_batch_leaves_no_handle_after_its_epoch() -> None:
     assert counts == [0, 0]
 
 
+@pytest.mark.documents("reliability/a-run-ends-however-it-ends")
 @pytest.mark.parametrize("how", ["early stopping", "should_stop"])
 def test_after_an_early_stop(how: str) -> None:
     watch, module = watching(), module_of("llama")

@@ -22,6 +22,7 @@ def averaging() -> dict[str, Callable[[], pl.Callback]]:
     return found
 
 
+@pytest.mark.documents("compatibility/weightaveraging-ema-swa/detectors")
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 @pytest.mark.parametrize("which", averaging())
 def test_weight_averaging(which: str, order: str) -> None:
@@ -41,6 +42,7 @@ def test_weight_averaging(which: str, order: str) -> None:
     fit(module_of(), data_of(), watch)
 
 
+@pytest.mark.documents("compatibility/weightaveraging-ema-swa/detectors")
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode:UserWarning")

@@ -68,6 +68,11 @@ def assert_told(found: list[dict[str, Any]], expected: dict[str, Any], same_call
         assert mine[5:] == pytest.approx(its[5:], rel=1e-5)
 
 
+@pytest.mark.documents(
+    "compatibility/ddp/detectors",
+    "compatibility/modelparallelstrategy-with-fully-shard/detectors",
+    "compatibility/modelparallelstrategy-with-fully-shard/logging",
+)
 @pytest.mark.parametrize("strategy", ["ddp", "sharded"])
 def test_readings_of_a_steered_fit_and_predict_are_those_of_all_data(
     ranks: list[Any], alone: dict[str, Any], strategy: str
@@ -77,6 +82,9 @@ def test_readings_of_a_steered_fit_and_predict_are_those_of_all_data(
         assert_told(found, {key: alone[run][key] for key in found[0]}, same_calls=run == "predict")
 
 
+@pytest.mark.documents(
+    "compatibility/ddp/controllers", "compatibility/modelparallelstrategy-with-fully-shard/controllers"
+)
 @pytest.mark.parametrize("strategy", ["ddp", "sharded"])
 def test_controllers_act_on_every_rank(ranks: list[Any], alone: dict[str, Any], strategy: str) -> None:
     """Steered training gives the weights of one process, steered predictions are those of one."""
@@ -88,6 +96,11 @@ def test_controllers_act_on_every_rank(ranks: list[Any], alone: dict[str, Any], 
     assert_close(by_step, alone["predictions"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.documents(
+    "compatibility/fewer-batches-on-one-rank-or-none/detectors",
+    "compatibility/fewer-batches-on-one-rank-or-none/controllers",
+    "compatibility/fewer-batches-on-one-rank-or-none/logging",
+)
 @pytest.mark.parametrize(("name", "sizes"), [("uneven", UNEVEN), ("empty", EMPTY)])
 def test_ranks_with_fewer_batches_or_none(ranks: list[Any], name: str, sizes: Any) -> None:
     expected = evaluated(in_one, sizes)
@@ -98,6 +111,7 @@ def test_ranks_with_fewer_batches_or_none(ranks: list[Any], name: str, sizes: An
     assert {step for _, step, _, _ in ranks[1][name]["rows"]} == {max(map(len, sizes))}
 
 
+@pytest.mark.documents("compatibility/a-hook-fails-on-one-rank-on-error-disable/detectors")
 def test_a_hook_that_failed_on_one_rank_is_off_on_all_which_all_say(ranks: list[Any]) -> None:
     on_0, on_1 = (rank["failing"] for rank in ranks)
     assert on_0["rows"] == on_1["rows"]
@@ -126,6 +140,10 @@ def projection_in_first_batch_of_rank_0() -> float:
     return float((x[batch["attention_mask"].bool()] @ (script.V / script.V.norm())).mean())
 
 
+@pytest.mark.documents(
+    "compatibility/collectives-and-copies-in-a-logged-step/detectors",
+    "compatibility/collectives-and-copies-in-a-logged-step/controllers",
+)
 def test_a_log_step_takes_one_collective_and_one_copy_for_all_detectors(ranks: list[Any]) -> None:
     for rank in ranks:
         few, many = rank["counted"]
@@ -134,6 +152,7 @@ def test_a_log_step_takes_one_collective_and_one_copy_for_all_detectors(ranks: l
         assert few[1:] == [(1, 1 + RESETS)] * 3
 
 
+@pytest.mark.documents("compatibility/a-checkpoint-of-two-ranks/detectors")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create:UserWarning")
 def test_a_checkpoint_holds_what_all_ranks_had_seen(folder: Path, ranks: list[Any]) -> None:
     for strategy in ("ddp", "sharded"):  # which loads it before hooks are registered, or after
@@ -151,6 +170,7 @@ def test_a_checkpoint_holds_what_all_ranks_had_seen(folder: Path, ranks: list[An
     assert [row[3] for row in found["rows"] if row[2] == fired] == [6]
 
 
+@pytest.mark.documents("compatibility/ddp/logging")
 def test_rank_0_writes(folder: Path) -> None:
     assert len(list(folder.rglob("events.out.tfevents*"))) == 1
     assert len(list(folder.rglob("metrics.csv"))) == 1
@@ -161,11 +181,13 @@ def test_leaving_ranks_out_is_refused(ranks: list[Any]) -> None:
         assert rank["left out"].startswith("allow_zero_length_dataloader_with_multiple_devices=True: Lightning leaves")
 
 
+@pytest.mark.documents("compatibility/tensor-parallelism/detectors", "compatibility/tensor-parallelism/controllers")
 def test_layers_that_are_split_over_ranks_are_refused(ranks: list[Any]) -> None:
     for rank in ranks:
         assert rank["split"].startswith("tensor_parallel_size=2: each process has all tokens of its group or a part of")
 
 
+@pytest.mark.documents("compatibility/a-hook-fails-on-one-rank-on-error-raise/detectors")
 def test_a_run_ends_on_all_ranks_when_a_hook_on_one_raises(folder: Path, tmp_path: Path) -> None:
     process = start(str(tmp_path), "0")  # on rank 0; on rank 1 that was how the other process ended
     _, errors = process.communicate(timeout=120)

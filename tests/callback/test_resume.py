@@ -103,6 +103,10 @@ def watching() -> list[HookCallback | pl.Callback]:
     return [HookCallback(detectors)]
 
 
+@pytest.mark.documents(
+    "compatibility/crash-and-resume-in-the-middle-of-an-epoch/detectors",
+    "compatibility/crash-and-resume-in-the-middle-of-an-epoch/logging",
+)
 @pytest.mark.parametrize(("at", "accumulate"), [(2, 1), (6, 1), (9, 1), (6, 2)])
 @pytest.mark.parametrize("late", [False, True])
 def test_readings_at_equal_steps(tmp_path: Path, at: int, accumulate: int, late: bool) -> None:
@@ -140,6 +144,7 @@ def steering() -> list[HookCallback | pl.Callback]:
     return [watch, OnEvent("on_train_batch_start", change)]
 
 
+@pytest.mark.documents("compatibility/crash-and-resume-in-the-middle-of-an-epoch/controllers")
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("at", [2, 6])
 def test_edits_and_what_they_changed(tmp_path: Path, at: int, late: bool) -> None:
@@ -226,6 +231,11 @@ def test_a_checkpoint_written_before_the_run_begins_has_what_was_loaded(tmp_path
     assert state["effects"]["number"]["rows"]["train"][0, 0] == 8 and state["hooks"]["along"]["rows"]["train"].any()
 
 
+@pytest.mark.documents(
+    "compatibility/validate-test-or-predict-with-ckpt-path/detectors",
+    "compatibility/validate-test-or-predict-with-ckpt-path/controllers",
+    "compatibility/validate-test-or-predict-with-ckpt-path/logging",
+)
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_an_evaluation_of_a_checkpoint_steers_as_the_script_says(tmp_path: Path, stage: str) -> None:
     def make(strength: float, vector: torch.Tensor) -> HookCallback:
@@ -249,6 +259,7 @@ def test_an_evaluation_of_a_checkpoint_steers_as_the_script_says(tmp_path: Path,
     assert watch.controllers[0].strength == 0.1 and torch.equal(watch.controllers[0].vector, V)
 
 
+@pytest.mark.documents("compatibility/other-hooks-on-resume/detectors")
 def test_what_resumes_when_the_hooks_have_changed(tmp_path: Path) -> None:
     old = HookCallback(
         [Seen(hook_id="gone"), ActivationStatistics("model.0", schedule=EVERY, hook_id="kept")], name="w"
@@ -271,6 +282,9 @@ def test_without_a_name_other_hooks_are_another_callback(tmp_path: Path) -> None
         long_fit(HookCallback(Seen("model.3")), ckpt_path=last(tmp_path), max_steps=8)
 
 
+@pytest.mark.documents(
+    "compatibility/torch-load-weights-only-true/detectors", "compatibility/torch-load-weights-only-true/controllers"
+)
 def test_checkpoints_load_with_weights_only(tmp_path: Path) -> None:
     watch, change = steering()
     long_fit(watch, change, saver(tmp_path), max_steps=6)
@@ -282,6 +296,7 @@ def test_checkpoints_load_with_weights_only(tmp_path: Path) -> None:
     assert {effect.hook: effect.fired for effect in again[0].effects()}["number"] == 8
 
 
+@pytest.mark.documents("compatibility/other-hooks-on-resume/controllers")
 def test_what_was_changed_at_layers_that_are_no_longer_edited_is_left_behind(tmp_path: Path) -> None:
     def make(layers: str) -> HookCallback:
         return HookCallback(

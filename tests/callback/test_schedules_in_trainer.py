@@ -54,6 +54,7 @@ def test_every_n_steps_takes_all_micro_batches_of_the_step() -> None:
     ]
 
 
+@pytest.mark.documents("compatibility/gradient-accumulation/logging")
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_readings_lie_on_lightnings_own_x(tmp_path: Path, accumulate: int, every: int) -> None:
@@ -149,6 +150,7 @@ def test_two_optimizers_stepped_by_hand(tmp_path: Path) -> None:
     assert list(rows_with(tmp_path, "loss")) == list(rows_with(tmp_path, "activations_mean/model.0")) == [1, 3]
 
 
+@pytest.mark.documents("compatibility/an-optimizer-with-a-closure-lbfgs/detectors")
 def test_passes_of_a_closure_all_count() -> None:
     module, seen = module_of(), Seen(schedule=EVERY)
     module.configure_optimizers = lambda: torch.optim.LBFGS(module.parameters(), max_iter=3)

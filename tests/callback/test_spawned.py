@@ -31,6 +31,11 @@ def load(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.documents(
+    "compatibility/ddp-spawn-ddp-fork/detectors",
+    "compatibility/ddp-spawn-ddp-fork/controllers",
+    "compatibility/ddp-spawn-ddp-fork/logging",
+)
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
 def test_what_stays_in_the_processes_is_refused_outside(folder: Path, strategy: str) -> None:
     one, other = (load(folder / f"{strategy}.{rank}.pt") for rank in range(2))

@@ -17,6 +17,7 @@ from tests.metrics.noted import Noted
 from tests.models import handles, loader, trainer
 
 
+@pytest.mark.documents("compatibility/accumulation-that-changes-between-epochs/detectors")
 def test_gradient_accumulation_that_changes() -> None:
     def trained(*ours: pl.Callback) -> dict[str, Any]:
         module = module_of()
@@ -29,6 +30,7 @@ def test_gradient_accumulation_that_changes() -> None:
     assert [count // (4 * 32) for count in counts(watch)] == [1] * 5 + [2, 2, 1] + [4, 1]
 
 
+@pytest.mark.documents("compatibility/max-time-early-stopping-max-steps/detectors")
 @pytest.mark.parametrize("way", ["max_time", "Timer", "max_steps"])
 def test_runs_that_stop_before_their_end(way: str) -> None:
     watch, module, reference = watching(), module_of(), Reference()
@@ -48,6 +50,7 @@ def test_runs_that_stop_before_their_end(way: str) -> None:
     assert len(means(watch, "train")) == 7 + 5
 
 
+@pytest.mark.documents("compatibility/limit-batches-overfit-batches-val-check-interval/detectors")
 @pytest.mark.parametrize(
     ("options", "train", "validate"),
     [
@@ -101,6 +104,7 @@ def test_predictions_that_are_not_returned() -> None:
     assert means(one, "predict") == means(other, "predict") and counts(other) == [20 * 32]
 
 
+@pytest.mark.documents("compatibility/fit-twice-then-other-stages/detectors")
 def test_one_callback_over_trainers_and_stages_of_one_trainer() -> None:
     """A fit twice with one Trainer and with another, then all other stages: each reads its own batches alone."""
     watch, module = watching(), module_of()

@@ -56,6 +56,11 @@ def quiet_tuner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
 
 
+@pytest.mark.documents(
+    "compatibility/tuner-learning-rate-and-batch-size-finders/detectors",
+    "compatibility/tuner-learning-rate-and-batch-size-finders/controllers",
+    "compatibility/tuner-learning-rate-and-batch-size-finders/logging",
+)
 @pytest.mark.parametrize("way", TUNING)
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.usefixtures("quiet_tuner")
@@ -85,6 +90,7 @@ def test_the_tuner_is_neither_watched_nor_steered(tmp_path: Path, way: str, befo
     assert {effect.stage: effect.fired for effect in steered.effects()} == {"train": 6, "validate": 3}
 
 
+@pytest.mark.documents("compatibility/tuner-learning-rate-and-batch-size-finders/detectors")
 @pytest.mark.filterwarnings("ignore:.* ran in stage .* and changed nothing:UserWarning")
 @pytest.mark.parametrize(
     "finder",

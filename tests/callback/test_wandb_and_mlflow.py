@@ -105,6 +105,7 @@ def history_of(watch: HookCallback) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+@pytest.mark.documents("compatibility/w-b-mlflow-offline/detectors")
 @pytest.mark.parametrize("stage", STAGES)
 def test_all_loggers_at_once_get_the_numbers_of_every_stage(
     tmp_path: Path, wandb: Any, mlflow: Any, stage: str
@@ -129,6 +130,7 @@ def test_all_loggers_at_once_get_the_numbers_of_every_stage(
     assert sorted(histograms) == sorted((row.step, row.tag, sum(row.counts)) for row in drawn) != []
 
 
+@pytest.mark.documents("compatibility/w-b-mlflow-offline/logging")
 def test_histograms_of_wandb_are_drawn_as_those_of_tensorboard(tmp_path: Path, wandb: Any) -> None:
     histogram = Histogram((-4.0, -1.0, 0.0, 1.0, 4.0), (0.0, 3.0, 0.0, 5.0), -0.5, 2.0, 8.0, 2.0, 11.0)
     readings = [Reading("h.0", "histogram", histogram, "histogram"), Reading("h.0", "rms", 0.5)]

@@ -33,6 +33,7 @@ class Returning(Detector):
         return input[0] * 2 if output is None else output * 2
 
 
+@pytest.mark.documents("reliability/a-detector-returns-something")
 @pytest.mark.parametrize("hook_type", ["forward", "pre_forward"])
 def test_a_detector_that_returns_something_is_disabled(hook_type: str) -> None:
     bare = module_of()
@@ -54,6 +55,7 @@ class Made(Controller):
         return self.make(x)
 
 
+@pytest.mark.documents("reliability/an-edit-of-another-shape-dtype-or-device-or-no-tensor")
 @pytest.mark.parametrize("hook_type", ["forward", "pre_forward"])
 @pytest.mark.parametrize(
     ("make", "message"),
@@ -78,6 +80,7 @@ def test_a_vector_of_another_width() -> None:
     assert isinstance(caught.value.original_error, VectorMismatch)
 
 
+@pytest.mark.documents("reliability/the-layers-output-holds-no-tensor")
 def test_an_output_without_a_tensor() -> None:
     class Opaque(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Any]:
@@ -124,6 +127,7 @@ class BadReadings(Seen):
             raise ValueError("no reset today")
 
 
+@pytest.mark.documents("reliability/readings-or-reset-raises-or-gives-no-readings")
 @pytest.mark.parametrize(
     ("where", "words"),
     [
@@ -155,6 +159,7 @@ class Detour(Module):
         self.spare = nn.Linear(2, 2)
 
 
+@pytest.mark.documents("reliability/none-of-a-controllers-layers-runs")
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 def test_a_controller_whose_layers_never_run_is_an_error(stage: str) -> None:
     edit = FunctionController("spare", lambda x: x, schedule=EVERY)
@@ -163,12 +168,14 @@ def test_a_controller_whose_layers_never_run_is_an_error(stage: str) -> None:
         run(stage, trainer(HookCallback(controllers=edit)), Detour(), data_of())
 
 
+@pytest.mark.documents("reliability/some-layers-or-a-detectors-never-run")
 def test_some_silent_layers_are_told_by_name() -> None:
     edit = FunctionController("*", lambda x: x * 2)
     with told(r"these of its 8 layers never ran: spare$"):
         run("predict", trainer(HookCallback(controllers=edit)), Detour(), data_of())
 
 
+@pytest.mark.documents("reliability/some-layers-or-a-detectors-never-run")
 def test_a_silent_detector_is_told_once_per_stage() -> None:
     watch = HookCallback(detectors=Seen("spare", schedule=Schedule(stages=["train", "test"])))
     module = Detour()
@@ -220,6 +227,7 @@ class Reads(Detector):
         return self.given
 
 
+@pytest.mark.documents("reliability/readings-or-reset-raises-or-gives-no-readings")
 @pytest.mark.parametrize(
     ("given", "names", "message"),
     [
@@ -250,6 +258,7 @@ def test_two_undeclared_readings_of_one_tag_are_refused() -> None:
         fit(module_of(), data_of(), watch)
 
 
+@pytest.mark.documents("reliability/a-controller-returns-none-each-time")
 def test_a_controller_that_returns_nothing_is_told() -> None:
     class Forgets(Controller):
         def edit(self, x: Tensor, ctx: Any) -> None:

@@ -70,6 +70,11 @@ def watched(detectors: list[Any], model: nn.Module) -> Iterator[None]:
         assert not any("_module" in reading.layer for reading in readings)
 
 
+@pytest.mark.documents(
+    "compatibility/attached-in-a-bare-loop/detectors",
+    "compatibility/attached-in-fabric-one-process/detectors",
+    "compatibility/attached-in-fabric-one-process/logging",
+)
 @pytest.mark.parametrize("kind", DETECTORS)
 @pytest.mark.parametrize("precision", [None, "32-true", "bf16-mixed", "bf16-true"])
 def test_training_is_bit_identical_with_and_without_detectors(kind: str, precision: Any) -> None:
@@ -104,6 +109,7 @@ def test_steps_of_a_lightning_module_in_fabric_are_watched_and_steered() -> None
     assert not torch.equal(loss, bare) and torch.equal(wrapped.training_step(batch, 0), bare)
 
 
+@pytest.mark.documents("compatibility/attached-in-fabric-one-process/controllers")
 def test_a_hook_on_the_inner_model_sees_the_passes_of_fabrics_wrapper() -> None:
     model = mlp().eval()
     bare = model(X)

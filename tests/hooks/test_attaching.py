@@ -29,6 +29,7 @@ def numbers(readings: Any) -> dict[tuple[str, str], float]:
     return {(reading.layer, reading.name): reading.value for reading in readings}
 
 
+@pytest.mark.documents("compatibility/attached-in-a-bare-loop/controllers")
 def test_hooks_are_on_in_the_block_and_off_after_it() -> None:
     model = mlp().eval()
     bare, before = model(X), handles(model)
@@ -88,11 +89,15 @@ def test_leaving_a_block_early_takes_the_hooks_off() -> None:
     assert handles(model) == {}
 
 
+@pytest.mark.documents(
+    "compatibility/a-schedule-in-attached/detectors", "compatibility/a-schedule-in-attached/controllers"
+)
 @pytest.mark.parametrize(
     ("second", "error", "words"),
     [
         (mean_of("9"), LayerNotFound, "the model has 6 blocks"),
         (mean_of("0", schedule=Schedule(stages="train")), RegistrationError, "which only a HookCallback follows"),
+        (double("0", schedule=Schedule(stages="train")), RegistrationError, "which only a HookCallback follows"),
         (ActivationStatistics(), RegistrationError, "names no layer: give layer_signature="),
         ("block:0", TypeError, "'block:0' is not a hook: give an instance of Detector"),
     ],
@@ -149,6 +154,7 @@ def test_one_detector_in_two_blocks_begins_anew() -> None:
     assert means[0][1] != means[1][1]
 
 
+@pytest.mark.documents("compatibility/attached-in-a-bare-loop/logging")
 def test_take_readings_gives_what_was_seen_since_the_last_time() -> None:
     model, loud = mlp().eval(), double("0")
     with attached(model, [mean_of("0"), mean_of("5", name="end"), LayerActivationDetector("3"), loud]) as layers:

@@ -252,6 +252,7 @@ def test_the_state_keeps_the_strength(given: Any, own: Any) -> None:
     assert not twin.enabled
 
 
+@pytest.mark.documents("compatibility/a-strength-that-is-a-function-on-resume/controllers")
 def test_a_function_is_not_kept_and_that_is_told() -> None:
     state = FunctionController(0, abs, strength=lambda ctx: 3).state_dict()
     assert state == {"enabled": True, "strength": "a function"}

@@ -47,6 +47,7 @@ WAYS: dict[str, tuple[Callable[[Any], dict[str, Any]], int, tuple[int, ...]]] = 
 }
 
 
+@pytest.mark.documents("compatibility/generate-with-its-caches-beams-and-samples/controllers")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_read_and_edited_tokens_are_those_counted_by_hand(side: str, way: str) -> None:

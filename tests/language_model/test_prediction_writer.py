@@ -200,6 +200,7 @@ def test_a_run_that_fails_keeps_what_it_wrote_and_closes_the_file(tmp_path: Path
     assert writer._lines is None
 
 
+@pytest.mark.documents("reliability/the-process-is-killed-while-predictionwriter-writes")
 def test_a_run_that_is_killed_keeps_what_it_wrote(tmp_path: Path) -> None:
     script = (
         "import os, signal; from pathlib import Path; from tests.language_model.test_prediction_writer import *\n"
@@ -211,6 +212,7 @@ def test_a_run_that_is_killed_keeps_what_it_wrote(tmp_path: Path) -> None:
     assert [line["text"] for line in lines(tmp_path / "a.jsonl")] == ["0", "1", "2", "3"]
 
 
+@pytest.mark.documents("reliability/the-disk-is-full-while-predictionwriter-writes")
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     """The largest file that this process may write stands for the disk."""
     file = LineFile(tmp_path / "a.jsonl", "x")

@@ -267,6 +267,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.documents("reliability/an-event-file-was-cut-off")
 def test_a_file_that_was_cut_off_is_read_up_to_there(tmp_path: Path) -> None:
     write_steps(tmp_path, *(logged(i, rms("h.0", 1.0), layers=("h.0",)) for i in range(5)))
     (file,) = tmp_path.glob("events*")

@@ -120,6 +120,7 @@ def test_checkpointing_by_hand_and_a_module_called_twice(reentrant: bool) -> Non
     assert_readings(readings(detectors), reference.take())
 
 
+@pytest.mark.documents("compatibility/generate-with-its-caches-beams-and-samples/detectors")
 def test_decode_steps() -> None:
     model = llama().eval()
     model.generation_config.eos_token_id = None
@@ -179,6 +180,7 @@ class PerStep(pl.Callback):
         self.recorder.remove()
 
 
+@pytest.mark.documents("compatibility/gradient-accumulation/detectors")
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 5), (2, 3), (4, 2)])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_one_reading_a_step_over_all_its_micro_batches(accumulate: int, steps: int, precision: Any) -> None:

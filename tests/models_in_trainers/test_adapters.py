@@ -46,11 +46,13 @@ def module_of(model: nn.Module) -> Runs:
 PARTS = ["", ".self_attn", ".self_attn.q_proj", ".self_attn.q_proj.base_layer", ".self_attn.q_proj.lora_A.default"]
 
 
+@pytest.mark.documents("compatibility/lora-on/detectors")
 def test_names_are_those_of_the_bare_model_and_what_lies_in_it_is_watched_exactly() -> None:
     layers = {f"model.model.layers.1{part}": f"{BASE}.1{part}" for part in PARTS}
     assert_watched(lambda: module_of(lora()), token_data(10), layers, attention_mask)
 
 
+@pytest.mark.documents("compatibility/lora-on/controllers")
 @pytest.mark.parametrize("part", PARTS)
 def test_blocks_adapted_layers_and_base_layers_are_steered_exactly(part: str) -> None:
     layer, real = f"model.model.layers.1{part}", f"{BASE}.1{part}"
@@ -64,6 +66,7 @@ def captured(module: Runs, signature: str, *controllers: Any) -> Tensor:
     return seen
 
 
+@pytest.mark.documents("compatibility/lora-off-or-merged/detectors")
 def test_with_the_adapter_off_an_adapted_layer_is_the_bare_one() -> None:
     bare, module = module_of(llama(use_cache=False)), module_of(lora())
     on = captured(module, "block:2")
@@ -75,6 +78,7 @@ def test_with_the_adapter_off_an_adapted_layer_is_the_bare_one() -> None:
     assert torch.equal(on, captured(module, "block:2"))
 
 
+@pytest.mark.documents("compatibility/lora-off-or-merged/controllers")
 def test_a_merged_adapter_is_watched_and_steered() -> None:
     module = module_of(lora())
     adapted = captured(module, "block:2")
@@ -89,6 +93,7 @@ def test_a_merged_adapter_is_watched_and_steered() -> None:
     assert_steered(lambda: module_of(lora().merge_and_unload()), token_data(4), "model.model.layers.1.self_attn.q_proj")
 
 
+@pytest.mark.documents("compatibility/lora-on/controllers")
 def test_steering_while_the_adapters_are_trained_trains_them_as_by_hand() -> None:
     def trained(by_hand: bool) -> dict[str, Tensor]:
         module = module_of(lora())
@@ -168,6 +173,7 @@ def counted_by_hand(kind: str, which: Any, new: int) -> list[list[list[int]]]:
     return [[row[columns] for row in rows] for columns in (first, *steps)]
 
 
+@pytest.mark.documents("compatibility/learned-prompts-prompt-p-and-prefix-tuning-decoders/detectors")
 @pytest.mark.parametrize("which", CHOICES, ids=repr)
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_learned_tokens_are_the_first_of_the_prompt(kind: str, which: Any) -> None:
@@ -219,6 +225,7 @@ def test_the_prompt_is_learned_bit_identically(kind: str) -> None:
     assert_steered(lambda: module_of(prompted(kind)), token_data(8), layer, layers[layer], with_learned)
 
 
+@pytest.mark.documents("compatibility/learned-prompts-prompt-p-and-prefix-tuning-decoders/controllers")
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_generated_tokens_are_steered_as_without_a_cache(kind: str) -> None:
     steer = SteeringController("block:1", torch.ones(WIDTH), strength=3.0, tokens="generated")
@@ -243,6 +250,7 @@ def test_generated_tokens_are_steered_as_without_a_cache(kind: str) -> None:
     assert torch.equal(logits[:, -5:].argmax(-1), text[:, -5:])
 
 
+@pytest.mark.documents("compatibility/learned-prompts-prompt-p-and-prefix-tuning-decoders/controllers")
 def test_ids_of_learned_tokens_are_not_known() -> None:
     model = prompted("prompt").eval()
     Layers(model).register_hook(None, FunctionController("block:1", torch.tanh, tokens=Tokens(ids={5})))

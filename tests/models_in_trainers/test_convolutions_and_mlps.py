@@ -42,11 +42,13 @@ def classifier(model: nn.Module) -> Runs:
 LAYERS = ["model.0", "model.1.0", "model.1.2", "model.1.1.conv", "model.1.1.norm", "model.3", "model.4"]
 
 
+@pytest.mark.documents("compatibility/cnn-mlp-on-a-table/detectors")
 @pytest.mark.parametrize("norm", [True, False])
 def test_convolutions_are_watched_exactly(norm: bool) -> None:
     assert_watched(lambda: convolutions(norm), image_data(10), LAYERS)
 
 
+@pytest.mark.documents("compatibility/cnn-mlp-on-a-table/controllers")
 @pytest.mark.parametrize("layer", ["model.1.1", "model.1.1.norm", "model.4"])
 @pytest.mark.parametrize("norm", [True, False])
 def test_convolutions_are_steered_exactly(norm: bool, layer: str) -> None:
@@ -64,11 +66,13 @@ def test_an_edit_before_batch_norm_is_in_its_running_mean_as_by_hand() -> None:
     assert_bit_equal(trained(True), trained(False))
 
 
+@pytest.mark.documents("compatibility/cnn-mlp-on-a-table/detectors")
 def test_a_table_is_watched_and_steered_exactly() -> None:
     assert_watched(lambda: classifier(mlp()), vector_data(10), ["model.0", "model.1", "model.3", "model.5"])
     assert_steered(lambda: classifier(mlp()), vector_data(10), "model.1")
 
 
+@pytest.mark.documents("compatibility/cnn-mlp-on-a-table/controllers")
 @pytest.mark.parametrize(
     ("make", "data", "layer", "shape"),
     [

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mi_crow_lightning import ActivationStatistics, HookCallback
+from mi_crow_lightning import ActivationStatistics, HookCallback, ScaleController, Schedule
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooks import Layers
 from tests.models import loader, mlp, trainer, vector_data
@@ -28,12 +28,16 @@ REFUSED = (
 )
 
 
+@pytest.mark.documents(
+    "compatibility/nn-dataparallel-on-several-devices/detectors",
+    "compatibility/nn-dataparallel-on-several-devices/controllers",
+)
 @pytest.mark.parametrize("devices", [2, 8])
 def test_layers_of_copies_are_refused_at_the_start(devices: int) -> None:
-    with pytest.raises(RegistrationError, match=REFUSED):
-        trainer(HookCallback(ActivationStatistics("model.1"))).validate(
-            module_of(devices), loader(vector_data(4)), verbose=False
-        )
+    steer = ScaleController("model.1", 2.0, schedule=Schedule())
+    for callback in (HookCallback(ActivationStatistics("model.1")), HookCallback(controllers=steer)):
+        with pytest.raises(RegistrationError, match=REFUSED):
+            trainer(callback).validate(module_of(devices), loader(vector_data(4)), verbose=False)
     with pytest.raises(RegistrationError, match=REFUSED.replace("model.1", "1")):
         Layers(module_of(devices).model).register_hook("1", ActivationStatistics())
 

@@ -49,6 +49,7 @@ def mlp_of(model: Any) -> str:
     return "model.model.layers.1." + ("mlp" if hasattr(model.model.layers[1], "mlp") else "block_sparse_moe")
 
 
+@pytest.mark.documents("compatibility/mixtures-of-experts/detectors")
 @pytest.mark.parametrize("make", [mixtral, qwen])
 def test_blocks_mixtures_and_routers_are_watched_without_padding(make: Any) -> None:
     mixture = mlp_of(make())
@@ -57,6 +58,7 @@ def test_blocks_mixtures_and_routers_are_watched_without_padding(make: Any) -> N
     assert_watched(lambda: module_of(make()), token_data(10), in_order, attention_mask)
 
 
+@pytest.mark.documents("compatibility/mixtures-of-experts/controllers")
 @pytest.mark.parametrize("make", [mixtral, qwen])
 def test_blocks_and_mixtures_are_steered_without_padding(make: Any) -> None:
     for layer in ("model.model.layers.0", mlp_of(make())):
@@ -111,6 +113,7 @@ def test_an_expert_is_watched_whole_and_it_is_told(layer: str) -> None:
         assert_steered(routed, token_data(10), layer)
 
 
+@pytest.mark.documents("compatibility/mixtures-of-experts/controllers")
 @pytest.mark.parametrize(
     "choice", [dict(tokens="last"), dict(strength=torch.ones(4)), dict(when=lambda x, ctx: torch.ones(4).bool())]
 )

@@ -82,6 +82,10 @@ class Unwraps(nn.Module):
         return logits
 
 
+@pytest.mark.documents(
+    "compatibility/outputs-in-tuples-dicts-modeloutput-s/detectors",
+    "compatibility/outputs-in-tuples-dicts-modeloutput-s/controllers",
+)
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_the_activation_is_found_in_every_container(kind: str) -> None:
     def make() -> Runs:
@@ -97,6 +101,7 @@ class Opaque:
     x: Tensor
 
 
+@pytest.mark.documents("compatibility/outputs-in-tuples-dicts-modeloutput-s/controllers")
 def test_an_opaque_output_is_refused_with_what_it_is() -> None:
     class Hides(nn.Module):
         def __init__(self) -> None:
@@ -136,6 +141,7 @@ def twice() -> Runs:
     return Runs(Twice(), lambda m, batch: cross_entropy(m(batch[0]), batch[1]), lambda m, batch: m(batch[0]))
 
 
+@pytest.mark.documents("compatibility/a-module-used-twice-tied-weights/detectors")
 def test_a_module_used_twice_is_one_layer_and_both_calls_count() -> None:
     assert_watched(twice, vector_data(8), ["model.first"])
     assert_steered(twice, vector_data(8), "model.first")
@@ -213,6 +219,7 @@ class BothSides(nn.Module):
         ).sum(1)
 
 
+@pytest.mark.documents("compatibility/a-module-used-twice-tied-weights/controllers")
 @pytest.mark.parametrize("name", ["shared", "encoder.embed", "decoder.embed"])
 def test_an_embedding_shared_by_both_sides_follows_the_side_that_calls_it(name: str) -> None:
     def call(m: Any, batch: Any) -> Any:
@@ -230,6 +237,7 @@ def test_an_embedding_shared_by_both_sides_follows_the_side_that_calls_it(name: 
     assert mean == pytest.approx(by_hand, rel=1e-12)
 
 
+@pytest.mark.documents("compatibility/encoder-decoders/detectors")
 @pytest.mark.parametrize("make", [t5, bart])
 def test_the_head_of_an_encoder_decoder_leaves_the_decoders_padding_out(make: Any) -> None:
     def module() -> Runs:
@@ -239,6 +247,7 @@ def test_the_head_of_an_encoder_decoder_leaves_the_decoders_padding_out(make: An
     assert_steered(module, translations(), "model.lm_head", mask_of=lambda batch: both_sides(batch)[1])
 
 
+@pytest.mark.documents("compatibility/a-module-used-twice-tied-weights/detectors")
 def test_tied_embedding_and_head_are_two_layers() -> None:
     def tied() -> Runs:
         model = llama(use_cache=False, tie_word_embeddings=True)

@@ -50,11 +50,15 @@ PRECISIONS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 # float16 with a scaler, and alone, which AdamW overflows: tests/metrics/one_pass/test_float16.py
+@pytest.mark.documents("compatibility/bf16-mixed-bf16-true-64-true/detectors")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_a_fit_is_watched_exactly(precision: str) -> None:
     assert_watched(module_of, token_data(10), LAYERS, attention_mask, **PRECISIONS[precision]())
 
 
+@pytest.mark.documents(
+    "compatibility/bf16-mixed-bf16-true-64-true/controllers", "compatibility/16-mixed-16-true/controllers"
+)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_predictions_are_steered_exactly(precision: str) -> None:
     assert_steered(module_of, token_data(8), PLACE, mask_of=attention_mask, **PRECISIONS[precision]())
@@ -87,12 +91,14 @@ def steered(by_hand: bool, wrap: Any = None, data: Any = None, **options: Any) -
     return fitted(make, rows, *([] if by_hand else [HookCallback(controllers=controller)]), **options)[0]
 
 
+@pytest.mark.documents("compatibility/bf16-mixed-bf16-true-64-true/controllers")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true", "16-mixed"])
 def test_a_steered_fit_is_that_of_a_plain_hook(precision: str) -> None:
     options = PRECISIONS[precision]
     assert_bit_equal(steered(True, **options()), steered(False, **options()))
 
 
+@pytest.mark.documents("compatibility/gradient-accumulation/controllers", "compatibility/gradient-clipping/controllers")
 @pytest.mark.parametrize(
     "options",
     [
@@ -110,6 +116,7 @@ def test_accumulated_and_clipped_gradients_are_those_of_a_plain_hook(options: di
         assert_bit_equal(steered(False)["weights"], one["weights"])
 
 
+@pytest.mark.documents("compatibility/gradient-clipping/detectors")
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_clipping_is_watched_exactly(algorithm: str) -> None:
     options = {"gradient_clip_val": 0.05, "gradient_clip_algorithm": algorithm}
@@ -166,6 +173,7 @@ def wrapped(less: str) -> Callable[[], Runs]:
     return make
 
 
+@pytest.mark.documents("compatibility/gradient-checkpointing-activation-offload-save-on-cpu/detectors")
 @pytest.mark.parametrize("less", LESS)
 def test_with_less_memory_a_fit_is_watched_bit_identically_and_counted_once(less: str) -> None:
     def readings(make: Callable[[], Runs]) -> tuple[list[Any], dict[str, Any]]:
@@ -179,6 +187,7 @@ def test_with_less_memory_a_fit_is_watched_bit_identically_and_counted_once(less
     assert counted == readings(module_of)[0]
 
 
+@pytest.mark.documents("compatibility/gradient-checkpointing-activation-offload-save-on-cpu/controllers")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("less", LESS)
 def test_with_less_memory_a_steered_fit_has_the_same_gradients(less: str, precision: str) -> None:
@@ -205,6 +214,7 @@ def test_tokens_and_strengths_by_sample_are_repeated_in_the_recompute(less: str)
 # Evaluation with and without torch's inference mode.
 
 
+@pytest.mark.documents("compatibility/inference-mode-false/detectors", "compatibility/inference-mode-false/controllers")
 @pytest.mark.parametrize("inference", [True, False])
 @pytest.mark.parametrize("stage", ["validate", "predict"])
 def test_without_inference_mode_the_same_is_read_and_edited(stage: str, inference: bool) -> None:

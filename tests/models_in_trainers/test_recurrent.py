@@ -78,6 +78,7 @@ def texts(count: int = 10) -> list[dict[str, Tensor]]:
     ]
 
 
+@pytest.mark.documents("compatibility/rnn-lstm-gru/detectors")
 @pytest.mark.parametrize("kind", RNNS)
 def test_with_the_batch_first_padding_is_left_out_and_the_states_are_not_edited(kind: str) -> None:
     layers = ["model.rnn", "model.embed", "model.head"]
@@ -85,6 +86,7 @@ def test_with_the_batch_first_padding_is_left_out_and_the_states_are_not_edited(
     assert_steered(reader(kind=kind), texts(), "model.rnn", mask_of=attention_mask)
 
 
+@pytest.mark.documents("compatibility/rnn-lstm-gru/controllers")
 def test_tokens_are_chosen_along_the_second_dimension() -> None:
     seen = ActivationStatistics("model.rnn", tokens=Tokens(positions=[0, -1]), statistics=["mean"])
     watch = HookCallback(seen)
@@ -101,6 +103,7 @@ def test_tokens_are_chosen_along_the_second_dimension() -> None:
 CROSSWISE = r"'model.rnn' gives \(tokens, batch, features\), for want of batch_first=True"
 
 
+@pytest.mark.documents("compatibility/rnn-lstm-gru/detectors")
 def test_with_the_time_first_all_is_read_and_it_is_told() -> None:
     with tells(CROSSWISE + ", which an attention mask cannot be laid on, so every element counts"):
         # Batches of seven texts of seven tokens: a mask laid across would fit.
@@ -113,6 +116,7 @@ def test_with_the_time_first_all_is_read_and_it_is_told() -> None:
         assert_steered(reader(batch_first=False), texts(), "model.rnn")
 
 
+@pytest.mark.documents("compatibility/rnn-lstm-gru/controllers")
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
@@ -216,6 +220,7 @@ def mamba(**changes: Any) -> Any:
     return model
 
 
+@pytest.mark.documents("compatibility/mamba/detectors")
 def test_mamba_is_watched_and_steered_without_padding() -> None:
     def make() -> Runs:
         return Runs(
@@ -242,6 +247,7 @@ CHOICES: dict[str, tuple[Any, Callable[[int, int, int], bool]]] = {
 }
 
 
+@pytest.mark.documents("compatibility/mamba/controllers")
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("which", CHOICES)
@@ -283,6 +289,7 @@ def test_steered_mamba_with_and_without_its_cache_says_the_same() -> None:
     assert not torch.equal(text(True), text(True, steer()))
 
 
+@pytest.mark.documents("compatibility/mamba/controllers")
 def test_a_loop_of_ones_own_with_a_state_cannot_tell_positions() -> None:
     model = mamba().eval()
     layers, mask = Layers(model), Mask("block:1", "generated")

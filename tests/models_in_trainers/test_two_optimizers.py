@@ -73,6 +73,7 @@ class Gan(pl.LightningModule):
 LAYERS = ["generator.0", "generator.2", "discriminator.0", "discriminator.1"]
 
 
+@pytest.mark.documents("compatibility/manual-optimization-two-optimizers/detectors")
 @pytest.mark.parametrize("toggle", [True, False])
 @pytest.mark.parametrize("every", [1, 2])
 def test_all_passes_of_both_networks_are_counted_in_the_batchs_reading(toggle: bool, every: int) -> None:
@@ -83,6 +84,7 @@ def test_the_generator_is_steered_in_predict() -> None:
     assert_steered(Gan, vector_data(10), "generator.1")
 
 
+@pytest.mark.documents("compatibility/manual-optimization-two-optimizers/controllers")
 def test_steering_it_while_both_are_trained_is_as_by_hand() -> None:
     steer = FunctionController("generator.1", edit, schedule=Schedule())
     steered, module = fitted(Gan, vector_data(20), HookCallback(controllers=steer))
@@ -91,6 +93,7 @@ def test_steering_it_while_both_are_trained_is_as_by_hand() -> None:
     assert module.losses == other.losses and len(module.losses) == 10
 
 
+@pytest.mark.documents("compatibility/manual-optimization-two-optimizers/logging")
 def test_curves_lie_under_lightnings_own_and_not_at_twice_the_step(tmp_path: Path) -> None:
     """Lightning's global step counts each optimizer's step, the x of its loggers counts batches."""
     logger, detector = CSVLogger(str(tmp_path)), Noted("discriminator.1", statistics=["mean"])

@@ -43,6 +43,7 @@ def blocks_of(model: Any, holder: str) -> str:
 # Images.
 
 
+@pytest.mark.documents("compatibility/images-vit-sounds-wav2vec2-whisper-both-with-text-llava/detectors")
 def test_a_vision_transformer_is_watched_and_steered_exactly() -> None:
     blocks = blocks_of(module_of(vit()), "model")
     layers = [f"{blocks}.1", f"{blocks}.3", "model.vit.embeddings", "model.classifier"]
@@ -102,6 +103,7 @@ def captioned(count: int = 8) -> list[dict[str, Tensor]]:
     return rows
 
 
+@pytest.mark.documents("compatibility/images-vit-sounds-wav2vec2-whisper-both-with-text-llava/controllers")
 def test_the_texts_padding_is_not_taken_for_that_of_patches() -> None:
     vision, text = (blocks_of(module_of(llava()), f"model.model.{part}") for part in ("vision_tower", "language_model"))
     assert_watched(lambda: module_of(llava()), captioned(), [f"{vision}.1"])
@@ -158,6 +160,7 @@ def frames(batch: Any) -> Tensor:
     return torch.arange(8) < counts[:, None]
 
 
+@pytest.mark.documents("compatibility/images-vit-sounds-wav2vec2-whisper-both-with-text-llava/detectors")
 def test_frames_of_padded_sounds_are_left_out() -> None:
     layers = ["model.wav2vec2.encoder.layers.0", "model.wav2vec2.encoder.layers.1", "model.wav2vec2.encoder.layer_norm"]
     assert_watched(lambda: module_of(wav2vec2()), sounds(), layers, frames)
@@ -210,6 +213,7 @@ def decoded(batch: Any) -> Tensor:
     return mask
 
 
+@pytest.mark.documents("compatibility/encoder-decoders/controllers")
 def test_whisper_each_side_has_its_own_tokens_and_the_head_those_of_the_decoder() -> None:
     assert_watched(lambda: module_of(whisper()), spoken(), ["model.model.encoder.layers.1"])
     assert_watched(lambda: module_of(whisper()), spoken(), ["model.model.decoder.layers.1", "model.proj_out"], decoded)
@@ -230,6 +234,7 @@ def test_whisper_generates_and_the_prompt_is_the_decoders() -> None:
         layers.unregister_all_hooks()
 
 
+@pytest.mark.documents("compatibility/images-vit-sounds-wav2vec2-whisper-both-with-text-llava/logging")
 def test_statistics_of_an_evaluation_of_sounds_reach_the_loggers() -> None:
     watch = HookCallback(ActivationStatistics("model.wav2vec2.encoder.layers.1"))
     runner = trainer(watch)

@@ -35,6 +35,7 @@ for step in range(10**9):
 """
 
 
+@pytest.mark.documents("reliability/the-process-is-killed-during-a-store-write")
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.011])
 def test_a_writer_killed_in_the_middle_leaves_whole_files(tmp_path: Path, delay: float) -> None:
     import time
@@ -68,6 +69,7 @@ store.put("{run}", {batch}, "{layer}", "{key}", torch.ones(3))
 """
 
 
+@pytest.mark.documents("reliability/the-process-is-killed-during-a-store-write")
 @pytest.mark.parametrize("where", [("r", 0, "l", "old"), ("r", 0, "l2", "k"), ("r", 7, "l", "k"), ("r2", 0, "l", "k")])
 def test_a_temporary_file_left_behind_is_not_listed(tmp_path: Path, where: tuple[str, int, str, str]) -> None:
     names = dict(zip(("run", "batch", "layer", "key"), where, strict=True))
@@ -105,6 +107,7 @@ for write in (
 """
 
 
+@pytest.mark.documents("reliability/the-disk-is-full-for-each-kind-of-store-write")
 def test_a_write_that_fails_leaves_the_earlier_content(tmp_path: Path) -> None:
     assert run(FULL_DISK, tmp_path).stdout.splitlines() == ["File too large"] * 5
     store = LocalStore(tmp_path)
@@ -117,6 +120,7 @@ def test_a_write_that_fails_leaves_the_earlier_content(tmp_path: Path) -> None:
     assert store.get_run_detector_metadata("r") == []
 
 
+@pytest.mark.documents("reliability/a-stored-file-is-damaged")
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     path = store.put("r", 0, "l", "k", torch.ones(3))

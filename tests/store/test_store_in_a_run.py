@@ -26,6 +26,8 @@ from mi_crow_lightning.store import LocalStore
 from tests.callback.runs import assert_bit_equal, data_of, fingerprint, fit, module_of, run, told
 from tests.models import handles, trainer
 
+pytestmark = pytest.mark.faults
+
 
 class Keeps(Detector):
     """Puts each activation into the store."""
@@ -38,6 +40,7 @@ def keeping(folder: Path, **options: Any) -> HookCallback:
     return HookCallback(detectors=Keeps("model.0", store=LocalStore(folder), schedule=Schedule(), **options))
 
 
+@pytest.mark.documents("reliability/the-stores-folder-cannot-be-made-or-is-read-only")
 def test_a_store_whose_folder_cannot_be_made_disables_the_detector(tmp_path: Path) -> None:
     """A file where the folder should be: unlike a read-only folder it stops the superuser, too."""
     (tmp_path / "runs").touch()
@@ -55,6 +58,7 @@ def test_a_store_whose_folder_cannot_be_made_disables_the_detector(tmp_path: Pat
     assert handles(module) == {}
 
 
+@pytest.mark.documents("reliability/the-stores-folder-cannot-be-made-or-is-read-only")
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_read_only_folder_disables_the_detector(tmp_path: Path) -> None:
     folder = tmp_path / "store"
@@ -85,6 +89,7 @@ class FillsUp(LocalStore):
             return super().put(run_id, batch_index, layer, key, tensor)
 
 
+@pytest.mark.documents("reliability/the-disk-fills-up-while-a-detector-writes-to-a-store")
 @pytest.mark.parametrize("stage", ["fit", "predict"])
 def test_a_disk_that_fills_up_during_a_run_keeps_what_was_written(tmp_path: Path, stage: str) -> None:
     store, module = FillsUp(tmp_path), module_of()
@@ -134,6 +139,7 @@ def killed(name: str, folder: Path, delay: float) -> int:
 MOMENTS = [random.Random(seed).uniform(0, 0.02) for seed in range(2)]
 
 
+@pytest.mark.documents("reliability/the-process-is-killed-while-steeringvector-save-writes")
 @pytest.mark.parametrize("delay", MOMENTS)
 def test_a_vector_whose_writer_is_killed_is_the_old_one_or_the_new_one(tmp_path: Path, delay: float) -> None:
     last = killed("vector", tmp_path, delay)
@@ -142,6 +148,7 @@ def test_a_vector_whose_writer_is_killed_is_the_old_one_or_the_new_one(tmp_path:
     assert value in (last + 1, last + 2)
 
 
+@pytest.mark.documents("reliability/the-process-is-killed-while-predictionwriter-writes")
 @pytest.mark.parametrize("delay", MOMENTS)
 def test_lines_whose_writer_is_killed_are_whole(tmp_path: Path, delay: float) -> None:
     last = killed("lines", tmp_path, delay)
@@ -158,6 +165,7 @@ def test_lines_whose_writer_is_killed_are_whole(tmp_path: Path, delay: float) ->
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()][-1] == -1
 
 
+@pytest.mark.documents("reliability/the-disk-is-full-while-steeringvector-save-writes")
 def test_a_vector_that_does_not_fit_the_disk_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "joy.safetensors"
     old = SteeringVector({"h.0": torch.ones(4)})

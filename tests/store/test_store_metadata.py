@@ -77,6 +77,7 @@ def test_metadata_must_be_a_dict_without_the_stores_own_key(tmp_path: Path) -> N
         store.put_detector_metadata("r", 0, {"_tensor_metadata_names": 1}, {})
 
 
+@pytest.mark.documents("reliability/a-stored-file-is-damaged")
 def test_damaged_metadata_names_its_file(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.put_run_metadata("r", {})

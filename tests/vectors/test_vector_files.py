@@ -58,6 +58,7 @@ def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
         SteeringVector.load(path)
 
 
+@pytest.mark.documents("reliability/a-vectors-file-is-cut-short-or-damaged")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -80,6 +81,7 @@ def test_damaged_files_are_told(tmp_path: Path, change: dict[str, str], message:
         SteeringVector.load(path)
 
 
+@pytest.mark.documents("reliability/a-vectors-file-is-cut-short-or-damaged")
 def test_a_file_cut_short_is_told(tmp_path: Path) -> None:
     path = tmp_path / "joy.safetensors"
     vector().save(path)

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, LayerActivationDetector
+from mi_crow_lightning import (
+    ActivationStatistics,
+    FunctionController,
+    HookCallback,
+    LayerActivationDetector,
+    ScaleController,
+)
 from mi_crow_lightning.errors import RegistrationError
 from tests.callback.compiled.cases import QUIET, Chain, Counted, small_mlp, three_blocks
 from tests.callback.runs import fit, run
@@ -17,6 +23,10 @@ from tests.models import trainer, vector_data
 pytestmark = QUIET
 
 
+@pytest.mark.documents(
+    "compatibility/blocks-compiled-one-by-one-hooks-on-them/detectors",
+    "compatibility/blocks-compiled-one-by-one-hooks-on-them/controllers",
+)
 @pytest.mark.parametrize("by", ["compile()", "torch.compile"])
 def test_hooks_on_compiled_blocks_stand_outside_and_may_be_any(by: str) -> None:
     outputs, captured, counted = [], [], Counted()
@@ -52,7 +62,12 @@ def test_a_hook_outside_sees_an_error_of_the_block_and_copies_have_no_hook() -> 
     assert len(copies) == 1 and copies[0]._compiled_call_impl is None and not copies[0]._forward_hooks
 
 
-def test_layers_inside_of_many_compiled_blocks_are_refused() -> None:
-    module = three_blocks()
+@pytest.mark.documents(
+    "compatibility/layers-inside-more-than-two-such-blocks/detectors",
+    "compatibility/layers-inside-more-than-two-such-blocks/controllers",
+)
+@pytest.mark.parametrize("hook", [ActivationStatistics("model.*.0"), ScaleController("model.*.0", 2.0)])
+def test_layers_inside_of_many_compiled_blocks_are_refused(hook: Any) -> None:
+    hooks = {"controllers" if hook.edits else "detectors": hook}
     with pytest.raises(RegistrationError, match="3 modules of class Chain are compiled one by one, and hooks inside"):
-        fit(module, vector_data(), HookCallback(ActivationStatistics("model.*.0")))
+        fit(three_blocks(), vector_data(), HookCallback(**hooks))

@@ -20,6 +20,11 @@ pytestmark = QUIET
 CALLS_ARE_CHECKPOINTED = LlamaDecoderLayer.__call__ is not nn.Module.__call__  # hooks too, in transformers 4
 
 
+@pytest.mark.documents(
+    "compatibility/gradient-checkpointing-in-a-graph/detectors",
+    "compatibility/gradient-checkpointing-in-a-graph/controllers",
+    "compatibility/gradient-checkpointing-in-a-graph/logging",
+)
 @pytest.mark.skipif(CALLS_ARE_CHECKPOINTED, reason="refused, see below")
 @pytest.mark.parametrize("way", [whole, wrapped])
 def test_checkpointed_blocks_are_counted_and_edited_once(way: Any) -> None:
@@ -35,6 +40,7 @@ def test_checkpointed_blocks_are_counted_and_edited_once(way: Any) -> None:
     torch.testing.assert_close(*weights)
 
 
+@pytest.mark.documents("compatibility/gradient-checkpointing-in-a-graph/detectors")
 @pytest.mark.parametrize("layer", ["block:1.mlp", *["block:1"] * CALLS_ARE_CHECKPOINTED])
 def test_layers_inside_of_checkpointed_blocks_are_refused(layer: str) -> None:
     module = checkpointed(small_llama())

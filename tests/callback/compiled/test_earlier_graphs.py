@@ -19,6 +19,10 @@ from tests.models import assert_same_handles, handles, trainer, vector_data
 pytestmark = QUIET
 
 
+@pytest.mark.documents(
+    "compatibility/hooks-that-come-after-a-compiled-run/detectors",
+    "compatibility/hooks-that-come-after-a-compiled-run/controllers",
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_hooks_that_come_after_a_compiled_run_are_seen(way: Any, caplog: pytest.LogCaptureFixture) -> None:
     counted, module = Counted(), small_mlp()

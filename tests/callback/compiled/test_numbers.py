@@ -31,6 +31,10 @@ from tests.models import loader, token_data, trainer, vector_data
 pytestmark = QUIET
 
 
+@pytest.mark.documents(
+    "compatibility/the-lightningmodule-or-a-model-in-it-wrapped-or-in-place/detectors",
+    "compatibility/the-lightningmodule-or-a-model-in-it-wrapped-or-in-place/logging",
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_fit_gives_the_numbers_of_one_that_is_not_compiled(way: Any) -> None:
     expected, _, weights = fitted(as_it_is, watched_and_steered, max_epochs=3)
@@ -68,6 +72,7 @@ class Outputs:
         return np.concatenate([x[mask] for x, mask in zip(self.seen, masks, strict=True)])
 
 
+@pytest.mark.documents("compatibility/the-lightningmodule-or-a-model-in-it-wrapped-or-in-place/detectors")
 @pytest.mark.parametrize("way", WAYS)
 def test_statistics_leave_padding_out(way: Any) -> None:
     bare = small_llama()

@@ -16,6 +16,10 @@ from tests.models import trainer, vector_data
 pytestmark = QUIET
 
 
+@pytest.mark.documents(
+    "compatibility/two-schedules-that-go-on-and-off/detectors",
+    "compatibility/two-schedules-that-go-on-and-off/controllers",
+)
 def test_two_schedules_that_go_on_and_off_by_themselves() -> None:
     counted, module = Counted(), small_mlp()
     hooks = [
@@ -29,15 +33,20 @@ def test_two_schedules_that_go_on_and_off_by_themselves() -> None:
     assert (counted.graphs, counted.breaks) == (4, 0)
 
 
-def test_a_third_schedule_is_refused() -> None:
-    hooks = [
-        ActivationStatistics("model.3", name=f"every {n}", schedule=Schedule("train", every_n_batches=n))
-        for n in (2, 3, 4)
-    ]
+@pytest.mark.documents(
+    "compatibility/two-schedules-that-go-on-and-off/detectors",
+    "compatibility/two-schedules-that-go-on-and-off/controllers",
+)
+@pytest.mark.parametrize("edits", [False, True])
+def test_a_third_schedule_is_refused(edits: bool) -> None:
+    schedules = {f"every {n}": Schedule("train", every_n_batches=n) for n in (2, 3, 4)}
+    watching = [ActivationStatistics("model.3", name=name, schedule=due) for name, due in schedules.items()]
+    steering = [ScaleController("model.3", 2.0, hook_id=name, schedule=due) for name, due in schedules.items()]
+    callback = HookCallback(controllers=steering) if edits else HookCallback(watching)
     with pytest.raises(RegistrationError, match=r"on and off by 3 schedules: .*every_n_batches=2.*at most 2"):
-        fit(in_place(small_mlp(), "eager"), vector_data(), HookCallback(hooks))
+        fit(in_place(small_mlp(), "eager"), vector_data(), callback)
     # Of those that do not go on and off in this run there may be more.
-    run("predict", trainer(HookCallback(hooks)), in_place(small_mlp(), "eager"), vector_data(8))
+    run("predict", trainer(HookCallback(watching)), in_place(small_mlp(), "eager"), vector_data(8))
 
 
 def test_switching_a_hook_off_and_on_in_a_run() -> None:

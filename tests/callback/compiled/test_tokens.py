@@ -26,6 +26,11 @@ from tests.models import WIDTH, token_data, trainer
 pytestmark = QUIET
 
 
+@pytest.mark.documents(
+    "compatibility/generate-of-a-compiled-model/detectors",
+    "compatibility/generate-of-a-compiled-model/controllers",
+    "compatibility/generate-of-a-compiled-model/logging",
+)
 @pytest.mark.parametrize("way", [wrapped, in_place])
 def test_generating_steers_and_counts_as_without_compiling(way: Any) -> None:
     outputs, callbacks = [], []

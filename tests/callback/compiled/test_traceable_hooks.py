@@ -41,6 +41,7 @@ from tests.models import WIDTH, token_data, trainer, vector_data
 pytestmark = QUIET
 
 
+@pytest.mark.documents("compatibility/the-lightningmodule-or-a-model-in-it-wrapped-or-in-place/controllers")
 @pytest.mark.parametrize(
     "make",
     [
@@ -116,6 +117,9 @@ REFUSED = "would run inside of a graph of torch.compile: 'model.3' lies in 'mode
 NOT_KNOWN = "what {} does is not known to be traceable"
 
 
+@pytest.mark.documents(
+    "compatibility/hooks-that-cannot-be-traced/detectors", "compatibility/hooks-that-cannot-be-traced/controllers"
+)
 @pytest.mark.parametrize(
     ("hook", "reason"),
     [

@@ -64,6 +64,7 @@ def fitted(module: Float16, accumulate: int, kind: str) -> tuple[list[Any], list
     return readings, seen.steps, runner
 
 
+@pytest.mark.documents("compatibility/16-mixed-16-true/detectors")
 @pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_each_step_reads_what_numpy_does(kind: str, accumulate: int) -> None:
