@@ -21,7 +21,7 @@ from mi_crow_lightning.hooks.passes.layouts import Layout
 from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.positions.span import Span
 
-__all__ = ["AllOf", "AnyOf", "Not", "Tokens"]
+__all__ = ["AllOf", "AnyOf", "Not", "Tokens", "put_where"]
 
 _NAMES = ("all", "prompt", "generated", "last")
 
@@ -245,6 +245,20 @@ def _choice(joined: str, other: object) -> Tokens:
     if not isinstance(other, Tokens):
         raise TypeError(f"{joined}: both must be Tokens(...)")
     return other
+
+
+def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:
+    """Return ``edited`` at the chosen positions, and ``x`` elsewhere, bit-equal: for a controller of your own.
+
+    Args:
+        mask: ``(B, T)`` bool, or ``None`` for every position.
+        edited: of the shape of ``x``.
+        x: ``(B, T, ...)``.
+    """
+    if mask is None or edited.shape != x.shape or edited.dtype != x.dtype:
+        return edited  # a wrong shape or dtype is the controller's to refuse, with its own message
+    # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.
+    return torch.where(mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim())), edited, x)
 
 
 class _Choice(NamedTuple):
