@@ -1,8 +1,8 @@
 """All benchmarks: a table, and benchmark.json.
 
-make bench                                     # about eight minutes on two CPU cores
-make bench ARGS=--quick                        # a tiny model, under a minute: does everything run?
-make bench ARGS="--docs docs/performance.md"   # also puts the tables into the page
+make bench                                               # about eight minutes on two CPU cores
+make bench ARGS=--quick                                  # a tiny model, under a minute: does everything run?
+make bench ARGS="--docs docs/reference/performance.md"   # also puts the tables into the page
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ nonfinite_batch     first batch that held one                      batch index
 ==================  =============================================  ==================
 
 Each is one number a layer. The moments and their merging are in ``rows.py`` (sources there); what each tells
-a reader is in the documentation, ``docs/statistics.md``.
+a reader is in the documentation, ``docs/reference/statistics.md``.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Tokens20(pl.LightningDataModule):
 
 
 class Along(Detector):
-    """A hook as docs/own_hooks.md has it: what it does not know goes on to the base class."""
+    """A hook as docs/how-to/own_hooks.md has it: what it does not know goes on to the base class."""
 
     def __init__(self, layer_signature: str | int | None = None, *, most: float, **options: Any) -> None:
         super().__init__(layer_signature, **options)

@@ -335,7 +335,7 @@ def test_print_config_of_a_command_gives_the_same_run_again(capsys) -> None:
 
 
 def test_the_files_of_the_documentation_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     (functions,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     my_hooks = ModuleType("my_hooks")
     exec(functions, my_hooks.__dict__)

@@ -322,7 +322,7 @@ def padding_of(batch: int, tokens: int) -> Tensor:
 
 
 def test_every_statistic_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "statistics.md").read_text(encoding="utf-8")
     rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("| `")]
     described = {name: cells for cells in rows for name in re.findall(r"`(\w+)`", cells[0])}
     assert described.keys() >= set(STATISTICS)
