@@ -70,6 +70,7 @@ lint: setup  ## Check style, types, the dependency rule and the docs
 	check $(BIN)/mypy; \
 	check $(BIN)/lint-imports --no-logo; \
 	check $(BIN)/mkdocs build --strict --quiet --site-dir .site-check; \
+	check .ci/api-pages .site-check/reference/api; \
 	rm -rf .site-check; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 

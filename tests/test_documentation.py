@@ -97,3 +97,15 @@ def test_internal_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+\.(?:md|py|txt))(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+
+
+def test_every_module_directly_in_hooks_has_an_entry_in_the_api_reference():
+    pages = "\n".join(page.read_text("utf-8") for page in (ROOT / "docs" / "reference" / "api").glob("*.md"))
+    entries = set(re.findall(r"^::: (mi_crow_lightning\.hooks\.\w+)$", pages, re.MULTILINE))
+    modules = {path.stem for path in (ROOT / "mi_crow_lightning" / "hooks").glob("*.py")} - {"__init__"}
+    assert {f"mi_crow_lightning.hooks.{name}" for name in modules} == entries
+
+
+def test_every_page_is_in_the_navigation():
+    in_nav = set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
+    assert in_nav == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.name != "README.md"}
