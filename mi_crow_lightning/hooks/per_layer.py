@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.vectors.steering_vector import SteeringVector
 
 __all__ = ["Casts", "PerLayer", "Vector", "ends_alike"]
 
@@ -110,9 +111,6 @@ class PerLayer(Generic[V]):
 
 
 def _from_file(path: str | Path, name: str) -> Mapping[str, Tensor]:
-    # The one place where a hook meets the disk, and only when it is asked to.
-    from mi_crow_lightning.vectors.steering_vector import SteeringVector
-
     try:
         return SteeringVector.load(path)
     except (FileNotFoundError, VectorFileError) as error:

@@ -7,18 +7,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Real
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import VectorMismatch
+from mi_crow_lightning.vectors.file import damaged, read, write
+from mi_crow_lightning.vectors.fit import names_in
 from mi_crow_lightning.vectors.origin import Origin, Value
-
-if TYPE_CHECKING:
-    from os import PathLike
 
 __all__ = ["SteeringVector"]
 
@@ -231,9 +231,7 @@ class SteeringVector(Mapping[str, Tensor]):
         Raises:
             OSError: the file cannot be written.
         """
-        from mi_crow_lightning.vectors.file import write
-
-        write(self, Path(path))
+        write(Path(path), self._directions, self._origin)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SteeringVector:
@@ -251,9 +249,11 @@ class SteeringVector(Mapping[str, Tensor]):
             ...     SteeringVector.load(f"{folder}/joy.safetensors") == vector
             True
         """
-        from mi_crow_lightning.vectors.file import read
-
-        return read(Path(path))
+        directions, origin = read(path := Path(path))
+        try:
+            return cls(directions, **vars(origin))
+        except (TypeError, ValueError) as error:
+            raise damaged(path, error) from error
 
     def fitted_to(self, model: nn.Module, *, any_model: bool = False) -> SteeringVector:
         """The same vector under the layer names of ``model``, once it is known to fit.
@@ -268,8 +268,6 @@ class SteeringVector(Mapping[str, Tensor]):
         Raises:
             VectorMismatch: the model has another name, lacks a layer, or has one of another width.
         """
-        from mi_crow_lightning.vectors.fit import names_in
-
         names = names_in(self, model, any_model)
         return self._made({names[layer]: value for layer, value in self._directions.items()})
 

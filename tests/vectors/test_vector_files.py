@@ -51,10 +51,10 @@ def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         SteeringVector.load(tmp_path)
     path.write_bytes(b"GGUF and so on")
-    with pytest.raises(VectorFileError, match=r"no readable safetensors file"):
+    with pytest.raises(VectorFileError, match=r"is not a readable safetensors file"):
         SteeringVector.load(path)
     save_file({f"layer{i}": torch.ones(2) for i in range(9)}, path)
-    with pytest.raises(VectorFileError, match=r"9 tensors \(layer0, layer1, .*, \.\.\.\), and no steering vector"):
+    with pytest.raises(VectorFileError, match=r"9 tensors \(layer0, layer1, .*, \.\.\.\), not a steering vector"):
         SteeringVector.load(path)
 
 
@@ -68,7 +68,7 @@ def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
         ({"origin": '{"colour": "red"}'}, "is damaged: TypeError"),
         ({"layers": '["h.7"]'}, r"is damaged: KeyError\('h.7'\)"),
         ({"layers": "3"}, "is damaged: TypeError"),
-        ({"layers": '["h.9"]'}, r"is damaged: .*no place in the list of layers"),
+        ({"layers": '["h.9"]'}, r"is damaged: .*not in the list of layers"),
     ],
 )
 def test_damaged_files_are_told(tmp_path: Path, change: dict[str, str], message: str) -> None:
