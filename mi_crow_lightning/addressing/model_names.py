@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 
 from torch import nn
 
 from mi_crow_lightning.addressing.module_tree import unwrapped
-from mi_crow_lightning.hooks.hook import Hook
 
 __all__ = ["configured_names", "warn_of_another_model"]
 
@@ -25,25 +24,31 @@ def configured_names(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield module, name
 
 
-def warn_of_another_model(hook: Hook, model: nn.Module) -> None:
-    """Warn where a hook's vectors were made from a model of another name.
+def warn_of_another_model(label: str, made_from: Iterable[str], model: nn.Module) -> None:
+    """Warn where vectors were made from a model of another name.
 
-    Only ends of names count, so that a local copy is no other model, and only names that configurations have: a class's
-    is that of many models. Where ``model`` holds several models, one of them with the name is enough.
+    Only the ends of names count, so that a local copy is the same model, and only names that configurations have: many
+    models share the name of a class. Where ``model`` holds several models, one of them with the name is enough.
+
+    Args:
+        label: what holds the vectors, for the message.
+        made_from: the names of the models that they were made from; an empty one is not known.
+        model: the model that they are used on.
     """
-    made_from = {name for name in hook.vector_models if name}
-    if not made_from:
+    known = {name for name in made_from if name}
+    if not known:
         return
     names = {_end(name): name for _, name in configured_names(model) if name}
     classes = {type(unwrapped(module)).__name__ for module in model.modules()}
-    for name in sorted(made_from - classes):
+    for name in sorted(known - classes):
         unsure = not names or any(map(_REVISION.fullmatch, (_end(name), *names)))
         if not unsure and _end(name) not in names:
             warnings.warn(
-                f"{hook!r}: its vector was made from model {name!r}, and this one is "
-                f"{' and '.join(map(repr, names.values()))}. Was the one made from the other, as by fine-tuning? If "
-                "not, the vector means nothing here: extract one from this model. If so, give dict(vector), which is "
-                "not asked, or dict(vector.fitted_to(model, any_model=True)), which checks layers and widths too.",
+                f"{label}: its vector was made from model {name!r}, and this one is "
+                f"{' and '.join(map(repr, names.values()))}. Was one model made from the other, as by fine-tuning? If "
+                "not, the vector means nothing here: extract one from this model. If so, give dict(vector), which "
+                "names no model, or dict(vector.fitted_to(model, any_model=True)), which also checks layers and "
+                "widths.",
                 stacklevel=4,
             )
 

@@ -163,7 +163,7 @@ class Layers:
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
         hook.check_layers({match.name: match.index for match in matches})
-        warn_of_another_model(hook, self.root)
+        warn_of_another_model(repr(hook), hook.vector_models, self.root)
         device = _device(matches[0].module, self.root)
         hook.prepare(names, device)
         if any(match.module in self.graphs for match in matches):
