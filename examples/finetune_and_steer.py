@@ -56,5 +56,5 @@ def main(model, logdir):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="Hugging Face ID or folder (default: the packaged SmolLM2-135M-Instruct)")
-    parser.add_argument("--logdir", default="logs", help="where TensorBoard's files go (default: logs)")
+    parser.add_argument("--logdir", default="outputs/logs", help="the folder of the logs (default: %(default)s)")
     main(**vars(parser.parse_args()))

@@ -75,5 +75,5 @@ def main(model, output):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="Hugging Face ID or folder (default: the packaged SmolLM2-135M-Instruct)")
-    parser.add_argument("--output", default="joy.safetensors", help="where the vector goes (default: joy.safetensors)")
+    parser.add_argument("--output", default="outputs/joy.safetensors", help="the file to write (default: %(default)s)")
     main(**vars(parser.parse_args()))

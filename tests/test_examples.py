@@ -97,9 +97,9 @@ def test_cli_fits_and_keeps_a_configuration_that_predicts_the_same(command_line,
     (watch,) = [callback for callback in fitted.trainer.callbacks if isinstance(callback, HookCallback)]
     assert {row.layer for row in watch.history() if row.stage == "train"} == {f"model.layers.{i}" for i in range(4)}
     assert watch.detectors[1].get_captured().shape == (8, 12, 32)
-    assert list(tmp_path.glob("logs/configured/version_0/events.out.tfevents.*"))
+    assert list(tmp_path.glob("outputs/logs/configured/version_0/events.out.tfevents.*"))
 
-    (kept,) = tmp_path.glob("logs/configured/version_0/config.yaml")
+    (kept,) = tmp_path.glob("outputs/logs/configured/version_0/config.yaml")
     written = yaml.safe_load(kept.read_text(encoding="utf-8"))
     written.pop("ckpt_path")
     kept.write_text(yaml.safe_dump(written), encoding="utf-8")
