@@ -16,6 +16,7 @@
 `PatchController`          replaces them by stored ones
 `FunctionController`       applies a function to them
 `TokenController`          the base of these: a controller of your own overrides ``change``
+`VectorController`         ... the base of those that take a vector, one for all layers or one for each
 `Schedule`, `Tokens`       when a hook is on, and at which positions
 =========================  ===========================================================================
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from mi_crow_lightning.hooks.schedules import AllOf, AnyOf, LoggedSteps, Moment, Not, Schedule, Stage
     from mi_crow_lightning.hooks.token_controller import TokenController
     from mi_crow_lightning.hooks.tokens import Tokens
+    from mi_crow_lightning.hooks.vector_controller import VectorController
 
 _HOOKS = "mi_crow_lightning.hooks"
 _SOURCES = {
@@ -76,6 +78,7 @@ _SOURCES = {
     "ProjectionDetector": f"{_HOOKS}.detectors.projection",
     "TokenController": f"{_HOOKS}.token_controller",
     "Tokens": f"{_HOOKS}.tokens",
+    "VectorController": f"{_HOOKS}.vector_controller",
     "attached": f"{_HOOKS}.attaching",
 }
 
@@ -106,6 +109,7 @@ __all__ = [
     "SteeringController",
     "TokenController",
     "Tokens",
+    "VectorController",
     "attached",
 ]
 

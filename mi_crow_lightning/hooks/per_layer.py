@@ -17,7 +17,7 @@ from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
 
-__all__ = ["Casts", "PerLayer", "Vector", "ends_alike"]
+__all__ = ["Casts", "PerLayer", "Vector", "ends_alike", "loaded"]
 
 V = TypeVar("V")
 
@@ -50,7 +50,7 @@ class PerLayer(Generic[V]):
     def __init__(self, given: Any, name: str, check: Callable[[Any, str], V]) -> None:
         self.name = name
         self.value: V | dict[int | str, V]
-        given = _from_file(given, name) if isinstance(given, (str, Path)) else given
+        given = loaded(given, name)
         model = getattr(given, "model", "")
         self.model = model if isinstance(model, str) else ""
         if isinstance(given, Mapping):
@@ -110,9 +110,16 @@ class PerLayer(Generic[V]):
             self.of(layer, index)
 
 
-def _from_file(path: str | Path, name: str) -> Mapping[str, Tensor]:
+def loaded(given: Any, name: str) -> Any:
+    """Return ``given``, or where it is a path the `SteeringVector` in that file. Only here do hooks meet the disk.
+
+    Raises:
+        FileNotFoundError, VectorFileError: there is no such file, or it is not a steering vector's.
+    """
+    if not isinstance(given, (str, Path)):
+        return given
     try:
-        return SteeringVector.load(path)
+        return SteeringVector.load(given)
     except (FileNotFoundError, VectorFileError) as error:
         raise type(error)(f"{name}: {error}") from error
 

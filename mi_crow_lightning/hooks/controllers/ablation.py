@@ -6,23 +6,20 @@ may write the direction again: ablate at every layer that does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.directions import check_width, orthonormal_basis
+from mi_crow_lightning.hooks.directions import orthonormal_basis
 from mi_crow_lightning.hooks.edits import added
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
-from mi_crow_lightning.hooks.token_controller import TokenController
+from mi_crow_lightning.hooks.vector_controller import VectorController
 from mi_crow_lightning.metrics.projections import onto, project
 
 __all__ = ["AblationController"]
 
 
-class AblationController(TokenController):
+class AblationController(VectorController):
     """Takes out of activations what lies along a direction, or in a subspace.
 
     With an orthonormal basis ``U`` ``(R, D)`` of the subspace, ``x - strength * (x @ U.T) @ U``.
@@ -48,47 +45,22 @@ class AblationController(TokenController):
     """
 
     traceable = True
+    described = "the ablated direction"
 
-    def __init__(
-        self,
-        layer_signature: str | int | None,
-        vector: Vector,
-        **options: Any,
-    ) -> None:
-        super().__init__(layer_signature, **options)
-        self._bases = PerLayer(vector, "vector", orthonormal_basis)
-        self._casts = Casts()
+    def checked(self, value: Any, name: str) -> Tensor:
+        """Return an orthonormal basis of the directions, ``(R, D)`` float64."""
+        return orthonormal_basis(value, name)
 
     @property
     def basis(self) -> Tensor | dict[int | str, Tensor]:
         """An orthonormal basis of what is taken out, ``(R, D)`` float64, or a dict of these by layer."""
-        return self._bases.value
+        return self.vector
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
-        """``x`` without the share ``strength`` of what lies in the subspace.
+        """Return ``x`` without the share ``strength`` of what lies in the subspace.
 
         Raises:
-            VectorMismatch: the subspace is not one of the activation's space.
+            VectorMismatch: the width of the subspace is not that of ``x``.
         """
-        basis = self._bases.at(ctx)
-        check_width(basis.shape[-1], x, ctx, "the ablated direction")
-        units = self._casts.of(basis, x)
+        units = self.vector_at(x, ctx)  # (R, D)
         return added(x, -onto(project(x, units), units), strength)
-
-    def prepare_graph(self, device: torch.device) -> None:
-        """Have the directions where the graph runs."""
-        self._bases.move(device)
-
-    @property
-    def vector_models(self) -> tuple[str, ...]:
-        """The model of the vector, if it is a `SteeringVector`."""
-        return (self._bases.model,)
-
-    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
-        """Refuse layers that there is no direction for.
-
-        Raises:
-            RegistrationError: it names the layer, and those that there are.
-        """
-        super().check_layers(blocks)
-        self._bases.check_layers(blocks)

@@ -6,7 +6,6 @@ orthogonal to the direction stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,16 +13,16 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import is_finite
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.directions import check_width, unit_vector
+from mi_crow_lightning.hooks.directions import unit_vector
 from mi_crow_lightning.hooks.edits import added
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
-from mi_crow_lightning.hooks.token_controller import TokenController
+from mi_crow_lightning.hooks.per_layer import Vector
+from mi_crow_lightning.hooks.vector_controller import VectorController
 from mi_crow_lightning.metrics.projections import project
 
 __all__ = ["ClampController"]
 
 
-class ClampController(TokenController):
+class ClampController(VectorController):
     """Sets the projection of activations on a direction to a value, or clips it to a range.
 
     With the unit vector ``u`` and the projection ``p = x @ u``, ``x + strength * (target - p) * u``. Tokens whose
@@ -55,6 +54,7 @@ class ClampController(TokenController):
     """
 
     traceable = True
+    described = "the clamped direction"
 
     def __init__(
         self,
@@ -66,12 +66,14 @@ class ClampController(TokenController):
         high: float | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(layer_signature, **options)
-        self._units = PerLayer(vector, "vector", unit_vector)
-        self._casts = Casts()
+        super().__init__(layer_signature, vector, **options)
         self.value, self.low, self.high = (
             None if number is None else float(number) for number in _checked(value, low, high)
         )
+
+    def checked(self, value: Any, name: str) -> Tensor:
+        """Return the unit vector in the direction, ``(D,)`` float64."""
+        return unit_vector(value, name)
 
     @property
     def may_be_idle(self) -> bool:
@@ -84,32 +86,12 @@ class ClampController(TokenController):
         Raises:
             VectorMismatch: the direction's width is not that of ``x``.
         """
-        unit = self._units.at(ctx)
-        check_width(len(unit), x, ctx, "the clamped direction")
-        unit = self._casts.of(unit, x)
+        unit = self.vector_at(x, ctx)
         along = project(x, unit[None])  # (..., 1)
         if self.value is not None:
             return added(x, (self.value - along) * unit, strength)
         target = along.clamp(self.low, self.high)
         return torch.where(target == along, x, added(x, (target - along) * unit, strength))
-
-    def prepare_graph(self, device: torch.device) -> None:
-        """Have the directions where the graph runs."""
-        self._units.move(device)
-
-    @property
-    def vector_models(self) -> tuple[str, ...]:
-        """The model of the vector, if it is a `SteeringVector`."""
-        return (self._units.model,)
-
-    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
-        """Refuse layers that there is no direction for.
-
-        Raises:
-            RegistrationError: it names the layer, and those that there are.
-        """
-        super().check_layers(blocks)
-        self._units.check_layers(blocks)
 
 
 def _checked(

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import PatchMismatch
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.directions import check_width
 from mi_crow_lightning.hooks.edits import mixed
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.per_layer import PerLayer, loaded
 from mi_crow_lightning.hooks.positions.padding import first_column
 from mi_crow_lightning.hooks.positions.rows import of_rows
-from mi_crow_lightning.hooks.token_controller import TokenController
+from mi_crow_lightning.hooks.vector_controller import VectorController
 
 __all__ = ["PatchController"]
 
 Stored: TypeAlias = Tensor | Sequence[Tensor]
 
 
-class PatchController(TokenController):
+class PatchController(VectorController):
     """Replaces activations by stored ones at chosen tokens.
 
     How the stored activations are aligned with those of the run follows from their shape:
@@ -62,15 +61,22 @@ class PatchController(TokenController):
         tensor([1.])
     """
 
+    argument = "source"
+    described = "what is stored"
+
     def __init__(
         self,
         layer_signature: str | int | None,
         source: str | Path | Stored | Mapping[int, Stored] | Mapping[str, Stored],
         **options: Any,
     ) -> None:
-        super().__init__(layer_signature, **options)
-        self._stored = PerLayer(source, "source", _checked)
-        self._casts = Casts()
+        given = loaded(source, self.argument)  # here, as it is needed twice
+        super().__init__(layer_signature, given, **options)
+        self._prompts = PerLayer(given, self.argument, _prompt_columns)
+
+    def checked(self, value: Any, name: str) -> Tensor:
+        """Return a copy of what is stored; passes of one ``generate`` are joined."""
+        return _joined(value, name)
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """``x`` with the stored activations wherever there are any.
@@ -78,40 +84,19 @@ class PatchController(TokenController):
         Raises:
             VectorMismatch, PatchMismatch: they are not aligned with ``x``.
         """
-        stored, prompt = self._stored.at(ctx)
-        check_width(stored.shape[-1], x, ctx, "what is stored")
-        values = self._casts.of(stored, x)
+        values = self.vector_at(x, ctx)
         if values.dim() == 1:
             return mixed(x, values.expand_as(x), strength)
         rows = of_rows(values, x, ctx)
         if rows is None:
-            raise _mismatch(stored, x, ctx, "the run must have as many rows, or so many for each stored one")
+            raise _mismatch(values, x, ctx, "the run must have as many rows, or so many for each stored one")
         if rows.shape == x.shape and x.dim() != 3:
             return mixed(x, rows, strength)
         if x.dim() != 3 or rows.dim() > 3:
-            raise _mismatch(stored, x, ctx, "beyond the rows, both must have one shape")
+            raise _mismatch(values, x, ctx, "beyond the rows, both must have one shape")
         if rows.dim() == 2:
             return mixed(x, rows[:, None].expand_as(x), strength)
-        return mixed(x, _by_column(rows, prompt, x, ctx), strength)
-
-    @property
-    def vector_models(self) -> tuple[str, ...]:
-        """The model of the vector, if it is a `SteeringVector`."""
-        return (self._stored.model,)
-
-    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
-        """Refuse layers that nothing is stored for.
-
-        Raises:
-            RegistrationError: it names the layer, and those that there are.
-        """
-        super().check_layers(blocks)
-        self._stored.check_layers(blocks)
-
-
-class _Source(NamedTuple):
-    stored: Tensor
-    prompt: int  # how many of the stored columns are the prompt's, where there are columns
+        return mixed(x, _by_column(rows, self._prompts.at(ctx), x, ctx), strength)
 
 
 def _by_column(stored: Tensor, prompt: int, x: Tensor, ctx: HookContext) -> Tensor:
@@ -131,9 +116,15 @@ def _mismatch(stored: Tensor, x: Tensor, ctx: HookContext, why: str) -> PatchMis
     )
 
 
-def _checked(value: Any, name: str) -> _Source:
+def _prompt_columns(value: Any, name: str) -> int:
+    """How many of the stored columns are the prompt's, where there are columns."""
+    stored = value if isinstance(value, Tensor) else value[0]
+    return stored.shape[1] if stored.dim() > 1 else 0
+
+
+def _joined(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
-        return _Source(_copied(value, name), value.shape[1] if value.dim() > 1 else 0)
+        return _copied(value, name)
     if not isinstance(value, (list, tuple)) or not value:
         hint = ": give what it captured, .get_captured()" if hasattr(value, "get_captured") else ""
         raise TypeError(
@@ -147,7 +138,7 @@ def _checked(value: Any, name: str) -> _Source:
             f"{name} holds the shapes {[tuple(one.shape) for one in passes]}: a list is the passes of one generate "
             "with a cache, (B, T, D) and then (B, 1, D) for each further token"
         )
-    return _Source(torch.cat(passes, 1), first.shape[1])
+    return torch.cat(passes, 1)
 
 
 def _copied(value: Any, name: str) -> Tensor:

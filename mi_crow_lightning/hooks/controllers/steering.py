@@ -7,24 +7,20 @@ as long as the activation itself: text then begins to repeat.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.directions import check_width, checked_vector
-from mi_crow_lightning.hooks.edits import added
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
+from mi_crow_lightning.hooks.per_layer import Vector
 from mi_crow_lightning.hooks.strengths import Strength
-from mi_crow_lightning.hooks.token_controller import TokenController
 from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.vector_controller import VectorController
 
 __all__ = ["SteeringController"]
 
 
-class SteeringController(TokenController):
+class SteeringController(VectorController):
     """Adds ``strength * vector`` to activations at chosen tokens.
 
     The product is made in float32 and cast to the activation's dtype; the activation is never cast. All other
@@ -53,6 +49,7 @@ class SteeringController(TokenController):
     """
 
     traceable = True
+    described = "the steering vector"
 
     def __init__(
         self,
@@ -62,56 +59,32 @@ class SteeringController(TokenController):
         tokens: Tokens | str = "all",
         **options: Any,
     ) -> None:
-        super().__init__(layer_signature, strength=strength, tokens=tokens, **options)
-        self._casts = Casts()
-        self.vector = vector
+        super().__init__(layer_signature, vector, strength=strength, tokens=tokens, **options)
 
     @property
     def vector(self) -> Tensor | dict[int | str, Tensor]:
         """The direction, ``(D,)`` float32, or a dict of these by layer: copies of what was given."""
-        return self._vectors.value
+        return super().vector
 
     @vector.setter
     def vector(self, value: Vector) -> None:
-        self._vectors = PerLayer(value, "vector", checked_vector)
-        self._casts.clear()
+        self._keep(value)
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
-        """``x + strength * vector``.
+        """Return ``x + strength * vector``.
 
         Raises:
             VectorMismatch: the vector's width is not that of ``x``.
         """
-        vector = self._vectors.at(ctx)
-        check_width(len(vector), x, ctx, "the steering vector")
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return added(x, self._casts.of(vector, x, wide), strength)
-
-    def prepare_graph(self, device: torch.device) -> None:
-        """Have the directions where the graph runs."""
-        self._vectors.move(device)
-
-    @property
-    def vector_models(self) -> tuple[str, ...]:
-        """The model of the vector, if it is a `SteeringVector`."""
-        return (self._vectors.model,)
-
-    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
-        """Refuse layers that there is no vector for.
-
-        Raises:
-            RegistrationError: it names the layer, and those that there are.
-        """
-        super().check_layers(blocks)
-        self._vectors.check_layers(blocks)
+        return x + self.scaled_vector_at(x, strength, ctx)
 
     def state_dict(self) -> dict[str, Any]:
-        """The switch, the strength and the vector."""
+        """Return the switch, the strength and the vector."""
         of = self.vector
         vector = of.cpu() if isinstance(of, Tensor) else {layer: one.cpu() for layer, one in of.items()}
         return super().state_dict() | {"vector": vector}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them over."""
+        """Restore the switch, the strength and the vector."""
         super().load_state_dict(state)
         self.vector = state.get("vector", self.vector)

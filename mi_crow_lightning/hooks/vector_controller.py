@@ -1,0 +1,187 @@
+"""The base of the controllers that edit along a vector: one for all layers, or one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.directions import check_width, checked_vector
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
+from mi_crow_lightning.hooks.token_controller import TokenController
+
+__all__ = ["VectorController"]
+
+
+class VectorController(TokenController):
+    """A controller that edits along a vector; a subclass overrides `change`, and `checked` if it keeps another form.
+
+    The base finds the vector of each layer, brings it to the activation's dtype and device once, and refuses layers
+    that have none, or another width.
+
+    Args:
+        layer_signature: which layers.
+        vector: ``(D,)``; or a mapping from layer (block index or name) to such vectors, as a `SteeringVector` is; or
+            the path of a `SteeringVector`'s file.
+        **options: ``strength``, ``tokens``, ``when``, ``preserve_norm``, see `TokenController`; ``hook_type``,
+            ``hook_id``, ``schedule``, ``on_error``, see `Hook`.
+
+    Raises:
+        TypeError, ValueError: `checked` refuses the vector.
+
+    Examples:
+        A controller that mirrors activations, so that they lie as far along a direction on its other side:
+
+        >>> import torch
+        >>> from mi_crow_lightning.hooks import Layers
+        >>> from mi_crow_lightning.hooks.directions import unit_vector
+        >>> class Mirror(VectorController):
+        ...     def checked(self, value, name):
+        ...         return unit_vector(value, name)
+        ...     def change(self, x, strength, ctx):
+        ...         unit = self.vector_at(x, ctx)
+        ...         return x - 2 * strength * (x @ unit)[..., None] * unit
+        >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+        >>> _ = Layers(model).register_hook("0", Mirror("0", torch.tensor([0.0, 5.0])))
+        >>> model(torch.tensor([[[3.0, 4.0]]]))
+        tensor([[[ 3., -4.]]])
+    """
+
+    argument = "vector"
+    """What messages call the vector that was given."""
+    described = "the vector"
+    """What messages call the vector where it does not fit a layer."""
+
+    def __init__(self, layer_signature: str | int | None, vector: Vector, **options: Any) -> None:
+        super().__init__(layer_signature, **options)
+        self._casts = Casts()
+        self._scaled: dict[tuple[str, int | None], _Scaled] = {}
+        self._keep(vector)
+
+    def checked(self, value: Any, name: str) -> Tensor:
+        """Return what is kept of one given vector: here a copy, ``(D,)`` float32.
+
+        Args:
+            value: what was given, for all layers or for one.
+            name: what messages call it: ``"vector"`` or ``"vector['h.3']"``.
+
+        Returns:
+            A tensor of its own, whose last dimension is that of the activations.
+
+        Raises:
+            TypeError, ValueError: the value is not a vector that the controller can use.
+        """
+        return checked_vector(value, name)
+
+    @property
+    def vector(self) -> Tensor | dict[int | str, Tensor]:
+        """What `checked` made of the vector, or a dict of these by layer."""
+        return self._vectors.value
+
+    def _keep(self, given: Any) -> None:
+        self._vectors = PerLayer(given, self.argument, self.checked)
+        self._casts.clear()
+        self._scaled.clear()
+
+    def vector_at(self, x: Tensor, ctx: HookContext, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the vector of the layer that an activation comes from.
+
+        Args:
+            x: the activation.
+            ctx: the hook's context.
+            dtype: of the vector; that of ``x`` if left out.
+
+        Returns:
+            What `checked` made, in this dtype and on the device of ``x``; the same tensor in each pass.
+
+        Raises:
+            VectorMismatch: it is not as wide as ``x``.
+        """
+        vector = self._vectors.at(ctx)
+        check_width(vector.shape[-1], x, ctx, self.described)
+        return self._casts.of(vector, x, dtype)
+
+    def scaled_vector_at(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """Return ``strength * vector``, made in float32 or wider and rounded once to the dtype of ``x``.
+
+        Of a strength that is one number the product is kept, so that a pass costs no multiplication.
+
+        Args:
+            x: the activation.
+            strength: a number, or float32 ``(rows, 1, ...)``.
+            ctx: the hook's context.
+
+        Raises:
+            VectorMismatch: the vector is not as wide as ``x``.
+        """
+        if not isinstance(strength, float) or torch.compiler.is_compiling():
+            return self._product(x, strength, ctx)
+        place = ctx.place
+        kept = self._scaled.get((place.layer, place.index))
+        if kept is not None and kept.serves(x, strength):
+            return kept.product
+        vector = self._vectors.at(ctx)
+        if vector.requires_grad or vector.is_inference():  # it is learned, or does not say when it was written to
+            return self._product(x, strength, ctx)
+        with torch.inference_mode(False), torch.no_grad():
+            product = self._product(x, strength, ctx)
+        if _may_be_kept(product):
+            kinds = (x.dtype, x.device, x.shape[-1])
+            self._scaled[place.layer, place.index] = _Scaled(product, strength, vector, vector._version, *kinds)
+        return product
+
+    def _product(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return (strength * self.vector_at(x, ctx, wide)).to(x.dtype)
+
+    def prepare_graph(self, device: torch.device) -> None:
+        """Bring the vectors to where the graph runs."""
+        self._vectors.move(device)
+
+    @property
+    def vector_models(self) -> tuple[str, ...]:
+        """Name of the model that the vector was made from, if it was given as a `SteeringVector`."""
+        return (self._vectors.model,)
+
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Refuse layers that there is no vector for, or no strength.
+
+        Raises:
+            RegistrationError: it names the layer, and those that there are.
+        """
+        super().check_layers(blocks)
+        self._vectors.check_layers(blocks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out products: a copy makes its own."""
+        return {**super().__getstate__(), "_scaled": {}}
+
+
+class _Scaled(NamedTuple):
+    """``strength * vector`` for activations of one dtype, device and width."""
+
+    product: Tensor
+    strength: float
+    vector: Tensor
+    version: int  # of the vector: torch counts what is written to it
+    dtype: torch.dtype
+    device: torch.device
+    width: int
+
+    def serves(self, x: Tensor, strength: float) -> bool:
+        return (
+            strength is self.strength  # not ==: 0.0 == -0.0
+            and x.dtype is self.dtype
+            and x.shape[-1] == self.width
+            and x.device == self.device
+            and self.vector._version == self.version
+            and not self.vector.requires_grad
+        )
+
+
+def _may_be_kept(product: Tensor) -> bool:
+    """Whether the product holds its numbers: it is not fake, and not of a CUDA graph that was never replayed."""
+    return type(product) is Tensor and not (product.is_cuda and torch.cuda.is_current_stream_capturing())
