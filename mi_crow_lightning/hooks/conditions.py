@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._arguments import is_finite, not_known
 from mi_crow_lightning.errors import ConditionMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.positions.rows import of_rows
 
-__all__ = ["Condition", "where_both"]
+__all__ = ["Beyond", "Condition", "Of", "where_both"]
 
 # Any, because in a configuration file jsonargparse would take only functions that are annotated to return a Tensor.
 Condition: TypeAlias = Callable[[Tensor, HookContext], Any]
@@ -21,21 +22,78 @@ Condition: TypeAlias = Callable[[Tensor, HookContext], Any]
 It returns a bool tensor, ``(B,)`` for samples or ``(B, T)`` for tokens, or one bool for all.
 """
 
+Of: TypeAlias = Literal["projection", "cosine"]
+"""What `Beyond` compares with its bound."""
 
-def where_both(mask: Tensor | None, condition: Condition | None, x: Tensor, ctx: HookContext) -> Tensor | bool:
-    """The chosen tokens at which the condition holds.
+
+class _Projections(Protocol):
+    def running(
+        self, ctx: HookContext, *, of: Of = "projection", vector: str | None = None, layer: str | int | None = None
+    ) -> Tensor: ...
+
+
+class Beyond:
+    """The condition that a token lies far enough along a direction, as a detector saw it in the running pass.
 
     Args:
-        mask: the tokens, ``(B, T)`` bool, or ``None`` for all.
-        condition: the condition, or ``None`` for none.
+        detector: knows the projections of the running pass, see `ProjectionDetector.above`.
+        is_above: whether the condition holds above the bound, or below it. It never holds at the bound.
+        bound: the bound.
+        of: what is compared: ``"projection"`` or ``"cosine"``.
+        vector: name of the direction, where there are several.
+        layer: the layer to look at; ``None`` for the edited one, or for the only one that the detector watches.
+
+    Raises:
+        ValueError: ``bound`` is not a finite number, or ``of`` is neither.
+    """
+
+    def __init__(
+        self,
+        detector: _Projections,
+        is_above: bool,
+        bound: float,
+        of: Of = "projection",
+        vector: str | None = None,
+        layer: str | int | None = None,
+    ) -> None:
+        if not is_finite(bound):
+            raise ValueError(f"bound={bound!r} must be a finite number")
+        if of not in ("projection", "cosine"):
+            raise not_known("of", of, ["projection", "cosine"])
+        self.detector = detector
+        self.is_above = is_above
+        self.bound = float(bound)
+        self.of: Of = of
+        self.vector = vector
+        self.layer = layer
+
+    def __call__(self, x: Tensor, ctx: HookContext) -> Tensor:
+        """Return which tokens of the running pass lie beyond the bound: ``(B, T)`` bool.
+
+        Raises:
+            ConditionMismatch: their projections are not known.
+        """
+        values = self.detector.running(ctx, of=self.of, vector=self.vector, layer=self.layer)
+        return values > self.bound if self.is_above else values < self.bound
+
+    def __repr__(self) -> str:
+        return f"{self.detector!r}.{'above' if self.is_above else 'below'}({self.bound!r}, of={self.of!r})"
+
+
+def where_both(mask: Tensor | None, condition: Condition | None, x: Tensor, ctx: HookContext) -> Tensor | bool:
+    """Return where a token is chosen and the condition holds.
+
+    Args:
+        mask: the chosen tokens, ``(B, T)`` bool, or ``None`` for all.
+        condition: the condition, or ``None`` if there is none.
         x: the activation.
         ctx: the hook's context.
 
     Returns:
-        A bool mask of leading dimensions of ``x``; ``True`` for every position, ``False`` for none.
+        A bool mask whose dimensions are leading ones of ``x``; or ``True`` for every position, ``False`` for none.
 
     Raises:
-        ConditionMismatch: the condition gave something else than a mask that fits.
+        ConditionMismatch: the condition returned something other than a mask that fits.
     """
     holds: Tensor | bool = True
     if condition is not None:
@@ -51,7 +109,7 @@ def where_both(mask: Tensor | None, condition: Condition | None, x: Tensor, ctx:
 
 
 def _fitted(holds: Any, x: Tensor, ctx: HookContext) -> Tensor | bool:
-    """What a condition gave: a bool, or a mask of dimensions (), (rows,) or (rows, T)."""
+    """Return what a condition returned: a bool, or a mask of dimensions (), (rows,) or (rows, T)."""
     if isinstance(holds, bool):
         return holds
     if not isinstance(holds, Tensor) or holds.dtype != torch.bool:

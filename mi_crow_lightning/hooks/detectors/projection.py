@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
-from mi_crow_lightning.hooks.beyond import Beyond, Of
+from mi_crow_lightning.hooks.conditions import Beyond, Of
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.directions import check_width, unit_vector
