@@ -16,8 +16,8 @@ __all__ = ["holds_file", "inside", "visible", "write_atomically"]
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``, so that readers see the earlier content or all of the new one.
 
-    The temporary file starts with a dot, as no name in the store may: when the process is killed
-    before the end, what stays behind is never listed and never read.
+    The name of the temporary file starts with a dot, as no name in the store may: one that a killed process leaves
+    behind is never listed and never read.
 
     Raises:
         OSError: the disk is full, the folder is not writable, ... The earlier content is kept.
@@ -32,22 +32,18 @@ def write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
     try:
-        _write_through(temporary, data)
+        # Mode "x" gives the usual permissions (umask); tempfile would make the tensor private to its writer.
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        # Ctrl-C too must not leave a file behind; the first error is the one to report.
+        # Ctrl-C must not leave a file behind either; the first error is the one to report.
         with suppress(OSError):
             temporary.unlink()
         raise
     _sync_folder(path.parent)
-
-
-def _write_through(path: Path, data: bytes) -> None:
-    # Mode "x" gives the usual permissions (umask); tempfile would make the tensor private to its writer.
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -73,7 +69,7 @@ def inside(root: Path, *parts: str) -> Path:
     """
     path = root.joinpath(*parts)
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
-    if real == home or home in real.parents:
+    if real.is_relative_to(home):
         return path
     raise StoreKeyError(
         f"{'/'.join(parts)!r} leads to {str(real)!r}, outside the store's folder {str(home)!r}. "
@@ -82,16 +78,7 @@ def inside(root: Path, *parts: str) -> Path:
 
 
 def visible(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Entries of ``folder`` in order of name, without temporary files; none if there is no folder.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Path(folder, ".tmp-1").touch()
-        ...     Path(folder, "a").touch()
-        ...     [entry.name for entry in visible(Path(folder))]
-        ['a']
-    """
+    """Go through the entries of ``folder`` by name, without temporary files; there are none without a folder."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
@@ -100,14 +87,8 @@ def visible(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def holds_file(folder: Path) -> bool:
-    """Whether there is a finished file anywhere below ``folder``.
+    """Say whether there is a finished file anywhere below ``folder``.
 
-    A process killed before its first write ends leaves empty folders; those are not worth a mention.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     holds_file(Path(folder))
-        False
+    A process that is killed before its first write ends leaves empty folders, which count as nothing.
     """
     return any(not entry.is_dir(follow_symlinks=False) or holds_file(Path(entry.path)) for entry in visible(folder))

@@ -1,4 +1,4 @@
-"""Runs, layers and keys as file names: used as they are, or refused."""
+"""Names of runs, layers, keys and batches as file names: used as they are, or refused."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ import re
 
 from mi_crow_lightning.errors import StoreKeyError
 
-__all__ = [
-    "MAX_NAME_BYTES",
-    "SUFFIX",
-    "batch_file_name",
-    "batch_folder_name",
-    "check_batch_index",
-    "check_name",
-    "read_batch_name",
-    "split_path",
-    "tensor_file_name",
-]
+__all__ = ["SUFFIX", "batch_file_name", "batch_folder_name", "check_name", "read_batch_name", "split_path"]
 
-MAX_NAME_BYTES = 255
 SUFFIX = ".safetensors"
 
+_MOST_BYTES = 255
 _LAST_INDEX = 2**63 - 1
 _BATCH = re.compile(r"batch_([0-9]{1,19})(\.safetensors)?", re.ASCII)
 
@@ -33,20 +23,21 @@ def check_name(kind: str, name: object, *, suffix: str = "", reserved: str | Non
     Args:
         kind: what the name is, for the message: ``"run_id"``, ``"layer"``, ``"key"``.
         name: the name to check.
-        suffix: what the file name will end with; it counts towards the length.
-        reserved: a file name the store itself uses in that folder.
+        suffix: how the file name will end; it counts towards the length.
+        reserved: a file name that the store itself uses in that folder.
 
     Raises:
-        StoreKeyError: the name is no string, is empty, too long, starts with a dot, or holds a path
-            separator or a NUL.
+        StoreKeyError: the name is not a string, is empty, too long, starts with a dot, or holds a path separator or a
+            NUL.
 
     Examples:
         >>> check_name("layer", "transformer.h.0.attn")
         'transformer.h.0.attn'
     """
-    limit = MAX_NAME_BYTES - len(suffix)
-    fault = _fault(name, limit, reserved)
-    if fault is None and isinstance(name, str):
+    limit = _MOST_BYTES - len(suffix)
+    if not isinstance(name, str):
+        fault: str | None = f"is a {type(name).__name__}, not a str"
+    elif (fault := _fault(name, limit, reserved)) is None:
         return name
     raise StoreKeyError(
         f"{kind} {name!r} cannot be a name in the store: it {fault}. Allowed: a non-blank str of at most "
@@ -54,9 +45,7 @@ def check_name(kind: str, name: object, *, suffix: str = "", reserved: str | Non
     )
 
 
-def _fault(name: object, limit: int, reserved: str | None) -> str | None:
-    if not isinstance(name, str):
-        return f"is a {type(name).__name__}, not a str"
+def _fault(name: str, limit: int, reserved: str | None) -> str | None:
     if not name.strip():
         return "is empty"
     if name.startswith("."):
@@ -70,10 +59,6 @@ def _fault(name: object, limit: int, reserved: str | None) -> str | None:
     # Some file systems ignore case, where "Metadata.json" would overwrite "metadata.json".
     if reserved is not None and name.casefold() == reserved:
         return f"is kept for the store's own {reserved}"
-    return _encoding_fault(name, limit)
-
-
-def _encoding_fault(name: str, limit: int) -> str | None:
     try:
         size = len(name.encode("utf-8"))
     except UnicodeEncodeError:
@@ -85,7 +70,7 @@ def split_path(key: object) -> tuple[str, ...]:
     """Split ``"a/b/c"`` into its names, each of them checked.
 
     Raises:
-        StoreKeyError: ``key`` is no string, is absolute, or one of its parts is refused.
+        StoreKeyError: ``key`` is not a string, is absolute, or one of its parts is refused.
 
     Examples:
         >>> split_path("vectors/layer.3")
@@ -99,50 +84,32 @@ def split_path(key: object) -> tuple[str, ...]:
         raise StoreKeyError(f"key {key!r} would not stay in the store's folder: {error}") from error
 
 
-def check_batch_index(batch_index: object) -> int:
-    """Return ``batch_index`` if it is a whole number from 0 on.
+def batch_folder_name(batch_index: object) -> str:
+    """Return the name of the folder that holds the layers of a batch, ``"batch_3"``.
 
     Raises:
-        StoreKeyError: it is negative, a bool, or no int.
-
-    Examples:
-        >>> check_batch_index(3)
-        3
+        StoreKeyError: the index is negative, too large, a bool, or not an int.
     """
-    whole = isinstance(batch_index, int) and not isinstance(batch_index, bool)
-    if whole and isinstance(batch_index, int) and 0 <= batch_index <= _LAST_INDEX:
+    return f"batch_{_checked_index(batch_index)}"
+
+
+def batch_file_name(batch_index: object) -> str:
+    """Return the name of the file that holds a whole batch, ``"batch_000003.safetensors"``.
+
+    Raises:
+        StoreKeyError: see `batch_folder_name`.
+    """
+    return f"batch_{_checked_index(batch_index):06d}{SUFFIX}"
+
+
+def _checked_index(batch_index: object) -> int:
+    if isinstance(batch_index, int) and not isinstance(batch_index, bool) and 0 <= batch_index <= _LAST_INDEX:
         return batch_index
     raise StoreKeyError(f"batch_index must be an int >= 0 (and below 2**63), not a bool; got {batch_index!r}")
 
 
-def batch_folder_name(batch_index: object) -> str:
-    """Name of the folder that holds the layers of a batch.
-
-    Raises:
-        StoreKeyError: see `check_batch_index`.
-
-    Examples:
-        >>> batch_folder_name(3)
-        'batch_3'
-    """
-    return f"batch_{check_batch_index(batch_index)}"
-
-
-def batch_file_name(batch_index: object) -> str:
-    """Name of the file that holds a whole batch.
-
-    Raises:
-        StoreKeyError: see `check_batch_index`.
-
-    Examples:
-        >>> batch_file_name(3)
-        'batch_000003.safetensors'
-    """
-    return f"batch_{check_batch_index(batch_index):06d}{SUFFIX}"
-
-
 def read_batch_name(name: str) -> int | None:
-    """Read the index back from a batch's folder or file name; ``None`` for any other name.
+    """Read the index back from the name of a batch's folder or file; ``None`` for any other name.
 
     Examples:
         >>> read_batch_name("batch_12"), read_batch_name("batch_000012.safetensors")
@@ -151,22 +118,8 @@ def read_batch_name(name: str) -> int | None:
         True
     """
     match = _BATCH.fullmatch(name)
-    if match is None or int(match[1]) > _LAST_INDEX:
+    if match is None or (index := int(match[1])) > _LAST_INDEX:
         return None
-    index = int(match[1])
-    # Only the spelling the store itself writes can be found again by index.
+    # Only the spelling that the store itself writes can be found again by index.
     spelled = batch_file_name(index) if match[2] else batch_folder_name(index)
     return index if spelled == name else None
-
-
-def tensor_file_name(key: object) -> str:
-    """Name of the file that holds one tensor.
-
-    Raises:
-        StoreKeyError: see `check_name`.
-
-    Examples:
-        >>> tensor_file_name("activations")
-        'activations.safetensors'
-    """
-    return check_name("key", key, suffix=SUFFIX) + SUFFIX

@@ -21,57 +21,26 @@ from mi_crow_lightning.store.keys import (
     check_name,
     read_batch_name,
     split_path,
-    tensor_file_name,
 )
 from mi_crow_lightning.store.missing import missing
 
-__all__ = ["METADATA", "Layout", "batches_in", "keys_in", "layers_in", "tensor_file"]
+__all__ = ["Layout", "batches_in", "keys_in", "layers_in"]
 
-METADATA = "metadata.json"
-
-
-def tensor_file(base: Path, batch: Path, layer: str, key: str) -> Path:
-    """Path of one tensor of a batch, which stays in ``base``.
-
-    Raises:
-        StoreKeyError: the layer or the key is refused, or a link leads out of ``base``.
-
-    Examples:
-        >>> tensor_file(Path("/data"), Path("/data/batch_0"), "h.0", "mean").as_posix()
-        '/data/batch_0/h.0/mean.safetensors'
-    """
-    checked = check_name("layer", layer, reserved=METADATA)
-    return inside(base, *batch.relative_to(base).parts, checked, tensor_file_name(key))
+_METADATA = "metadata.json"
 
 
 def keys_in(layer: Path) -> list[str]:
-    """Keys of the tensors in a layer's folder, sorted.
-
-    Examples:
-        >>> keys_in(Path("not there"))
-        []
-    """
-    names = [entry.name for entry in visible(layer) if entry.name.endswith(SUFFIX)]
-    return sorted(name[: -len(SUFFIX)] for name in names)
+    """List the keys of the tensors in a layer's folder, sorted."""
+    return sorted(entry.name.removesuffix(SUFFIX) for entry in visible(layer) if entry.name.endswith(SUFFIX))
 
 
 def layers_in(batch: Path) -> list[str]:
-    """Layers with at least one tensor in a batch's folder, sorted.
-
-    Examples:
-        >>> layers_in(Path("not there"))
-        []
-    """
+    """List the layers with at least one tensor in a batch's folder, sorted."""
     return [entry.name for entry in visible(batch) if entry.is_dir() and keys_in(Path(entry.path))]
 
 
 def batches_in(run: Path) -> list[int]:
-    """Indices of the batches in a run's folder, in numeric order, whichever way they were put.
-
-    Examples:
-        >>> batches_in(Path("not there"))
-        []
-    """
+    """List the indices of the batches in a run's folder, in numeric order, whichever way they were put."""
     found = set[int]()
     for entry in visible(run):
         index = read_batch_name(entry.name)
@@ -102,40 +71,51 @@ class Layout:
         self._prefix = split_path(runs_prefix)
 
     def free(self, key: str) -> Path:
-        """Path of a tensor that belongs to no run."""
+        """Return the path of a tensor that belongs to no run."""
         return inside(self.base, *split_path(key))
 
     def is_runs(self, key: str) -> bool:
-        """Whether ``key`` lies in the folder of the runs, or is that folder."""
+        """Say whether ``key`` lies in the folder of the runs, or is that folder."""
         return split_path(key)[: len(self._prefix)] == self._prefix
 
-    def inside(self, folder: Path, name: str) -> Path:
-        """Path of ``name`` in a folder of the store."""
-        return inside(self.base, *folder.relative_to(self.base).parts, name)
-
     def run(self, run_id: str, *below: str) -> Path:
-        """Path of a run, or of something in it."""
+        """Return the path of a run, or of something in it."""
         return inside(self.base, *self._prefix, check_name("run_id", run_id), *below)
 
     def batch(self, run_id: str, batch_index: int) -> Path:
-        """Path of the folder with the layers of a batch."""
+        """Return the path of the folder with the layers of a batch."""
         return self.run(run_id, batch_folder_name(batch_index))
 
     def batch_file(self, run_id: str, batch_index: int) -> Path:
-        """Path of the file with a whole batch."""
+        """Return the path of the file with a whole batch."""
         return self.run(run_id, batch_file_name(batch_index))
 
-    def tensor(self, run_id: str, batch_index: int, layer: str, key: str) -> Path:
-        """Path of one tensor."""
-        return tensor_file(self.base, self.batch(run_id, batch_index), layer, key)
+    def part(self, run_id: str, number: int) -> Path:
+        """Return the path of the folder with what was appended to a run's detectors the ``number``-th time."""
+        return self.run(run_id, "detectors", batch_folder_name(number))
+
+    def metadata(self, batch: Path) -> Path:
+        """Return the path of the metadata in a batch's folder."""
+        return self._below(batch, _METADATA)
+
+    def layer(self, batch: Path, layer: str) -> Path:
+        """Return the path of a layer in a batch's folder."""
+        return self._below(batch, check_name("layer", layer, reserved=_METADATA))
+
+    def tensor(self, batch: Path, layer: str, key: str) -> Path:
+        """Return the path of one tensor in a batch's folder."""
+        return self._below(self.layer(batch, layer), check_name("key", key, suffix=SUFFIX) + SUFFIX)
+
+    def _below(self, folder: Path, name: str) -> Path:
+        return inside(self.base, *folder.relative_to(self.base).parts, name)
 
     def runs(self) -> list[str]:
-        """Runs that hold anything, sorted."""
+        """List the runs that hold anything, sorted."""
         entries = visible(inside(self.base, *self._prefix))
         return [entry.name for entry in entries if entry.is_dir() and holds_file(Path(entry.path))]
 
     def existing_run(self, run_id: str) -> Path:
-        """Path of a run that is there.
+        """Return the path of a run that is there.
 
         Raises:
             FileNotFoundError: it is not.
@@ -146,7 +126,7 @@ class Layout:
         raise missing("run", run_id, self.runs(), path.parent)
 
     def existing_batch(self, run_id: str, batch_index: int) -> Path:
-        """Path of the folder of a batch that is there, as a folder or as a file.
+        """Return the path of the folder of a batch that is there, as a folder or as a file.
 
         Raises:
             FileNotFoundError: it is not, or its run is not.
@@ -157,13 +137,12 @@ class Layout:
         raise missing("batch", batch_index, batches_in(self.existing_run(run_id)), path.parent)
 
     def existing_layer(self, run_id: str, batch_index: int, layer: str) -> Path:
-        """Path of a layer that is there.
+        """Return the path of a layer that is there.
 
         Raises:
             FileNotFoundError: it is not, or its batch or run is not.
         """
-        batch = self.batch(run_id, batch_index)
-        path = self.inside(batch, check_name("layer", layer, reserved=METADATA))
+        path = self.layer(self.batch(run_id, batch_index), layer)
         if keys_in(path):
             return path
         raise missing("layer", layer, layers_in(self.existing_batch(run_id, batch_index)), path.parent)

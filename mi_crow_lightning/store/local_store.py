@@ -5,29 +5,33 @@ from __future__ import annotations
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mi_crow_lightning.errors import StoreKeyError
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.store.layout import Layout, batches_in, keys_in, layers_in
-from mi_crow_lightning.store.local_detectors import LocalDetectorStore
+from mi_crow_lightning.store.metadata import from_json_file, to_json
 from mi_crow_lightning.store.missing import missing
-from mi_crow_lightning.store.store import Store
-from mi_crow_lightning.store.tensors import Batch, read_batch, read_tensor, to_bytes, write_batch
+from mi_crow_lightning.store.store import Store, TensorMetadata
+from mi_crow_lightning.store.tensors import Batch, batch_to_bytes, read_batch, read_tensor, to_bytes
 
 __all__ = ["LocalStore"]
 
+# mi-crow's name for the list of tensors that belong to a metadata file.
+_NAMES = "_tensor_metadata_names"
 
-class LocalStore(LocalDetectorStore, Store):
+
+class LocalStore(Store):
     """Keeps tensors as safetensors files in a folder, as ``runs/<run>/batch_<i>/<layer>/<key>.safetensors``.
 
-    Each file is written to a temporary file next to it, synced and then moved into place: a reader sees
-    the earlier content or the new one, whatever happens to the writer. Names that would leave the folder,
-    also by way of a symbolic link, are refused. The folder is made by the first write.
+    Its methods are those of `Store`. Each file is written to a temporary file next to it, synced and then moved into
+    place: a reader sees the earlier content or the new one, whatever happens to the writer. Names that would leave the
+    folder, also through a symbolic link, are refused. The first write makes the folder.
 
     Args:
-        base_path: the folder; a relative one is taken from where the process is now.
+        base_path: the folder; a relative one starts where the process is now.
         runs_prefix: folder for the runs, below ``base_path``.
 
     Raises:
@@ -51,16 +55,9 @@ class LocalStore(LocalDetectorStore, Store):
             raise NotADirectoryError(f"base_path {str(base_path)!r} is a file; a store needs a folder")
         self._layout = Layout(self.base_path, runs_prefix)
 
-    def put_tensor(self, key: str, tensor: torch.Tensor) -> Path:
-        """Keep a tensor that belongs to no run; see `put_tensor`.
+    # --- single tensors ---
 
-        Examples:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     path = LocalStore(folder).put_tensor("vectors/joy", torch.zeros(2))
-            ...     LocalStore(folder).get_tensor("vectors/joy")
-            tensor([0., 0.])
-        """
+    def put_tensor(self, key: str, tensor: torch.Tensor) -> Path:
         path = self._layout.free(key)
         if self._layout.is_runs(key):
             raise StoreKeyError(f"key {key!r} lies among the runs. Allowed: another folder; for a run use put().")
@@ -68,7 +65,6 @@ class LocalStore(LocalDetectorStore, Store):
         return path
 
     def get_tensor(self, key: str) -> torch.Tensor:
-        """Read the tensor at a path relative to the store; see `get_tensor`."""
         path = self._layout.free(key)
         if path.is_file():
             return read_tensor(path)
@@ -76,55 +72,49 @@ class LocalStore(LocalDetectorStore, Store):
         raise missing("tensor", path.name, names, path.parent)
 
     def put(self, run_id: str, batch_index: int, layer: str, key: str, tensor: torch.Tensor) -> Path:
-        """Keep one tensor; see `put`."""
-        path = self._layout.tensor(run_id, batch_index, layer, key)
+        path = self._layout.tensor(self._layout.batch(run_id, batch_index), layer, key)
         write_atomically(path, to_bytes(tensor))
         return path
 
     def get(self, run_id: str, batch_index: int, layer: str, key: str) -> torch.Tensor:
-        """Read one tensor; see `get`."""
-        path = self._layout.tensor(run_id, batch_index, layer, key)
+        path = self._layout.tensor(self._layout.batch(run_id, batch_index), layer, key)
         if path.is_file():
             return read_tensor(path)
         folder = self._layout.existing_layer(run_id, batch_index, layer)
         raise missing("key", key, keys_in(folder), folder)
 
+    # --- what is there ---
+
     def list_runs(self) -> list[str]:
-        """Names of the runs, sorted; none before the first write."""
         return self._layout.runs()
 
     def list_run_batches(self, run_id: str) -> list[int]:
-        """Indices of a run's batches, in numeric order; see `list_run_batches`."""
         return batches_in(self._layout.existing_run(run_id))
 
     def list_layers(self, run_id: str, batch_index: int) -> list[str]:
-        """Names of the layers of a batch, sorted; see `list_layers`."""
         return layers_in(self._layout.existing_batch(run_id, batch_index))
 
     def list_keys(self, run_id: str, batch_index: int, layer: str) -> list[str]:
-        """Keys of a layer's tensors, sorted; see `list_keys`."""
         return keys_in(self._layout.existing_layer(run_id, batch_index, layer))
 
-    def put_run_batch(self, run_id: str, batch_index: int, tensors: Batch) -> str:
-        """Keep a list or a dict of tensors as one file; see `put_run_batch`.
+    def delete_run(self, run_id: str) -> None:
+        path = self._layout.run(run_id)
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            # Out of sight in one step: a process killed in the middle leaves no run with half its tensors.
+            hidden = path.with_name(f".deleted-{secrets.token_hex(8)}")
+            path.rename(hidden)
+            shutil.rmtree(hidden)
 
-        Examples:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     LocalStore(folder).put_run_batch("run", 0, [torch.zeros(2), torch.ones(1)])
-            ...     LocalStore(folder).get_run_batch("run", 0)
-            'runs/run/batch_000000.safetensors'
-            [tensor([0., 0.]), tensor([1.])]
-        """
+    # --- whole batches ---
+
+    def put_run_batch(self, run_id: str, batch_index: int, tensors: Batch) -> str:
         path = self._layout.batch_file(run_id, batch_index)
-        write_batch(path, tensors)
+        write_atomically(path, batch_to_bytes(tensors))
         return self._relative(path)
 
     def get_run_batch(self, run_id: str, batch_index: int) -> Batch:
-        """Read a batch, whichever way it was put; see `get_run_batch`.
-
-        Of a batch put both ways, the whole one is read.
-        """
         path = self._layout.batch_file(run_id, batch_index)
         if path.is_file():
             return read_batch(path)
@@ -135,13 +125,76 @@ class LocalStore(LocalDetectorStore, Store):
             raise ValueError(f"batch {batch_index} of run {run_id!r} has two tensors of one name: {names}")
         return {name: self.get(run_id, batch_index, *one) for name, one in zip(names, found, strict=True)}
 
-    def delete_run(self, run_id: str) -> None:
-        """Remove a run and all it holds; see `delete_run`."""
-        path = self._layout.run(run_id)
-        if path.is_symlink():
-            path.unlink()
-        elif path.is_dir():
-            # Out of sight in one step: a process killed in the middle leaves no run with half its tensors.
-            hidden = path.with_name(f".deleted-{secrets.token_hex(8)}")
-            path.rename(hidden)
-            shutil.rmtree(hidden)
+    # --- metadata ---
+
+    def put_run_metadata(self, run_id: str, meta: dict[str, Any]) -> str:
+        path = self._layout.run(run_id, "meta.json")
+        write_atomically(path, to_json(meta))
+        return self._relative(path)
+
+    def get_run_metadata(self, run_id: str) -> dict[str, Any]:
+        self._layout.existing_run(run_id)
+        path = self._layout.run(run_id, "meta.json")
+        return from_json_file(path) if path.is_file() else {}
+
+    def put_detector_metadata(
+        self, run_id: str, batch_index: int, metadata: dict[str, Any], tensor_metadata: TensorMetadata
+    ) -> str:
+        folder = self._layout.batch(run_id, batch_index)
+        self._write(folder, metadata, tensor_metadata)
+        return self._relative(folder)
+
+    def get_detector_metadata(self, run_id: str, batch_index: int) -> tuple[dict[str, Any], TensorMetadata]:
+        return self._read(self._layout.existing_batch(run_id, batch_index))
+
+    def put_run_detector_metadata(self, run_id: str, metadata: dict[str, Any], tensor_metadata: TensorMetadata) -> str:
+        parts = self._parts(run_id)
+        folder = self._layout.part(run_id, parts[-1] + 1 if parts else 0)
+        self._write(folder, metadata, tensor_metadata)
+        return self._relative(folder.parent)
+
+    def get_run_detector_metadata(self, run_id: str) -> list[tuple[dict[str, Any], TensorMetadata]]:
+        self._layout.existing_run(run_id)
+        return [self._read(self._layout.part(run_id, n)) for n in self._parts(run_id)]
+
+    def _parts(self, run_id: str) -> list[int]:
+        # A part without its metadata is one that a killed process did not finish: it is written over.
+        there = batches_in(self._layout.part(run_id, 0).parent)
+        return [n for n in there if self._layout.metadata(self._layout.part(run_id, n)).is_file()]
+
+    def _write(self, folder: Path, metadata: dict[str, Any], tensor_metadata: TensorMetadata) -> None:
+        if isinstance(metadata, dict) and _NAMES in metadata:
+            raise ValueError(f"metadata[{_NAMES!r}] is kept for the store's own list of tensors")
+        tensors = {
+            self._layout.tensor(folder, layer, key): tensor
+            for layer, by_key in tensor_metadata.items()
+            for key, tensor in by_key.items()
+        }
+        names = {layer: list(by_key) for layer, by_key in tensor_metadata.items() if by_key}
+        to_json(metadata)  # for its errors, before the store's own key joins it
+        files = {path: to_bytes(tensor) for path, tensor in tensors.items()}
+        # Last, so that the metadata never names a tensor that is not there.
+        files[self._layout.metadata(folder)] = to_json({**metadata, _NAMES: names})
+        for path, data in files.items():
+            write_atomically(path, data)
+
+    def _read(self, folder: Path) -> tuple[dict[str, Any], TensorMetadata]:
+        path = self._layout.metadata(folder)
+        if not path.is_file():
+            return {}, {}
+        metadata = from_json_file(path)
+        names = metadata.pop(_NAMES, None)
+        if isinstance(names, dict):
+            return metadata, {
+                layer: {key: self._read_one(folder, layer, key) for key in keys} for layer, keys in names.items()
+            }
+        raise ValueError(f"{str(path)!r} was not written by a store: it has no {_NAMES!r}")
+
+    def _read_one(self, folder: Path, layer: str, key: str) -> torch.Tensor:
+        path = self._layout.tensor(folder, layer, key)
+        if not path.is_file():
+            raise missing("key", key, keys_in(path.parent), path.parent)
+        return read_tensor(path)
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.base_path).as_posix()

@@ -16,7 +16,7 @@ def to_json(metadata: object) -> bytes:
     As JSON has it, tuples come back as lists and numbers used as dict keys as strings.
 
     Raises:
-        TypeError: ``metadata`` is no dict.
+        TypeError: ``metadata`` is not a dict.
         ValueError: a value or a dict key cannot be JSON; the message names where it is.
 
     Examples:
@@ -66,19 +66,11 @@ def from_json_file(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file does not hold a JSON object.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "meta.json")
-        ...     size = path.write_bytes(to_json({"a": 1}))
-        ...     from_json_file(path)
-        {'a': 1}
     """
     try:
         loaded = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} holds no valid JSON: {error}") from error
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from error
     if isinstance(loaded, dict):
         return loaded
     raise ValueError(f"{str(path)!r} holds a JSON {type(loaded).__name__}, not an object")

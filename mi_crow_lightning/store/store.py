@@ -5,22 +5,25 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mi_crow_lightning.store.detector_store import DetectorStore, TensorMetadata
 from mi_crow_lightning.store.missing import missing
 from mi_crow_lightning.store.tensors import Batch
 
 __all__ = ["Store", "TensorMetadata"]
 
+TensorMetadata = dict[str, dict[str, torch.Tensor]]
+"""What detectors gathered: by layer, then by key, a tensor of any shape."""
 
-class Store(DetectorStore, abc.ABC):
-    """Keeps tensors by run, batch, layer and key.
 
-    Names (runs, layers, keys) are kept as they are given; one that cannot be a file name is refused
-    with a ``StoreKeyError``, as is a ``batch_index`` that is no int from 0 on. Every method that reads
-    raises ``FileNotFoundError`` for what is not there, and says what is.
+class Store(abc.ABC):
+    """Keeps tensors by run, batch, layer and key, and metadata of runs and of what detectors gathered.
+
+    Names (runs, layers, keys) are kept as they are given. Every method refuses a name that cannot be a file name, and
+    a ``batch_index`` that is not an int from 0 on, with a ``StoreKeyError``. Every method that reads raises
+    ``FileNotFoundError`` for what is not there, and says what is.
 
     Args:
         base_path: where the store is.
@@ -85,11 +88,11 @@ class Store(DetectorStore, abc.ABC):
 
     @abc.abstractmethod
     def list_runs(self) -> list[str]:
-        """Names of the runs, sorted."""
+        """List the names of the runs, sorted; there are none before the first write."""
 
     @abc.abstractmethod
     def list_run_batches(self, run_id: str) -> list[int]:
-        """Indices of a run's batches, in numeric order.
+        """List the indices of a run's batches, in numeric order.
 
         Raises:
             FileNotFoundError: there is no such run.
@@ -97,7 +100,7 @@ class Store(DetectorStore, abc.ABC):
 
     @abc.abstractmethod
     def list_layers(self, run_id: str, batch_index: int) -> list[str]:
-        """Names of the layers of a batch, sorted.
+        """List the names of a batch's layers, sorted.
 
         Raises:
             FileNotFoundError: there is no such run or batch.
@@ -105,7 +108,7 @@ class Store(DetectorStore, abc.ABC):
 
     @abc.abstractmethod
     def list_keys(self, run_id: str, batch_index: int, layer: str) -> list[str]:
-        """Keys of a layer's tensors, sorted.
+        """List the keys of a layer's tensors, sorted.
 
         Raises:
             FileNotFoundError: there is no such run, batch or layer.
@@ -122,14 +125,23 @@ class Store(DetectorStore, abc.ABC):
             StoreKeyError: a name or the index is refused.
             TypeError, ValueError: not a list or dict of tensors, or not ones that can be stored.
             OSError: it could not be written; the earlier batch is kept.
+
+        Examples:
+            >>> import tempfile
+            >>> from mi_crow_lightning.store import LocalStore
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     LocalStore(folder).put_run_batch("run", 0, [torch.zeros(2), torch.ones(1)])
+            ...     LocalStore(folder).get_run_batch("run", 0)
+            'runs/run/batch_000000.safetensors'
+            [tensor([0., 0.]), tensor([1.])]
         """
 
     @abc.abstractmethod
     def get_run_batch(self, run_id: str, batch_index: int) -> Batch:
         """Read a batch.
 
-        One put as a whole comes back as it was given. One put tensor by tensor comes back as
-        ``{key: tensor}`` when it has a single layer, else as ``{"<key>_<layer>": tensor}``.
+        One put as a whole comes back as it was given. One put tensor by tensor comes back as ``{key: tensor}`` when it
+        has a single layer, else as ``{"<key>_<layer>": tensor}``. Of one put both ways, the whole comes back.
 
         Raises:
             FileNotFoundError: there is no such run or batch.
@@ -139,7 +151,95 @@ class Store(DetectorStore, abc.ABC):
 
     @abc.abstractmethod
     def delete_run(self, run_id: str) -> None:
-        """Remove a run and all it holds; a run that is not there is fine."""
+        """Remove a run and all that it holds; do nothing if there is no such run."""
+
+    @abc.abstractmethod
+    def put_run_metadata(self, run_id: str, meta: dict[str, Any]) -> str:
+        """Keep JSON metadata of a run, in place of what was kept before.
+
+        Returns:
+            Where it is, relative to the store: ``"runs/<run_id>/meta.json"``.
+
+        Raises:
+            StoreKeyError: ``run_id`` is refused.
+            TypeError: ``meta`` is not a dict.
+            ValueError: something in ``meta`` cannot be JSON; the message names it.
+            OSError: it could not be written; the earlier metadata is kept.
+        """
+
+    @abc.abstractmethod
+    def get_run_metadata(self, run_id: str) -> dict[str, Any]:
+        """Read the metadata of a run; ``{}`` for a run that has none.
+
+        Raises:
+            StoreKeyError: ``run_id`` is refused.
+            FileNotFoundError: there is no such run.
+            ValueError: the file does not hold a JSON object.
+        """
+
+    @abc.abstractmethod
+    def put_detector_metadata(
+        self, run_id: str, batch_index: int, metadata: dict[str, Any], tensor_metadata: TensorMetadata
+    ) -> str:
+        """Keep what detectors gathered in one batch.
+
+        Everything is checked before anything is written, and the metadata is written last.
+
+        Returns:
+            Where it is, relative to the store: ``"runs/<run_id>/batch_<batch_index>"``.
+
+        Raises:
+            StoreKeyError: a name or the index is refused.
+            TypeError: ``metadata`` is not a dict, or a value of ``tensor_metadata`` is not a tensor.
+            ValueError: a value cannot be JSON, or a tensor cannot be stored.
+            OSError: a file could not be written.
+
+        Examples:
+            >>> import tempfile
+            >>> from mi_crow_lightning.store import LocalStore
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     store = LocalStore(folder)
+            ...     store.put_detector_metadata("run", 0, {"tokens": 4}, {"h.0": {"mean": torch.zeros(2)}})
+            ...     store.get_detector_metadata("run", 0)
+            'runs/run/batch_0'
+            ({'tokens': 4}, {'h.0': {'mean': tensor([0., 0.])}})
+        """
+
+    @abc.abstractmethod
+    def get_detector_metadata(self, run_id: str, batch_index: int) -> tuple[dict[str, Any], TensorMetadata]:
+        """Read back what `put_detector_metadata` kept; ``({}, {})`` for a batch that has none.
+
+        Raises:
+            StoreKeyError: the run or the index is refused.
+            FileNotFoundError: there is no such run or batch, or one of its tensors is gone.
+            ValueError: the metadata file was not written by a store.
+            OSError: a tensor's file is damaged.
+        """
+
+    @abc.abstractmethod
+    def put_run_detector_metadata(self, run_id: str, metadata: dict[str, Any], tensor_metadata: TensorMetadata) -> str:
+        """Append what detectors gathered to what the run has already; one writer per run at a time.
+
+        Returns:
+            Where it is, relative to the store: ``"runs/<run_id>/detectors"``.
+
+        Raises:
+            StoreKeyError, TypeError, ValueError, OSError: as for `put_detector_metadata`.
+        """
+
+    @abc.abstractmethod
+    def get_run_detector_metadata(self, run_id: str) -> list[tuple[dict[str, Any], TensorMetadata]]:
+        """Read back everything that `put_run_detector_metadata` appended, in that order.
+
+        Raises:
+            StoreKeyError, FileNotFoundError, ValueError, OSError: as for `get_detector_metadata`.
+        """
+
+    def get_detector_metadata_by_layer_by_key(
+        self, run_id: str, batch_index: int, layer: str, key: str
+    ) -> torch.Tensor:
+        """Read one tensor that `put_detector_metadata` kept; the same as `get`."""
+        return self.get(run_id, batch_index, layer, key)
 
     def iter_run_batches(self, run_id: str) -> Iterator[Batch]:
         """Go through `get_run_batch` of every batch, in numeric order.
@@ -199,9 +299,3 @@ class Store(DetectorStore, abc.ABC):
             for layer in self.list_layers(run_id, batch)
             for key in self.list_keys(run_id, batch, layer)
         ]
-
-    def get_detector_metadata_by_layer_by_key(
-        self, run_id: str, batch_index: int, layer: str, key: str
-    ) -> torch.Tensor:
-        """Read one tensor that `put_detector_metadata` kept; the same as `get`."""
-        return self.get(run_id, batch_index, layer, key)

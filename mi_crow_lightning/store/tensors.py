@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,9 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mi_crow_lightning.errors import StoreKeyError
-from mi_crow_lightning.store.files import write_atomically
 
-__all__ = ["Batch", "read_batch", "read_tensor", "to_bytes", "write_batch"]
+__all__ = ["Batch", "batch_to_bytes", "read_batch", "read_tensor", "to_bytes"]
 
 Batch = list[torch.Tensor] | dict[str, torch.Tensor]
 
@@ -20,16 +19,41 @@ _ONLY = "tensor"
 _CONTAINER = "container"
 
 
-def _portable(name: str, tensor: object) -> torch.Tensor:
-    # Always a copy: safetensors refuses two tensors of one storage. It also settles lazy conj and neg bits.
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name!r} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise ValueError(
-            f"{name!r} cannot be stored: layout {tensor.layout}, dtype {tensor.dtype}, "
-            f"device {tensor.device}. Allowed: dense tensors that hold data."
-        )
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+def to_bytes(tensor: object) -> bytes:
+    """Encode one tensor of any shape; the tensor itself is left alone.
+
+    Raises:
+        TypeError: it is not a tensor.
+        ValueError: it is sparse, quantized, on the meta device, or of a dtype that safetensors lacks.
+    """
+    return _encode({_ONLY: tensor}, "tensor")
+
+
+def batch_to_bytes(tensors: object) -> bytes:
+    """Encode a list, or a dict, of tensors of any shapes.
+
+    Raises:
+        TypeError: neither a list nor a dict, a dict key is not a string, or a value is not a tensor.
+        StoreKeyError: a dict key is ``"__metadata__"``, which safetensors keeps for itself.
+        ValueError: see `to_bytes`.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = Path(folder, "a").write_bytes(batch_to_bytes([torch.zeros(2), torch.ones(3)]))
+        ...     read_batch(Path(folder, "a"))
+        [tensor([0., 0.]), tensor([1., 1., 1.])]
+    """
+    if isinstance(tensors, list):
+        return _encode({f"item_{i}": one for i, one in enumerate(tensors)}, "list")
+    if not isinstance(tensors, dict):
+        raise TypeError(f"tensors must be a list or a dict of tensors, got {type(tensors).__name__}")
+    for key in tensors:
+        if not isinstance(key, str):
+            raise TypeError(f"keys of a batch must be str, got {key!r}")
+        if key == "__metadata__":
+            raise StoreKeyError(f"key {key!r} is kept by safetensors for itself. Allowed: any other str.")
+    return _encode(tensors, "dict")
 
 
 def _encode(tensors: Mapping[str, object], container: str) -> bytes:
@@ -42,73 +66,16 @@ def _encode(tensors: Mapping[str, object], container: str) -> bytes:
     return data
 
 
-def to_bytes(tensor: object) -> bytes:
-    """Encode one tensor of any shape; the tensor itself is left alone.
-
-    Raises:
-        TypeError: it is no tensor.
-        ValueError: it is sparse, quantized, on the meta device, or of a dtype safetensors lacks.
-
-    Examples:
-        >>> len(to_bytes(torch.zeros(2, 3))) > 24
-        True
-    """
-    return _encode({_ONLY: tensor}, "tensor")
-
-
-def write_batch(path: Path, tensors: object) -> None:
-    """Write a list, or a dict, of tensors of any shapes to one file.
-
-    Raises:
-        TypeError: neither a list nor a dict, a dict key is no string, or a value is no tensor.
-        StoreKeyError: a dict key is ``"__metadata__"``, which safetensors keeps for itself.
-        ValueError: see `to_bytes`.
-        OSError: the file cannot be written; its earlier content is kept.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_batch(Path(folder, "a"), [torch.zeros(2), torch.ones(3)])
-        ...     read_batch(Path(folder, "a"))
-        [tensor([0., 0.]), tensor([1., 1., 1.])]
-    """
-    if isinstance(tensors, dict):
-        for key in tensors:
-            _check_dict_key(key)
-        write_atomically(path, _encode(tensors, "dict"))
-    elif isinstance(tensors, list):
-        write_atomically(path, _encode({f"item_{i}": one for i, one in enumerate(tensors)}, "list"))
-    else:
-        raise TypeError(f"tensors must be a list or a dict of tensors, got {type(tensors).__name__}")
-
-
-def _check_dict_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"keys of a batch must be str, got {key!r}")
-    if key == "__metadata__":
-        raise StoreKeyError(f"key {key!r} is kept by safetensors for itself. Allowed: any other str.")
-
-
-def read_batch(path: Path) -> Batch:
-    """Read back what `write_batch` wrote: a list as a list, a dict as a dict.
-
-    Raises:
-        OSError: there is no such file, or it is damaged.
-
-    Example: see `write_batch`.
-    """
-    tensors, container = _load(path)
-    if container is None:
-        return _as_older_files_mean(tensors)
-    return [tensors[f"item_{i}"] for i in range(len(tensors))] if container == "list" else tensors
-
-
-def _as_older_files_mean(tensors: dict[str, torch.Tensor]) -> Batch:
-    # mi-crow's files do not say what they hold; there the names item_0, item_1, ... stand for a list.
-    if set(tensors) == {"_empty_list"}:
-        return []
-    names: Sequence[str] = [f"item_{i}" for i in range(len(tensors))]
-    return [tensors[name] for name in names] if tensors and set(names) == set(tensors) else tensors
+def _portable(name: str, tensor: object) -> torch.Tensor:
+    # Always a copy: safetensors refuses two tensors of one storage. It also settles lazy conj and neg bits.
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name!r} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise ValueError(
+            f"{name!r} cannot be stored: layout {tensor.layout}, dtype {tensor.dtype}, "
+            f"device {tensor.device}. Allowed: dense tensors that hold data."
+        )
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def read_tensor(path: Path) -> torch.Tensor:
@@ -130,11 +97,28 @@ def read_tensor(path: Path) -> torch.Tensor:
     raise OSError(f"{str(path)!r} holds {sorted(tensors)}, not a single tensor named {_ONLY!r}")
 
 
+def read_batch(path: Path) -> Batch:
+    """Read back what `batch_to_bytes` encoded: a list as a list, a dict as a dict.
+
+    Raises:
+        OSError: there is no such file, or it is damaged.
+    """
+    tensors, container = _load(path)
+    if container == "dict":
+        return tensors
+    names = [f"item_{i}" for i in range(len(tensors))]
+    if container is None:  # a file of mi-crow's does not say what it holds: these names stand for a list
+        if set(tensors) == {"_empty_list"}:
+            return []
+        if not tensors or set(tensors) != set(names):
+            return tensors
+    return [tensors[name] for name in names]
+
+
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, metadata.get(_CONTAINER)
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata.get(_CONTAINER)
     except SafetensorError as error:
-        raise OSError(f"{str(path)!r} is no readable safetensors file: {error}") from error
+        raise OSError(f"{str(path)!r} is not a readable safetensors file: {error}") from error

@@ -125,7 +125,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     path = store.put("r", 0, "l", "k", torch.ones(3))
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(OSError, match=r"k\.safetensors' is no readable safetensors file"):
+    with pytest.raises(OSError, match=r"k\.safetensors' is not a readable safetensors file"):
         store.get("r", 0, "l", "k")
     (
         store.put_run_batch("r", 1, {"a": torch.ones(1)}),
