@@ -19,22 +19,20 @@ def package(name: str):
     return importlib.import_module(f"mi_crow_lightning{name}")
 
 
-def names_for_type_checkers(name: str) -> list[str]:
-    """What the ``if TYPE_CHECKING:`` block of a package imports."""
-    tree = ast.parse(Path(package(name).__file__).read_text(encoding="utf-8"))
-    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
-    return [alias.asname or alias.name for node in imports for alias in node.names]
+def stub(name: str) -> Path:
+    """The table of a package's names: type checkers read it, and `_lazy.attach`."""
+    return Path(package(name).__file__).with_suffix(".pyi")
 
 
-def test_every_package_is_tested():
+def test_every_package_with_a_stub_is_tested():
     root = Path(mi_crow_lightning.__file__).parent
-    with_names = {
+    stubs = {f".{'.'.join(file.parent.relative_to(root).parts)}".rstrip(".") for file in root.rglob("__init__.pyi")}
+    attached = {
         f".{'.'.join(file.parent.relative_to(root).parts)}".rstrip(".")
         for file in root.rglob("__init__.py")
-        if "__all__" in file.read_text(encoding="utf-8")
+        if "attach(" in file.read_text(encoding="utf-8")
     }
-    assert with_names == set(PACKAGES)
+    assert stubs == attached == set(PACKAGES)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -48,8 +46,16 @@ def test_all_is_unique_and_resolves(name):
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_type_checkers_see_the_same_names(name):
-    assert sorted(names_for_type_checkers(name)) == sorted(package(name).__all__)
+def test_type_checkers_see_what_there_is_at_run_time(name):
+    """``from module import name as name``, one a line: the form that hands a name on."""
+    body = ast.parse(stub(name).read_text(encoding="utf-8")).body
+    others = [ast.unparse(line) for line in body if not isinstance(line, ast.ImportFrom)]
+    assert others == (["__version__: str"] if name == "" else [])
+    handed_on = [(line.module, line.names) for line in body if isinstance(line, ast.ImportFrom)]
+    for module, (alias,) in handed_on:
+        assert alias.asname == alias.name
+        assert getattr(package(name), alias.name) is getattr(importlib.import_module(module), alias.name)
+    assert [alias.name for _, (alias,) in handed_on] == package(name).__all__
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -86,22 +92,19 @@ def test_the_root_holds_the_same_objects_as_the_packages():
             assert getattr(mi_crow_lightning, name) is getattr(place, name)
 
 
-def test_the_names_of_mi_crow_are_in_their_places():
+def test_what_users_of_mi_crow_expect_of_its_classes():
     from mi_crow_lightning.hooks import Controller, Detector, FunctionController, LayerActivationDetector
-    from mi_crow_lightning.hooks.controller import Controller as Controller2
-    from mi_crow_lightning.hooks.detector import Detector as Detector2
     from mi_crow_lightning.hooks.hook import Hook, HookError, HookType
-    from mi_crow_lightning.language_model import LanguageModel
-    from mi_crow_lightning.language_model.language_model import LanguageModel as LanguageModel2
     from mi_crow_lightning.store import LocalStore, Store
-    from mi_crow_lightning.store.local_store import LocalStore as LocalStore2
 
-    assert Controller is Controller2 and Detector is Detector2 and LocalStore is LocalStore2
-    assert LanguageModel is LanguageModel2
     assert all(issubclass(cls, Hook) for cls in (Controller, Detector, FunctionController, LayerActivationDetector))
     assert issubclass(LocalStore, Store) and issubclass(HookError, Exception)
     assert [kind.name for kind in HookType] == ["FORWARD", "PRE_FORWARD"]
     assert HookType.FORWARD == "forward"
+
+
+def test_the_root_lists_the_version_but_does_not_export_it():
+    assert "__version__" in dir(mi_crow_lightning) and "__version__" not in mi_crow_lightning.__all__
 
 
 def test_the_version_is_that_of_the_installed_package():

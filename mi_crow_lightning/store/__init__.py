@@ -13,27 +13,6 @@ Examples:
     torch.Size([2, 3])
 """
 
-from __future__ import annotations
+from mi_crow_lightning._lazy import attach
 
-from typing import TYPE_CHECKING, Any
-
-from mi_crow_lightning._lazy import lazy_attribute
-
-if TYPE_CHECKING:
-    from mi_crow_lightning.store.local_store import LocalStore
-    from mi_crow_lightning.store.store import Store
-
-__all__ = ["LocalStore", "Store"]
-
-_SOURCES = {
-    "LocalStore": "mi_crow_lightning.store.local_store",
-    "Store": "mi_crow_lightning.store.store",
-}
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _SOURCES, name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

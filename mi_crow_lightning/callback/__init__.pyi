@@ -1,0 +1,1 @@
+from mi_crow_lightning.callback.hook_callback import HookCallback as HookCallback

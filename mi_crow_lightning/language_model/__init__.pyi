@@ -1,0 +1,7 @@
+from mi_crow_lightning.language_model.causal_lm import CausalLMModule as CausalLMModule
+from mi_crow_lightning.language_model.generated import GeneratedText as GeneratedText
+from mi_crow_lightning.language_model.generated import by_strength as by_strength
+from mi_crow_lightning.language_model.inference import Inference as Inference
+from mi_crow_lightning.language_model.language_model import LanguageModel as LanguageModel
+from mi_crow_lightning.language_model.prediction_writer import PredictionWriter as PredictionWriter
+from mi_crow_lightning.language_model.texts import TextCollator as TextCollator

@@ -1,0 +1,15 @@
+from mi_crow_lightning.loggers.compact_layout import compact as compact
+from mi_crow_lightning.loggers.compact_reader import HistogramRow as HistogramRow
+from mi_crow_lightning.loggers.compact_reader import read_compact as read_compact
+from mi_crow_lightning.loggers.compact_reader import read_compact_histograms as read_compact_histograms
+from mi_crow_lightning.loggers.dispatch import write as write
+from mi_crow_lightning.loggers.history import HistoryRow as HistoryRow
+from mi_crow_lightning.loggers.layout import write_layout as write_layout
+from mi_crow_lightning.loggers.scalar_choice import shown as shown
+from mi_crow_lightning.loggers.scalars import write_scalars as write_scalars
+from mi_crow_lightning.loggers.step import DetectorReadings as DetectorReadings
+from mi_crow_lightning.loggers.step import LoggedStep as LoggedStep
+from mi_crow_lightning.loggers.tags import tag as tag
+from mi_crow_lightning.loggers.tensorboard import summary_writer as summary_writer
+from mi_crow_lightning.loggers.tensorboard import write_event as write_event
+from mi_crow_lightning.loggers.text_table import write_text_table as write_text_table

@@ -1,0 +1,11 @@
+from mi_crow_lightning.hooks.detectors.contrast import ContrastDetector as ContrastDetector
+from mi_crow_lightning.metrics.separability import Separability as Separability
+from mi_crow_lightning.vectors.collate import LabelCollator as LabelCollator
+from mi_crow_lightning.vectors.collate import PairCollator as PairCollator
+from mi_crow_lightning.vectors.fit import model_name as model_name
+from mi_crow_lightning.vectors.formats.control_vector import read_control_vector as read_control_vector
+from mi_crow_lightning.vectors.formats.control_vector import write_control_vector as write_control_vector
+from mi_crow_lightning.vectors.formats.sae_lens import from_sae as from_sae
+from mi_crow_lightning.vectors.formats.steering_vectors import from_steering_vectors as from_steering_vectors
+from mi_crow_lightning.vectors.formats.steering_vectors import to_steering_vectors as to_steering_vectors
+from mi_crow_lightning.vectors.steering_vector import SteeringVector as SteeringVector
