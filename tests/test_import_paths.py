@@ -1,0 +1,190 @@
+"""Every import that a user may have written goes on working, wherever its module moves."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mi_crow_lightning as mcl
+
+ROOT = Path(__file__).parents[1]
+
+# What release 0.1.0 exported, or had a page in its API reference. Lines are added, never taken out.
+TABLE = """
+mi_crow_lightning: AblationController ActivationStatistics AllOf AnyOf CausalLMModule ClampController ContrastDetector
+    Controller Detector FunctionController Hook HookCallback HookConflict HookContext HookError HookType LabelCollator
+    LanguageModel LayerActivationDetector LayerNotFound Layers LocalStore LoggedSteps MiCrowError NeverFired Not
+    PairCollator PatchController PredictionWriter ProjectionDetector Reading RegistrationError ScaleController
+    Schedule Stage SteeringController SteeringVector TokenController Tokens attached by_strength
+mi_crow_lightning.hooks: AblationController ActivationStatistics AllOf AnyOf ClampController Controller Detector
+    FunctionController Hook HookContext HookError HookType LayerActivationDetector Layers LoggedSteps Moment Not
+    PatchController ProjectionDetector Reading ScaleController Schedule Stage SteeringController TokenController
+    Tokens attached
+mi_crow_lightning.language_model: CausalLMModule GeneratedText Inference LanguageModel PredictionWriter TextCollator
+    by_strength
+mi_crow_lightning.loggers: DetectorReadings HistogramRow HistoryRow LoggedStep compact read_compact
+    read_compact_histograms shown summary_writer tag write write_event write_layout write_scalars write_text_table
+mi_crow_lightning.metrics: EDGES ROW_SIZE STATISTICS ActivationStatisticsMetric Group Histogram Row Summary
+    channel_statistics empty_rows measure merge merge_all statistics summarize
+mi_crow_lightning.report: Feature HookPlan HookedLayer RunReport Support
+mi_crow_lightning.store: LocalStore Store
+mi_crow_lightning.vectors: ContrastDetector LabelCollator PairCollator Separability SteeringVector from_sae
+    from_steering_vectors model_name read_control_vector to_steering_vectors write_control_vector
+mi_crow_lightning.callback: HookCallback
+mi_crow_lightning.errors: ActivationError CaptureBudgetExceeded ConditionMismatch EditMismatch HookConflict HookError
+    LayerNotFound MiCrowError NeverFired NoReport NoTensorFound NothingExtracted PatchMismatch RanElsewhere
+    RegistrationError StoreKeyError StrengthMismatch TagConflict TokensUnknown VectorFileError VectorMismatch
+    WrittenInPlace
+mi_crow_lightning.hooks.hook: Hook HookError HookType
+mi_crow_lightning.hooks.hook_type: HookType
+mi_crow_lightning.hooks.detector: Detector
+mi_crow_lightning.hooks.controller: Controller
+mi_crow_lightning.hooks.tokens: AllOf AnyOf Not Tokens
+mi_crow_lightning.hooks.schedules: EVALUATIONS AllOf AnyOf LoggedSteps Moment Not Schedule Stage When
+mi_crow_lightning.hooks.edits: added mixed with_norms_of
+mi_crow_lightning.hooks.context: HookContext
+mi_crow_lightning.hooks.reading: Reading
+mi_crow_lightning.hooks.layers: Layers
+mi_crow_lightning.hooks.attaching: attached
+mi_crow_lightning.hooks.conditions: Condition
+mi_crow_lightning.hooks.per_layer: PerLayer Vector
+mi_crow_lightning.hooks.directions: check_width checked_vector orthonormal_basis unit_vector
+mi_crow_lightning.hooks.activations: put_input put_output take_input take_output
+mi_crow_lightning.hooks.effects: Effect
+mi_crow_lightning.hooks.strengths: Strength Strengths
+mi_crow_lightning.hooks.token_controller: TokenController
+mi_crow_lightning.hooks.detectors.activation_statistics: ActivationStatistics
+mi_crow_lightning.hooks.detectors.layer_activation: LayerActivationDetector
+mi_crow_lightning.hooks.detectors.projection: ProjectionDetector
+mi_crow_lightning.hooks.controllers.ablation: AblationController
+mi_crow_lightning.hooks.controllers.clamp: ClampController
+mi_crow_lightning.hooks.controllers.function: FunctionController
+mi_crow_lightning.hooks.controllers.patch: PatchController
+mi_crow_lightning.hooks.controllers.scale: ScaleController
+mi_crow_lightning.hooks.controllers.steering: SteeringController
+mi_crow_lightning.language_model.causal_lm: CausalLMModule
+mi_crow_lightning.language_model.generated: GeneratedText by_strength
+mi_crow_lightning.language_model.inference: Inference
+mi_crow_lightning.language_model.language_model: LanguageModel
+mi_crow_lightning.language_model.model_outline: ModelOutline outline
+mi_crow_lightning.language_model.prediction_writer: PredictionWriter
+mi_crow_lightning.language_model.sweep: expanded
+mi_crow_lightning.language_model.texts: TextCollator
+mi_crow_lightning.store.store: Store TensorMetadata
+mi_crow_lightning.store.local_store: LocalStore
+mi_crow_lightning.store.detector_store: DetectorStore TensorMetadata
+mi_crow_lightning.vectors.contrast_detector: ContrastDetector
+mi_crow_lightning.vectors.steering_vector: SteeringVector
+mi_crow_lightning.vectors.collate: LabelCollator PairCollator
+mi_crow_lightning.vectors.fit: model_name
+mi_crow_lightning.vectors.formats.control_vector: read_control_vector write_control_vector
+mi_crow_lightning.vectors.formats.sae_lens: from_sae
+mi_crow_lightning.vectors.formats.steering_vectors: from_steering_vectors to_steering_vectors
+"""
+
+# The names of mi-crow, where its users find them.
+OF_MI_CROW = """
+mi_crow_lightning.hooks: Controller Detector FunctionController Hook HookError HookType LayerActivationDetector
+mi_crow_lightning.hooks.controller: Controller
+mi_crow_lightning.hooks.detector: Detector
+mi_crow_lightning.hooks.hook: Hook HookError HookType
+mi_crow_lightning.language_model: LanguageModel
+mi_crow_lightning.language_model.language_model: LanguageModel
+mi_crow_lightning.store: LocalStore Store
+mi_crow_lightning.store.local_store: LocalStore
+mi_crow_lightning.store.store: Store
+"""
+
+# What a LightningCLI wrote into the configuration of a run with every hook, schedule and choice of tokens.
+OF_CONFIGURATIONS = """
+mi_crow_lightning: AblationController ActivationStatistics AllOf AnyOf ClampController ContrastDetector
+    FunctionController HookCallback LayerActivationDetector LoggedSteps Not PatchController ProjectionDetector
+    ScaleController Schedule SteeringController Tokens
+mi_crow_lightning.hooks.tokens: AllOf AnyOf Not
+"""
+
+
+def rows(table: str) -> list[tuple[str, list[str]]]:
+    joined = re.sub(r"\n +", " ", table).strip().splitlines()
+    return [(module, names.split()) for module, names in (line.split(": ") for line in joined)]
+
+
+def imported(path: str) -> Any:
+    """The module, or what lies in it, that a dotted path leads to."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[end:]:
+            found = getattr(found, name)
+        return found
+    raise ModuleNotFoundError(path)
+
+
+@pytest.mark.parametrize(("module", "names"), [*rows(TABLE), *rows(OF_MI_CROW), *rows(OF_CONFIGURATIONS)])
+def test_what_could_be_imported_can_be(module: str, names: list[str]) -> None:
+    for name in names:
+        namespace: dict[str, Any] = {}
+        exec(f"from {module} import {name}", namespace)
+        assert namespace[name] is getattr(importlib.import_module(module), name)
+
+
+def test_old_places_give_the_same_objects() -> None:
+    from mi_crow_lightning.store.detector_store import DetectorStore
+    from mi_crow_lightning.store.store import Store
+    from mi_crow_lightning.vectors.contrast_detector import ContrastDetector
+
+    assert ContrastDetector is mcl.ContrastDetector is mcl.vectors.ContrastDetector and DetectorStore is Store
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").glob("*.[py]*"))]
+
+
+def paths_in(page: Path) -> set[str]:
+    return set(re.findall(r"\bmi_crow_lightning(?:\.[A-Za-z_]\w*)+\b(?!\.\w|/|\.py)", page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if paths_in(page)], ids=lambda page: page.name)
+def test_the_paths_of_the_documentation_and_the_examples_lead_somewhere(page: Path) -> None:
+    for path in paths_in(page):
+        imported(path)
+
+
+def test_the_classes_that_a_cli_writes_are_those_of_before(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse")
+    from tests.callback.configured import cli, ours, vector_file, watch
+
+    vector = str(vector_file(tmp_path))
+    others = [ours("Schedule", epochs=1), ours("LoggedSteps"), ours("Not", schedule=ours("Schedule", epochs=0))]
+    when = ours("AllOf", schedules=[ours("Schedule", stages="train"), ours("AnyOf", schedules=others)])
+    choice, at = {"choices": ["last", ours("hooks.tokens.Not", choice={"ids": [1]})]}, "block:1"
+    tokens = ours(
+        "hooks.tokens.AllOf", choices=[ours("hooks.tokens.AnyOf", **choice), ours("Tokens", window=[-8, None])]
+    )
+    detectors = [
+        ours("ActivationStatistics", at, schedule=when, tokens=tokens),
+        ours("LayerActivationDetector", at),
+        ours("ProjectionDetector", at, vector=vector),
+        ours("ContrastDetector", at),
+    ]
+    controllers = [
+        ours("AblationController", at, vector=vector),
+        ours("ClampController", at, vector=vector, value=1.0),
+        ours("FunctionController", at, function="torch.tanh"),
+        ours("PatchController", at, source=vector),
+        ours("ScaleController", at, factor=2),
+        ours("SteeringController", at, vector=vector),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli(watch(detectors=detectors, controllers=controllers), "fit", "--print_config")
+    assert not ended.value.code
+    written = {path for path in re.findall(r"class_path: (\S+)", capsys.readouterr().out) if path.startswith("mi_crow")}
+    assert written == {f"{module}.{name}" for module, names in rows(OF_CONFIGURATIONS) for name in names}
+    for path in written:
+        assert isinstance(imported(path), type)
