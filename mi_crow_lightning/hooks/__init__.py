@@ -15,8 +15,8 @@
 `ScaleController`          multiplies them by a factor
 `PatchController`          replaces them by stored ones
 `FunctionController`       applies a function to them
-`TokenController`          the base of these: a controller of your own overrides ``change``
-`VectorController`         ... the base of those that take a vector, one for all layers or one for each
+`TokenController`          the base of these: your own controller overrides ``change``
+`VectorController`         the base of those that take a vector, one for all layers or one for each
 `Schedule`, `Tokens`       when a hook is on, and at which positions
 =========================  ===========================================================================
 

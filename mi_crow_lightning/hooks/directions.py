@@ -14,19 +14,19 @@ __all__ = ["check_width", "checked_vector", "orthonormal_basis", "unit_vector"]
 
 
 def checked_vector(value: Any, name: str = "vector") -> Tensor:
-    """A copy of a vector ``(D,)``, float32.
+    """Return a copy of a vector ``(D,)``, float32.
 
     Raises:
-        TypeError, ValueError: it is no finite float tensor ``(D,)``.
+        TypeError, ValueError: it is not a finite float tensor ``(D,)``.
     """
     return _copied(value, name, "(D,)", (1,), torch.float32, None)
 
 
 def unit_vector(value: Any, name: str = "vector") -> Tensor:
-    """The unit vector in the direction of ``value``: ``(D,)`` float64.
+    """Return the unit vector in the direction of ``value``: ``(D,)`` float64.
 
     Raises:
-        TypeError, ValueError: it is no finite float tensor ``(D,)``, or has length 0.
+        TypeError, ValueError: it is not a finite float tensor ``(D,)``, or has length 0.
 
     Examples:
         >>> unit_vector(torch.tensor([3.0, 4.0]))
@@ -37,17 +37,17 @@ def unit_vector(value: Any, name: str = "vector") -> Tensor:
 
 
 def orthonormal_basis(value: Any, name: str = "vector") -> Tensor:
-    """An orthonormal basis of the space that the rows of ``value`` span: ``(R, D)`` float64.
+    """Return an orthonormal basis of the space that the rows of ``value`` span: ``(R, D)`` float64.
 
     A row that depends on the others adds nothing to the space, so ``R`` may be less than the number of rows. Rows
     count as dependent within float32 rounding, whatever their lengths.
 
     Args:
         value: ``(D,)``, or ``(K, D)`` for a subspace.
-        name: what it was given as.
+        name: what messages call it.
 
     Raises:
-        TypeError, ValueError: it is no such tensor, or a row has length 0.
+        TypeError, ValueError: it is not such a tensor, or a row has length 0.
 
     Examples:
         >>> orthonormal_basis(torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0]])).abs()
@@ -101,6 +101,6 @@ def _scaled_to_one(rows: Tensor, name: str) -> Tensor:
     lengths = rows.norm(dim=-1, keepdim=True)
     if not lengths.all():
         which = f"row {int((lengths == 0).nonzero()[0, 0])} of {name}" if len(rows) > 1 else name
-        raise ValueError(f"{which} has length 0, which is no direction")
+        raise ValueError(f"{which} has length 0: it has no direction")
     scaled: Tensor = rows / lengths
     return scaled

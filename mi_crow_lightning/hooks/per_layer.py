@@ -1,7 +1,8 @@
 """One value for all layers of a hook, or one for each layer.
 
-Layer names differ by a prefix from root to root (``model.layers.12`` in a model, ``model.model.layers.12`` in the
-LightningModule around it), so a layer is looked up by its name, then by a name that ends so, then by its block.
+The prefix of a layer's name depends on the root (``model.layers.12`` in a model, ``model.model.layers.12`` in the
+LightningModule around it), so a layer is looked up by its name, then by a name that ends the same way, then by its
+block.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ class PerLayer(Generic[V]):
     Args:
         given: the value, or a mapping whose keys are block indices or layer names, or the path of a steering
             vector's file.
-        name: what it was given as, for messages.
-        check: from one given value, and its name, to what is kept of it; raises where it is wrong.
+        name: what messages call it.
+        check: makes what is kept from one given value and its name, or raises.
 
     Attributes:
-        model: name of the model that a `SteeringVector` was made from; empty for all else.
+        model: name of the model that a `SteeringVector` was made from; empty for anything else.
 
     Raises:
-        TypeError, ValueError: a key is no layer, the mapping is empty, or ``check`` refuses a value.
-        FileNotFoundError, VectorFileError: there is no such file, or it holds no steering vector.
+        TypeError, ValueError: a key does not name a layer, the mapping is empty, or ``check`` refuses a value.
+        FileNotFoundError, VectorFileError: there is no such file, or it does not hold a steering vector.
 
     Examples:
         >>> values = PerLayer({"layers.1": 5, 2: 7}, "value", lambda value, name: value)
@@ -61,11 +62,11 @@ class PerLayer(Generic[V]):
             self.value = check(given, name)
 
     def at(self, ctx: HookContext) -> V:
-        """The value of the layer that a hook is called at."""
+        """Return the value of the layer that a hook is called at."""
         return self.of(ctx.layer, ctx.index)
 
     def of(self, layer: str, index: int | None) -> V:
-        """The value of a layer.
+        """Return the value of a layer.
 
         Args:
             layer: its name.
@@ -111,10 +112,10 @@ class PerLayer(Generic[V]):
 
 
 def loaded(given: Any, name: str) -> Any:
-    """Return ``given``, or where it is a path the `SteeringVector` in that file. Only here do hooks meet the disk.
+    """Return ``given``; if it is a path, the `SteeringVector` in that file. Only here do hooks read files.
 
     Raises:
-        FileNotFoundError, VectorFileError: there is no such file, or it is not a steering vector's.
+        FileNotFoundError, VectorFileError: there is no such file, or it does not hold a steering vector.
     """
     if not isinstance(given, (str, Path)):
         return given
@@ -126,12 +127,12 @@ def loaded(given: Any, name: str) -> Any:
 
 def _layer(key: Any, name: str) -> int | str:
     if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise TypeError(f"{name}: the key {key!r} is no layer; give the index of a block, or a layer's name")
+        raise TypeError(f"{name}: the key {key!r} does not name a layer; give the index of a block, or a layer's name")
     return key
 
 
 def ends_alike(one: object, other: str) -> bool:
-    """Whether one layer's name is the other, or its end by whole segments.
+    """Say whether one layer's name is the other, or its end by whole segments.
 
     Examples:
         >>> ends_alike("model.layers.2", "layers.2"), ends_alike("model.layers.12", "layers.2")
@@ -143,14 +144,14 @@ def ends_alike(one: object, other: str) -> bool:
 class Casts:
     """Tensors brought to the dtype and device of an activation, each once.
 
-    Ordinary tensors, also when made in inference mode: the same ones serve prediction and training.
+    They are ordinary tensors even if made in inference mode, so that the same ones serve prediction and training.
     """
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def of(self, tensor: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """``tensor`` on the device of ``x``, in ``dtype`` or else that of ``x``."""
+        """Return ``tensor`` on the device of ``x``, in ``dtype`` or else that of ``x``."""
         if torch.compiler.is_compiling():
             return tensor.to(x.device, dtype or x.dtype)
         key = (id(tensor), dtype or x.dtype, x.device)
@@ -161,9 +162,9 @@ class Casts:
         return self._made[key][1]
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Forget all casts."""
         self._made.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy makes its own."""
+        """Leave out the casts: a copy makes its own."""
         return {"_made": {}}

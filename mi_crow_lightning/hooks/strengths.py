@@ -1,4 +1,4 @@
-"""How strongly a controller edits: a number, or one for each sample, layer or moment."""
+"""The strength of an edit: a number, or one for each sample, layer or moment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FORMS = (
 
 
 class Strengths:
-    """What was given as ``strength=``, and the strength that follows from it at a layer in a pass.
+    """The argument ``strength=``, and the strength that follows from it at a layer in a pass.
 
     Args:
         given: a number; a tensor ``(B,)``, one for each sample; ``"batch"``, to read ``batch["strength"]``, a tensor
@@ -60,7 +60,7 @@ class Strengths:
 
     @property
     def kept(self) -> float | str | Tensor | dict[int | str, float]:
-        """What a checkpoint keeps of it; of a function only `A_FUNCTION`."""
+        """The form that a checkpoint keeps; for a function only `A_FUNCTION`."""
         if self._of_layers is not None:
             return dict(self._of_layers.value)  # type: ignore[arg-type]  # it was given as a mapping
         if self._of_samples is not None:
@@ -68,7 +68,7 @@ class Strengths:
         return self.given if isinstance(self.given, (float, str)) else A_FUNCTION
 
     def at(self, x: Tensor, ctx: HookContext) -> float | Tensor:
-        """The strength for an activation.
+        """Return the strength for an activation.
 
         Args:
             x: the activation, whose first dimension is samples, or the beams or sequences of samples.
@@ -78,7 +78,7 @@ class Strengths:
             A number, or a float32 tensor on the device of ``x`` that multiplies it row by row: ``(rows, 1, ...)``.
 
         Raises:
-            StrengthMismatch: there is no strength in the batch, or not so many rows for each.
+            StrengthMismatch: the batch has no strength, or the rows do not match the strengths.
         """
         if self._of_layers is not None:
             return self._of_layers.at(ctx)
@@ -102,7 +102,7 @@ class Strengths:
 
 
 def reads_batch(controller: Any) -> bool:
-    """Whether a controller takes its strength from the batch."""
+    """Say whether a controller takes its strength from the batch."""
     return _is_batch(getattr(controller, "strength", None))
 
 
@@ -152,6 +152,6 @@ def _for_rows(value: Any, x: Tensor, ctx: HookContext, name: str = "strength") -
     if rows is None:
         raise StrengthMismatch(
             f"{name} has {len(value)} values, one for each sample, and the activation of {ctx.layer!r} has {len(x)} "
-            f"rows (shape {tuple(x.shape)}): there must be as many rows, or so many beams or sequences for each sample"
+            f"rows (shape {tuple(x.shape)}): each value needs one row, or the same number of beams or sequences"
         )
     return rows if rows.dim() == 0 else rows.reshape(-1, *[1] * (x.dim() - 1))

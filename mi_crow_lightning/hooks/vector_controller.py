@@ -69,7 +69,7 @@ class VectorController(TokenController):
             name: what messages call it: ``"vector"`` or ``"vector['h.3']"``.
 
         Returns:
-            A tensor of its own, whose last dimension is that of the activations.
+            A new tensor, whose last dimension is that of the activations.
 
         Raises:
             TypeError, ValueError: the value is not a vector that the controller can use.
@@ -78,7 +78,7 @@ class VectorController(TokenController):
 
     @property
     def vector(self) -> Tensor | dict[int | str, Tensor]:
-        """What `checked` made of the vector, or a dict of these by layer."""
+        """The vector as `checked` made it, or a dict of these by layer."""
         return self._vectors.value
 
     def _keep(self, given: Any) -> None:
@@ -183,5 +183,5 @@ class _Scaled(NamedTuple):
 
 
 def _may_be_kept(product: Tensor) -> bool:
-    """Whether the product holds its numbers: it is not fake, and not of a CUDA graph that was never replayed."""
+    """Say whether the product holds its numbers: it is neither fake, nor part of a CUDA graph being captured."""
     return type(product) is Tensor and not (product.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -1,4 +1,4 @@
-"""What a run is made of, told before it is paid for: layers, hooks on them, what is supported and what is not."""
+"""A report on a run before it starts: its layers, the hooks on them, what is supported and what is not."""
 
 from mi_crow_lightning._lazy import attach
 

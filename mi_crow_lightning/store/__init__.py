@@ -1,4 +1,4 @@
-"""Keep tensors on disk by run, batch, layer and key.
+"""Tensors on disk, by run, batch, layer and key.
 
 Importing this package does not load torch: each name is loaded when it is first asked for.
 

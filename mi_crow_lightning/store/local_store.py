@@ -24,7 +24,7 @@ _NAMES = "_tensor_metadata_names"
 
 
 class LocalStore(Store):
-    """Keeps tensors as safetensors files in a folder, as ``runs/<run>/batch_<i>/<layer>/<key>.safetensors``.
+    """A store of safetensors files in a folder, as ``runs/<run>/batch_<i>/<layer>/<key>.safetensors``.
 
     Its methods are those of `Store`. Each file is written to a temporary file next to it, synced and then moved into
     place: a reader sees the earlier content or the new one, whatever happens to the writer. Names that would leave the

@@ -1,4 +1,4 @@
-"""What to say when something is not in the store."""
+"""The error for what is not in the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store can do."""
+"""The interface of every store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TensorMetadata = dict[str, dict[str, torch.Tensor]]
 
 
 class Store(abc.ABC):
-    """Keeps tensors by run, batch, layer and key, and metadata of runs and of what detectors gathered.
+    """A place for tensors by run, batch, layer and key, and for metadata of runs and of what detectors gathered.
 
     Names (runs, layers, keys) are kept as they are given. Every method refuses a name that cannot be a file name, and
     a ``batch_index`` that is not an int from 0 on, with a ``StoreKeyError``. Every method that reads raises

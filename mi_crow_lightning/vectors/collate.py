@@ -13,9 +13,9 @@ Tokenize = Callable[[list[str]], Mapping[str, Any]]
 
 
 class PairCollator:
-    """Makes a batch of pairs of texts, for a ``DataLoader(pairs, collate_fn=...)``.
+    """The ``collate_fn`` of a ``DataLoader`` over pairs of texts.
 
-    An item of the data set is a pair, so shuffling, uneven batches and the samplers of several ranks never part one.
+    An item of the data set is a pair, so shuffling, uneven batches and the samplers of several ranks never split one.
     ``P`` pairs become ``B = 2 P`` rows: the positive text of each pair, then its negative one.
 
     Args:
@@ -32,7 +32,7 @@ class PairCollator:
         self.tokenize = tokenize
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """The batch.
+        """Make the batch.
 
         Raises:
             TypeError: an item is not a pair of texts.
@@ -46,7 +46,7 @@ class PairCollator:
 
 
 class LabelCollator:
-    """Makes a batch of labelled texts, for a ``DataLoader(items, collate_fn=...)``.
+    """The ``collate_fn`` of a ``DataLoader`` over texts and their labels.
 
     Args:
         tokenize: see `PairCollator`.
@@ -61,7 +61,7 @@ class LabelCollator:
         self.tokenize = tokenize
 
     def __call__(self, items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        """The batch; labels that are names stay a list.
+        """Make the batch; labels that are names stay a list.
 
         Raises:
             TypeError: an item is not a text and its label.

@@ -41,7 +41,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Origin]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        VectorFileError: it holds something else, is damaged, or is of a later release.
+        VectorFileError: it holds something else, is damaged, or was written by a later release.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no steering vector at {str(path)!r}: there is no such file")

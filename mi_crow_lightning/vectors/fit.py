@@ -1,4 +1,4 @@
-"""Whether a steering vector is for a model: its name, its layers, their widths."""
+"""Checks that a steering vector fits a model: its name, its layers, their widths."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["model_name", "names_in", "output_width"]
 
 
 def model_name(model: nn.Module) -> str:
-    """What a model is called: the ``name_or_path`` of its configuration, else the name of its class.
+    """Return the name of a model: the ``name_or_path`` of its configuration, else the name of its class.
 
-    Of a path only the last part counts, so that it is the same on another machine.
+    Only the last part of a path counts, so that the name is the same on another machine.
 
     Examples:
         >>> model_name(nn.Sequential(nn.Identity()))
@@ -38,7 +38,7 @@ def _without_folder(name: str) -> str:
 
 
 def names_in(vector: Mapping[str, Tensor], model: nn.Module, any_model: bool) -> dict[str, str]:
-    """The name in ``model`` of each of the vector's layers.
+    """Return the name in ``model`` of each of the vector's layers.
 
     Raises:
         VectorMismatch: the model has another name, lacks a layer, or has one of another width.
@@ -46,8 +46,8 @@ def names_in(vector: Mapping[str, Tensor], model: nn.Module, any_model: bool) ->
     wanted, given = getattr(vector, "model", ""), model_name(model)
     if wanted and wanted != given and not any_model:
         raise VectorMismatch(
-            f"the vector is of model {wanted!r}, and this one is {given!r}: extract a vector from it, or say "
-            "any_model=True if the one was made from the other"
+            f"the vector was made from model {wanted!r}, and this one is {given!r}: extract a vector from this model, "
+            "or give any_model=True if one model was made from the other"
         )
     tree = ModuleTree(model)
     matches = {layer: _match(tree, layer) for layer in vector}
@@ -75,16 +75,16 @@ def _match(tree: ModuleTree, layer: str) -> Match:
 
 
 def _without_leading_segments(tree: ModuleTree, layer: str) -> str | None:
-    """The longest end of ``layer`` that is a name in ``tree``: the vector's model was inside of another module."""
+    """Return the longest end of ``layer`` that is a name in ``tree``: the vector's model was inside another module."""
     segments = layer.split(".")
     ends = (".".join(segments[i:]) for i in range(1, len(segments)))
     return next((end for end in ends if end in tree.modules), None)
 
 
 def output_width(tree: ModuleTree, match: Match) -> int | None:
-    """How many features the output of a layer has, where that can be told without running it.
+    """Return how many features the output of a layer has, or ``None`` where only a run would show it.
 
-    A linear layer and an embedding know it; of a block of the main stack the model's ``config.hidden_size`` tells it.
+    A linear layer and an embedding say it; for a block of the main stack the model's ``config.hidden_size`` does.
     """
     module = unwrapped(match.module)
     for attribute in ("out_features", "embedding_dim"):

@@ -1,4 +1,4 @@
-"""Where a steering vector comes from: kept beside its numbers, and written with them."""
+"""The origin of a steering vector: kept beside its numbers, and written with them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Origin:
         model: name of the model.
         tokens: which positions were read, as text.
         samples: how many samples, by class.
-        metadata: whatever else is to be kept: strings, numbers and booleans.
+        metadata: anything else to keep: strings, numbers and booleans.
 
     Raises:
         TypeError: a field holds something else.
@@ -43,14 +43,14 @@ class Origin:
         _check_mapping("metadata", self.metadata, (str, int, float, bool))
 
     def joined(self, other: Origin, sign: str) -> Origin:
-        """The origin of a sum, or difference: what both agree on; of two methods or tokens, both.
+        """Return the origin of a sum, or difference: what both agree on; where methods or tokens differ, both.
 
         Raises:
-            VectorMismatch: the vectors are of different models.
+            VectorMismatch: the vectors come from different models.
         """
         if self.model and other.model and self.model != other.model:
             raise VectorMismatch(
-                f"a vector of model {self.model!r} and one of {other.model!r} have no common space: "
+                f"a vector of model {self.model!r} and one of {other.model!r} share no space: "
                 "add and subtract vectors of one model"
             )
         return Origin(
@@ -62,15 +62,15 @@ class Origin:
         )
 
     def to_text(self) -> str:
-        """As JSON."""
+        """Return the origin as JSON."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_text(cls, text: str) -> Origin:
-        """What `to_text` wrote.
+        """Read what `to_text` wrote.
 
         Raises:
-            ValueError, TypeError: it is something else.
+            ValueError, TypeError: the text holds something else.
         """
         read = json.loads(text)
         if not isinstance(read, dict):

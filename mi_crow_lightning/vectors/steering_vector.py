@@ -24,9 +24,9 @@ __all__ = ["SteeringVector"]
 
 
 class SteeringVector(Mapping[str, Tensor]):
-    """One direction per layer, and where it comes from. Nothing of it changes once it is made.
+    """One direction for each layer, and where they come from. It never changes.
 
-    A mapping from the layer's name to ``(D,)``, float32, on the CPU. What it gives out are copies. Layers may differ
+    A mapping from the layer's name to ``(D,)``, float32, on the CPU. Reading a direction copies it. Layers may differ
     in width. Vectors over the same layers add and subtract, and a number scales them.
 
     Args:
@@ -35,7 +35,7 @@ class SteeringVector(Mapping[str, Tensor]):
         model: name of the model, as `model_name` gives it; empty when it is not known.
         tokens: which positions were read, as text.
         samples: how many samples, by class.
-        metadata: whatever else is to be kept: strings, numbers and booleans.
+        metadata: anything else to keep: strings, numbers and booleans.
 
     Raises:
         TypeError, ValueError: an argument is not one of those named above, or a direction is not finite.
@@ -73,7 +73,7 @@ class SteeringVector(Mapping[str, Tensor]):
 
     @property
     def method(self) -> str:
-        """How it was made."""
+        """The method that it was made by."""
         return self._origin.method
 
     @property
@@ -83,17 +83,17 @@ class SteeringVector(Mapping[str, Tensor]):
 
     @property
     def tokens(self) -> str:
-        """Which positions were read, as text."""
+        """The positions that were read, as text."""
         return self._origin.tokens
 
     @property
     def samples(self) -> Mapping[str, int]:
-        """How many samples it was made from, by class."""
+        """The number of samples that it was made from, by class."""
         return MappingProxyType(self._origin.samples)
 
     @property
     def metadata(self) -> Mapping[str, Value]:
-        """Whatever else is known."""
+        """Anything else that is known."""
         return MappingProxyType(self._origin.metadata)
 
     @property
@@ -122,7 +122,7 @@ class SteeringVector(Mapping[str, Tensor]):
     __array_ufunc__ = None  # so that numpy leaves np.float32(2) * vector to __rmul__
 
     def only(self, *layers: str) -> SteeringVector:
-        """The same vector at some of its layers, in the order given.
+        """Return the same vector at some of its layers, in the order given.
 
         Raises:
             KeyError: it has no such layer; the message lists those it has.
@@ -132,7 +132,7 @@ class SteeringVector(Mapping[str, Tensor]):
         return self._made({layer: self._directions[layer] for layer in layers})
 
     def with_origin(self, **facts: Any) -> SteeringVector:
-        """The same directions with other facts: ``method``, ``model``, ``tokens``, ``samples``, ``metadata``.
+        """Return the same directions with other facts: ``method``, ``model``, ``tokens``, ``samples``, ``metadata``.
 
         Examples:
             >>> vector = SteeringVector({"h.0": torch.ones(2)}, method="by hand")
@@ -142,24 +142,24 @@ class SteeringVector(Mapping[str, Tensor]):
         return self._made(self._directions, replace(self._origin, **facts))
 
     def norms(self) -> dict[str, float]:
-        """The Euclidean norm of each layer's direction."""
+        """Return the Euclidean norm of each layer's direction."""
         return {layer: value.double().norm().item() for layer, value in self._directions.items()}
 
     def normalise(self) -> SteeringVector:
-        """The same directions with norm 1.
+        """Return the same directions with norm 1.
 
         Raises:
             ValueError: a direction is zero.
         """
         if zero := [layer for layer, norm in self.norms().items() if norm == 0]:
-            raise ValueError(f"the direction of {', '.join(map(repr, zero))} is zero, which has no unit direction")
+            raise ValueError(f"the direction of {', '.join(map(repr, zero))} is zero: it cannot be scaled to norm 1")
         return self._each(lambda value: value.double() / value.double().norm())
 
     def random_like(self, seed: int) -> SteeringVector:
-        """Random directions with the norms of these: the control that tells a direction's effect from its length's.
+        """Return random directions with the same norms, to compare the effect of a direction with that of its length.
 
-        The same seed gives the same directions again, and one layer's does not depend on the others. The run's random
-        numbers are not touched.
+        The same seed gives the same directions again, and each layer's does not depend on the other layers. The random
+        numbers of the run do not change.
 
         Examples:
             >>> vector = SteeringVector({"h.0": torch.tensor([3.0, 4.0])})
@@ -174,7 +174,7 @@ class SteeringVector(Mapping[str, Tensor]):
         return self._made(directions, origin)
 
     def cosines(self, other: SteeringVector) -> dict[str, float]:
-        """Cosine between this vector and another at each layer; nan where one is zero.
+        """Return the cosine between this vector and another at each layer; nan where one is zero.
 
         Raises:
             VectorMismatch: the layers, or their widths, differ.
@@ -188,7 +188,7 @@ class SteeringVector(Mapping[str, Tensor]):
         return {layer: _cosine(self._directions[layer], other._directions[layer]) for layer in self}
 
     def layer_cosines(self) -> Tensor:
-        """Cosines between the directions of all layers, ``(L, L)`` float64; nan where one is zero.
+        """Return the cosines between the directions of all layers, ``(L, L)`` float64; nan where one is zero.
 
         Raises:
             VectorMismatch: the layers differ in width.
@@ -239,7 +239,7 @@ class SteeringVector(Mapping[str, Tensor]):
 
         Raises:
             FileNotFoundError: there is no such file.
-            VectorFileError: it holds something else, or is of a later release.
+            VectorFileError: it holds something else, is damaged, or was written by a later release.
 
         Examples:
             >>> import tempfile
@@ -256,14 +256,14 @@ class SteeringVector(Mapping[str, Tensor]):
             raise damaged(path, error) from error
 
     def fitted_to(self, model: nn.Module, *, any_model: bool = False) -> SteeringVector:
-        """The same vector under the layer names of ``model``, once it is known to fit.
+        """Return the same vector under the layer names of ``model``, after checking that it fits.
 
-        Names are looked up as they are, without leading segments that the model does not have or with such that it
-        has, and as ``"block:3"``.
+        A layer is found by its name, also without leading segments that the model lacks, or by an end of the model's
+        own name, or as ``"block:3"``.
 
         Args:
             model: any module; names are relative to it.
-            any_model: whether a model of another name will do, as a fine-tuned one.
+            any_model: whether to accept a model of another name, such as a fine-tuned one.
 
         Raises:
             VectorMismatch: the model has another name, lacks a layer, or has one of another width.
@@ -272,7 +272,7 @@ class SteeringVector(Mapping[str, Tensor]):
         return self._made({names[layer]: value for layer, value in self._directions.items()})
 
     def check_fits(self, model: nn.Module, *, any_model: bool = False) -> None:
-        """Refuse a model that this vector is not for; see `fitted_to`."""
+        """Refuse a model that this vector does not fit; see `fitted_to`."""
         self.fitted_to(model, any_model=any_model)
 
     def _made(self, directions: Mapping[str, Tensor], origin: Origin | None = None) -> SteeringVector:

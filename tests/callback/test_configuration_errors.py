@@ -67,5 +67,5 @@ def test_a_file_that_is_not_there_or_no_vector_is_told_with_the_field(tmp_path: 
     other.write_bytes(b"what is this")
     with pytest.raises(FileNotFoundError, match=r"^vector: no steering vector at '.*no\.safetensors'"):
         SteeringController("block:1", missing)
-    with pytest.raises(VectorFileError, match=r"^vectors\['joy'\]: '.*other\.safetensors' is no readable"):
+    with pytest.raises(VectorFileError, match=r"^vectors\['joy'\]: '.*other\.safetensors' is not a readable"):
         ProjectionDetector("block:1", vectors={"joy": str(other)})

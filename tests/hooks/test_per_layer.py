@@ -135,7 +135,7 @@ def test_what_the_mapping_holds_is_checked() -> None:
         SteeringController(0, {"h.1": torch.arange(3)})
     with pytest.raises(ValueError, match="vector is an empty mapping: give a value for each layer, or one for all"):
         SteeringController(0, {})
-    with pytest.raises(TypeError, match="vector: the key True is no layer"):
+    with pytest.raises(TypeError, match="vector: the key True does not name a layer"):
         SteeringController(0, {True: V[0]})
 
 

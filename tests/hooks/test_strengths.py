@@ -170,7 +170,7 @@ def test_a_tensor_of_strengths_is_copied() -> None:
 
 def test_a_key_that_is_no_layer() -> None:
     with pytest.raises(
-        TypeError, match=r"strength: the key 1.5 is no layer; give the index of a block, or a layer's name"
+        TypeError, match=r"strength: the key 1.5 does not name a layer; give the index of a block, or a layer's name"
     ):
         SteeringController(0, VECTOR, {1.5: 2.0})
 

@@ -186,7 +186,7 @@ def test_wrong_arguments_of_steering(given: dict[str, Any], error: type[Exceptio
 
 
 def test_a_function_must_be_callable() -> None:
-    with pytest.raises(TypeError, match="function=3 must be callable: it maps an activation to another"):
+    with pytest.raises(TypeError, match="function=3 must be callable: from an activation to the edited one"):
         FunctionController(0, 3)  # type: ignore[arg-type]
 
 

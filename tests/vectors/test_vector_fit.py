@@ -76,7 +76,7 @@ def test_names_of_models() -> None:
 def test_another_model_is_refused_unless_it_will_do() -> None:
     given = vector("block:1", model="GPT2LMHeadModel")
     given.check_fits(gpt2())
-    message = r"of model 'GPT2LMHeadModel', and this one is 'LlamaForCausalLM': .* any_model=True"
+    message = r"made from model 'GPT2LMHeadModel', and this one is 'LlamaForCausalLM': .* any_model=True"
     with pytest.raises(VectorMismatch, match=message):
         given.check_fits(llama())
     given.check_fits(llama(), any_model=True)

@@ -20,7 +20,7 @@ __all__ = ["AblationController"]
 
 
 class AblationController(VectorController):
-    """Takes out of activations what lies along a direction, or in a subspace.
+    """A controller that takes out of activations what lies along a direction, or in a subspace.
 
     With an orthonormal basis ``U`` ``(R, D)`` of the subspace, ``x - strength * (x @ U.T) @ U``.
 
@@ -28,12 +28,12 @@ class AblationController(VectorController):
         layer_signature: which layers.
         vector: ``(D,)``, a direction, or ``(K, D)``, directions that span a subspace; or a mapping from layer
             (block index or name) to these, or the path of a `SteeringVector`'s file. Lengths do not matter. Rows that
-            depend on others add nothing to the subspace, so they change nothing.
+            depend on others add nothing to the subspace.
         **options: ``strength``, the share that is taken out (1 is all), ``tokens``, ``when``, ``preserve_norm``, see
             `TokenController`; ``hook_type``, ``hook_id``, ``schedule``, ``on_error``, see `Hook`.
 
     Raises:
-        TypeError, ValueError: ``vector`` is no such tensor, is not finite, or has a row of length 0.
+        TypeError, ValueError: ``vector`` is not such a tensor, is not finite, or has a row of length 0.
 
     Examples:
         >>> from torch import nn, tensor

@@ -23,7 +23,7 @@ __all__ = ["ClampController"]
 
 
 class ClampController(VectorController):
-    """Sets the projection of activations on a direction to a value, or clips it to a range.
+    """A controller that sets the projection of activations on a direction to a value, or clips it to a range.
 
     With the unit vector ``u`` and the projection ``p = x @ u``, ``x + strength * (target - p) * u``. Tokens whose
     projection is within the range stay bit-equal.
@@ -33,14 +33,14 @@ class ClampController(VectorController):
         vector: ``(D,)``, the direction; its length does not matter; or a mapping from layer (block index or name)
             to directions, or the path of a `SteeringVector`'s file.
         value: what the projection becomes, in units of the activation.
-        low: the least that it may be, instead of ``value``.
+        low: the least that the projection may be, instead of ``value``.
         high: the most that it may be, instead of ``value``.
         **options: ``strength``, the share of the way (1 is all), ``tokens``, ``when``, ``preserve_norm`` (it then
             scales the projection, too), see `TokenController`; ``hook_type``, ``hook_id``, ``schedule``,
             ``on_error``, see `Hook`.
 
     Raises:
-        TypeError, ValueError: ``vector`` is no finite direction; neither ``value`` nor a bound is given, or both; a
+        TypeError, ValueError: ``vector`` is not a finite direction; neither ``value`` nor a bound is given, or both; a
             number is not finite; the range is empty.
 
     Examples:
@@ -77,11 +77,11 @@ class ClampController(VectorController):
 
     @property
     def may_be_idle(self) -> bool:
-        """Whether all may lie within a range, as for `TokenController`."""
+        """Whether it may change nothing in a whole stage, as when all tokens lie within the range."""
         return self.value is None or super().may_be_idle
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
-        """``x`` with its projection at the value, or within the range.
+        """Return ``x`` with its projection at the value, or within the range.
 
         Raises:
             VectorMismatch: the direction's width is not that of ``x``.

@@ -18,11 +18,11 @@ __all__ = ["FunctionController"]
 
 
 class FunctionController(TokenController):
-    """Replaces activations by a function of them.
+    """A controller that replaces activations by a function of them.
 
     Args:
         layer_signature: which layers.
-        function: from the activation to one of the same shape, dtype and device. It is given the whole
+        function: maps the activation to a tensor of the same shape, dtype and device. It gets the whole
             activation, and must not write to it.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
@@ -52,14 +52,14 @@ class FunctionController(TokenController):
     ) -> None:
         super().__init__(layer_signature, hook_type=hook_type, hook_id=hook_id, **options)
         if not callable(function):
-            raise TypeError(f"function={function!r} must be callable: it maps an activation to another")
+            raise TypeError(f"function={function!r} must be callable: from an activation to the edited one")
         self.function = function
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
-        """The function's result.
+        """Return the share ``strength`` of the way to the function's result.
 
         Raises:
-            EditMismatch: it is no tensor, or of another shape, dtype or device.
+            EditMismatch: the result is not a tensor, or has another shape, dtype or device.
         """
         new = self.function(x)
         if not isinstance(new, Tensor):

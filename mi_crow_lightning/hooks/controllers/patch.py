@@ -1,6 +1,6 @@
 """Patching: replacing activations by stored ones (activation patching, Meng et al. 2022, arXiv:2202.05262).
 
-The stored activations lie in memory, on the layer's device once they were used.
+Stored activations are kept in memory, and on the layer's device from their first use on.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Stored: TypeAlias = Tensor | Sequence[Tensor]
 
 
 class PatchController(VectorController):
-    """Replaces activations by stored ones at chosen tokens.
+    """A controller that replaces activations by stored ones at chosen tokens.
 
     How the stored activations are aligned with those of the run follows from their shape:
 
     - ``(D,)``: every chosen token gets this vector (with a mean: mean ablation).
     - ``(B, D)``: every chosen token of a row gets the row's vector.
     - ``(B, T, D)``: column by column. The run's prompt must have as many columns, padding included, so run both with
-      the same padded batch. ``tokens`` chooses among the columns. Later columns, those of generated tokens,
-      are not stored and are left as they are: decode steps are not edited.
+      the same padded batch. ``tokens`` chooses among the columns. Nothing is stored for later columns, those of
+      generated tokens, so decode steps are not edited.
     - a list of ``(B, T, D)`` and then any number of ``(B, 1, D)``, the passes of one ``generate`` with a cache:
-      column by column, and in decode step ``i`` the activation of that step, as far as there are any.
-    - of activations that are no sequence: a shape like theirs.
+      column by column, and in decode step ``i`` the activation of that step, if there is one.
+    - for activations that are not a sequence: their own shape.
 
     ``B`` may be 1, for all rows; rows that ``generate`` makes of a sample share its activations.
 
@@ -50,7 +50,7 @@ class PatchController(VectorController):
             `TokenController`; ``hook_type``, ``hook_id``, ``schedule``, ``on_error``, see `Hook`.
 
     Raises:
-        TypeError, ValueError: ``source`` is nothing of these.
+        TypeError, ValueError: ``source`` is none of these.
 
     Examples:
         >>> from torch import nn, ones, zeros
@@ -79,17 +79,17 @@ class PatchController(VectorController):
         return _joined(value, name)
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
-        """``x`` with the stored activations wherever there are any.
+        """Return ``x`` with the stored activations wherever there are any.
 
         Raises:
-            VectorMismatch, PatchMismatch: they are not aligned with ``x``.
+            VectorMismatch, PatchMismatch: they cannot be aligned with ``x``.
         """
         values = self.vector_at(x, ctx)
         if values.dim() == 1:
             return mixed(x, values.expand_as(x), strength)
         rows = of_rows(values, x, ctx)
         if rows is None:
-            raise _mismatch(values, x, ctx, "the run must have as many rows, or so many for each stored one")
+            raise _mismatch(values, x, ctx, "the run must have as many rows, or a multiple of them")
         if rows.shape == x.shape and x.dim() != 3:
             return mixed(x, rows, strength)
         if x.dim() != 3 or rows.dim() > 3:
@@ -100,7 +100,7 @@ class PatchController(VectorController):
 
 
 def _by_column(stored: Tensor, prompt: int, x: Tensor, ctx: HookContext) -> Tensor:
-    """``x`` with what is stored (rows, columns, D) for the columns of this pass."""
+    """Return ``x`` with what is stored (rows, columns, D) for the columns of this pass."""
     first, tokens = first_column(x, ctx.facts), x.shape[1]
     width = first + tokens if ctx.facts.prompt_width is None else ctx.facts.prompt_width
     if width != prompt:
@@ -117,7 +117,7 @@ def _mismatch(stored: Tensor, x: Tensor, ctx: HookContext, why: str) -> PatchMis
 
 
 def _prompt_columns(value: Any, name: str) -> int:
-    """How many of the stored columns are the prompt's, where there are columns."""
+    """Return how many of the stored columns are the prompt's; 0 where there are no columns."""
     stored = value if isinstance(value, Tensor) else value[0]
     return stored.shape[1] if stored.dim() > 1 else 0
 
@@ -128,7 +128,7 @@ def _joined(value: Any, name: str) -> Tensor:
     if not isinstance(value, (list, tuple)) or not value:
         hint = ": give what it captured, .get_captured()" if hasattr(value, "get_captured") else ""
         raise TypeError(
-            f"{name}={value!r} must be a tensor, a list of those of one generate, or a mapping from layer to "
+            f"{name}={value!r} must be a tensor, a list of the tensors of one generate, or a mapping from layer to "
             f"these{hint}"
         )
     passes = [_copied(one, f"{name}[{i}]") for i, one in enumerate(value)]

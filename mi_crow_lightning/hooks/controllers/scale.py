@@ -1,4 +1,4 @@
-"""Scaling: multiplying activations by a factor; 0 switches a layer's part off, -1 turns it round."""
+"""Scaling: multiplying activations by a factor; 0 switches a part of the model off, -1 reverses it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["ScaleController"]
 
 
 class ScaleController(TokenController):
-    """Multiplies activations by a factor at chosen tokens.
+    """A controller that multiplies activations by a factor at chosen tokens.
 
     Args:
         layer_signature: which layers, for example ``"block:3.attn"`` to scale what attention adds to the stream.
-        factor: what they are multiplied by.
+        factor: what to multiply by.
         **options: ``strength``, the share of the change (1 is all), ``tokens``, ``when``, see `TokenController`;
             ``hook_type``, ``hook_id``, ``schedule``, ``on_error``, see `Hook`.
 
@@ -44,5 +44,5 @@ class ScaleController(TokenController):
         self.factor = float(factor)
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
-        """``x * factor``."""
+        """Return ``x`` with the share ``strength`` of the way to ``x * factor``."""
         return mixed(x, x * self.factor, strength)

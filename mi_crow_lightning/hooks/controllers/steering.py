@@ -1,7 +1,7 @@
 """Steering: adding a vector to the residual stream.
 
 Adds ``strength * vector`` to the output of a layer at chosen tokens (activation addition, Turner et al.
-2023, arXiv:2308.10248). Works less well at the first and last blocks, and at strengths whose change is
+2023, arXiv:2308.10248). It works less well at the first and last blocks, and at strengths whose change is
 as long as the activation itself: text then begins to repeat.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["SteeringController"]
 
 
 class SteeringController(VectorController):
-    """Adds ``strength * vector`` to activations at chosen tokens.
+    """A controller that adds ``strength * vector`` to activations at chosen tokens.
 
     The product is made in float32 and cast to the activation's dtype; the activation is never cast. All other
     positions stay bit-equal.
@@ -29,7 +29,7 @@ class SteeringController(VectorController):
     Args:
         layer_signature: which layers.
         vector: ``(D,)``, the direction, with its length; or a mapping from layer (block index or name) to such
-            vectors, as a `SteeringVector` is, or the path of one's file. Like the strength it may be changed between
+            vectors, as a `SteeringVector` is, or the path of one's file. Like the strength it may be set between
             batches.
         strength: how much of it, negative to steer away; its forms are those of `TokenController`.
         tokens: ``"all"``, ``"prompt"``, ``"generated"``, ``"last"``, or `Tokens`.

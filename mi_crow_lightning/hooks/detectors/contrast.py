@@ -35,15 +35,15 @@ __all__ = ["ContrastDetector"]
 
 
 class ContrastDetector(Detector):
-    """Extracts a steering vector from texts of two classes, and tells which layer separates held-out ones.
+    """A detector that extracts a steering vector from texts of two classes, and says which layer separates them.
 
-    ``trainer.predict`` on labelled batches extracts, `vectors` then gives the directions. ``trainer.validate`` on
-    other labelled batches scores them: `separability` and `best_layer`, and readings for the loggers. Each run begins
-    anew. The steps need only run the model, once or, with ``generate``, several times a batch: a row's representation
-    is the mean over its chosen tokens in all passes of the batch.
+    ``trainer.predict`` on labelled batches extracts the directions, and `vectors` returns them. ``trainer.validate`` on
+    other labelled batches scores them: see `separability` and `best_layer`, and the readings for the loggers. Each run
+    starts from nothing. The steps only need to run the model, once or, with ``generate``, several times a batch: a
+    row's representation is the mean over its chosen tokens in all passes of the batch.
 
-    Classes are told by ``batch["label"]``, a tensor ``(B,)`` or a list; pairs by ``batch["pair"]``, ``(B,)`` integers
-    that are equal for the two rows of a pair, both in one batch. `PairCollator` makes such batches.
+    ``batch["label"]``, a tensor ``(B,)`` or a list, holds the classes; ``batch["pair"]``, ``(B,)`` integers, is equal
+    for the two rows of a pair, which come in one batch. `PairCollator` makes such batches.
 
     Args:
         layer_signature: which layers.
@@ -56,12 +56,12 @@ class ContrastDetector(Detector):
         covariance: which scatter matrices ``(D, D)`` to keep, of ``"negative"``, ``"positive"`` and ``"difference"``;
             ``"pca"`` needs the last.
         keep_samples: whether to keep every representation, float32; ``"logistic"`` needs them.
-        max_bytes: the most that these may take.
+        max_bytes: the most memory that these may take.
         stage: where vectors are extracted: ``"predict"``, ``"validate"`` or ``"test"``.
         held_out: where they are scored; ``None`` for nowhere.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
-        on_error: see `Hook`; a run that is to give a vector has failed without it.
+        on_error: see `Hook`; raises by default, as a run for a vector is useless without one.
         **options: ``name``, ``before_edits``, ``schedule``, see `Detector`.
 
     Raises:
@@ -104,7 +104,7 @@ class ContrastDetector(Detector):
         super().__init__(layer_signature, hook_type, hook_id, on_error=on_error, **options)
         _check_method(method, covariance, keep_samples)
         if isinstance(classes, str) or len(classes) != 2 or classes[0] == classes[1]:
-            raise ValueError(f"classes={classes!r} must be two: the negative and the positive class")
+            raise ValueError(f"classes={classes!r} must be two different ones: the negative and the positive class")
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes!r} must be a whole number of bytes, 1 or more")
         self.method = method
@@ -121,11 +121,11 @@ class ContrastDetector(Detector):
         self._contrast = Contrast(method, scatter=tuple(covariance), keep_samples=keep_samples, max_bytes=max_bytes)
 
     def default_schedule(self) -> When:
-        """Every batch of the two stages."""
+        """Return the schedule of every batch of the two stages."""
         return Schedule(stages=[stage for stage in (self.stage, self.held_out) if stage is not None])
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
-        """Begin anew; what an earlier run gave stays until this one gives its own."""
+        """Start from nothing; the results of an earlier run stay until this one has its own."""
         self._layers, self._moment, self._batch = list(layers), None, None
         self._device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         self._contrast.begin_run()
@@ -151,15 +151,15 @@ class ContrastDetector(Detector):
 
     @property
     def tag_prefix(self) -> str:
-        """First part of the tags of its readings."""
+        """The first part of the tags of its readings."""
         return self.name or "contrast"
 
     def reading_names(self) -> tuple[str, ...]:
-        """``norm`` of the difference of the class means; of held-out samples ``auroc`` and ``d_prime``."""
+        """Return ``norm``, of the difference of the class means, and ``auroc`` and ``d_prime`` of held-out samples."""
         return ("norm", "auroc", "d_prime")
 
     def readings(self) -> list[Reading]:
-        """The end of a stage: what all ranks have seen is joined, and from then on the vectors are to be had.
+        """End a stage: join what all ranks have seen; from then on `vectors` returns the directions.
 
         Raises:
             ValueError: a label was of neither class, or a class is missing.
@@ -184,22 +184,22 @@ class ContrastDetector(Detector):
         return [Reading(row.layer, name, getattr(row, name)) for row in scores or () for name in names]
 
     def vectors(self, method: str | None = None) -> SteeringVector:
-        """The steering vector: one direction for each layer, towards the positive class.
+        """Return the steering vector: one direction for each layer, towards the positive class.
 
         - ``"mean_difference"``: the mean of the positive class minus that of the negative.
         - ``"pca"``: the first principal component of the differences of pairs, each with both signs.
         - ``"logistic"``: the weights of an L2-regularised logistic probe on standardised features.
 
-        All have one scale: a vector is as long as the class means are apart along it, so strength 1 moves the mean of
-        the negative class to that of the positive one.
+        All have the same scale: a vector is as long as the class means are apart along it, so strength 1 moves the mean
+        of the negative class to that of the positive one.
 
         Args:
-            method: one of these; ``None`` for the detector's own.
+            method: one of these; ``None`` for the detector's default.
 
         Raises:
-            NothingExtracted: no run has reached the end of its stage.
-            RanElsewhere: the run was one of ``ddp_spawn`` and its like: save the vectors in it.
-            ValueError: the method is not known, or needs what is not there: pairs, ``covariance``, ``keep_samples``.
+            NothingExtracted: no run has reached the end of the stage.
+            RanElsewhere: the run took place in other processes, as with ``ddp_spawn``: save the vectors there.
+            ValueError: the method is not known, or needs what is missing: pairs, ``covariance``, ``keep_samples``.
         """
         method = method or self.method
         extraction = self._finished()
@@ -214,7 +214,7 @@ class ContrastDetector(Detector):
         )
 
     def moments(self) -> dict[str, dict[str, GroupMoments]]:
-        """Count, mean and, where kept, covariance of each group at each layer: ``moments()[layer]["positive"]``.
+        """Return count, mean and, where kept, covariance of each group and layer: ``moments()[layer]["positive"]``.
 
         Raises:
             NothingExtracted: see `vectors`.
@@ -223,7 +223,7 @@ class ContrastDetector(Detector):
         return {layer: {group: moments.of(group) for group in GROUPS} for layer, moments in kept.items()}
 
     def separability(self) -> list[Separability]:
-        """How well the direction of each layer tells held-out samples apart, in the order of the layers.
+        """Return how well each layer's direction separates held-out samples, in the order of the layers.
 
         Raises:
             NothingExtracted: no held-out samples were scored since the vectors were extracted.
@@ -236,7 +236,7 @@ class ContrastDetector(Detector):
         return list(self._contrast.scores)
 
     def best_layer(self) -> str:
-        """The layer with the largest ``auroc``, and of several the one with the largest ``d_prime``.
+        """Return the layer with the largest ``auroc``; among equals, the one with the largest ``d_prime``.
 
         Raises:
             NothingExtracted: see `separability`.
@@ -244,7 +244,7 @@ class ContrastDetector(Detector):
         return max(self.separability(), key=lambda row: (row.auroc, row.d_prime)).layer
 
     def _finished(self) -> Extraction:
-        """What the last run gave; in a bare loop, whose end nobody tells, what was seen until now."""
+        """Return the result of the last run; in a bare loop, which has no end event, of what was seen so far."""
         if self.elsewhere is not None:
             self.elsewhere.refuse("ContrastDetector")
         if self._contrast.unfinished and self._moment is None:
@@ -257,7 +257,7 @@ class ContrastDetector(Detector):
         return self._contrast.extraction
 
     def state_dict(self) -> dict[str, Any]:
-        """The switch, and what finished runs gave."""
+        """Return the switch, and the results of finished runs."""
         extraction = self._contrast.extraction
         return {
             **super().state_dict(),
@@ -267,12 +267,12 @@ class ContrastDetector(Detector):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         self.load_results(state)
 
     def load_results(self, state: dict[str, Any]) -> None:
-        """Take over the vectors and scores, in whatever run a checkpoint is loaded."""
+        """Restore the vectors and scores, in whatever run a checkpoint is loaded."""
         self._model = state["model"]
         self._contrast.extraction = Extraction.from_tensors(state["extraction"]) if state["extraction"] else None
         self._contrast.scores = [Separability(*row) for row in state["scores"]]

@@ -18,15 +18,15 @@ __all__ = ["Contrast"]
 
 
 class Contrast:
-    """What a stage has seen so far, and what the last finished stages gave.
+    """Samples of two classes that a stage has seen so far, and the results of the last finished stages.
 
     Args:
-        method: what held-out samples are projected on, one of `METHODS`.
-        **kept: what `Extraction` is to keep.
+        method: the directions that held-out samples are projected on, one of `METHODS`.
+        **kept: what `Extraction` keeps, see its arguments.
 
     Attributes:
-        extraction: what the last finished extraction gave; ``None`` before.
-        scores: how it separates held-out samples; empty before.
+        extraction: the last finished extraction; ``None`` before the first.
+        scores: how well it separates held-out samples; empty until some were scored.
     """
 
     def __init__(self, method: str, **kept: Any) -> None:
@@ -45,15 +45,15 @@ class Contrast:
         return self._extracting is not None or (self._batch is not None and not self._held_out)
 
     def begin_run(self) -> None:
-        """Forget what a stage that was broken off has seen; what finished stages gave stays."""
+        """Forget what an interrupted stage has seen, and keep the results of finished stages."""
         self._batch = self._extracting = self._scoring = None
 
     def begin_batch(self, facts: BatchFacts, held_out: bool) -> None:
-        """A batch begins, and the one before is over.
+        """Begin a batch, and end the one before.
 
         Args:
             facts: its labels and pairs.
-            held_out: whether its samples are to be scored, which needs a finished extraction.
+            held_out: whether to score its samples, which needs a finished extraction.
         """
         self._end_batch()
         self._batch, self._held_out = RowMeans(facts), held_out
@@ -64,7 +64,7 @@ class Contrast:
         self._batch.add(layer, x, mask)
 
     def _end_batch(self) -> None:
-        """A batch may have several passes: its samples are complete when the next one begins."""
+        """Hand on the samples of a batch, which are complete only after all of its passes."""
         batch, self._batch = self._batch, None
         if batch is None:
             return
@@ -81,17 +81,17 @@ class Contrast:
         return HeldOut(self.extraction.directions(self.method))
 
     def finish_extraction(self, layers: Sequence[str], device: torch.device) -> Extraction | None:
-        """Join what all ranks have seen; all of them must call this.
+        """Join what all ranks have seen; every rank must call this.
 
         Args:
-            layers: all that are watched, in order.
+            layers: names of all watched layers, in order.
             device: where collectives run.
 
         Returns:
             The extraction, which is ``self.extraction`` from now on; ``None`` if nothing was seen.
 
         Raises:
-            ValueError: a label was of neither class, a class is missing, or the method needs what is not there.
+            ValueError: a label was of neither class, a class is missing, or the method needs what was not kept.
         """
         self._end_batch()
         extraction, self._extracting = self._extracting or Extraction(**self._kept), None
@@ -103,10 +103,10 @@ class Contrast:
         return extraction
 
     def finish_scoring(self, layers: Sequence[str], device: torch.device) -> list[Separability] | None:
-        """The same for held-out samples.
+        """Join what all ranks have seen of held-out samples, and score it; every rank must call this.
 
         Returns:
-            The separability of each layer, which is ``self.scores`` from now on; ``None`` if there was no direction
+            The separability of each layer, which is ``self.scores`` from now on; ``None`` if there are no directions
             to score.
 
         Raises:
@@ -120,5 +120,5 @@ class Contrast:
         return self.scores
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy takes along what finished stages gave."""
+        """Keep only the results of finished stages in a copy."""
         return {**self.__dict__, "_batch": None, "_extracting": None, "_scoring": None}

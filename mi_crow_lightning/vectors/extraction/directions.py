@@ -1,4 +1,4 @@
-"""What is gathered of two classes at each layer, and the directions that it gives."""
+"""Moments of two classes at each layer, and the directions that follow from them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Extraction:
     Args:
         scatter: groups whose scatter matrix is kept, see `ClassMoments`.
         keep_samples: whether to keep every sample, float32.
-        max_bytes: the most that samples may take; ``None`` for no bound.
+        max_bytes: the most memory that samples may take; ``None`` for no limit.
 
     Attributes:
-        moments: by layer.
+        moments: the moments of each layer, by name.
     """
 
     def __init__(self, scatter: Sequence[str] = (), keep_samples: bool = False, max_bytes: int | None = None) -> None:
@@ -73,7 +73,7 @@ class Extraction:
         self._samples[layer].append(torch.cat([rows.x, rows.label[:, None]], dim=1).float())
 
     def reduce(self, layers: Sequence[str], device: torch.device) -> None:
-        """Make it that of all ranks together, and refuse labels of other classes.
+        """Join what all ranks have gathered, and refuse labels of other classes.
 
         Args:
             layers: all that are watched, in an order that is the same on every rank.
@@ -111,7 +111,7 @@ class Extraction:
                 self._left_out[layer] = ranks[:, i, 1:].sum(0)
 
     def directions(self, method: str) -> dict[str, Tensor]:
-        """The direction of each layer by one of `METHODS`, ``(D,)`` float64.
+        """Return the direction of each layer by one of `METHODS`, ``(D,)`` float64.
 
         Raises:
             ValueError: the method is not known, or what was gathered does not allow it.
@@ -124,13 +124,13 @@ class Extraction:
         return self._directions[method]
 
     def counts(self) -> tuple[int, int, int]:
-        """How many samples of the negative class, of the positive one, and how many pairs."""
+        """Return how many samples there are of the negative class, of the positive one, and how many pairs."""
         moments = next(iter(self.moments.values()))
         negative, positive, pairs = (moments.of(group).n for group in GROUPS)
         return negative, positive, pairs
 
     def samples(self, layer: str) -> tuple[Tensor, Tensor]:
-        """The samples of a layer ``(N, D)`` and their labels ``(N,)``.
+        """Return the samples of a layer ``(N, D)`` and their labels ``(N,)``.
 
         Raises:
             ValueError: samples were not kept.
@@ -147,7 +147,7 @@ class Extraction:
         return torch.cat([empty, *self._samples[layer]])
 
     def tensors(self) -> dict[str, Any]:
-        """Copies of all that `from_tensors` needs, on the CPU."""
+        """Return copies of everything that `from_tensors` needs, on the CPU."""
         return {
             "moments": {layer: moments.tensors() for layer, moments in self.moments.items()},
             "samples": {layer: self._joined(layer).cpu() for layer in self.moments} if self.keeps_samples else {},
@@ -155,7 +155,7 @@ class Extraction:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Any]) -> Extraction:
-        """The extraction that `tensors` was called on."""
+        """Make the extraction that `tensors` was called on again."""
         made = cls(keep_samples=bool(tensors["samples"]))
         made.moments = {layer: ClassMoments.from_tensors(kept) for layer, kept in tensors["moments"].items()}
         made._samples = {layer: [joined] for layer, joined in tensors["samples"].items()}
@@ -171,14 +171,16 @@ METHODS: dict[str, Callable[[Extraction, str], Tensor]] = {
     "pca": lambda extraction, layer: principal_difference(extraction.moments[layer]),
     "logistic": _logistic,
 }
-"""From what was gathered to the direction of a layer, by name."""
+"""The methods by name: each makes the direction of a layer from an extraction."""
 
 
 def _refuse_others(count: int) -> None:
     if count:
-        raise ValueError(f"{count} rows have a label of neither class: give classes=(negative, positive) as they occur")
+        raise ValueError(
+            f"{count} rows have a label of neither class: give classes=(negative, positive) as they stand in the labels"
+        )
 
 
 def _warn_of_rows_without_tokens(count: int) -> None:
     if count:
-        warnings.warn(f"{count} rows had none of the chosen tokens, and were left out", stacklevel=2)
+        warnings.warn(f"{count} rows were left out: they hold no chosen token", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Held-out samples on the directions that others gave: which layer tells the classes apart."""
+"""Held-out samples on directions extracted from others: which layer separates the classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["HeldOut"]
 
 
 class HeldOut:
-    """Projections of held-out samples, one number a layer and sample.
+    """Projections of held-out samples: one number for each layer and sample.
 
     Args:
         directions: by layer, ``(D,)``; their length does not matter.
@@ -44,14 +44,14 @@ class HeldOut:
         self._parts.append(torch.stack([place, rows.label.double(), rows.x @ unit], dim=1))
 
     def finish(self, layers: Sequence[str], device: torch.device) -> list[Separability]:
-        """The separability of each layer that was seen, over all ranks.
+        """Return the separability of each layer that was seen, over all ranks.
 
         Args:
-            layers: all that are watched, in order.
+            layers: names of all watched layers, in order.
             device: where collectives run.
 
         Raises:
-            ValueError: a label was of neither class, or at a layer one class is missing.
+            ValueError: a label was of neither class, or one class is missing at a layer.
         """
         empty = torch.zeros(0, 3, dtype=torch.float64, device=device)
         table = torch.cat([empty, *(part.to(device) for part in self._parts)])
@@ -61,7 +61,7 @@ class HeldOut:
         if (others := int((table[:, 1] == -1).sum())) > 0:
             raise ValueError(
                 f"{others} held-out labels (over all layers) are of neither class: give classes=(negative, positive) "
-                "as they occur"
+                "as they stand in the labels"
             )
         table = table[table[:, 1] >= 0]
         found = []

@@ -1,4 +1,4 @@
-"""Which row of a batch is of which class, and which rows are pairs."""
+"""The class of each row of a batch, and which rows are pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BatchFacts(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """``B``."""
+        """The number of rows, ``B``."""
         return len(self.label)
 
 
@@ -40,7 +40,7 @@ def facts_of(batch: Any, label: Column, pair: Column, classes: Sequence[Any]) ->
         classes: the negative and the positive class.
 
     Raises:
-        ValueError: the batch has no labels, or they are no column; a label given by name is of no class.
+        ValueError: the batch has no labels, or they are not a column; a label given by name is of neither class.
 
     Examples:
         >>> facts_of({"label": ["joy", "sorrow"]}, "label", "pair", ("sorrow", "joy"))
@@ -52,14 +52,14 @@ def facts_of(batch: Any, label: Column, pair: Column, classes: Sequence[Any]) ->
             f"has the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"is a {type(batch).__name__}"
         )
         raise ValueError(
-            f"the batch needs labels under {label!r}, and it {has}: see PairCollator and LabelCollator, or give "
+            f"the batch needs labels under {label!r}, and it {has}: use PairCollator or LabelCollator, or give "
             "label= another key, or a function from the batch to its labels"
         )
     pairs = _column(batch, pair, "pair")
     if pairs is not None:
         pairs = torch.as_tensor(pairs)
         if len(pairs) != len(labels):
-            raise ValueError(f"the batch has {len(labels)} labels and {len(pairs)} pair numbers: one a row is needed")
+            raise ValueError(f"the batch has {len(labels)} labels and {len(pairs)} pair numbers: each row needs one")
     return BatchFacts(_class_numbers(labels, classes), pairs)
 
 
@@ -77,14 +77,14 @@ def _class_numbers(labels: Any, classes: Sequence[Any]) -> Tensor:
     negative, positive = classes
     if isinstance(labels, Tensor):
         if isinstance(negative, str) or isinstance(positive, str):
-            raise ValueError(f"the labels are a tensor, and the classes {negative!r} and {positive!r} have names")
+            raise ValueError(f"the labels are a tensor, and the classes {negative!r} and {positive!r} are names")
         is_positive: Tensor = labels == positive
         is_other: Tensor = ~is_positive & (labels != negative)
         return is_positive.long() - is_other.long()
     numbers = {negative: 0, positive: 1}
     if unknown := [label for label in labels if label not in numbers]:
         raise ValueError(
-            f"label {unknown[0]!r} is of no class: the classes are {negative!r} and {positive!r}; give "
-            "classes=(negative, positive) as they occur"
+            f"label {unknown[0]!r} is of neither class: the classes are {negative!r} and {positive!r}; give "
+            "classes=(negative, positive) as they stand in the labels"
         )
     return torch.tensor([numbers[label] for label in labels])

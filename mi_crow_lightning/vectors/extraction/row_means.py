@@ -17,7 +17,7 @@ class Rows(NamedTuple):
 
     Attributes:
         x: ``(B, D)`` float64; zeros in rows without a chosen token.
-        label: ``(B,)``: 1 positive, 0 negative, -1 of another class, -2 without a chosen token.
+        label: ``(B,)``: 1 positive, 0 negative, -1 for another class, -2 without a chosen token.
         pair: ``(B,)``, or ``None``.
     """
 
@@ -43,7 +43,7 @@ class RowMeans:
 
         Args:
             layer: its name.
-            x: ``(B, T, D)``, ``(B * T, D)``, or ``(B, D)`` where a row is no sequence.
+            x: ``(B, T, D)``, ``(B * T, D)``, or ``(B, D)`` where a row is not a sequence.
             mask: ``(B, T)`` or ``(B * T,)`` bool, or ``None`` for all.
 
         Raises:
@@ -63,7 +63,7 @@ class RowMeans:
         self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
 
     def _in_rows(self, layer: str, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """``x`` as (B, T, D) and ``mask`` as (B, T)."""
+        """Return ``x`` as (B, T, D) and ``mask`` as (B, T)."""
         rows = self.facts.rows
         if x.dim() == 2 and mask is not None and len(x) % rows == 0:
             return x.unflatten(0, (rows, -1)), mask.reshape(rows, -1)
@@ -77,7 +77,7 @@ class RowMeans:
         )
 
     def rows(self) -> dict[str, Rows]:
-        """The representations by layer."""
+        """Return the representations by layer."""
         found = {}
         for layer, sums in self._sums.items():
             counts = self._counts[layer]

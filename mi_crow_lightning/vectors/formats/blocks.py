@@ -1,8 +1,8 @@
-"""Blocks by number: what other formats know of a layer.
+"""Blocks by number: how other formats name a layer.
 
-Without the model a number is not a name, so directions that are read get the address of the block, ``"block:12"`` or
-``"block:12.mlp"``; ``SteeringVector.fitted_to(model)`` gives them the model's names. In the other direction the number
-is read off the name.
+Without the model a number is not a name, so a direction that is read gets the address of the block, ``"block:12"`` or
+``"block:12.mlp"``; ``SteeringVector.fitted_to(model)`` replaces addresses by the model's names. When a vector is
+written, the number is taken from the name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["address_of", "number_of", "numbers_of"]
 
 
 def address_of(number: int, part: str = "") -> str:
-    """How a layer of block ``number`` is addressed.
+    """Return the address of a layer of block ``number``.
 
     Examples:
         >>> address_of(12), address_of(12, "mlp")
@@ -24,7 +24,7 @@ def address_of(number: int, part: str = "") -> str:
 
 
 def number_of(layer: str) -> tuple[int, str]:
-    """The block's number in a layer's name, and the name of the part of the block; empty for the whole block.
+    """Return the block's number in a layer's name, and the part of the block; empty for the whole block.
 
     Raises:
         ValueError: the name has no number, or several.
@@ -36,15 +36,15 @@ def number_of(layer: str) -> tuple[int, str]:
     segments = re.split(r"[.:]", layer)
     places = [i for i, segment in enumerate(segments) if re.fullmatch(r"(layer_)?\d+", segment)]
     if len(places) != 1:
-        raise ValueError(f"layer {layer!r} has {len(places)} numbers in its name, and one is needed: the block's")
+        raise ValueError(f"layer {layer!r} has {len(places)} numbers in its name: it needs one, the block's")
     return int(segments[places[0]].removeprefix("layer_")), ".".join(segments[places[0] + 1 :])
 
 
 def numbers_of(layers: Iterable[str]) -> dict[str, int]:
-    """The block numbers of layers that are whole blocks, each of another one.
+    """Return the block numbers of layers that are whole blocks, each a different one.
 
     Raises:
-        ValueError: a layer is a part of a block, has no number, or has that of another.
+        ValueError: a layer is a part of a block, has no number, or has the number of another.
     """
     numbers: dict[str, int] = {}
     for layer in layers:

@@ -42,13 +42,14 @@ def read_control_vector(path: str | PathLike[str]) -> SteeringVector:
 
     Returns:
         One direction for each block; the layers are named ``"block:N"``, see `SteeringVector.fitted_to`. The file's
-        hint at the model is ``metadata["model_hint"]``. Of a file that `write_control_vector` wrote, method, tokens
-        and the rest are read too.
+        hint at the model is ``metadata["model_hint"]``. A file that `write_control_vector` wrote also holds the
+        method, the tokens and the rest.
 
     Raises:
         ImportError: the package gguf is not installed.
         FileNotFoundError: there is no such file.
-        VectorFileError: it is no GGUF file, of another architecture, or a tensor is not ``direction.N`` (D,) float32.
+        VectorFileError: it is not a GGUF file, has another architecture, or a tensor is not ``direction.N`` (D,)
+            float32.
     """
     gguf, path = _gguf(), Path(path)
     if not path.is_file():
@@ -60,10 +61,10 @@ def read_control_vector(path: str | PathLike[str]) -> SteeringVector:
     except VectorFileError as error:
         raise VectorFileError(f"{str(path)!r}: {error}") from None
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:  # damaged: anything
-        raise VectorFileError(f"{str(path)!r} is no readable GGUF file: {error}") from error
+        raise VectorFileError(f"{str(path)!r} is not a readable GGUF file: {error}") from error
     if fields.get("general.architecture") != _ARCHITECTURE:
         raise VectorFileError(
-            f"{str(path)!r} has the architecture {fields.get('general.architecture')!r}, and a control vector's is "
+            f"{str(path)!r} has the architecture {fields.get('general.architecture')!r}, and a control vector has "
             f"{_ARCHITECTURE!r}"
         )
     if not directions:
@@ -82,7 +83,7 @@ def write_control_vector(vector: SteeringVector, path: str | PathLike[str], *, m
 
     Raises:
         ImportError: the package gguf is not installed.
-        ValueError: a layer is no block, or is block 0, which llama.cpp refuses.
+        ValueError: a layer is not a block, or is block 0, which llama.cpp refuses.
         VectorMismatch: the layers differ in width.
     """
     gguf, numbers = _gguf(), numbers_of(vector)

@@ -28,7 +28,7 @@ _PARTS = {"hook_resid_post": "", "hook_mlp_out": "mlp", "hook_attn_out": "attn"}
 
 
 def from_sae(folder: str | PathLike[str], feature: int, *, layer: str | None = None) -> SteeringVector:
-    """The direction that a feature of a sparse autoencoder writes: its decoder row.
+    """Return the direction that a feature of a sparse autoencoder writes: its decoder row.
 
     Args:
         folder: holds ``cfg.json`` and ``sae_weights.safetensors``.
@@ -41,7 +41,7 @@ def from_sae(folder: str | PathLike[str], feature: int, *, layer: str | None = N
 
     Raises:
         FileNotFoundError: a file is missing.
-        VectorFileError: a file is not what it should be, or its place in the model is the output of no layer.
+        VectorFileError: a file is not what it should be, or its place in the model is not the output of a layer.
         IndexError: there is no such feature.
     """
     folder = Path(folder)
@@ -67,9 +67,9 @@ def _read_configuration(path: Path) -> dict[str, Any]:
     try:
         configuration = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise VectorFileError(f"{str(path)!r} is no JSON: {error}") from error
+        raise VectorFileError(f"{str(path)!r} is not JSON: {error}") from error
     if not isinstance(configuration, dict) or not isinstance(configuration.get("metadata", {}), dict):
-        raise VectorFileError(f"{str(path)!r} holds no JSON object with the autoencoder's configuration")
+        raise VectorFileError(f"{str(path)!r} does not hold a JSON object with the autoencoder's configuration")
     return {**configuration, **configuration.get("metadata", {})}
 
 
@@ -77,7 +77,7 @@ def _decoder_row(path: Path, feature: int, width: Any) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             if "W_dec" not in file.keys():
-                raise VectorFileError(f"{str(path)!r} has no 'W_dec', but {sorted(file.keys())}")
+                raise VectorFileError(f"{str(path)!r} holds {sorted(file.keys())}, and not 'W_dec'")
             rows = file.get_slice("W_dec")
             shape = tuple(rows.get_shape())
             if len(shape) != 2 or (width is not None and shape[1] != width):
@@ -87,11 +87,11 @@ def _decoder_row(path: Path, feature: int, width: Any) -> Tensor:
             row: Tensor = rows[feature]
             return row
     except SafetensorError as error:
-        raise VectorFileError(f"{str(path)!r} is no readable safetensors file: {error}") from error
+        raise VectorFileError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
 
 
 def _layer_of(folder: Path, hook_name: Any) -> str:
-    """The layer whose output ``hook_name`` is: in TransformerLens' names, or a module's own."""
+    """Return the layer whose output ``hook_name`` is: in TransformerLens' names, or a module's own."""
     if not isinstance(hook_name, str) or not hook_name:
         raise VectorFileError(f"{_CONFIGURATION} in {str(folder)!r} has no hook_name: give layer=")
     hook = _HOOK.fullmatch(hook_name)
@@ -106,7 +106,7 @@ def _layer_of(folder: Path, hook_name: Any) -> str:
         return address_of(block, _PARTS[place])
     if block == 0:
         raise VectorFileError(
-            f"{hook_name!r} in {str(folder)!r} is the input of the first block, the output of no other: "
+            f"{hook_name!r} in {str(folder)!r} is the input of the first block, and not the output of another: "
             "give layer=, the embedding"
         )
     return address_of(block - 1)  # what goes into a block comes out of the one before

@@ -34,7 +34,7 @@ def from_steering_vectors(vector: Any) -> SteeringVector:
         Its directions; the layers are named ``"block:N"``, ``"block:N.mlp"``, ..., see `SteeringVector.fitted_to`.
 
     Raises:
-        TypeError: it has not these two.
+        TypeError: it lacks one of these.
         ValueError: the layer type is not known, or a direction is not ``(D,)``.
 
     Examples:
@@ -57,7 +57,7 @@ def from_steering_vectors(vector: Any) -> SteeringVector:
 
 
 def to_steering_vectors(vector: SteeringVector) -> dict[str, Any]:
-    """The arguments of a ``steering_vectors.SteeringVector`` with these directions.
+    """Return the arguments of a ``steering_vectors.SteeringVector`` with these directions.
 
     ``steering_vectors.SteeringVector(**to_steering_vectors(vector))`` makes it.
 
@@ -79,5 +79,5 @@ def to_steering_vectors(vector: SteeringVector) -> dict[str, Any]:
 def _kind(layer: str, part: str) -> str:
     names = {**{own: kind for kind, own in _PARTS.items()}, "self_attn": "self_attn"}
     if part not in names:
-        raise ValueError(f"layer {layer!r}: {part!r} of a block is none of {', '.join(filter(None, names))}")
+        raise ValueError(f"layer {layer!r}: {part!r} of a block is not one of {', '.join(filter(None, names))}")
     return names[part]

@@ -23,7 +23,7 @@ NAN = torch.tensor([1.0, float("nan")])
         (torch.ones(2, 2, 2), ValueError, r"vector must be a float tensor \(D,\).* of shape \(2, 2, 2\)"),
         (torch.arange(3), ValueError, "vector must be a float tensor .*, not torch.int64"),
         (NAN, ValueError, "vector holds 1 values that are not finite"),
-        (torch.zeros(4), ValueError, "^vector has length 0, which is no direction"),
+        (torch.zeros(4), ValueError, "^vector has length 0: it has no direction"),
         ({3: torch.zeros(4)}, ValueError, r"^vector\[3\] has length 0"),
     ],
 )
@@ -33,7 +33,7 @@ def test_wrong_directions(make: Any, vector: Any, error: type[Exception], messag
 
 
 def test_a_subspace_is_told_from_a_direction() -> None:
-    with pytest.raises(ValueError, match=r"^row 1 of vector has length 0, which is no direction"):
+    with pytest.raises(ValueError, match=r"^row 1 of vector has length 0: it has no direction"):
         AblationController(0, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     with pytest.raises(ValueError, match=r"vector must be a float tensor \(D,\), not torch.float32 of shape \(3, 32\)"):
         ClampController(0, SPACE, 1.0)

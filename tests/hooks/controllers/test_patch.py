@@ -139,7 +139,7 @@ def test_what_is_no_sequence_needs_its_own_shape(make: Any) -> None:
             STORED[:2],
             PatchMismatch,
             r"what is stored for 'model.layers.1' has shape \(2, 7, 32\), and the activation \(3, 7, 32\): the run "
-            "must have as many rows, or so many for each stored one",
+            "must have as many rows, or a multiple of them",
         ),
         (STORED[:, :5], PatchMismatch, "the stored prompt has 5 columns, and that of the run 7"),
         ([STORED, STORED[:, :1]], None, ""),
@@ -166,7 +166,11 @@ def test_rows_where_the_layer_has_no_tokens() -> None:
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (None, TypeError, "source=None must be a tensor, a list of those of one generate, or a mapping from layer"),
+        (
+            None,
+            TypeError,
+            "source=None must be a tensor, a list of the tensors of one generate, or a mapping from layer",
+        ),
         ([], TypeError, r"source=\[\] must be a tensor"),
         (LayerActivationDetector(1), TypeError, r"to these: give what it captured, \.get_captured\(\)"),
         (torch.arange(3), TypeError, "source must be a float tensor, not a torch.int64 tensor"),

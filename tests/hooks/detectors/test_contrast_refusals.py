@@ -20,7 +20,10 @@ from tests.models import llama, trainer
 def test_rows_without_a_chosen_token_are_left_out_and_told() -> None:
     model, loader = llama(), batches(texts(PAIRS))
     detector = ContrastDetector("block:1", tokens="generated")
-    with pytest.raises(HookError, match="there are 0 negative, 0 positive"), told("22 rows had none of the chosen"):
+    with (
+        pytest.raises(HookError, match="there are 0 negative, 0 positive"),
+        told("22 rows were left out: they hold no chosen token"),
+    ):
         extract(detector, model, loader)
 
 
@@ -41,8 +44,8 @@ def test_rows_without_a_chosen_token_are_left_out_and_told() -> None:
         ({"label": "1010"}, {}, r"the labels must be a tensor \(B,\) or a list, not a str"),
         ({"label": torch.ones(3)}, {"pair": "no"}, r"activation of shape \(4, 7, 32\), and the batch has 3 labels"),
         ({"pair": torch.ones(3)}, {}, r"4 labels and 3 pair numbers"),
-        ({"label": ["joy"] * 4}, {}, r"label 'joy' is of no class: the classes are 0 and 1; give classes="),
-        ({}, {"classes": ("sorrow", "joy")}, r"the labels are a tensor, and the classes 'sorrow' and 'joy' have names"),
+        ({"label": ["joy"] * 4}, {}, r"label 'joy' is of neither class: the classes are 0 and 1; give classes="),
+        ({}, {"classes": ("sorrow", "joy")}, r"the labels are a tensor, and the classes 'sorrow' and 'joy' are names"),
         ({"label": torch.tensor([0, 1, 2, 3])}, {}, r"12 rows have a label of neither class: give classes="),
         ({"label": torch.ones(4)}, {}, r"there are 0 negative, 24 positive"),
         ({"pair": torch.arange(4)}, {"method": "pca"}, r"of 12 negative and 12 positive vectors 0 of each are in one"),

@@ -100,7 +100,7 @@ def test_repeng_reads_and_writes_the_same(tmp_path: Path) -> None:
     [
         (("h.0", "h.1", "h.2"), r"refuses a direction for block 0, which 'h.0' is: .* vector.only\('h.1', 'h.2'\)"),
         (("h.1", "h.2.mlp"), "layer 'h.2.mlp' is a part of block 2, and this format holds directions of blocks"),
-        (("embed",), "layer 'embed' has 0 numbers in its name, and one is needed"),
+        (("embed",), "layer 'embed' has 0 numbers in its name: it needs one"),
         (("a.1.b.2",), "layer 'a.1.b.2' has 2 numbers"),
         (("encoder.1", "decoder.1"), r"two layers have the number 1: \['encoder.1', 'decoder.1'\]"),
     ],
@@ -155,7 +155,7 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
         with suppress(VectorFileError):
             read_control_vector(path)
     path.write_bytes(b"safetensors or so")
-    with pytest.raises(VectorFileError, match=r"file.gguf' is no readable GGUF file: "):
+    with pytest.raises(VectorFileError, match=r"file.gguf' is not a readable GGUF file: "):
         read_control_vector(path)
 
 

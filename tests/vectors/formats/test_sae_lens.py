@@ -82,8 +82,8 @@ def test_an_autoencoder_that_sae_lens_saved(tmp_path: Path) -> None:
         (of_release_6("blocks.3.attn.hook_z"), "'blocks.3.attn.hook_z' .* is not the output of a block, its attention"),
         ({"d_in": WIDTH}, "has no hook_name: give layer="),
         ({**of_release_6("blocks.3.hook_resid_post"), "d_in": 8}, r"has shape \(16, 32\), and \(d_sae, 8\) is needed"),
-        ([], "holds no JSON object"),
-        ({"metadata": 3}, "holds no JSON object"),
+        ([], "does not hold a JSON object"),
+        ({"metadata": 3}, "does not hold a JSON object"),
     ],
 )
 def test_configurations_that_tell_no_place(tmp_path: Path, configuration: Any, message: str) -> None:
@@ -105,16 +105,16 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
         from_sae(tmp_path, 0)
     folder = autoencoder(tmp_path, of_release_6("blocks.3.hook_resid_post"))
     (folder / "cfg.json").write_text("{")
-    with pytest.raises(VectorFileError, match=r"cfg.json' is no JSON"):
+    with pytest.raises(VectorFileError, match=r"cfg.json' is not JSON"):
         from_sae(folder, 0)
     autoencoder(tmp_path, of_release_6("blocks.3.hook_resid_post"), W_dec=torch.ones(4))
     with pytest.raises(VectorFileError, match=r"has shape \(4,\)"):
         from_sae(folder, 0)
     save_file({"decoder": DECODER}, folder / "sae_weights.safetensors")
-    with pytest.raises(VectorFileError, match=r"has no 'W_dec', but \['decoder'\]"):
+    with pytest.raises(VectorFileError, match=r"holds \['decoder'\], and not 'W_dec'"):
         from_sae(folder, 0)
     (folder / "sae_weights.safetensors").write_bytes(b"pickle")
-    with pytest.raises(VectorFileError, match=r"no readable safetensors file"):
+    with pytest.raises(VectorFileError, match=r"not a readable safetensors file"):
         from_sae(folder, 0)
     (folder / "sae_weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no sae_weights.safetensors"):

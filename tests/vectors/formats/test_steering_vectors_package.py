@@ -80,7 +80,7 @@ def test_other_layers_are_refused() -> None:
         ValueError, match=r"layer_type='head' is not known: it must be one of 'decoder_block', 'self_at"
     ):
         from_steering_vectors(SimpleNamespace(layer_activations={1: torch.ones(2)}, layer_type="head"))
-    with pytest.raises(ValueError, match=r"layer 'h.1.up': 'up' of a block is none of attn, mlp, input_layernorm, "):
+    with pytest.raises(ValueError, match=r"layer 'h.1.up': 'up' of a block is not one of attn, mlp, input_layernorm, "):
         to_steering_vectors(SteeringVector({"h.1.up": torch.ones(2)}))
     with pytest.raises(ValueError, match=r"of several kinds, \['decoder_block', 'mlp'\]"):
         to_steering_vectors(SteeringVector({"h.1": torch.ones(2), "h.2.mlp": torch.ones(2)}))
