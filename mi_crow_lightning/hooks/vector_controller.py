@@ -58,7 +58,7 @@ class VectorController(TokenController):
     def __init__(self, layer_signature: str | int | None, vector: Vector, **options: Any) -> None:
         super().__init__(layer_signature, **options)
         self._casts = Casts()
-        self._scaled: dict[tuple[str, int | None], _Scaled] = {}
+        self._scaled: dict[str, _Scaled] = {}  # by layer
         self._keep(vector)
 
     def checked(self, value: Any, name: str) -> Tensor:
@@ -119,8 +119,7 @@ class VectorController(TokenController):
         """
         if not isinstance(strength, float) or torch.compiler.is_compiling():
             return self._product(x, strength, ctx)
-        place = ctx.place
-        kept = self._scaled.get((place.layer, place.index))
+        kept = self._scaled.get(ctx.place.layer)
         if kept is not None and kept.serves(x, strength):
             return kept.product
         vector = self._vectors.at(ctx)
@@ -129,8 +128,8 @@ class VectorController(TokenController):
         with torch.inference_mode(False), torch.no_grad():
             product = self._product(x, strength, ctx)
         if _may_be_kept(product):
-            kinds = (x.dtype, x.device, x.shape[-1])
-            self._scaled[place.layer, place.index] = _Scaled(product, strength, vector, vector._version, *kinds)
+            kinds = (x.dtype, x.get_device(), x.size(-1))
+            self._scaled[ctx.layer] = _Scaled(product, strength, vector, vector._version, *kinds)
         return product
 
     def _product(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
@@ -154,6 +153,7 @@ class VectorController(TokenController):
         """
         super().check_layers(blocks)
         self._vectors.check_layers(blocks)
+        self._scaled.clear()  # a layer of another model may have the same name
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out products: a copy makes its own."""
@@ -168,15 +168,15 @@ class _Scaled(NamedTuple):
     vector: Tensor
     version: int  # of the vector: torch counts what is written to it
     dtype: torch.dtype
-    device: torch.device
+    device: int
     width: int
 
     def serves(self, x: Tensor, strength: float) -> bool:
         return (
             strength is self.strength  # not ==: 0.0 == -0.0
             and x.dtype is self.dtype
-            and x.shape[-1] == self.width
-            and x.device == self.device
+            and x.size(-1) == self.width
+            and x.get_device() == self.device
             and self.vector._version == self.version
             and not self.vector.requires_grad
         )
