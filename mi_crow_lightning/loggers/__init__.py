@@ -1,4 +1,4 @@
-"""Readings to loggers: TensorBoard gets pictures and everything as compact tensors, the others numbers.
+"""From readings to loggers: TensorBoard gets pictures, and everything as compact tensors; other loggers get numbers.
 
     tag                      a reading, a stage and a prefix -> its name
     LoggedStep               the readings of one step, by detector (DetectorReadings)
@@ -13,7 +13,7 @@
     read_compact             event files -> the numbers (HistoryRow)
     read_compact_histograms  event files -> the histograms (HistogramRow)
 
-Loggers are handed in as objects; nothing here imports Lightning.
+Loggers are passed in as objects; nothing here imports Lightning.
 """
 
 from mi_crow_lightning._lazy import attach

@@ -1,4 +1,4 @@
-from mi_crow_lightning.loggers.compact_layout import compact as compact
+from mi_crow_lightning.loggers.compact_tensors import compact as compact
 from mi_crow_lightning.loggers.compact_reader import HistogramRow as HistogramRow
 from mi_crow_lightning.loggers.compact_reader import read_compact as read_compact
 from mi_crow_lightning.loggers.compact_reader import read_compact_histograms as read_compact_histograms

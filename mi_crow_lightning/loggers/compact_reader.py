@@ -1,6 +1,6 @@
-"""Reads the compact layout back from TensorBoard's event files.
+"""Reading compact tensors back from TensorBoard's event files.
 
-Every checksum of the files is checked, in Python: some 5 MB a second.
+Every checksum in the files is verified in Python, at about 5 MB a second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.loggers.compact_layout import PLUGIN, VERSION
+from mi_crow_lightning.loggers.compact_tensors import PLUGIN, VERSION
 from mi_crow_lightning.loggers.history import HistoryRow
 from mi_crow_lightning.loggers.tags import tag
 
@@ -27,11 +27,11 @@ class HistogramRow(NamedTuple):
     Attributes:
         stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
         step: the position on the x axis.
-        tag: the tag of its picture.
+        tag: the tag of its picture in TensorBoard.
         layer: name of the layer.
-        name: what was counted; ``"histogram"`` for a layer's activations.
+        name: the name of the reading; ``"histogram"`` for a layer's activations.
         edges: ascending bin edges, ``N + 1`` of them.
-        counts: elements in each of the ``N`` bins. The outermost bins hold what lies beyond them, too.
+        counts: elements in each of the ``N`` bins. The outermost bins also count what lies beyond them.
     """
 
     stage: str
@@ -47,18 +47,18 @@ def read_compact(log_dir: str | os.PathLike[str]) -> Iterator[HistoryRow]:
     """Read every number that was written to a run's event files, whatever ``scalars`` was.
 
     The rows are those of ``HookCallback.history()``, rounded to float32, ordered by step, statistic and layer.
-    A layer that gave no number at a step, where others gave theirs, has a row with ``nan``. Steps that a
-    resumed run took again are there twice.
+    A layer that gave no number at a step at which others did has a row with ``nan``. Steps that a resumed run
+    repeated are there twice.
 
     Args:
         log_dir: the folder with the event files, a TensorBoardLogger's ``log_dir``.
 
     Returns:
-        An iterator; ``pandas.DataFrame(read_compact(...))`` makes a table of it.
+        An iterator over the rows; ``pandas.DataFrame(read_compact(...))`` makes a table of it.
 
     Raises:
         FileNotFoundError: the folder holds no event file.
-        ValueError: the files were written by a release with another layout.
+        ValueError: the files were written by a release with another version of the tensors.
 
     Examples:
         >>> import tempfile
@@ -85,7 +85,7 @@ def read_compact_histograms(log_dir: str | os.PathLike[str]) -> Iterator[Histogr
 
     Raises:
         FileNotFoundError: the folder holds no event file.
-        ValueError: the files were written by a release with another layout.
+        ValueError: the files were written by a release with another version of the tensors.
     """
     return _histograms(_event_files(log_dir))
 
@@ -125,17 +125,17 @@ def _schema(content: bytes, file: Path) -> dict[str, Any]:
     schema: dict[str, Any] = json.loads(content)
     if schema.get("version") != VERSION:
         raise ValueError(
-            f"{file}: its tensors have layout version {schema.get('version')!r}, and this release reads version "
-            f"{VERSION}"
+            f"{file}: its compact tensors have version {schema.get('version')!r}, but this release reads version "
+            f"{VERSION}: use the release that wrote them"
         )
     return schema
 
 
 def _event_files(log_dir: str | os.PathLike[str]) -> list[Path]:
-    """The event files of one run, in the order in which they were begun: their names begin with the time."""
+    """Return the event files of one run, oldest first: their names begin with the time."""
     files = sorted(Path(log_dir).glob("events.out.tfevents.*"))
     if not files:
         below = sorted({str(file.parent) for file in Path(log_dir).rglob("events.out.tfevents.*")})
-        hint = f"; there are some in {', '.join(below[:5])}" if below else ""
+        hint = f"; there are event files in {', '.join(below[:5])}" if below else ""
         raise FileNotFoundError(f"no event file of TensorBoard in {str(log_dir)!r}{hint}")
     return files

@@ -1,6 +1,6 @@
-"""Readings to all loggers of a run, to each what it can show.
+"""Readings to all loggers of a run, to each logger what it can show.
 
-Not named ``write.py``: importing a submodule of that name would hide the function of the package.
+The module is not named ``write.py``: importing a submodule of that name would hide the package's function.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
-from mi_crow_lightning.loggers.compact_layout import compact
+from mi_crow_lightning.loggers.compact_tensors import compact
 from mi_crow_lightning.loggers.scalar_choice import shown
 from mi_crow_lightning.loggers.scalars import MetricsLogger, write_scalars
 from mi_crow_lightning.loggers.step import LoggedStep
@@ -21,16 +21,16 @@ __all__ = ["write"]
 def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "all") -> None:
     """Write the readings of one step to every logger.
 
-    A logger whose ``experiment`` is a ``SummaryWriter`` gets one event: what is shown, and everything in the
-    compact layout; and, for curves over the blocks, one a block. Any other gets what is shown. On ranks other
-    than 0 Lightning's loggers do nothing, and so does this. What a logger raises goes on to the caller, as with
-    ``self.log``, once all others are written; when several raise, the first goes on and the others are told by
-    warnings.
+    A logger whose ``experiment`` is a ``SummaryWriter`` gets one event, with the readings that are shown and, as
+    compact tensors, all of them. Curves over the blocks add one event per block. Any other logger gets the readings
+    that are shown. On ranks other than 0 Lightning's loggers do nothing, and neither does this function. An error of
+    a logger is raised, as with ``self.log``, after all other loggers were written to. When several loggers fail, the
+    first error is raised and the others become warnings.
 
     Args:
         loggers: Lightning loggers, e.g. ``trainer.loggers``; may be empty.
         step: the readings.
-        scalars: what is shown, see `shown`.
+        scalars: which readings are shown, see `shown`.
 
     Examples:
         >>> from mi_crow_lightning.hooks.reading import Reading
@@ -63,4 +63,4 @@ def _write_to(logger: MetricsLogger, step: LoggedStep, readings: TaggedReadings,
     else:
         write_event(writer, readings, step.step, compact(step))
         for tag, block, reading in step.by_block if scalars != "none" else ():
-            write_event(writer, [(tag, reading)], block)  # its x axis is not the steps but the blocks
+            write_event(writer, [(tag, reading)], block)  # the x axis is the block, not the step

@@ -1,4 +1,4 @@
-"""The bins that a logger draws of a histogram: without the empty ones at its ends, and finite."""
+"""The bins of a histogram that a logger draws: finite, and without the empty ones at both ends."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ def check_edges(histogram: Histogram, tag: str) -> None:
     """Refuse a histogram whose edges do not fit its bins.
 
     Raises:
-        ValueError: it does not have one edge more than bins.
+        ValueError: the histogram does not have one edge more than bins.
     """
     edges, bins = len(histogram.edges), len(histogram.counts)
     if edges != bins + 1:
-        raise ValueError(f"histogram {tag!r} has {edges} edges and {bins} bins; it needs one edge more than bins")
+        raise ValueError(f"histogram {tag!r} has {edges} edges and {bins} bins: it must have one edge more than bins")
 
 
 def drawn_bins(histogram: Histogram, tag: str) -> tuple[list[float], list[float]] | None:
     """Return the edges and the counts to draw, or None when nothing was counted.
 
-    The empty bins at both ends are left out, neighbouring empty ones in between are one, and the outermost
-    edges are the smallest and largest element.
+    Empty bins at both ends are left out, and neighbouring empty bins in between are joined. The outermost edges are
+    the smallest and the largest element.
 
     Args:
         histogram: edges, counts and moments.
-        tag: where it goes, for the error.
+        tag: the histogram's tag, for the error.
 
     Returns:
         The edges, one more than bins, and the counts.
@@ -54,13 +54,13 @@ def drawn_bins(histogram: Histogram, tag: str) -> tuple[list[float], list[float]
 def _ends(histogram: Histogram, first: int, last: int) -> tuple[float, float]:
     """Return the ends of the picture: minimum and maximum, kept finite and at their bins.
 
-    One infinity among the activations would blank the picture. Only an outermost bin may have taken in what
-    lay beyond it, so only there may an end lie outside of its bin.
+    A single infinity among the activations would blank the picture. Only an outermost bin may hold elements from
+    beyond it, so only there may an end lie outside its bin.
 
     Args:
-        histogram: what is drawn.
+        histogram: the histogram to draw.
         first: index of the first bin that is not empty.
-        last: index of the last.
+        last: index of the last bin that is not empty.
     """
     edges = histogram.edges
     inner = (-math.inf, *edges[1:-1], math.inf)
@@ -76,11 +76,11 @@ def _first_finite(*candidates: float) -> float:
 
 
 def _without_empty_runs(inner: tuple[float, ...], counts: tuple[float, ...]) -> tuple[list[float], list[float]]:
-    """Join neighbouring empty bins: the picture is the same, and a bin is 16 bytes.
+    """Join neighbouring empty bins, which saves 16 bytes per bin and leaves the picture the same.
 
     Args:
-        inner: the edges between the bins, one fewer than bins.
-        counts: of the bins; the first and the last are not empty.
+        inner: the edges between the bins, one fewer than there are bins.
+        counts: the counts of the bins. The first and the last are not empty.
     """
     limits: list[float] = []
     buckets: list[float] = []

@@ -1,4 +1,4 @@
-"""What was written, kept as a table: for runs without a logger, and for scripts that print a summary."""
+"""The numbers that were written, as a table: for runs without a logger, and for scripts that print a summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HistoryRow(NamedTuple):
         step: the position on the loggers' x axis.
         tag: the tag it was written under.
         layer: name of the layer.
-        name: what was measured.
+        name: the name of the reading.
         value: the number.
     """
 
@@ -45,7 +45,7 @@ class History:
     """
 
     def __init__(self) -> None:
-        # Steps repeat the same tags, so tags are kept once and the numbers alone for each step.
+        # Steps repeat the same tags, so the tags are kept once, and for each step only the numbers.
         self._keys: dict[_Keys, _Keys] = {}
         self._steps: list[tuple[str, int, _Keys, array[float]]] = []
 
@@ -59,7 +59,7 @@ class History:
         self._steps.append((stage, step, self._keys.setdefault(tuple(keys), tuple(keys)), values))
 
     def rows(self) -> list[HistoryRow]:
-        """Everything that was kept, in the order in which it was written."""
+        """Return every number that was kept, in the order of writing."""
         return [
             HistoryRow(stage, step, *key, value)
             for stage, step, keys, values in self._steps

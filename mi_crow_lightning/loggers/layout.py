@@ -1,4 +1,4 @@
-"""A layout for TensorBoard's Custom Scalars page: one chart per statistic, in it one line per layer."""
+"""A layout for TensorBoard's Custom Scalars page: one chart per statistic, with one line per layer."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ __all__ = ["LayoutWriter", "write_layout"]
 
 
 class LayoutWriter(Protocol):
-    """What is asked of a writer; torch's and tensorboardX's ``SummaryWriter`` have it."""
+    """A writer of layouts; torch's and tensorboardX's ``SummaryWriter`` are such writers."""
 
     def add_custom_scalars(self, layout: Any) -> Any:
         """Write ``{category: {chart: ["Multiline", [regex, ...]]}}``."""
 
 
-# TensorBoard shows one layout a run, so those of several callbacks have to be written as one.
+# TensorBoard shows one layout per run, so the layouts of several callbacks have to be written as one.
 _layouts: WeakKeyDictionary[LayoutWriter, dict[str, dict[str, list[Any]]]] = WeakKeyDictionary()
 
 
 def write_layout(writer: LayoutWriter, statistics: Mapping[str, Iterable[str]], stages: Iterable[str] = STAGES) -> None:
-    """Lay out the Custom Scalars page: one chart per statistic and stage, in it one line per layer.
+    """Lay out the Custom Scalars page: one chart per statistic and stage, with one line per layer.
 
-    Each prefix becomes a category. May be called several times for one writer (several callbacks in one
-    run): TensorBoard shows a run's last layout only, so each call writes again what the earlier ones asked
-    for. A layout that others wrote with ``add_custom_scalars`` in the same run is replaced.
+    Each prefix becomes a category. Several callbacks in one run may each call this for the same writer: TensorBoard
+    shows only the last layout of a run, so each call also writes the charts of the earlier ones. A layout that
+    something else wrote with ``add_custom_scalars`` in the same run is replaced.
 
     Args:
-        writer: a ``SummaryWriter``; Lightning's dummy of ranks other than 0 writes nothing.
+        writer: a ``SummaryWriter``; Lightning's dummy on ranks other than 0 writes nothing.
         statistics: the names of the readings, by the prefix of their tags.
-        stages: those that get charts.
+        stages: the stages that get charts.
 
     Raises:
-        ValueError: a stage is unknown.
+        ValueError: a stage is not one of `STAGES`.
 
     Examples:
         >>> import tempfile
@@ -62,8 +62,8 @@ def _charts(prefix: str, names: Iterable[str], stages: Iterable[str]) -> dict[st
 
 
 def _layers_of(section: str, segment: str) -> str:
-    """Return the regex of the tags of all layers in one section and stage."""
-    # Layers may hold slashes, so "anything without a slash" would not do for training's tags.
+    """Return a regex for the tags of all layers in one section and stage."""
+    # Names of layers may hold slashes, so "anything without a slash" would not do for the tags of training.
     others = "|".join(re.escape(other) for other in map(stage_segment, STAGES) if other)
     layer = ".+" if segment else f"(?!{others}).+"
     return f"^{re.escape(section + segment)}{layer}$"

@@ -1,6 +1,6 @@
-"""The messages of an event file: scalars, histograms and tensors.
+"""The protobuf messages of an event file: scalars, histograms and tensors.
 
-Imports tensorboard, so it is imported when the first event is written.
+This module imports tensorboard, so it is only imported when the first event is written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 
-from mi_crow_lightning.loggers.compact_layout import PLUGIN, CompactTensor
+from mi_crow_lightning.loggers.compact_tensors import PLUGIN, CompactTensor
 from mi_crow_lightning.loggers.drawing import drawn_bins
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.histogram import Histogram
@@ -23,7 +23,7 @@ _TYPES = {"float32": types_pb2.DT_FLOAT, "float64": types_pb2.DT_DOUBLE, "int64"
 
 
 def shown_values(readings: TaggedReadings) -> Iterable[Any]:
-    """Make a scalar of each number and a picture of each histogram that holds something."""
+    """Make a scalar of each number, and a picture of each histogram that is not empty."""
     for tag, reading in readings:
         if not isinstance(reading.value, Histogram):
             yield summary_pb2.Summary.Value(tag=tag, simple_value=float(reading.value))
@@ -48,11 +48,11 @@ def _picture(tag: str, histogram: Histogram) -> Any | None:
 
 
 def tensor_value(tensor: CompactTensor, with_schema: bool) -> Any:
-    """Make a tensor of our plugin's.
+    """Make a tensor of this package's plugin.
 
     Args:
-        tensor: what to write.
-        with_schema: whether to write the schema beside it; TensorBoard keeps the first of each tag.
+        tensor: the tensor to write.
+        with_schema: whether to write the schema beside it; TensorBoard keeps the first schema of each tag.
     """
     value = summary_pb2.Summary.Value(tag=tensor.tag, tensor=_tensor(tensor.values))
     if with_schema:
@@ -64,6 +64,6 @@ def tensor_value(tensor: CompactTensor, with_schema: bool) -> Any:
 
 def _tensor(values: NDArray[Any]) -> Any:
     shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=len(values))])
-    # Integers as a list: there a small one is one byte.
+    # Integers go into a list, in which a small one takes one byte.
     content = {"int64_val": values.tolist()} if values.dtype == np.int64 else {"tensor_content": values.tobytes()}
     return tensor_pb2.TensorProto(dtype=_TYPES[values.dtype.name], tensor_shape=shape, **content)

@@ -1,4 +1,4 @@
-"""Which numbers of a step become scalars: all, a few over the layers, or none."""
+"""The choice of the numbers of a step that become scalars: all, a summary over the layers, or none."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mi_crow_lightning.metrics.histogram import Histogram
 __all__ = ["AUTO_LIMIT", "SCALARS", "resolve_scalars", "shown"]
 
 SCALARS: tuple[str, ...] = ("auto", "all", "summary", "none")
-"""What may be asked for as scalars."""
+"""The choices."""
 
 AUTO_LIMIT = 500
-"""The number of tags up to which ``"auto"`` means ``"all"``: 33 layers with everything that is measured."""
+"""The most tags for which ``"auto"`` means ``"all"``: those of 33 layers with everything that is measured."""
 
 _OVER_LAYERS: dict[str, Callable[[list[float]], float]] = {"min": min, "median": statistics.median, "max": max}
 
 
 def resolve_scalars(scalars: str, tags: int) -> str:
-    """Return what ``"auto"`` stands for; the other choices are returned as they are.
+    """Return the choice that ``"auto"`` stands for, and any other choice as it is.
 
     Args:
         scalars: one of `SCALARS`.
@@ -42,16 +42,16 @@ def resolve_scalars(scalars: str, tags: int) -> str:
 
 
 def shown(step: LoggedStep, scalars: str) -> TaggedReadings:
-    """Return the readings of a step that become scalars, and histograms of their own.
+    """Return the readings of a step that loggers show, as scalars and as histograms.
 
-    ``"all"`` are all readings. ``"summary"`` are, for each detector and statistic, the smallest, the median and
-    the largest number over the layers read in this step; ``nan`` is left out as long as another number is
-    there. A detector of three layers or fewer shows their numbers themselves: a summary would be no shorter.
-    Its tags are ``<prefix>_<statistic>/<signature>/max``, with ``val/`` and so on before the signature. It
-    holds no histograms. ``"none"`` is nothing.
+    ``"all"`` means all readings. ``"summary"`` means, for each detector and statistic, the smallest, the median and
+    the largest number over the layers read in this step, and no histograms. Its tags are
+    ``<prefix>_<statistic>/<signature>/max``, with ``val/`` and so on before the signature. ``nan`` is left out if
+    there is any other number. A detector of three layers or fewer shows the numbers themselves: a summary would not
+    be shorter. ``"none"`` means nothing.
 
     Args:
-        step: the readings.
+        step: the readings of the step.
         scalars: ``"all"``, ``"summary"`` or ``"none"``.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Readings to any Lightning logger but TensorBoard's: the numbers, and what else it is known to take."""
+"""Readings to any Lightning logger but TensorBoard's: numbers, and whatever else a known logger takes."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ __all__ = ["MetricsLogger", "scalars_of", "write_scalars"]
 
 
 class MetricsLogger(Protocol):
-    """What is asked of a logger; every Lightning logger has it."""
+    """A logger of numbers, as every Lightning logger is."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> Any:
         """Log numbers by name."""
 
 
 def scalars_of(readings: TaggedReadings) -> dict[str, float]:
-    """The numbers among the readings, by tag."""
+    """Return the numbers among the readings, by tag."""
     return {tag: float(reading.value) for tag, reading in readings if not isinstance(reading.value, Histogram)}
 
 
 def write_scalars(logger: MetricsLogger, readings: TaggedReadings, step: int) -> None:
     """Log the numbers among the readings in one call of ``logger.log_metrics``.
 
-    W&B gets the histograms too, in the same call. MLflow allows fewer characters in names than torch does in
-    those of layers; the others become ``_`` there. Histograms are left out for every other logger: no two
-    agree on what a histogram is. Without anything to log the logger is not called.
+    W&B also gets the histograms, in the same call. Every other logger gets none: no two loggers agree on what a
+    histogram is. MLflow allows fewer characters in names than torch allows in the names of layers; any other
+    character becomes ``_`` there. If there is nothing to log, the logger is not called.
 
     Args:
-        logger: a Lightning logger, or any object with such a ``log_metrics``.
+        logger: a Lightning logger, or any object with the same ``log_metrics``.
         readings: ``(tag, reading)`` pairs of one step. NaN and infinity are logged as they are.
         step: the position on the x axis.
 
     Raises:
-        TagConflict: two tags become one in MLflow's characters.
+        TagConflict: two tags become the same name in MLflow.
 
     Examples:
         >>> from mi_crow_lightning.hooks.reading import Reading

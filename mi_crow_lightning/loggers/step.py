@@ -1,4 +1,4 @@
-"""The readings of one step, as they are handed to the loggers."""
+"""The readings of one step, in the form that loggers take."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["DetectorReadings", "LoggedStep"]
 
 
 class DetectorReadings(NamedTuple):
-    """What one detector has to say at a step.
+    """The readings of one detector at one step.
 
     Attributes:
-        readings: of the layers that were seen.
-        layers: all layers that it watches, in the model's order, whether they were seen or not.
-        signature: how the user named them, e.g. ``"block:*"``.
+        readings: the readings of the layers that were seen.
+        layers: all layers that the detector watches, in the model's order, seen or not.
+        signature: the name that the user gave these layers, e.g. ``"block:*"``.
         prefix: first part of the tags.
-        by_block: readings that make one curve over the blocks, each with its block.
+        by_block: the readings that form a curve over the blocks, each with its block.
     """
 
     readings: Sequence[Reading]
@@ -38,7 +38,7 @@ class LoggedStep:
     Attributes:
         stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
         step: the position on the x axis.
-        detectors: what each detector has to say.
+        detectors: the readings of each detector.
 
     Examples:
         >>> two = [Reading("h.0", "rms", 1.0), Reading("h.1", "rms", 3.0)]

@@ -1,4 +1,4 @@
-"""The name under which a reading is found in a logger."""
+"""Tags: the names of readings in a logger."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from mi_crow_lightning.metrics.histogram import Histogram
 __all__ = ["STAGES", "TaggedReadings", "stage_segment", "tag", "tag_by_block"]
 
 TaggedReadings: TypeAlias = Sequence[tuple[str, Reading]]
-"""The readings of one step, each with the tag it is written under."""
+"""The readings of one step, each with its tag."""
 
-# Training has no segment of its own: its tags stay short, and they are the ones most often looked at.
+# Training has no segment, so that its tags stay short: they are looked at most.
 _SEGMENTS = {"train": "", "validate": "val/", "test": "test/", "predict": "predict/"}
 
 STAGES: tuple[str, ...] = tuple(_SEGMENTS)
-"""The stages a tag can be made for."""
+"""The stages that a tag can be made for."""
 
 
 def tag(reading: Reading, stage: str, prefix: str = "activations") -> str:
     """Name a reading: ``<prefix>_<name>/<layer>``, and ``<prefix>/<layer>`` for a layer's ``histogram``.
 
-    TensorBoard makes one section of all that stands before the first slash, so each statistic is one
+    TensorBoard makes a section of all tags with the same text before the first slash, so each statistic is one
     section with a chart per layer.
 
     Args:
-        reading: what is to be named.
-        stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``. The last three put ``val/``,
-            ``test/`` or ``predict/`` before the layer.
-        prefix: the detector's name; two detectors that measure the same layer need distinct ones.
+        reading: the reading to name.
+        stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``. The last three put ``val/``, ``test/`` or
+            ``predict/`` before the layer.
+        prefix: the detector's name. Two detectors that measure the same layer need different names.
 
     Returns:
         The tag.
@@ -46,7 +46,7 @@ def tag(reading: Reading, stage: str, prefix: str = "activations") -> str:
         'attention_mean/val/h.0.mlp'
     """
     segment = stage_segment(stage)
-    # The value decides, not `kind`: a detector that forgot to name the kind still gets the right picture.
+    # The value decides, not `kind`: a detector that forgot to set the kind still gets the right picture.
     of_layer = isinstance(reading.value, Histogram) and reading.name == "histogram"
     section = prefix if of_layer else f"{prefix}_{reading.name}"
     return f"{section}/{segment}{reading.layer}"
@@ -63,18 +63,18 @@ def tag_by_block(name: str, stage: str, prefix: str) -> str:
 
 
 def stage_segment(stage: str) -> str:
-    """Return what a stage puts before the layer's name, e.g. ``"val/"``; empty for training.
+    """Return the part of a tag before the layer's name, e.g. ``"val/"``; it is empty for training.
 
     Args:
         stage: one of `STAGES`.
 
     Raises:
-        ValueError: ``stage`` is not one of them.
+        ValueError: ``stage`` is not one of `STAGES`.
 
     Examples:
         >>> stage_segment("validate")
         'val/'
     """
     if stage not in _SEGMENTS:
-        raise ValueError(f"unknown stage {stage!r}; allowed: {', '.join(map(repr, STAGES))}")
+        raise ValueError(f"stage={stage!r} is not known: choose one of {', '.join(map(repr, STAGES))}")
     return _SEGMENTS[stage]

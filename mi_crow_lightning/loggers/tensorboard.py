@@ -1,8 +1,8 @@
-"""Readings to TensorBoard: all of one step in one event.
+"""Readings to TensorBoard: all readings of a step in one event.
 
-An event per value costs about five times the time of one event with all values: the event file's checksum
-is computed in Python for every event. Neither tensorboard nor tensorboardX is imported here before a writer
-of theirs is given.
+One event per value would take about five times as long as one event with all values, because the event file's
+checksum is computed in Python for every event. Neither tensorboard nor tensorboardX is imported here before one of
+their writers is passed in.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mi_crow_lightning.loggers.compact_layout import CompactTensor
+from mi_crow_lightning.loggers.compact_tensors import CompactTensor
 from mi_crow_lightning.loggers.tags import TaggedReadings
 
 __all__ = ["summary_writer", "write_event"]
 
-# Where a SummaryWriter may come from, and where that library keeps its messages.
+# The modules that a SummaryWriter may come from, and where their libraries keep the protobuf messages.
 _MESSAGES = {"torch.utils.tensorboard": "tensorboard.compat.proto", "tensorboardX": "tensorboardX.proto"}
 
-# By event file: the tags of tensors whose schema is in it.
+# By event file: the tags of the tensors whose schema is in the file.
 _described: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 def summary_writer(logger: object) -> Any | None:
-    """Return the ``SummaryWriter`` behind a logger, or None where there is none.
+    """Return the ``SummaryWriter`` behind a logger, or ``None`` if it has none.
 
     Args:
         logger: a Lightning logger.
 
     Returns:
-        ``logger.experiment`` when it is a ``SummaryWriter`` of torch or tensorboardX. None for any other
-        logger, and on ranks other than 0, where Lightning hands out a dummy.
+        ``logger.experiment`` if it is a ``SummaryWriter`` of torch or tensorboardX. ``None`` for any other logger, and
+        on ranks other than 0, where Lightning hands out a dummy.
 
     Examples:
         >>> summary_writer(object()) is None
@@ -46,18 +46,18 @@ def summary_writer(logger: object) -> Any | None:
 def write_event(writer: Any, readings: TaggedReadings, step: int, tensors: Sequence[CompactTensor] = ()) -> None:
     """Write all readings of one step as one event.
 
-    Numbers become scalars (float32, NaN and infinity as they are), histograms are drawn from their own
-    bins; one without any element is left out. Without anything to write no event is written.
+    Numbers become scalars (float32, NaN and infinity as they are). Histograms are drawn from their own bins; a
+    histogram without any element is left out. If there is nothing to write, no event is written.
 
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or tensorboardX's.
-        readings: ``(tag, reading)`` pairs of one step; every tag once.
+        readings: ``(tag, reading)`` pairs of one step, each tag once.
         step: the position on the x axis.
-        tensors: what goes into the event in the compact layout.
+        tensors: the compact tensors that go into the event.
 
     Raises:
         ValueError: a histogram does not have one edge more than bins.
-        RuntimeError: the writer has no file writer that events could be handed to.
+        RuntimeError: the writer has no file writer that takes events.
 
     Examples:
         >>> import tempfile
@@ -82,16 +82,16 @@ def write_event(writer: Any, readings: TaggedReadings, step: int, tensors: Seque
 
 
 def _as_own(writer: object, summary: Any) -> Any:
-    """Return the summary as a message of the writer's library, which takes only its own."""
+    """Return the summary as a message of the writer's library, the only kind that the writer takes."""
     package = _MESSAGES[_library(writer) or "torch.utils.tensorboard"]
     message = importlib.import_module(f"{package}.summary_pb2").Summary
     return summary if isinstance(summary, message) else message.FromString(summary.SerializeToString())
 
 
 def _library(experiment: object) -> str | None:
-    """Return the module whose SummaryWriter this is."""
+    """Return the name of the module whose ``SummaryWriter`` this is."""
     for name in _MESSAGES:
-        # A module that was never imported cannot have made the writer: no need to import it to find out.
+        # A module that was never imported cannot have made the writer, so there is no need to import it.
         writer_class = getattr(sys.modules.get(name), "SummaryWriter", None)
         if writer_class is not None and isinstance(experiment, writer_class):
             return name
@@ -99,11 +99,11 @@ def _library(experiment: object) -> str | None:
 
 
 def _file_writer(writer: Any) -> Any | None:
-    """Return what takes whole events, or None on ranks other than 0."""
-    # The public attribute is None after `close()`; the private method opens it again, as `add_scalar` does.
+    """Return the writer of whole events, or ``None`` on ranks other than 0."""
+    # The public attribute is None after `close()`. The private method opens it again, as `add_scalar` does.
     if hasattr(writer, "_get_file_writer"):
         return writer._get_file_writer()
     if getattr(writer, "file_writer", None) is not None:
         return writer.file_writer
     kind = f"{type(writer).__module__}.{type(writer).__qualname__}"
-    raise RuntimeError(f"{kind} has neither _get_file_writer() nor an open file_writer to hand events to")
+    raise RuntimeError(f"{kind} has neither _get_file_writer() nor an open file_writer, so it takes no events")

@@ -1,4 +1,4 @@
-"""A table of texts to the loggers that take text: TensorBoard, and those with Lightning's ``log_text``."""
+"""A table of texts for the loggers that take text: TensorBoard, and those with Lightning's ``log_text``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["TextLogger", "markdown_table", "takes_text", "write_text_table"]
 
 @runtime_checkable
 class TextLogger(Protocol):
-    """A logger with a table of texts of its own; Lightning's ``WandbLogger`` is one."""
+    """A logger that shows tables of texts, as Lightning's ``WandbLogger`` does."""
 
     def log_text(self, key: str, columns: list[str], data: list[list[str]], *, step: int | None = None) -> Any:
         """Log a table."""
 
 
 def takes_text(logger: object) -> bool:
-    """Whether `write_text_table` can write to a logger. On ranks other than 0 TensorBoard's cannot be told."""
+    """Return whether `write_text_table` can write to a logger; on ranks other than 0, ``False`` for TensorBoard's."""
     return isinstance(logger, TextLogger) or summary_writer(logger) is not None
 
 
@@ -31,9 +31,9 @@ def write_text_table(
 
     Args:
         loggers: Lightning loggers, e.g. ``trainer.loggers``.
-        tag: the name it is found under.
-        columns: their titles.
-        rows: each with as many texts as there are columns.
+        tag: the name of the table.
+        columns: the titles of the columns.
+        rows: the rows, each with as many texts as there are columns.
         step: the position on the x axis.
 
     Examples:
@@ -52,7 +52,7 @@ def write_text_table(
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table in markdown; texts are shown as they are, whatever markdown would make of them.
+    """Return the table in Markdown that shows texts as they are, whatever Markdown they may contain.
 
     Examples:
         >>> print(markdown_table(["prompt", "text"], [["Rain", "a | b"]]))
@@ -65,7 +65,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def _literal(text: str) -> str:
-    """``text`` with line breaks, and with an entity for each character that markdown or HTML could take up."""
-    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)  # control characters: HTML has none
+    """Return ``text`` with line breaks, and an entity for each character that means something in Markdown or HTML."""
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)  # HTML has no control characters
     escaped = re.sub(r"[^\w\s.,;:?\ufffd]|_", lambda match: f"&#{ord(match[0])};", text)
     return re.sub(r"\r\n|\r|\n", "<br>", escaped)

@@ -1,6 +1,6 @@
-"""What single loggers take otherwise than the rest: histograms of Weights & Biases, names of MLflow.
+"""The peculiarities of two loggers: histograms of Weights & Biases, names of MLflow.
 
-Neither package is imported here: a logger that logs there has imported its own.
+Neither package is imported here: a logger that uses one has imported it already.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOT_IN_MLFLOW = re.compile(r"[^a-zA-Z0-9_/. -]")
 
 
 def histograms_of(logger: object, readings: TaggedReadings) -> dict[str, Any]:
-    """Return the histograms among the readings as W&B's, by tag; none for any other logger.
+    """Return the histograms among the readings as W&B's histograms, by tag; for any other logger return none.
 
     Args:
         logger: a Lightning logger.
@@ -41,15 +41,15 @@ def histograms_of(logger: object, readings: TaggedReadings) -> dict[str, Any]:
 def allowed_names(logger: object, metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics under names that the logger takes: in MLflow, ``_`` for each character it refuses.
 
-    MLflow takes ASCII letters, digits, ``_``, ``-``, ``.``, ``/`` and spaces. Lightning's logger would drop
-    the others, with a warning each.
+    MLflow takes ASCII letters, digits, ``_``, ``-``, ``.``, ``/`` and spaces. Lightning's logger would drop any
+    other character from a name, with a warning for each name.
 
     Args:
         logger: a Lightning logger.
-        metrics: by tag.
+        metrics: the metrics by tag.
 
     Raises:
-        TagConflict: two tags would get one name.
+        TagConflict: two tags would get the same name.
 
     Examples:
         >>> allowed_names(object(), {"activations_rms/block:*/max": 1.0})
@@ -63,13 +63,13 @@ def allowed_names(logger: object, metrics: dict[str, Any]) -> dict[str, Any]:
         other = tags.setdefault(name, tag)
         if other != tag:
             raise TagConflict(
-                f"the tags {other!r} and {tag!r} are both {name!r} in the characters that MLflow allows: give one of "
-                "the detectors name=..., which becomes its tags' first part"
+                f"the tags {other!r} and {tag!r} both become {name!r} in the characters that MLflow allows: give one "
+                "of the detectors name=..., which becomes the first part of its tags"
             )
     return {name: metrics[tag] for name, tag in tags.items()}
 
 
 def _logs_to(logger: object, package: str) -> bool:
-    """Whether what the logger writes with is an object of ``package``; on ranks other than 0 it is not."""
+    """Return whether the logger writes with an object of ``package``; on ranks other than 0 it does not."""
     classes = type(getattr(logger, "experiment", None)).__mro__
     return any(one.__module__.partition(".")[0] == package for one in classes)

@@ -48,7 +48,7 @@ def tags(folder: Path) -> set[str]:
 
 
 def events(folder: Path) -> list[tuple[int, set[str]]]:
-    """Step and tags, without those of the compact layout, of every event that holds values of ours."""
+    """Step and tags, without those of the compact tensors, of every event that holds values of ours."""
     loaded = [event for file in sorted(folder.glob("events*")) for event in EventFileLoader(str(file)).Load()]
     pairs = [(event.step, {v.tag for v in event.summary.value if "#" not in v.tag}) for event in loaded]
     return [(step, found) for step, found in pairs if any(tag.startswith("activations") for tag in found)]

@@ -174,9 +174,7 @@ def test_layers_that_mlflow_would_take_for_one(tmp_path: Path, mlflow: Any) -> N
     logger = mlflow_logger(tmp_path)
     write([logger], step_of("experts.a:b", "experts.a-b"))
     assert set(mlflow_metrics(logger)) == {"activations_rms/experts.a_b", "activations_rms/experts.a-b"}
-    words = (
-        r"'activations_rms/a:b' and 'activations_rms/a\+b' are both 'activations_rms/a_b' in the characters that MLflow"
-    )
+    words = r"'activations_rms/a:b' and 'activations_rms/a\+b' both become 'activations_rms/a_b' in the characters"
     with pytest.raises(TagConflict, match=words):
         write([logger], step_of("a:b", "a+b"))
 

@@ -70,7 +70,7 @@ def test_the_regexes_reach_the_page_whole(tmp_path: Path) -> None:
 def test_an_unknown_stage_leaves_the_layout_as_it_was(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         write_layout(writer, {"a": ["mean"]}, ["train"])
-        with pytest.raises(ValueError, match="unknown stage 'val'"):
+        with pytest.raises(ValueError, match="stage='val' is not known"):
             write_layout(writer, {"b": ["mean"]}, ["val"])
         write_layout(writer, {"c": ["mean"]}, ["train"])
     assert [category["title"] for category in Board(tmp_path).layout()["category"]] == ["a", "c"]

@@ -93,7 +93,7 @@ def test_the_table_is_in_the_event_file(tmp_path: Path) -> None:
 
 
 class Table:
-    """A logger as Lightning's WandbLogger is: `log_text` makes a table of its own."""
+    """A logger like Lightning's WandbLogger: `log_text` makes its own table."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []

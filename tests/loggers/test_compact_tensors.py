@@ -1,4 +1,4 @@
-"""The compact layout: written to event files, read back by TensorBoard's own code and by ours."""
+"""Compact tensors: written to event files, read back by TensorBoard's own code and by ours."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from mi_crow_lightning.loggers import (
     write,
     write_event,
 )
-from mi_crow_lightning.loggers import compact_layout as layout_module
-from mi_crow_lightning.loggers.compact_layout import PLUGIN
+from mi_crow_lightning.loggers import compact_tensors as tensors_module
+from mi_crow_lightning.loggers.compact_tensors import PLUGIN
 from mi_crow_lightning.metrics.histogram import Histogram
 
 # TensorBoard's plugins bring their own copy of html5lib.
@@ -279,12 +279,12 @@ def test_a_folder_without_event_files_names_those_below(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no event file of TensorBoard in '.*'$"):
         read_compact(tmp_path)
     write_steps(tmp_path / "version_3", logged(0, rms("h.0", 1.0)))
-    with pytest.raises(FileNotFoundError, match=r"there are some in .*version_3"):
+    with pytest.raises(FileNotFoundError, match=r"there are event files in .*version_3"):
         read_compact_histograms(tmp_path)
 
 
-def test_a_later_layout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout_module, "VERSION", 2)
+def test_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors_module, "VERSION", 2)
     write_steps(tmp_path, logged(0, Reading("h.0", "of version 2", 1.0)))
-    with pytest.raises(ValueError, match="layout version 2, and this release reads version 1"):
+    with pytest.raises(ValueError, match="compact tensors have version 2, but this release reads version 1"):
         list(read_compact(tmp_path))

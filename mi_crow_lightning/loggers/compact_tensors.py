@@ -1,10 +1,10 @@
-"""The compact layout: the numbers of all layers as one tensor per statistic, each histogram as one of its counts.
+"""Compact tensors: the numbers of all layers as one tensor per statistic, each histogram as a tensor of its counts.
 
-A statistic is a float32 tensor ``(L,)``, one number a layer; ``nan`` where a layer gave none. A histogram is a
-tensor ``(bins,)`` of int64 counts (float64 if they are no whole numbers). What the positions mean, the
-**schema**, is written beside a tensor's first values: JSON with the layers, or with the layer and the bin edges.
-A hash of it ends the tag, so that a run whose layers or edges change goes on under another tag instead of being
-misread. `read_compact` is the way back.
+A statistic is a float32 tensor ``(L,)``, one number per layer, ``nan`` where a layer gave none. A histogram is a
+tensor ``(bins,)`` of int64 counts (float64 if they are not whole numbers). The **schema** says what the positions
+mean. It is JSON with the layers, or with the layer and the bin edges, and is written beside a tensor's first values.
+The tag ends in a hash of the schema, so that a run whose layers or edges change continues under another tag instead
+of being misread. `read_compact` reads the tensors back.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from mi_crow_lightning.metrics.histogram import Histogram
 __all__ = ["PLUGIN", "VERSION", "CompactTensor", "compact"]
 
 PLUGIN = "mi_crow_lightning"
-"""The plugin name that TensorBoard keeps with the tensors."""
+"""The plugin name that TensorBoard stores with the tensors."""
 
 VERSION = 1
-"""Of the schema; in each of them."""
+"""The version of the schema, written in each schema."""
 
 
 class CompactTensor(NamedTuple):
     """One tensor of a step.
 
     Attributes:
-        tag: that of the readings, with ``#<hash>`` for the layer, or after it for a histogram.
+        tag: the tag of the readings, with ``#<hash>`` in place of the layer, or after the layer for a histogram.
         values: ``(L,)`` float32, or ``(bins,)`` int64 or float64.
-        schema: JSON, what the positions mean.
+        schema: the meaning of the positions, as JSON.
     """
 
     tag: str
@@ -48,7 +48,7 @@ class CompactTensor(NamedTuple):
 
 
 def compact(step: LoggedStep) -> list[CompactTensor]:
-    """Return the readings of a step in the compact layout; histograms without any element are left out.
+    """Return the readings of a step as compact tensors, without histograms that hold no element.
 
     Args:
         step: the readings.
@@ -75,31 +75,31 @@ def _of_detector(detector: DetectorReadings, stage: str) -> Iterator[CompactTens
             yield CompactTensor(address, _counts(value.counts), schema)
     watched = frozenset(detector.layers)
     for name, by_layer in by_name.items():
-        # A reading may be of something else than a layer that is watched, such as their total.
+        # A reading may be of something other than a watched layer, such as the total of all.
         layers = detector.layers if by_layer.keys() <= watched else tuple(by_layer)
         address, schema = _statistic_schema(detector.prefix, name, stage, layers)
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, as in a scalar
+        with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, as in a scalar
             values = np.array([by_layer.get(layer, np.nan) for layer in layers]).astype(np.float32)
         yield CompactTensor(address, values, schema)
 
 
 def _counts(counts: tuple[float, ...]) -> NDArray[Any]:
     whole = all(float(count).is_integer() and abs(count) < 2**63 for count in counts)
-    # Small whole numbers take one to three bytes each in the file, and all of them are kept exactly.
+    # In the file a small whole number takes one to three bytes, and every whole number is kept exactly.
     return np.array(counts, dtype=np.int64 if whole else np.float64)
 
 
-# Steps repeat the same schemas, and those of histograms are long.
+# Steps repeat the same schemas, and the schemas of histograms are long.
 @lru_cache(maxsize=8192)
 def _statistic_schema(prefix: str, name: str, stage: str, layers: tuple[str, ...]) -> tuple[str, str]:
-    """Tag and schema of a statistic."""
+    """Return the tag and the schema of a statistic."""
     schema, digest = _json(kind="statistic", prefix=prefix, name=name, stage=stage, layers=layers)
     return tag(Reading(f"#{digest}", name, 0.0), stage, prefix), schema
 
 
 @lru_cache(maxsize=8192)
 def _histogram_schema(prefix: str, name: str, stage: str, layer: str, edges: tuple[float, ...]) -> tuple[str, str]:
-    """Tag and schema of a layer's histogram."""
+    """Return the tag and the schema of a layer's histogram."""
     schema, digest = _json(kind="histogram", prefix=prefix, name=name, stage=stage, layer=layer, edges=edges)
     empty = Histogram((), (), 0.0, 0.0, 0.0, 0.0, 0.0)
     return f"{tag(Reading(layer, name, empty), stage, prefix)}#{digest}", schema
