@@ -1,4 +1,4 @@
-"""Arguments that must be one of a few, or numbers: one way to tell, and to refuse the others."""
+"""Checks of arguments that must be numbers, or one of a few values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["is_finite", "not_known", "plain", "whole"]
 
 
 def not_known(argument: str, value: object, allowed: Iterable[str]) -> ValueError:
-    """The error for a value that is none of those allowed.
+    """Make the error for a value that is not one of those allowed.
 
     Examples:
         >>> not_known("keep", "first", ["last", "all"])
@@ -22,7 +22,7 @@ def not_known(argument: str, value: object, allowed: Iterable[str]) -> ValueErro
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a finite number, numpy's among them. ``True`` and tensors are none.
+    """Return whether a value is a finite number, also one of numpy. ``True`` and tensors do not count as numbers.
 
     Examples:
         >>> [is_finite(value) for value in (2, -0.5, float("nan"), True, "2")]
@@ -32,7 +32,7 @@ def is_finite(value: object) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A tensor or an array as the numbers that it holds, anything else as it is.
+    """Return the numbers in a tensor or an array, and anything else as it is.
 
     Examples:
         >>> import torch
@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number of any library as an ``int``; ``None`` for all else, ``True`` and ``3.0`` among it.
+    """Return a whole number of any library as an ``int``, and ``None`` for all else, also for ``True`` and ``3.0``.
 
     Examples:
         >>> import torch

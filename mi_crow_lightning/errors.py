@@ -1,4 +1,4 @@
-"""Every error this package raises, in one tree.
+"""Every error that this package raises, in one tree.
 
 ::
 
@@ -6,26 +6,26 @@
     ├── HookError                        a hook failed during a pass; wraps the original error
     ├── RegistrationError (ValueError)   a hook cannot be put on the model
     │   ├── LayerNotFound                no layer has that name, index or role
-    │   ├── HookConflict                 the layer, or the ID, is taken by another hook
+    │   ├── HookConflict                 another hook has the layer, or the ID
     │   └── TagConflict                  two detectors would write the same tag
-    ├── ActivationError                  met inside a hook; reaches you as HookError.original_error
+    ├── ActivationError                  raised inside a hook; reaches you as HookError.original_error
     │   ├── NoTensorFound (TypeError)    the layer's output or input holds no tensor
     │   ├── WrittenInPlace               a hook wrote to the model's own tensor
     │   ├── EditMismatch (ValueError)    a controller returned another shape, dtype or device
     │   ├── VectorMismatch (ValueError)  a steering vector does not fit the layer
-    │   ├── StrengthMismatch (ValueError)  strengths do not fit the rows, or there are none
-    │   ├── ConditionMismatch (ValueError)  a condition gives no mask that fits, or cannot be told
+    │   ├── StrengthMismatch (ValueError)  strengths are missing, or do not fit the rows
+    │   ├── ConditionMismatch (ValueError)  a condition's mask does not fit, or the condition cannot be decided
     │   ├── PatchMismatch (ValueError)   stored activations do not fit those of the run
-    │   ├── TokensUnknown (ValueError)   tokens were asked for where there is no sequence
+    │   ├── TokensUnknown (ValueError)   a hook asked for tokens where there is no sequence
     │   └── CaptureBudgetExceeded        a capture would grow past its byte budget
     ├── NeverFired (RuntimeError)        a controller was on, and none of its layers ran
-    ├── NoReport (RuntimeError)          a run's report was asked for before a run
-    ├── RanElsewhere (RuntimeError)      what stayed in the processes that a run was started in was asked for outside
-    ├── NothingExtracted (RuntimeError)  vectors or scores were asked for before there was anything to make them of
+    ├── NoReport (RuntimeError)          no run has begun that could be reported on
+    ├── RanElsewhere (RuntimeError)      the results are in the processes that the run was started in, not in this one
+    ├── NothingExtracted (RuntimeError)  no run has given anything to make vectors or scores from
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
-    └── StoreKeyError (ValueError)       a key that would leave the store's folder
+    └── StoreKeyError (ValueError)       a key would lead out of the store's folder
 
-Wrong arguments to a constructor are plain ``ValueError`` or ``TypeError``.
+Wrong arguments to a constructor raise a plain ``ValueError`` or ``TypeError``.
 """
 
 from __future__ import annotations
@@ -59,26 +59,26 @@ __all__ = [
 
 
 class MiCrowError(Exception):
-    """The base of all errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class HookError(MiCrowError):
     """A hook failed during a pass.
 
-    The pass itself went on without the hook's effect; the error is raised once the pass is over.
+    The pass went on as if this hook had done nothing; the error is raised once the pass is over.
 
     Attributes:
         hook_id: ID of the hook that failed.
         hook_type: ``"forward"`` or ``"pre_forward"``.
-        original_error: what the hook raised.
-        layer: name of the layer, or ``None`` when it is not known.
+        original_error: the error that the hook raised.
+        layer: name of the layer, or ``None`` if it is not known.
         stage: the Trainer's stage (``"train"``, ``"validate"``, ...), or ``None`` outside a Trainer.
         batch_idx: index of the batch, or ``None`` outside a Trainer.
-        shape: shape of the activation the hook was given, or ``None``.
+        shape: shape of the activation that the hook was given, or ``None``.
         hook_class: name of the hook's class.
-        has_given_id: whether the ID was given by the user; the message leaves out others.
-        outputs: what the pass returned, without this hook's effect.
-        others: errors of other hooks in the same pass.
+        has_given_id: whether the user gave the ID. The message leaves out IDs that were made up.
+        outputs: the result of the pass, without this hook.
+        others: the errors of other hooks in the same pass.
     """
 
     def __init__(
@@ -137,11 +137,11 @@ class TagConflict(RegistrationError):
 
 
 class ActivationError(MiCrowError):
-    """Met inside a hook; reaches the user as ``HookError.original_error``."""
+    """An error inside a hook; it reaches the user as ``HookError.original_error``."""
 
 
 class NoTensorFound(ActivationError, TypeError):
-    """The output, or the input, of a layer holds no floating-point tensor."""
+    """The output, or the input, of a layer holds no tensor."""
 
 
 class EditMismatch(ActivationError, ValueError):
@@ -153,23 +153,23 @@ class WrittenInPlace(ActivationError):
 
 
 class VectorMismatch(ActivationError, ValueError):
-    """A steering vector does not fit the model, the layer or the other vector that it was to be used with."""
+    """A steering vector does not fit the model, the layer, or the other vector that it is used with."""
 
 
 class StrengthMismatch(ActivationError, ValueError):
-    """A controller's strength is not there, or not one for each sample."""
+    """A controller's strength is missing, or there is not one for each sample."""
 
 
 class ConditionMismatch(ActivationError, ValueError):
-    """What a controller's ``when`` gave is no mask of the activation, or what it asks for is not known."""
+    """A controller's ``when`` did not return a mask of the activation, or asks for something that is not known."""
 
 
 class PatchMismatch(ActivationError, ValueError):
-    """Stored activations are not aligned with the activation that they were to replace."""
+    """Stored activations are not aligned with the activation that they should replace."""
 
 
 class TokensUnknown(ActivationError, ValueError):
-    """Tokens were asked for where the activation is not a sequence, or its mask does not fit."""
+    """A hook asked for tokens, and the activation is not a sequence, or its mask does not fit."""
 
 
 class CaptureBudgetExceeded(ActivationError):
@@ -181,20 +181,20 @@ class NeverFired(MiCrowError, RuntimeError):
 
 
 class NoReport(MiCrowError, RuntimeError):
-    """A run's report was asked for where no run has begun."""
+    """No run has begun that could be reported on."""
 
 
 class RanElsewhere(MiCrowError, RuntimeError):
-    """Something of a run was asked for that stayed in the processes which ``ddp_spawn`` and its like start for it."""
+    """Results were asked for that stayed in the processes which ``ddp_spawn`` and the like start for a run."""
 
 
 class NothingExtracted(MiCrowError, RuntimeError):
-    """Vectors, or held-out scores, were asked for before a run gave any."""
+    """Vectors or held-out scores were asked for before a run gave any."""
 
 
 class VectorFileError(MiCrowError, ValueError):
-    """A file, or folder, holds no vector that can be read."""
+    """A file or folder holds no vector that can be read."""
 
 
 class StoreKeyError(MiCrowError, ValueError):
-    """A run, layer or key that cannot be a file name inside the store's folder."""
+    """A run, layer or key cannot be a file name inside the store's folder."""

@@ -35,7 +35,7 @@ def test_a_table_of_all_layers(gpt2: str, capsys: pytest.CaptureFixture[str]) ->
     out, err = capsys.readouterr()
     first, second, empty, header, *rows = out.splitlines()
     assert first == f"GPT2LMHeadModel ({gpt2}): 164,160 parameters"
-    assert second == "output shapes for input_ids (2, 7), by a forward pass of tensors without numbers"
+    assert second == "output shapes for input_ids (2, 7), from a forward pass with tensors that hold no numbers"
     assert empty == "" and header.split() == ["layer", "role", "index", "class", "parameters", "output"]
     assert rows[0].split() == ["transformer", "GPT2Model", "164,160", "(2,", "7,", "32)"]
     assert "transformer.h.3.mlp" in out and "block:3.mlp" in out
@@ -78,7 +78,7 @@ def test_what_a_signature_matches_as_json(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--match", "h.77"], "error: no layer 'h.77'; closest: 'transformer.h.7'"),
+        (["--match", "h.77"], "error: the model has no layer 'h.77'; closest: 'transformer.h.7'"),
         (["--match", "block:12"], "error: layer 'block:12': the model has 12 blocks"),
     ],
 )
@@ -152,8 +152,8 @@ def test_no_hub_is_asked_offline(hub: tuple[str, list[str]], offline: str, tmp_p
     assert bool(asked) == (offline == "0")  # that this hub would be asked shows that the test can fail
     if offline == "1":
         assert ran.stderr.endswith(
-            "error: 'nobody/nothing' is neither a folder nor in the local cache, and HF_HUB_OFFLINE is set, so no hub "
-            "is asked\n"
+            "error: 'nobody/nothing' is not a folder and not in the local cache, and HF_HUB_OFFLINE keeps it from "
+            "being looked up on the hub: unset it, or give a folder\n"
         )
     else:
         assert "error: 'nobody/nothing': " in ran.stderr

@@ -1,1 +1,4 @@
-"""Which layers a signature means: names, globs, indices and roles over the tree of modules. Knows no hook."""
+"""From signatures to layers: names, globs, indices and roles in the tree of modules.
+
+Nothing here knows hooks.
+"""

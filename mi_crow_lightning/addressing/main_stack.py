@@ -1,7 +1,7 @@
 """Finding the main stack: the list of blocks that a model runs through.
 
-The longest list will not do: experts of a mixture are longer, an encoder and a decoder tie, a teacher
-stands beside its student. So a stack must be recognisable, and there must be only one.
+The longest list will not do: lists of experts are longer, an encoder and a decoder are equally long, and a teacher
+stands beside its student. So a stack must be recognisable, and it must be the only one.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ __all__ = ["find_blocks"]
 
 
 def find_blocks(tree: ModuleTree) -> list[str]:
-    """Clean names of the blocks of the main stack, in order.
+    """Return the clean names of the blocks of the main stack, in order.
 
-    The main stack is a ``ModuleList`` or ``Sequential`` of at least two children of one class that holds
-    attention or most of the parameters, and does not lie in another such. Where other lists hold blocks of
-    that class, as the stages of a ResNet do, none is the main one. A model without any that is a plain
-    ``Sequential`` counts its children.
+    The main stack is a ``ModuleList`` or ``Sequential`` of at least two children of one class, which holds attention
+    or most of the parameters and does not lie inside another such list. If several lists hold blocks of that class,
+    as the stages of a ResNet do, none of them is the main stack. If a model has no such list but is a plain
+    ``Sequential``, its children are the blocks.
 
     Raises:
-        LayerNotFound: there is no such stack, or more than one.
+        LayerNotFound: there is no main stack, or there are several.
     """
     stacks = _outermost(_stacks(tree))
     if len(stacks) == 1:
@@ -33,7 +33,7 @@ def find_blocks(tree: ModuleTree) -> list[str]:
         listed = "\n".join(f"  {name!r}: {_describe(tree.modules[name])}" for name in stacks)
         raise LayerNotFound(
             f"the model has {len(stacks)} stacks of blocks, so a block's index is ambiguous:\n{listed}\n"
-            f"Name the layers, e.g. '{stacks[0]}.*', or choose one model with root=..."
+            f"Name the layers, e.g. '{stacks[0]}.*', or choose one of the models with root=..."
         )
     sequential = _plain_sequential(tree)
     if sequential is not None:
@@ -55,7 +55,7 @@ def _stacks(tree: ModuleTree) -> list[str]:
 
 
 def _kind_of_children(module: nn.Module) -> type[nn.Module] | None:
-    """The class of which all children of a list of two or more are."""
+    """Return the class that all children of a list of two or more share."""
     module = unwrapped(module)
     if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
         return None
@@ -80,7 +80,7 @@ def _lies_in(name: str, other: str) -> bool:
 
 
 def _plain_sequential(tree: ModuleTree) -> str | None:
-    """The root if it is a ``Sequential``, or its only child with parameters if that is one."""
+    """Return the root if it is a ``Sequential``, else its only child with parameters if that is one."""
     if isinstance(unwrapped(tree.root), nn.Sequential):
         return ""
     holding = [name for name in tree.children("") if _size(tree.modules[name]) > 0]

@@ -1,7 +1,7 @@
 """Names of layers: those of ``named_modules()`` without the prefixes that wrappers add.
 
-``torch.compile``, FSDP, activation checkpointing, DDP, weight averaging, Fabric and PEFT wrap modules and put a
-segment of their own into the names. A user addresses, and reads in tags, the names of the bare model.
+``torch.compile``, FSDP, activation checkpointing, DDP, weight averaging, Fabric and PEFT wrap modules and add a
+segment to their names. A user addresses layers by the names of the bare model, and reads these in tags.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import nn
 __all__ = ["ModuleTree", "unwrapped"]
 
 _WRAPPER_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# "module" and "model" are ordinary names too: they are a wrapper's only below these classes.
+# "module" and "model" are ordinary names too: they only mean a wrapper below these classes.
 _WRAPPER_CLASSES = {
     "module": ("DistributedDataParallel", "DataParallel", "AveragedModel"),
     "base_model": ("PeftModel",),
@@ -22,7 +22,7 @@ _WRAPPER_CLASSES = {
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of its wrappers."""
+    """Return the module inside its wrappers."""
     for name, child in module.named_children():
         if _is_wrapper_segment(name, module):
             return unwrapped(child)
@@ -39,17 +39,17 @@ def _is_wrapper_segment(name: str, parent: nn.Module) -> bool:
 class ModuleTree:
     """The modules below a root, by clean name.
 
-    A wrapper and what it wraps share a clean name, and the name means the wrapper: hooks stand outside
-    of compiled graphs, checkpoints and adapters. A module used in several places is one layer, by its first
-    name: hooked under each of its names it would be seen twice in one call.
+    A wrapper and the module inside it share a clean name, and the name means the wrapper: hooks stand outside
+    compiled graphs, checkpoints and adapters. A module used in several places is one layer and has its first name:
+    hooked under each of its names it would be seen twice in one call.
 
     Args:
-        root: names are relative to it; its own name is ``""``.
+        root: the module that names are relative to; its name is ``""``.
 
     Attributes:
-        root: as given.
-        modules: clean name to module, in the order of ``named_modules()``.
-        aliases: the other names of modules used in several places, to their first.
+        root: the root.
+        modules: modules by clean name, in the order of ``named_modules()``.
+        aliases: for modules used in several places, the first name by each of the other names.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -81,19 +81,19 @@ class ModuleTree:
         return [name for name in self.modules if name]
 
     def ancestors(self, module: nn.Module) -> list[nn.Module]:
-        """Every module that holds ``module``, wherever it is used, innermost first; not ``module`` itself."""
+        """Return every module that holds ``module`` somewhere, innermost first, without ``module`` itself."""
         return list(dict.fromkeys(holder for use in self.uses(module) for holder in use))
 
     def uses(self, module: nn.Module) -> list[list[nn.Module]]:
-        """For each of its names the modules that hold ``module`` there, innermost first."""
+        """Return, for each name of ``module``, the modules that hold it there, innermost first."""
         return [list(reversed(path[:-1])) for path in self._paths if path[-1] is module]
 
     def path(self, module: nn.Module) -> tuple[nn.Module, ...]:
-        """The modules from the root to ``module``, both included, by its first name."""
+        """Return the modules from the root to ``module``, both included, along its first name."""
         return next(path for path in self._paths if path[-1] is module)
 
     def children(self, name: str) -> list[str]:
-        """Clean names of the direct children of the layer ``name``."""
+        """Return the clean names of the direct children of the layer ``name``."""
         depth = name.count(".") + 1 if name else 0
         prefix = f"{name}." if name else ""
         return [n for n in self.names if n.startswith(prefix) and n.count(".") == depth]

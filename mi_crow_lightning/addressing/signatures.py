@@ -1,4 +1,4 @@
-"""From a layer signature to layers.
+"""Signatures of layers, and the layers that they mean.
 
 ============================  ==================================================================
 signature                     means
@@ -8,8 +8,8 @@ signature                     means
 ``"*.mlp"``, ``"h.[0-3]"``    all layers whose last segments match, ``*`` within one segment
 ``"block:3"``, ``"block:-1"``  a block of the main stack, from the end when negative
 ``"block:*"``, ``"block:4-8"``  all blocks; blocks 4 to 8, both included
-``"block:*.attn"``, ``.mlp``  the attention, the MLP of these blocks; or any child's name or glob
-``"block:*.attn.q_proj"``     what lies in these, by name or glob
+``"block:*.attn"``, ``.mlp``  the attention or the MLP of these blocks; or a child's name or glob
+``"block:*.attn.q_proj"``     layers inside these, by name or glob
 ``3``, ``"3"``, ``"layer_3"``  the same as ``"block:3"``
 ============================  ==================================================================
 """
@@ -29,7 +29,7 @@ from mi_crow_lightning.errors import LayerNotFound
 
 __all__ = ["ROLES", "Match", "resolve", "signatures_by_role"]
 
-# The child of a block that plays a role, by the names that transformers and timm give it.
+# The roles of a block's children, by the names that transformers and timm give these children.
 ROLES: dict[str, tuple[str, ...]] = {
     "attn": (
         *("self_attn", "attn", "self_attention", "attention", "temporal_block"),
@@ -52,7 +52,7 @@ class Match:
     Attributes:
         name: its clean name.
         module: the layer.
-        index: the block that it is or lies in; ``None`` outside the main stack, or where there is none.
+        index: index of the block that it is or lies in; ``None`` outside the main stack, or without one.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Match:
 
 
 def resolve(tree: ModuleTree, signature: str | int) -> list[Match]:
-    """The layers that ``signature`` means, in the model's order; at least one.
+    """Return the layers that ``signature`` means, in the model's order; there is at least one.
 
     Raises:
-        LayerNotFound: there is none, or a name fits several; the message lists the closest or all of them.
+        LayerNotFound: no layer fits, or several layers fit a name; the message lists the closest ones, or those.
         TypeError: ``signature`` is neither a string nor an integer.
     """
     if isinstance(signature, bool) or not isinstance(signature, (str, int)):
@@ -75,9 +75,9 @@ def resolve(tree: ModuleTree, signature: str | int) -> list[Match]:
 
 
 def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
-    """The signature by role of each layer that has one: ``"block:3"``, ``"block:3.attn"``, ``"block:3.mlp"``.
+    """Return the signature by role of each layer that has one: ``"block:3"``, ``"block:3.attn"``, ``"block:3.mlp"``.
 
-    Empty for a model without a main stack.
+    The result is empty for a model without a main stack.
 
     Examples:
         >>> stack = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -119,7 +119,7 @@ def _by_role(tree: ModuleTree, text: str) -> list[str]:
     parsed = _BLOCK.fullmatch(text)
     if parsed is None:
         raise LayerNotFound(
-            f"layer {text!r}: write 'block:3', 'block:-1', 'block:*' or 'block:4-8', then '.attn', '.mlp' or a "
+            f"layer {text!r}: write 'block:3', 'block:-1', 'block:*' or 'block:4-8', followed by '.attn', '.mlp' or a "
             "child's name if you mean a part of the block"
         )
     blocks = find_blocks(tree)
@@ -152,9 +152,7 @@ def _child(tree: ModuleTree, block: str, child: str, text: str) -> list[str]:
     if not found:
         children = ", ".join(name[len(holder) + 1 :] for name in tree.children(holder)) or "none"
         roles = f" (and by role: {', '.join(ROLES)})" if holder == block else ""
-        raise LayerNotFound(
-            f"layer {text!r}: {holder!r} has no child that is {part!r}; its children are: {children}{roles}"
-        )
+        raise LayerNotFound(f"layer {text!r}: {holder!r} has no child {part!r}; its children are: {children}{roles}")
     return found
 
 
@@ -166,7 +164,10 @@ def _by_glob(tree: ModuleTree, text: str) -> list[str]:
     pattern = text.split(".")
     found = [name for name in tree.names if _matches(name.split(".")[-len(pattern) :], pattern)]
     if not found:
-        raise LayerNotFound(f"no layer matches {text!r} ('*' stays within one dotted segment); {_closest(tree, text)}")
+        raise LayerNotFound(
+            f"the model has no layer that matches {text!r} ('*' stays within one dotted segment); "
+            f"{_closest(tree, text)}"
+        )
     return found
 
 
@@ -182,22 +183,22 @@ def _by_suffix(tree: ModuleTree, text: str) -> str:
     if found:
         some = ", ".join(map(repr, found[:6])) + (", ..." if len(found) > 6 else "")
         raise LayerNotFound(
-            f"layer {text!r} is ambiguous, {len(found)} layers end so: {some}. "
+            f"layer {text!r} is ambiguous: {len(found)} names end like this: {some}. "
             f"Give more of the name, or '*.{text}' for all of them."
         )
-    raise LayerNotFound(f"no layer {text!r}; {_closest(tree, text)}")
+    raise LayerNotFound(f"the model has no layer {text!r}; {_closest(tree, text)}")
 
 
 def _closest(tree: ModuleTree, text: str) -> str:
     if ":" in text:
-        return "blocks are written 'block:3', 'block:*' or 'block:4-8', with a part 'block:*.attn' or 'block:*.mlp'"
+        return "write blocks as 'block:3', 'block:*' or 'block:4-8', and parts as 'block:*.attn' or 'block:*.mlp'"
     depth = text.count(".") + 1
     by_suffix = {".".join(name.split(".")[-depth:]): name for name in reversed(tree.names)}
     close = difflib.get_close_matches(text, [*by_suffix, *tree.names], n=5, cutoff=0.5)
     listed = dict.fromkeys(by_suffix.get(name, name) for name in close)
     if listed:
         return f"closest: {', '.join(map(repr, listed))}"
-    return f"the model has {len(tree.names)} layers, among them {', '.join(map(repr, tree.names[:6]))}"
+    return f"it has {len(tree.names)} layers, among them {', '.join(map(repr, tree.names[:6]))}"
 
 
 def _block_index(blocks: list[str], name: str) -> int | None:
@@ -208,4 +209,4 @@ def _blocks_if_any(tree: ModuleTree) -> list[str]:
     try:
         return find_blocks(tree)
     except LayerNotFound:
-        return []  # a layer addressed by its name needs no main stack
+        return []  # a layer addressed by name needs no main stack

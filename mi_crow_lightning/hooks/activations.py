@@ -1,8 +1,8 @@
-"""Taking the activation out of what a layer was given or returned, and putting an edited one back.
+"""Taking the activation out of a layer's input or output, and putting an edited one back.
 
-Layers return plain tensors, tuples, lists, dicts or transformers' ``ModelOutput``, and are called with
-positional or keyword inputs. An activation is found once, as a *path* of keys into the value; the same
-path puts an edited tensor back into a shallow copy, so the containers of others are never written to.
+Layers return plain tensors, tuples, lists, dicts or transformers' ``ModelOutput``, and are called with positional or
+keyword inputs. An activation is found once, as a *path* of keys into the value. The same path puts an edited tensor
+back into a shallow copy, so the model's own containers are never written to.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ __all__ = ["put_input", "put_output", "take_input", "take_output"]
 
 Path = tuple[Any, ...]
 
-# Under these names modules keep the activation itself, whatever else stands beside it (a loss, a cache).
+# The names under which modules keep the activation, whatever else stands beside it (a loss, a cache).
 _PREFERRED_KEYS = ("last_hidden_state", "hidden_states", "logits")
 
 
 def take_output(output: Any) -> Tensor:
-    """The activation in what a layer returned.
+    """Return the activation in a layer's output.
 
-    A tensor is itself; in a tuple or list it is the first floating-point tensor with a dimension; in a
-    dict or ``ModelOutput`` the tensor named ``last_hidden_state``, ``hidden_states`` or ``logits``, else the first.
+    A tensor is the activation itself. In a tuple or list the activation is the first floating-point tensor with a
+    dimension; in a dict or ``ModelOutput`` it is the tensor named ``last_hidden_state``, ``hidden_states`` or
+    ``logits``, else the first.
 
     Raises:
-        NoTensorFound: there is none.
+        NoTensorFound: the output holds no tensor.
 
     Examples:
         >>> import torch
@@ -43,17 +44,17 @@ def take_output(output: Any) -> Tensor:
 
 
 def put_output(output: Any, edited: Tensor) -> Any:
-    """A copy of ``output`` with ``edited`` in the place of its activation."""
+    """Return a copy of ``output`` with ``edited`` in place of its activation."""
     if isinstance(output, Tensor):
         return edited
     return _replaced(output, _path(output, "output"), edited)
 
 
 def take_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The activation in what a layer is called with: positional inputs first, then keywords.
+    """Return the activation in a layer's input: positional inputs are searched first, then keywords.
 
     Raises:
-        NoTensorFound: there is none.
+        NoTensorFound: the input holds no tensor.
     """
     if args and isinstance(args[0], Tensor) and _is_activation(args[0]):
         return args[0]
@@ -64,7 +65,7 @@ def take_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def put_input(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], edited: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``(args, kwargs)`` with ``edited`` in the place of the activation."""
+    """Return ``(args, kwargs)`` with ``edited`` in place of the activation."""
     call = (args, dict(kwargs))
     new: tuple[tuple[Any, ...], dict[str, Any]] = _replaced(call, _path(call, "input"), edited)
     return new
@@ -77,7 +78,7 @@ def _path(value: Any, what: str) -> Path:
             return path
     raise NoTensorFound(
         f"the layer's {what} holds no tensor: it is {_outline(value)}. "
-        "Choose another layer, or override _hook_fn and take from it what you need."
+        "Choose another layer, or override _hook_fn and take what you need from it."
     )
 
 
@@ -101,7 +102,7 @@ def _find(value: Any, accept: Any) -> Path | None:
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Mapping):
-        # Only tensors: beside the logits, "hidden_states" is the tuple of what every layer returned.
+        # Only tensors: beside logits, "hidden_states" is a tuple of the outputs of all layers.
         preferred = [key for key in _PREFERRED_KEYS if isinstance(value.get(key), Tensor)]
         return [(key, value[key]) for key in (*preferred, *(k for k in value if k not in preferred))]
     if isinstance(value, (tuple, list)):
@@ -130,7 +131,7 @@ def _replaced(value: Any, path: Path, new: Tensor) -> Any:
 
 
 def _outline(value: Any) -> str:
-    """The value's type and, for a container, what it holds: enough to see what went wrong."""
+    """Describe a value by its type and, for a container, its items: enough to see what went wrong."""
     name = type(value).__name__
     held = [f"{key!r}: {type(child).__name__}" for key, child in _children(value)]
     return f"{name} ({', '.join(held[:8])})" if held else f"an empty or opaque {name}"

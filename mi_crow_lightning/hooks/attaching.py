@@ -1,4 +1,4 @@
-"""Hooks on a model for as long as a block runs: for Fabric, a loop of your own, a notebook."""
+"""Hooks on a model for the time of a ``with`` block: for Fabric, your own training loop, or a notebook."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["attached"]
 def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]:
     """Put hooks on a model, and take them off when the block ends, however it ends.
 
-    A hook is on in every pass of the block, unless you switch it off with ``disable()``. Give the module that is
-    called: what it is called with tells padding, prompt and generated tokens. Blocks may be nested.
+    A hook is on in every pass of the block, unless you switch it off with ``disable()``. Pass the module that you
+    call: its inputs show which tokens are padding, prompt or generated. Blocks may be nested.
 
     Args:
-        model: any module, also one that ``Fabric.setup`` returned; layer names are relative to it.
-        hooks: detectors and controllers, one or several, also on one layer.
+        model: any module, including one that ``Fabric.setup`` returned. Layer names are relative to it.
+        hooks: one or several detectors and controllers. Several may be on the same layer.
 
     Yields:
-        The registry. `Layers.take_readings` gives what the detectors saw since it was last asked; after the block a
-        detector's own ``readings()`` gives the rest. Where a hook needs the batch (``strength="batch"``,
-        `ContrastDetector`), call ``begin_batch(None, batch)`` before each.
+        The registry. `Layers.take_readings` returns the readings of the detectors since the last call; after the
+        block a detector's ``readings()`` returns the rest. If a hook needs the batch (``strength="batch"``,
+        `ContrastDetector`), call ``begin_batch(None, batch)`` before each batch.
 
     Raises:
-        TypeError, RegistrationError: a hook does not get onto its layers, has a schedule, or is registered already.
-        HookError: a hook failed; raised when the pass is over, unless its ``on_error`` says otherwise.
-        NeverFired: the block has ended, and none of a controller's layers ran in it. For a detector that is a warning.
+        TypeError, RegistrationError: a hook cannot be put on its layers, has a schedule, or is registered already.
+        HookError: a hook failed; raised when the pass is over, unless the hook's ``on_error`` says otherwise.
+        NeverFired: the block ended, and none of a controller's layers ran in it. For a detector this is a warning.
 
     Examples:
         >>> from torch import ones

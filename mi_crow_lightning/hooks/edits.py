@@ -1,4 +1,4 @@
-"""The arithmetic of edits: pure functions of an activation, what is to come of it, and a strength.
+"""The arithmetic of edits: pure functions of an activation, a change or a new value, and a strength.
 
 A strength is a number, or a float32 tensor ``(rows, 1, ...)``. Both give the same bits: products are rounded once,
 to the activation's dtype, and the activation itself is never cast.
@@ -13,12 +13,12 @@ __all__ = ["added", "mixed", "with_norms_of"]
 
 
 def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
-    """``x + strength * change``.
+    """Return ``x + strength * change``.
 
     Args:
         x: the activation.
-        change: of a shape that broadcasts to that of ``x``, in its dtype or float32.
-        strength: how much of the change.
+        change: the change, of a shape that broadcasts to that of ``x``, in the dtype of ``x`` or in float32.
+        strength: the factor of the change.
 
     Examples:
         >>> added(torch.zeros(2), torch.tensor([1.0, 2.0]), 3.0)
@@ -28,7 +28,7 @@ def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
 
 
 def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
-    """``x + strength * (new - x)``, and exactly ``new`` where the strength is 1.
+    """Return ``x + strength * (new - x)``, and exactly ``new`` where the strength is 1.
 
     Examples:
         >>> mixed(torch.zeros(2), torch.tensor([1.0, 2.0]), 0.5)
@@ -41,7 +41,7 @@ def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
 
 
 def with_norms_of(x: Tensor, edited: Tensor) -> Tensor:
-    """``edited``, each token scaled to the Euclidean norm that it has in ``x``; zeros stay zeros.
+    """Scale each token of ``edited`` to the Euclidean norm that it has in ``x``; zeros stay zeros.
 
     Examples:
         >>> with_norms_of(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
@@ -53,5 +53,5 @@ def with_norms_of(x: Tensor, edited: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """float32, or the dtype of ``x`` if that is wider."""
+    """Return float32, or the dtype of ``x`` if that is wider."""
     return torch.promote_types(x.dtype, torch.float32)

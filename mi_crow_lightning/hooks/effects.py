@@ -1,4 +1,4 @@
-"""What the hooks of a run really changed: counted at the layers, for every hook that edits."""
+"""The changes that the hooks of a run really made, counted at the layers for every hook that edits."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["Effect", "Effects", "joined_effects"]
 
 
 class Effect(NamedTuple):
-    """What one hook changed at one layer in one stage.
+    """The changes that one hook made at one layer in one stage.
 
     Attributes:
-        hook: the hook's ID, or the name of its class if it was given none.
+        hook: the hook's ID, or the name of its class if the user gave no ID.
         layer: name of the layer.
         stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
-        tokens: how many tokens it changed; those that it left as they are do not count.
+        tokens: how many tokens it changed. Tokens that it left as they were do not count.
         fired: in how many calls of the layer it changed at least one token.
-        mean_ratio: mean over these tokens of ``|change| / |activation|``, Euclidean norms; nan when there is none.
-        max_ratio: the largest of these.
-        broken: how many tokens it made NaN or infinity of; they do not count as changed.
+        mean_ratio: mean of ``|change| / |activation|`` (Euclidean norms) over these tokens; nan if there are none.
+        max_ratio: the largest of these ratios.
+        broken: how many tokens it turned into NaN or infinity. They do not count as changed.
     """
 
     hook: str
@@ -45,12 +45,12 @@ class Effect(NamedTuple):
 
 
 class Effects:
-    """What hooks changed, by hook and layer.
+    """The changes that hooks made, by hook and layer.
 
     Args:
         layers: the layers of each hook that edits, by the hook's ID.
-        names: what the hooks are called.
-        device: where sums are kept.
+        names: the names of the hooks, by ID.
+        device: the device that the sums are kept on.
     """
 
     def __init__(self, layers: Mapping[str, Iterable[str]], names: Mapping[str, str], device: torch.device) -> None:
@@ -59,18 +59,18 @@ class Effects:
         self._names = dict(names)
         self._sums = EffectSums(len(self._places), device)
         self._unknown: set[tuple[str, str]] = set()
-        self._told: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def note(self, hook_id: str, hook_type: HookType, ctx: HookContext, result: Any) -> None:
-        """A hook returned ``result`` at a layer.
+        """Count the change of a hook that returned ``result`` at a layer.
 
         Args:
-            hook_id: its ID.
-            hook_type: where it stands.
+            hook_id: the hook's ID.
+            hook_type: the hook's place.
             ctx: the call.
-            result: what replaces that; before a layer its ``(args, kwargs)``.
+            result: the value that replaces the layer's output; before a layer, its new ``(args, kwargs)``.
         """
-        assert ctx.stage is not None, "effects are those of a Trainer's stages"
+        assert ctx.stage is not None, "effects are only counted in a Trainer's stages"
         pair = _before_and_after(hook_type, ctx, result)
         if pair is None:
             self._unknown.add((hook_id, ctx.stage.value))
@@ -78,48 +78,48 @@ class Effects:
             self._sums.add(ctx.stage.value, self._index[hook_id, ctx.layer], *pair)
 
     def prepare_graph(self) -> None:
-        """Make the sums of all stages now: a graph of ``torch.compile``, which adds to them, cannot."""
+        """Make the sums of all stages now: a graph of ``torch.compile`` adds to them, but cannot make them."""
         self._sums.prepare(stage.value for stage in Stage)
 
     def count_in(self, stage: Stage) -> None:
-        """Let `rows` have all of a stage, over all ranks: all must take part. What is to be read next stays."""
+        """Bring `rows` up to date for a stage, over all ranks, which must all take part. `share` still has it all."""
         exchange([self.share(stage, keep=True)])
 
     def share(self, stage: Stage, keep: bool = False) -> Shares:
-        """What was changed in a stage since this was last asked, for `exchange`; with ``keep`` it is not over.
+        """Share the changes in a stage since the last call, for `exchange`; with ``keep`` the next call has them too.
 
-        A hook that made NaN or infinity of tokens is told by a warning, once a stage.
+        Once a stage, a warning names each hook that turned tokens into NaN or infinity.
         """
         if not self._places:
             return []
         values = yield from self._sums.share(stage.value, keep)
         effects = list(self._rows(stage, values))
         for effect in effects:
-            if effect.broken and (effect.hook, effect.stage) not in self._told:
-                self._told.add((effect.hook, effect.stage))
+            if effect.broken and (effect.hook, effect.stage) not in self._warned:
+                self._warned.add((effect.hook, effect.stage))
                 _warn_of_broken(effect)
         return effects
 
     def state(self, hook_id: str) -> dict[str, Any]:
-        """What a checkpoint keeps of one hook's changes: in training since the last reading, and all before."""
+        """Return one hook's changes for a checkpoint: in training those since the last reading, and all before."""
         layers = {layer: index for (hook, layer), index in self._index.items() if hook == hook_id}
         state = self._sums.state(list(layers.values()))
         rows = {stage: rows for stage, rows in state["rows"].items() if stage not in EVALUATIONS}
         return {"layers": list(layers), **state, "rows": rows}
 
     def load(self, hook_id: str, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave, at the layers that the hook still has."""
+        """Continue from a `state`, at the layers that the hook still has."""
         places = [self._index.get((hook_id, layer)) for layer in state["layers"]]
         still = [row for row, place in enumerate(places) if place is not None]
         kept = {name: {stage: rows[still] for stage, rows in state[name].items()} for name in ("rows", "totals")}
         self._sums.load([place for place in places if place is not None], kept)
 
     def rows(self) -> list[Effect]:
-        """All that was taken so far."""
+        """Return all effects that were exchanged so far."""
         return [effect for stage in Stage for effect in self._rows(stage, self._sums.totals(stage.value))]
 
     def changed_nothing(self, hook_id: str, stage: Stage) -> bool:
-        """Whether a hook is known to have left every token as it was, of what was taken so far."""
+        """Return whether, as far as was exchanged, a hook is known to have left every token as it was."""
         totals = zip(self._places, self._sums.totals(stage.value), strict=True)
         of_hook = (values for (hook, _), values in totals if hook == hook_id and values is not None)
         touched = any(values.tokens or values.broken for values in of_hook)
@@ -132,11 +132,11 @@ class Effects:
 
 
 def joined_effects(states: Sequence[Mapping[str, Any]], rank: int) -> dict[str, Any]:
-    """What one rank goes on from when there were more ranks, or fewer: the first from what all had together.
+    """Return the state that a rank continues from when the number of ranks changed: rank 0 gets all changes.
 
     Args:
-        states: what `Effects.state` gave on each rank there was.
-        rank: the rank that there is now.
+        states: the results of `Effects.state` on each of the former ranks.
+        rank: the present rank.
     """
     parts: dict[str, list[Tensor]] = {}
     for state in states if rank == 0 else ():
@@ -146,7 +146,7 @@ def joined_effects(states: Sequence[Mapping[str, Any]], rank: int) -> dict[str, 
 
 
 def _before_and_after(hook_type: HookType, ctx: HookContext, result: Any) -> tuple[Tensor, Tensor] | None:
-    """The activation without and with the edit; ``None`` where there are no such two to compare."""
+    """Return the activation before and after the edit; ``None`` if the two cannot be compared."""
     forward = hook_type is HookType.FORWARD
     try:
         before = ctx.activation
@@ -161,9 +161,9 @@ def _before_and_after(hook_type: HookType, ctx: HookContext, result: Any) -> tup
 
 def _warn_of_broken(effect: Effect) -> None:
     warnings.warn(
-        f"{effect.hook} made NaN or infinity of {effect.broken} tokens at layer {effect.layer!r} in stage "
-        f"{effect.stage!r}: the activations were finite before its edit, and its change is not. What comes after that "
-        "layer is worth nothing; effects() tells every layer.",
+        f"{effect.hook} turned {effect.broken} tokens into NaN or infinity at layer {effect.layer!r} in stage "
+        f"{effect.stage!r}: the activations were finite before its edit and its change was not. Everything computed "
+        "after that layer is worthless. effects() lists every layer.",
         RuntimeWarning,
         stacklevel=2,
     )

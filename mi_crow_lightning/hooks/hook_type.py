@@ -1,4 +1,4 @@
-"""Before or after a layer: the two places where a hook can stand."""
+"""The two places where a hook can stand: before a layer, or after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["HookType"]
 
 
 class HookType(str, Enum):
-    """Where a hook stands: ``FORWARD`` after the layer, ``PRE_FORWARD`` before it.
+    """The place of a hook: ``FORWARD`` after the layer, ``PRE_FORWARD`` before it.
 
     Examples:
         >>> HookType.of("pre_forward")
@@ -22,10 +22,10 @@ class HookType(str, Enum):
 
     @classmethod
     def of(cls, value: HookType | str) -> HookType:
-        """The hook type that ``value`` names.
+        """Return the hook type that ``value`` names.
 
         Raises:
-            ValueError: ``value`` names none.
+            ValueError: ``value`` does not name a hook type.
         """
         try:
             return cls(value)

@@ -1,4 +1,4 @@
-"""A reading: one value that a detector hands to the loggers.
+"""Readings, the values that detectors pass to the loggers.
 
 Detectors make readings and loggers take them; neither knows the other.
 """
@@ -15,7 +15,7 @@ class Reading(NamedTuple):
 
     Attributes:
         layer: name of the layer, without wrapper prefixes.
-        name: what was measured, e.g. ``"mean"``; it becomes part of the tag.
+        name: name of the statistic, e.g. ``"mean"``; it becomes part of the tag.
         value: a number, or a `Histogram`.
         kind: ``"scalar"`` or ``"histogram"``.
     """

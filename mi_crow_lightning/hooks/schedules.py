@@ -1,7 +1,7 @@
 """When a hook is on, in the Trainer's time: stages, epochs, batches, steps.
 
-A schedule answers one question, `due`, for one `Moment`. Every field of a `Schedule` narrows it, and
-schedules join with ``&``, ``|`` and ``~``. The hook's own ``enable()`` / ``disable()`` is apart from it.
+A schedule answers one question, `due`, for one `Moment`. Every field of a `Schedule` narrows it, and schedules join
+with ``&``, ``|`` and ``~``. A hook's ``enable()`` and ``disable()`` are independent of its schedule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["EVALUATIONS", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Sch
 
 
 class Stage(str, Enum):
-    """What the Trainer is doing. Its sanity check is no stage: hooks are off there."""
+    """A stage of the Trainer. Its sanity check is not a stage: hooks are off there."""
 
     TRAIN = "train"
     VALIDATE = "validate"
@@ -26,10 +26,14 @@ class Stage(str, Enum):
 
     @classmethod
     def of(cls, value: Stage | str, argument: str = "stage") -> Stage:
-        """The stage that ``value``, given as ``argument``, names.
+        """Return the stage that ``value`` names.
+
+        Args:
+            value: a stage, or its name.
+            argument: the name of the argument that ``value`` was passed as, for the error.
 
         Raises:
-            ValueError: ``value`` names none.
+            ValueError: ``value`` does not name a stage.
         """
         try:
             return cls(value)
@@ -45,11 +49,11 @@ class Moment:
     """One batch in the Trainer's time.
 
     Attributes:
-        stage: what the Trainer is doing.
-        epoch: the epoch, from 0.
-        batch_idx: the batch in its epoch, from 0.
-        dataloader_idx: which of several dataloaders the batch is from.
-        step: steps taken before this batch, as Lightning counts them for its loggers.
+        stage: the Trainer's stage.
+        epoch: index of the epoch, from 0.
+        batch_idx: index of the batch in its epoch, from 0.
+        dataloader_idx: index of the dataloader that the batch is from.
+        step: how many steps were taken before this batch, as Lightning counts them for its loggers.
         logged: whether readings are written once the step of this batch is done.
     """
 
@@ -62,18 +66,18 @@ class Moment:
 
 
 class When(ABC):
-    """Anything that can say whether a hook is due: override `due`."""
+    """The base class of schedules, which decide when a hook is on. Subclasses override `due`."""
 
     @abstractmethod
     def due(self, moment: Moment) -> bool:
-        """Whether a hook is on at ``moment``."""
+        """Return whether a hook is on at ``moment``."""
 
     def varies_in(self, stage: Stage) -> bool:
-        """Whether it may be due in some batches of a stage and not in others."""
+        """Return whether the schedule may be due in some batches of a stage and not in others."""
         return True
 
     def may_be_due_in(self, stage: Stage) -> bool:
-        """Whether it may be on in a stage: false only where it is certain never to be."""
+        """Return whether the schedule may be due in a stage; ``False`` only if it certainly never is."""
         return True
 
     def __and__(self, other: When) -> AllOf:
@@ -90,7 +94,7 @@ class When(ABC):
 
 
 class Schedule(When):
-    """On where every given field agrees; a field left out agrees with everything.
+    """A schedule that is due where every given field agrees. A field that is left out agrees with everything.
 
     Args:
         stages: one or several of ``"train"``, ``"validate"``, ``"test"``, ``"predict"``.
@@ -99,11 +103,11 @@ class Schedule(When):
         every_n_epochs: the last of each ``n`` epochs, as Lightning counts (``(epoch + 1) % n == 0``).
         every_n_batches: the last of each ``n`` batches.
         every_n_steps: the last of each ``n`` steps, with all its micro-batches.
-        start_step: first step on which it is on.
-        stop_step: first step on which it is off again.
+        start_step: first step at which the hook is on.
+        stop_step: first step at which the hook is off again.
 
     Raises:
-        ValueError, TypeError: a field holds what it cannot mean.
+        ValueError, TypeError: a field has a value that makes no sense for it.
 
     Examples:
         >>> early = Schedule(stages="train", every_n_steps=2, stop_step=4)
@@ -124,21 +128,21 @@ class Schedule(When):
         start_step: int | None = None,
         stop_step: int | None = None,
     ) -> None:
-        self.stages = _stages(stages)
-        self.epochs = _indices("epochs", epochs)
-        self.batches = _indices("batches", batches)
-        self.every_n_epochs = _whole("every_n_epochs", every_n_epochs, least=1)
-        self.every_n_batches = _whole("every_n_batches", every_n_batches, least=1)
-        self.every_n_steps = _whole("every_n_steps", every_n_steps, least=1)
-        self.start_step = _whole("start_step", start_step, least=0)
-        self.stop_step = _whole("stop_step", stop_step, least=0)
+        self.stages = _checked_stages(stages)
+        self.epochs = _checked_indices("epochs", epochs)
+        self.batches = _checked_indices("batches", batches)
+        self.every_n_epochs = _checked_whole("every_n_epochs", every_n_epochs, least=1)
+        self.every_n_batches = _checked_whole("every_n_batches", every_n_batches, least=1)
+        self.every_n_steps = _checked_whole("every_n_steps", every_n_steps, least=1)
+        self.start_step = _checked_whole("start_step", start_step, least=0)
+        self.stop_step = _checked_whole("stop_step", stop_step, least=0)
         if self.start_step is not None and self.stop_step is not None and self.stop_step <= self.start_step:
             raise ValueError(
-                f"start_step={start_step} and stop_step={stop_step} leave no step: stop_step must be the larger"
+                f"start_step={start_step} and stop_step={stop_step} leave no step: stop_step must be larger"
             )
 
     def due(self, moment: Moment) -> bool:
-        """Whether every field agrees with ``moment``."""
+        """Return whether every field agrees with ``moment``."""
         return (
             (self.stages is None or moment.stage in self.stages)
             and (self.epochs is None or moment.epoch in self.epochs)
@@ -151,12 +155,12 @@ class Schedule(When):
         )
 
     def varies_in(self, stage: Stage) -> bool:
-        """Whether it asks for more than the stage."""
+        """Return whether another field than ``stages`` is set."""
         narrow = any(value is not None for name, value in vars(self).items() if name != "stages")
         return narrow and (self.stages is None or stage in self.stages)
 
     def may_be_due_in(self, stage: Stage) -> bool:
-        """Whether the stage is one of its own."""
+        """Return whether ``stage`` is one of the schedule's stages."""
         return self.stages is None or stage in self.stages
 
     def __repr__(self) -> str:
@@ -167,24 +171,24 @@ class Schedule(When):
 
 
 class LoggedSteps(When):
-    """On in training steps whose readings get written, and in all of validation and test.
+    """A schedule that is due in training steps that are logged, and in all of validation and test.
 
-    The default of detectors: each step that is logged is seen with all its micro-batches, the steps
-    between cost nothing, and an evaluation gives one reading an epoch.
+    This is the default of detectors. Each logged step is seen with all its micro-batches, the steps in between cost
+    nothing, and an evaluation gives one reading per epoch.
     """
 
     def due(self, moment: Moment) -> bool:
-        """Whether ``moment`` is logged (training), or belongs to an evaluation."""
+        """Return whether ``moment`` is logged (in training), or belongs to validation or test."""
         if moment.stage is Stage.TRAIN:
             return moment.logged
         return moment.stage in (Stage.VALIDATE, Stage.TEST)
 
     def varies_in(self, stage: Stage) -> bool:
-        """Whether ``stage`` is training."""
+        """Return whether ``stage`` is training."""
         return stage is Stage.TRAIN
 
     def may_be_due_in(self, stage: Stage) -> bool:
-        """Whether the stage is another than predict."""
+        """Return whether ``stage`` is any but predict."""
         return stage is not Stage.PREDICT
 
     def __repr__(self) -> str:
@@ -192,29 +196,29 @@ class LoggedSteps(When):
 
 
 class AllOf(When):
-    """On where all of some schedules are: ``one & other``.
+    """A schedule that is due where all of several schedules are: ``one & other``.
 
     Args:
         *parts: the schedules.
-        schedules: more of them; for configuration files, which know arguments by name alone.
+        schedules: more schedules, for configuration files, in which arguments have names.
 
     Raises:
-        TypeError, ValueError: there is none, or one is no schedule.
+        TypeError, ValueError: there are none, or one is not a schedule.
     """
 
     def __init__(self, *parts: When, schedules: Sequence[When] = ()) -> None:
-        self.schedules = _whens("AllOf", (*parts, *schedules))
+        self.schedules = _checked_schedules("AllOf", (*parts, *schedules))
 
     def due(self, moment: Moment) -> bool:
-        """Whether every one of them is due."""
+        """Return whether every one of the schedules is due."""
         return all(schedule.due(moment) for schedule in self.schedules)
 
     def varies_in(self, stage: Stage) -> bool:
-        """Whether one of them may vary."""
+        """Return whether one of the schedules may vary."""
         return any(schedule.varies_in(stage) for schedule in self.schedules)
 
     def may_be_due_in(self, stage: Stage) -> bool:
-        """Whether every one of them may be."""
+        """Return whether every one of the schedules may be due."""
         return all(schedule.may_be_due_in(stage) for schedule in self.schedules)
 
     def __repr__(self) -> str:
@@ -222,21 +226,21 @@ class AllOf(When):
 
 
 class AnyOf(When):
-    """On where at least one of some schedules is: ``one | other``. Its arguments are those of `AllOf`."""
+    """A schedule that is due where at least one of several is: ``one | other``. It has the arguments of `AllOf`."""
 
     def __init__(self, *parts: When, schedules: Sequence[When] = ()) -> None:
-        self.schedules = _whens("AnyOf", (*parts, *schedules))
+        self.schedules = _checked_schedules("AnyOf", (*parts, *schedules))
 
     def due(self, moment: Moment) -> bool:
-        """Whether one of them is due."""
+        """Return whether one of the schedules is due."""
         return any(schedule.due(moment) for schedule in self.schedules)
 
     def varies_in(self, stage: Stage) -> bool:
-        """Whether one of them may vary."""
+        """Return whether one of the schedules may vary."""
         return any(schedule.varies_in(stage) for schedule in self.schedules)
 
     def may_be_due_in(self, stage: Stage) -> bool:
-        """Whether one of them may be."""
+        """Return whether one of the schedules may be due."""
         return any(schedule.may_be_due_in(stage) for schedule in self.schedules)
 
     def __repr__(self) -> str:
@@ -244,21 +248,21 @@ class AnyOf(When):
 
 
 class Not(When):
-    """On where ``schedule`` is off: ``~schedule``."""
+    """A schedule that is due where ``schedule`` is not: ``~schedule``."""
 
     def __init__(self, schedule: When) -> None:
-        (self.schedule,) = _whens("Not", (schedule,))
+        (self.schedule,) = _checked_schedules("Not", (schedule,))
 
     def due(self, moment: Moment) -> bool:
-        """Whether the schedule is not due."""
+        """Return whether the inner schedule is not due."""
         return not self.schedule.due(moment)
 
     def varies_in(self, stage: Stage) -> bool:
-        """Whether ``schedule`` may vary."""
+        """Return whether the inner schedule may vary."""
         return self.schedule.varies_in(stage)
 
     def may_be_due_in(self, stage: Stage) -> bool:
-        """Whether the schedule may be off there."""
+        """Return whether the inner schedule may be off in ``stage``."""
         return self.schedule.varies_in(stage) or not self.schedule.may_be_due_in(stage)
 
     def __repr__(self) -> str:
@@ -269,29 +273,33 @@ def _last_of_n(index: int, n: int | None) -> bool:
     return n is None or (index + 1) % n == 0
 
 
-def _stages(value: str | Stage | Iterable[str | Stage] | None) -> tuple[Stage, ...] | None:
+def _checked_stages(value: str | Stage | Iterable[str | Stage] | None) -> tuple[Stage, ...] | None:
     if value is None:
         return None
     given = [value] if isinstance(value, str) else list(value)
     if not given:
-        raise ValueError("stages is empty: the hook would never be on; leave it out for every stage")
+        raise ValueError(
+            "stages is empty, so the hook would never be on: leave stages out to have it on in every stage"
+        )
     return tuple(Stage.of(stage, "stages") for stage in given)
 
 
-def _indices(name: str, value: int | Iterable[int] | None) -> range | frozenset[int] | None:
+def _checked_indices(name: str, value: int | Iterable[int] | None) -> range | frozenset[int] | None:
     if value is None or isinstance(value, range):
         return value
     if isinstance(value, str) or not isinstance(value, (int, Iterable)):
         raise TypeError(f"{name}={value!r} must be a whole number or several, e.g. 3, [0, 5] or range(10)")
     given = [value] if isinstance(value, int) else list(value)
     for index in given:
-        _whole(name, index, least=0)
+        _checked_whole(name, index, least=0)
     if not given:
-        raise ValueError(f"{name} is empty: the hook would never be on; leave it out for all")
+        raise ValueError(
+            f"{name} is empty, so the hook would never be on: leave {name} out to have it on in all of them"
+        )
     return frozenset(given)
 
 
-def _whole(name: str, value: int | None, least: int) -> int | None:
+def _checked_whole(name: str, value: int | None, least: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -301,7 +309,7 @@ def _whole(name: str, value: int | None, least: int) -> int | None:
     return value
 
 
-def _whens(name: str, schedules: tuple[When, ...]) -> tuple[When, ...]:
+def _checked_schedules(name: str, schedules: tuple[When, ...]) -> tuple[When, ...]:
     if not schedules:
         raise ValueError(f"{name}() needs at least one schedule")
     for schedule in schedules:

@@ -1,4 +1,7 @@
-"""A Hugging Face language model: in a Trainer, or with layers to hook and texts to run. Nothing else needs it."""
+"""Hugging Face language models: train and generate in a Trainer, or run texts outside one while hooks act.
+
+No other part of the package needs this one.
+"""
 
 from mi_crow_lightning._lazy import attach
 

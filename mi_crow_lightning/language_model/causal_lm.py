@@ -32,34 +32,34 @@ _NOT_FOR_THE_MODEL = ("label", "labels", "pair", "strength")
 
 
 class CausalLMModule(pl.LightningModule):
-    """Trains a causal language model, and generates with it.
+    """A LightningModule that trains a causal language model and generates with it.
 
-    A batch is a list of texts, or a mapping with ``input_ids`` and ``attention_mask`` ``(B, T)``, and in fit maybe
-    ``labels``. All but ``labels``, ``strength``, ``label`` and ``pair`` goes to the model.
+    A batch is a list of texts, or a mapping with ``input_ids`` and ``attention_mask``, each ``(B, T)``. In fit it may
+    also hold ``labels``. All entries except ``labels``, ``strength``, ``label`` and ``pair`` go to the model.
 
-    - **fit** and **validate** log the mean loss of the tokens that are predicted, as ``train/loss`` and
-      ``val/loss``, **test** as ``test/loss``. Padding counts nowhere, on either side.
-    - **predict** gives a list of `GeneratedText` for each batch.
+    - **fit** and **validate** log the mean loss of the predicted tokens as ``train/loss`` and ``val/loss``; **test**
+      logs it as ``test/loss``. Padding never counts, on either side.
+    - **predict** returns a list of `GeneratedText` for each batch.
 
     Args:
-        model: a causal language model of transformers, or its name or folder, see `load_model`. One that is
-            wholly in evaluation mode, as ``from_pretrained`` leaves it, is put into training mode when a fit
-            starts; one that is partly in it stays as it is.
-        tokenizer: its tokenizer, or where to load it from; left out, that of a model given by name.
-        generation: a ``GenerationConfig``, or the arguments of ``model.generate`` by name. Say
-            ``max_new_tokens``: the default of transformers is 20.
-        sweep: strengths. Each prompt is generated once with each, in one batch, by controllers with
+        model: a causal language model of transformers, or its name or folder, see `load_model`. A model that is
+            entirely in evaluation mode, as ``from_pretrained`` leaves it, is put into training mode when a fit
+            starts. A model that is partly in evaluation mode stays as it is.
+        tokenizer: its tokenizer, or where to load it from; by default the one of a model given by name.
+        generation: a ``GenerationConfig``, or arguments of ``model.generate`` by name. Set ``max_new_tokens``: the
+            default of transformers is 20.
+        sweep: strengths. Each prompt is generated once with each strength, in one batch, by controllers with
             ``strength="batch"``.
         lr: learning rate of AdamW.
-        weight_decay: of AdamW.
-        warmup_steps: steps in which the learning rate rises to ``lr``; it stays there.
-        max_length: texts are cut to so many tokens; left out, none is cut.
-        log_text: how many prompts of a predict run are shown with their texts, one column per strength, in the
+        weight_decay: weight decay of AdamW.
+        warmup_steps: steps in which the learning rate rises to ``lr``; after them it stays there.
+        max_length: most tokens of a text; longer texts are cut. By default no text is cut.
+        log_text: how many prompts of a predict run to show with their texts, one column per strength, in the
             loggers that take text (TensorBoard, W&B).
-        model_params: for ``from_pretrained`` of a model given by name.
+        model_params: arguments of ``from_pretrained`` for a model given by name.
 
     Raises:
-        TypeError, ValueError: an argument is none of those named above.
+        TypeError, ValueError: an argument is not one of those named above.
 
     Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -99,7 +99,7 @@ class CausalLMModule(pl.LightningModule):
         self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
         self._shown = ShownTexts(log_text)
         self._readers: list[Hook] = []
-        # Plain values, so that a checkpoint's can be loaded with weights_only; a module is in its weights.
+        # Plain values, so that a checkpoint can be loaded with weights_only. A module is saved with its weights.
         generation, sweep = self.generation.hyperparameters(), self.sweep
         places = {"model": model, "tokenizer": tokenizer}
         model, tokenizer = (str(place) if isinstance(place, Path) else place for place in places.values())
@@ -107,7 +107,7 @@ class CausalLMModule(pl.LightningModule):
 
     @property
     def sweep(self) -> list[float] | None:
-        """The strengths that each prompt is generated with; may be changed between runs."""
+        """The strengths that each prompt is generated with. They may be changed between runs."""
         return self._sweep
 
     @sweep.setter
@@ -115,20 +115,20 @@ class CausalLMModule(pl.LightningModule):
         self._sweep = checked_sweep(strengths)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns."""
+        """Call the model and return its output."""
         return self.model(*args, **kwargs)
 
     # Batches.
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Texts become tokens, padded on the left, before anyone else sees the batch."""
+        """Turn texts into tokens, padded on the left, before anything else sees the batch."""
         return TextCollator(self.tokenizer, max_length=self.max_length)(batch) if are_texts(batch) else batch
 
     # Fit, validate, test.
 
     def setup(self, stage: str) -> None:
-        """A model that is wholly in evaluation mode is put into training mode to be fitted."""
-        # Not in on_fit_start: the Trainer's model summary, which tells the mode, comes before it.
+        """Put a model that is entirely in evaluation mode into training mode before a fit."""
+        # Not in on_fit_start: the Trainer's model summary, which shows the mode, comes before it.
         if stage == "fit" and not any(module.training for module in self.model.modules()):
             self.model.train()
 
@@ -146,32 +146,37 @@ class CausalLMModule(pl.LightningModule):
     def _evaluate(self, name: str, batch: Any) -> Tensor:
         loss, predicted = self._loss(batch)
         if not predicted:
-            raise ValueError("no token of the batch can be predicted: its labels are -100 but for first tokens")
-        # Weighted, so that the epoch's value is the mean over all its tokens, whatever the batches.
+            raise ValueError(
+                "no token of the batch can be predicted: its labels are -100 except at first tokens. Give at least one "
+                "later token of the batch a label"
+            )
+        # Weighted, so that the epoch's value is the mean over all its tokens, whatever the sizes of its batches.
         self.log(name, loss, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=int(predicted))
         return loss
 
     def _loss(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The mean loss of the predicted tokens, and how many those are."""
+        """Return the mean loss of the predicted tokens, and their number."""
         check_batch(batch)
         inputs, labels = _inputs(batch), labels_of(batch)
         if labels.shape[1] < 2:
-            raise ValueError("every text of the batch is a single token: nothing can be predicted from it")
+            raise ValueError("every text of the batch is a single token, so nothing can be predicted: use longer texts")
         if "position_ids" not in inputs and "attention_mask" in inputs and self._takes_positions():
             inputs["position_ids"] = positions_of(inputs["attention_mask"])
         loss = getattr(self.model(**inputs, labels=labels), "loss", None)
         if not isinstance(loss, Tensor):
-            raise TypeError(f"{type(self.model).__name__} returned no loss: a causal model of transformers does")
+            raise TypeError(
+                f"{type(self.model).__name__} returned no loss: use a causal model of transformers, which returns one"
+            )
         return loss, (labels[:, 1:] != -100).sum()
 
     def _takes_positions(self) -> bool:
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the parameters that take gradients. For another optimizer override this."""
+        """Return AdamW over the parameters that take gradients. Override this to use another optimizer."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not parameters:
-            raise ValueError("no parameter of the model takes gradients: nothing can be trained")
+            raise ValueError("no parameter of the model takes gradients, so nothing can be trained: unfreeze some")
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         if not self.warmup_steps:
             return optimizer
@@ -192,11 +197,11 @@ class CausalLMModule(pl.LightningModule):
         """Generate from a batch of prompts, padded on the left.
 
         Returns:
-            A record for each prompt, within it for each strength, within that for each returned sequence.
+            Records in one list: by prompt, then by strength, then by returned sequence.
 
         Raises:
-            TypeError, ValueError: the batch holds no tokens, or padding on the right; or strengths that nothing
-                reads.
+            TypeError, ValueError: the batch holds no tokens, or is padded on the right; or no controller reads the
+                strengths.
         """
         check_batch(batch)
         check_left_padding(batch)

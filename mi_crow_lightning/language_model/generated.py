@@ -1,4 +1,4 @@
-"""What ``generate`` made, as records: the new tokens of each row, and their text."""
+"""The output of ``generate`` as records: the new tokens of each row, and their text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class GeneratedText(NamedTuple):
 
     Attributes:
         prompt: the prompt's text, decoded without special tokens; ``None`` without a tokenizer.
-        strength: what the row was steered with; ``None`` when the batch named none.
-        text: the continuation alone, so that ``prompt + text`` is the whole; ``None`` without a tokenizer.
-        token_ids: the new tokens, up to the end-of-text token if there is one, it included.
-        row: which prompt of its batch.
-        sequence: which of the prompt's ``num_return_sequences``.
+        strength: the strength it was steered with; ``None`` if the batch named none.
+        text: the continuation alone, so that ``prompt + text`` is the whole text; ``None`` without a tokenizer.
+        token_ids: the new tokens, up to and including the end-of-text token if there is one.
+        row: index of the prompt in its batch.
+        sequence: index among the prompt's ``num_return_sequences``.
     """
 
     prompt: str | None
@@ -31,13 +31,13 @@ class GeneratedText(NamedTuple):
 
 
 def by_strength(predictions: Any) -> dict[float | None, list[GeneratedText]]:
-    """Texts by the strength they were steered with, each list in the order of the prompts.
+    """Group texts by the strength they were steered with, each list in the order of the prompts.
 
     Args:
-        predictions: what ``trainer.predict`` returned, or a part of it.
+        predictions: the result of ``trainer.predict``, or a part of it.
 
     Raises:
-        TypeError: it holds something else.
+        TypeError: ``predictions`` holds anything but `GeneratedText`.
 
     Examples:
         >>> rain = [GeneratedText("Rain", strength, " fell", [7], row=0, sequence=0) for strength in (0.0, 4.0)]
@@ -59,7 +59,7 @@ def _flat(predictions: Any) -> Iterator[GeneratedText]:
     else:
         raise TypeError(
             f"predictions must be lists of GeneratedText, as trainer.predict(CausalLMModule(...), ...) returns "
-            f"them, and hold a {type(predictions).__name__}"
+            f"them, but they hold a {type(predictions).__name__}"
         )
 
 
@@ -72,16 +72,16 @@ def records_of(
     strengths_per_prompt: int = 1,
     cut: Any,
 ) -> list[GeneratedText]:
-    """The rows that ``generate`` returned, as records in the same order.
+    """Turn the rows that ``generate`` returned into records, in the same order.
 
     Args:
-        sequences: ``(R, T + new)``: the prompts with what follows.
-        batch: what was generated from: ``input_ids`` ``(B, T)`` and maybe ``attention_mask``. ``R`` is a multiple
-            of ``B``, the rows of one prompt follow one another.
-        tokenizer: for the texts; ``None`` leaves them out.
+        sequences: ``(R, T + new)``, each prompt with its new tokens.
+        batch: the prompts: ``input_ids`` ``(B, T)`` and maybe ``attention_mask``. ``R`` is a multiple of ``B``; the
+            rows of one prompt stand next to each other.
+        tokenizer: decodes the texts; ``None`` leaves them out.
         strengths: one for each row of the batch.
         strengths_per_prompt: how many rows of the batch belong to one prompt.
-        cut: from the new tokens of a row to those that count.
+        cut: a function that takes the new tokens of a row and returns those that count.
     """
     prompts = _prompts(batch)
     width, repeats = batch["input_ids"].shape[1], len(sequences) // len(prompts)
@@ -96,7 +96,7 @@ def records_of(
 
 
 def _prompts(batch: Mapping[str, Any]) -> list[list[int]]:
-    """The tokens of each row, without padding."""
+    """Return the tokens of each row, without padding."""
     ids: list[list[int]] = batch["input_ids"].tolist()
     if batch.get("attention_mask") is None:
         return ids
@@ -107,12 +107,12 @@ def _prompts(batch: Mapping[str, Any]) -> list[list[int]]:
 
 
 def _texts(tokenizer: Any, prompt_ids: list[int], new: list[int]) -> tuple[str, str]:
-    """The prompt and its continuation. Decoded alone, a continuation may lose the space it begins with."""
+    """Return the prompt and its continuation, which may lose its first space if it is decoded alone."""
     prompt, whole = (_decoded(tokenizer, ids) for ids in (prompt_ids, prompt_ids + new))
     return prompt, whole[len(prompt) :] if whole.startswith(prompt) else _decoded(tokenizer, new)
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:
-    # Without clean-up, which would take out spaces that the tokens have.
+    # Without clean-up, which would remove spaces that the tokens have.
     text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text

@@ -1,4 +1,4 @@
-"""The arguments that ``generate`` is called with."""
+"""The arguments for ``generate``."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["Generation"]
 
 
 class Generation:
-    """How to generate: a ``GenerationConfig``, or its arguments by name.
+    """Settings of ``generate``: a ``GenerationConfig``, or its arguments by name.
 
     Args:
-        given: arguments by name are those of ``model.generate(...)``: they win over the model's own. A
-            ``GenerationConfig`` is passed on as it is; transformers fills what it leaves open from the model's
-            own. ``None`` for the model's own alone.
+        given: the settings. Arguments by name are those of ``model.generate(...)``: they override the model's own
+            settings. A ``GenerationConfig`` is passed on as it is; transformers fills in what it leaves open from
+            the model's own settings. ``None`` means the model's own settings alone.
 
     Raises:
-        TypeError, ValueError: it is neither, or names what is no argument of a ``GenerationConfig``.
+        TypeError, ValueError: ``given`` is neither, or a name is not an argument of ``GenerationConfig``.
 
     Examples:
         >>> Generation({"max_new_token": 5})
         Traceback (most recent call last):
         ...
-        ValueError: generation has 'max_new_token', which GenerationConfig does not know; closest: 'max_new_tokens', ...
+        ValueError: generation has 'max_new_token', which is not in GenerationConfig; closest: 'max_new_tokens', ...
     """
 
     def __init__(self, given: GenerationConfig | Mapping[str, Any] | None) -> None:
@@ -41,15 +41,16 @@ class Generation:
         self.given = dict(given or {}) if not isinstance(given, GenerationConfig) else given
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The arguments by name: plain values, which a checkpoint keeps."""
+        """Return the arguments by name, as plain values that a checkpoint can keep."""
         if not isinstance(self.given, GenerationConfig):
             return self.given
         return {name: value for name, value in self.given.to_diff_dict().items() if name in _names()}
 
     def arguments(self, model: Any, tokenizer: Any) -> dict[str, Any]:
-        """Keyword arguments for ``model.generate``, beside the batch.
+        """Return the keyword arguments for ``model.generate``, apart from the batch.
 
-        A padding token that neither names is the tokenizer's, and ``stop_strings`` get the tokenizer they need.
+        Where neither the settings nor the model name a padding token, it is the tokenizer's. ``stop_strings`` need
+        the tokenizer, so it is passed with them.
         """
         extra = {"tokenizer": tokenizer} if self.setting("stop_strings", model) else {}
         pad = self._padding(model, tokenizer)
@@ -60,7 +61,7 @@ class Generation:
         return {"generation_config": config, **extra}
 
     def setting(self, name: str, model: Any) -> Any:
-        """What holds for one argument: as given, else the model's own."""
+        """Return the value of one argument: the given one, else the model's own."""
         if isinstance(self.given, dict) and name in self.given:
             return self.given[name]
         given = getattr(self.given, name, None)
@@ -71,12 +72,12 @@ class Generation:
         return pad if pad is not None else getattr(tokenizer, "pad_token_id", None)
 
     def cut(self, new: list[int], model: Any, tokenizer: Any) -> list[int]:
-        """The new tokens of a row without the padding after its end.
+        """Return the new tokens of a row without the padding after its end.
 
         Args:
-            new: all that ``generate`` returned behind the prompt.
+            new: all tokens that ``generate`` returned after the prompt.
             model: the model that generated them.
-            tokenizer: the one given to `arguments`.
+            tokenizer: the one passed to `arguments`.
         """
         ends = self.setting("eos_token_id", model)
         ends = {ends} if isinstance(ends, int) else set(ends if ends is not None else [])
@@ -84,7 +85,7 @@ class Generation:
         if first is not None:
             return new[: first + 1]
         if not ends or not self.setting("stop_strings", model):
-            return new  # every row went on to the last column
+            return new  # every row runs to the last column
         pad = self._padding(model, tokenizer)
         while new and new[-1] == pad:
             new = new[:-1]
@@ -101,6 +102,5 @@ def _check_names(given: Mapping[str, Any]) -> None:
         if name not in known:
             closest = get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)
             raise ValueError(
-                f"generation has {name!r}, which GenerationConfig does not know; closest: "
-                f"{', '.join(map(repr, closest))}"
+                f"generation has {name!r}, which is not in GenerationConfig; closest: {', '.join(map(repr, closest))}"
             )

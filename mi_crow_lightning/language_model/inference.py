@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from mi_crow_lightning.language_model.language_model import LanguageModel
+from mi_crow_lightning.hooks.layers import Layers
 
 __all__ = ["Inference"]
 
 
+class TokenizingModel(Protocol):
+    """The part of a `LanguageModel` that inference needs."""
+
+    model: nn.Module
+    layers: Layers
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the texts are moved to."""
+
+    def tokenize(self, texts: Sequence[str], **params: Any) -> dict[str, Tensor]:
+        """Turn texts into one padded batch."""
+
+
 class Inference:
-    """Runs texts through a `LanguageModel`.
+    """Inference with a `LanguageModel`: texts in, its outputs out.
 
     Args:
         language_model: the model, its tokenizer and its layers.
     """
 
-    def __init__(self, language_model: LanguageModel) -> None:
+    def __init__(self, language_model: TokenizingModel) -> None:
         self._lm = language_model
 
     def execute_inference(
@@ -33,27 +46,27 @@ class Inference:
         autocast_dtype: torch.dtype | None = None,
         with_controllers: bool = True,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """One pass over the texts, padded to one batch, in evaluation and inference mode.
+        """Run texts through the model in one pass, padded to one batch, in evaluation and inference mode.
 
         Args:
-            texts: the texts, ``B`` of them.
-            tok_kwargs: for the tokenizer, over its defaults here (``padding=True``, ``truncation=True``).
+            texts: ``B`` texts.
+            tok_kwargs: arguments of the tokenizer; they override ``padding=True`` and ``truncation=True``.
             autocast: whether to compute in ``autocast_dtype``.
-            autocast_dtype: torch's default for the device if left out.
+            autocast_dtype: by default torch's for the device.
             with_controllers: whether controllers act; detectors always do.
 
         Returns:
-            What the model returned, and the encodings it was called with: ``input_ids`` and
-            ``attention_mask``, each ``(B, T)``.
+            The model's output, and the encodings it was called with: ``input_ids`` and ``attention_mask``, each
+            ``(B, T)``.
 
         Raises:
-            TypeError, ValueError: ``texts`` is no sequence of strings, or empty.
-            HookError: a hook failed; the pass went on, and its result is in ``outputs``.
+            TypeError, ValueError: ``texts`` is not a sequence of strings, or is empty.
+            HookError: a hook failed. The pass went on, and the error's ``outputs`` holds its result.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts must be a list of strings, not {texts!r}")
         if not texts:
-            raise ValueError("texts is empty: give at least one")
+            raise ValueError("texts is empty: give at least one text")
         encodings = self._lm.tokenize(texts, **(tok_kwargs or {}))
         model, device = self._lm.model, self._lm.device
         with (
@@ -66,7 +79,7 @@ class Inference:
 
     @contextmanager
     def _controllers(self, wanted: bool) -> Iterator[None]:
-        """Switch the controllers off if they are not wanted, and those that were on back on afterwards."""
+        """Switch controllers off unless they are wanted, and afterwards switch on again those that were on."""
         off = [] if wanted else [hook for hook in self._lm.layers.get_controllers() if hook.enabled]
         for hook in off:
             hook.disable()
@@ -79,7 +92,7 @@ class Inference:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: each module gets back the mode it was in."""
+    """Put the model into evaluation mode, and afterwards each module back into the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -17,18 +17,18 @@ __all__ = ["LanguageModel"]
 
 
 class LanguageModel:
-    """A language model whose layers can be hooked, outside of a Trainer.
+    """A language model whose layers can be hooked outside a Trainer.
 
     Args:
-        model: any module that is called with ``input_ids`` and ``attention_mask``.
+        model: any module that takes ``input_ids`` and ``attention_mask``.
         tokenizer: its tokenizer, from transformers.
         store: where hooks may keep tensors, or ``None``.
-        model_id: a name for it; the one in its config if left out.
-        device: where to move the model; left out, it stays where it is.
+        model_id: a name for the model; by default the one in its config.
+        device: where to move the model; by default it stays where it is.
 
     Attributes:
         layers: the registry of hooks, see `Layers`.
-        inference: runs texts, see `Inference`.
+        inference: the way to run texts, see `Inference`.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class LanguageModel:
         """Load a model and its tokenizer with transformers.
 
         Args:
-            name_or_path: a name on the hub, a folder, or a GGUF file or a folder that holds one.
+            name_or_path: a name on the hub, a folder, a GGUF file, or a folder that holds one.
             store: where hooks may keep tensors, or ``None``.
-            tokenizer_params: for the tokenizer's ``from_pretrained``.
-            model_params: for the model's ``from_pretrained``, e.g. ``{"dtype": torch.bfloat16}``.
-            device: where to move the model.
+            tokenizer_params: arguments of the tokenizer's ``from_pretrained``.
+            model_params: arguments of the model's ``from_pretrained``, e.g. ``{"dtype": torch.bfloat16}``.
+            device: where to move the model; by default it stays where it is.
 
         Raises:
-            OSError, ValueError: transformers cannot find it, or does not recognise what it finds; or a folder
-                holds several GGUF files.
+            OSError, ValueError: transformers cannot find the model, or does not recognise what it finds; or the
+                folder holds several GGUF files.
         """
         model = load_model(name_or_path, **(model_params or {}))
         tokenizer = load_tokenizer(name_or_path, **(tokenizer_params or {}))
@@ -73,7 +73,7 @@ class LanguageModel:
 
     @property
     def store(self) -> Any:
-        """Where hooks may keep tensors, or ``None``."""
+        """The store in which hooks may keep tensors, or ``None``."""
         return self.layers.store
 
     @store.setter
@@ -82,24 +82,24 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
+        """The device of the model's parameters."""
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     def tokenize(self, texts: Sequence[str], **params: Any) -> dict[str, Tensor]:
-        """The texts as one padded batch on the model's device.
+        """Turn texts into one padded batch on the model's device.
 
         Args:
             texts: ``B`` texts.
-            **params: for the tokenizer, over ``padding=True``, ``truncation=True``.
+            **params: arguments of the tokenizer; they override ``padding=True`` and ``truncation=True``.
 
         Returns:
-            ``input_ids`` and ``attention_mask``, each ``(B, T)``, and what else the tokenizer gives.
+            ``input_ids`` and ``attention_mask``, each ``(B, T)``, and whatever else the tokenizer returns.
 
         Raises:
-            ValueError: no tokenizer, or padding is wanted from one without a padding token.
+            ValueError: there is no tokenizer, or it has no padding token and padding is on.
         """
         if self.tokenizer is None:
-            raise ValueError("this LanguageModel has no tokenizer: give one, LanguageModel(model, tokenizer)")
+            raise ValueError("this LanguageModel has no tokenizer: pass one, LanguageModel(model, tokenizer)")
         params = {"padding": True, "truncation": True, "return_tensors": "pt", **params}
         if params["padding"] and self.tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token, or pass padding=False")

@@ -1,4 +1,4 @@
-"""A text file that holds whole lines only, whatever ends the process that writes it."""
+"""A text file that holds only whole lines, however the process that writes it ends."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["LineFile"]
 
 
 class LineFile:
-    """Appends lines of UTF-8, each call in one write that is with the system when it returns.
+    """A file of UTF-8 lines. Each call appends in one write, which the system has when the call returns.
 
-    A file that ends in a half line, because the system went down or its disk was full, loses that one when it is
-    opened to be continued, with a warning.
+    A file may end in half a line if the system went down or the disk was full. When such a file is opened to be
+    continued, the half line is cut off, with a warning.
 
     Args:
-        path: the file; its folder is made.
-        mode: ``"x"`` for a new one, ``"w"`` to write it anew, ``"a"`` to continue it.
+        path: the file; its folder is created.
+        mode: ``"x"`` to create the file, ``"w"`` to overwrite it, ``"a"`` to continue it.
 
     Raises:
-        FileExistsError: it is there and the mode is ``"x"``.
-        OSError: it cannot be written.
+        FileExistsError: the file exists and the mode is ``"x"``.
+        OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path, mode: str) -> None:
@@ -33,12 +33,12 @@ class LineFile:
             _end_at_a_line(self._file, path)
 
     def append(self, lines: Sequence[str]) -> None:
-        """Write the lines, all or none.
+        """Write all of the lines or none.
 
         Raises:
             OSError: they cannot be written; the file is as it was before.
         """
-        # What is no text (half of a surrogate pair) becomes the escape that JSON has for it.
+        # A character that UTF-8 does not have (half of a surrogate pair) becomes its JSON escape.
         rest = memoryview("".join(f"{line}\n" for line in lines).encode("utf-8", errors="backslashreplace"))
         start = self._file.seek(0, os.SEEK_END)
         try:
@@ -54,7 +54,7 @@ class LineFile:
 
 
 def _end_at_a_line(file: FileIO, path: Path) -> None:
-    """Cut the half line at the end of the file, if there is one."""
+    """Cut off the half line at the end of the file, if there is one."""
     size = end = file.seek(0, os.SEEK_END)
     tail = b""
     while end and b"\n" not in tail:
@@ -63,5 +63,5 @@ def _end_at_a_line(file: FileIO, path: Path) -> None:
         tail = file.read(65536)
     whole = end + tail.rfind(b"\n") + 1
     if whole < size:
-        warnings.warn(f"{str(path)!r} ended in half a line, which was cut: {size - whole} bytes", stacklevel=4)
+        warnings.warn(f"{str(path)!r} ended in half a line: its last {size - whole} bytes were cut off", stacklevel=4)
         file.truncate(whole)

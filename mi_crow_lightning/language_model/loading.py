@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer: a hub's name, a folder, or a GGUF file."""
+"""Loading a causal language model and its tokenizer: from the hub, a folder, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["find_source", "given_or_loaded_model", "given_or_loaded_tokenizer", 
 
 
 def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
-    """The model, in evaluation mode. GGUF weights are unpacked to float32 unless ``dtype`` says otherwise.
+    """Load a model, in evaluation mode. GGUF weights are unpacked to float32 unless ``dtype`` says otherwise.
 
     Args:
-        name_or_path: a name on the hub, a folder, or a GGUF file or a folder that holds one.
-        **params: for ``AutoModelForCausalLM.from_pretrained``.
+        name_or_path: a name on the hub, a folder, a GGUF file, or a folder that holds one.
+        **params: arguments of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         OSError, ValueError: transformers cannot find or read the model, or a folder holds several GGUF files.
     """
-    from transformers import AutoModelForCausalLM  # loading transformers takes seconds: only when asked for
+    from transformers import AutoModelForCausalLM  # importing transformers takes seconds, so only where it is needed
 
     source, gguf = find_source(name_or_path)
     if gguf:
@@ -32,11 +32,11 @@ def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
 
 
 def load_tokenizer(name_or_path: str | Path, **params: Any) -> Any:
-    """The tokenizer, with a padding token: its own, or the end-of-text token.
+    """Load a tokenizer. If it has no padding token, its end-of-text token becomes the padding token.
 
     Args:
         name_or_path: as for `load_model`.
-        **params: for ``AutoTokenizer.from_pretrained``.
+        **params: arguments of ``AutoTokenizer.from_pretrained``.
     """
     from transformers import AutoTokenizer
 
@@ -48,47 +48,52 @@ def load_tokenizer(name_or_path: str | Path, **params: Any) -> Any:
 
 
 def given_or_loaded_model(model: Any, params: Mapping[str, Any] | None) -> nn.Module:
-    """A causal language model, loaded if it is a name or a folder.
+    """Return the causal language model, loaded if it is a name or a folder.
 
     Args:
-        model: a module, or what `load_model` takes.
-        params: for ``from_pretrained``.
+        model: a module, or a name or path that `load_model` takes.
+        params: arguments of ``from_pretrained``.
 
     Raises:
-        TypeError, ValueError: it is neither, or no causal model; or a module is given ``params``.
+        TypeError, ValueError: ``model`` is neither, or is not a causal model; or there are ``params`` for a module.
     """
     if isinstance(model, (str, Path)):
         model = load_model(model, **(params or {}))
     elif params is not None:
-        raise ValueError("model_params are for a model given by name, and this one is a module already")
+        raise ValueError("model_params are for a model given by name, but this model is a module: leave them out")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} must be a torch module, or the name or folder of one")
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ValueError(f"{type(model).__name__} is an encoder-decoder model: CausalLMModule takes causal ones")
+        raise ValueError(f"{type(model).__name__} is an encoder-decoder model: CausalLMModule takes causal models")
     return model
 
 
 def given_or_loaded_tokenizer(tokenizer: Any, model: Any) -> Any:
-    """A tokenizer, loaded if it is a name or a folder; left out, that of a ``model`` that is one, else ``None``."""
+    """Return the tokenizer, loaded if it is a name or a folder.
+
+    Args:
+        tokenizer: a tokenizer, a name, a folder, or ``None`` for the tokenizer of the model.
+        model: the model as it was given. If it is a module and ``tokenizer`` is ``None``, the result is ``None``.
+    """
     place = model if tokenizer is None else tokenizer
     return load_tokenizer(place) if isinstance(place, (str, Path)) else tokenizer
 
 
 def find_source(name_or_path: str | Path) -> tuple[str, Mapping[str, str]]:
-    """Where to load from, and transformers' argument for a GGUF file if it is one.
+    """Return the place to load from, and transformers' argument for a GGUF file if it is one.
 
     Args:
         name_or_path: as for `load_model`.
 
     Raises:
-        FileNotFoundError: it is a path, and nothing is there.
-        ValueError: it is a folder with several GGUF files.
+        FileNotFoundError: ``name_or_path`` is a path, and nothing is there.
+        ValueError: the folder holds several GGUF files.
     """
     path = Path(name_or_path).expanduser()
     if str(name_or_path).startswith((".", "/", "~")) and not path.exists():
-        # transformers would take it for a name on the hub, and complain of its characters.
+        # transformers would take it for a name on the hub, and complain about its characters.
         raise FileNotFoundError(
-            f"there is no folder or GGUF file {str(name_or_path)!r}; of a model on the hub give the name, e.g. 'gpt2'"
+            f"there is no folder or GGUF file {str(name_or_path)!r}; for a model on the hub give its name, e.g. 'gpt2'"
         )
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), {"gguf_file": path.name}

@@ -1,4 +1,4 @@
-"""The outline of a model that is given by name: what it is, and its layers."""
+"""The outline of a model given by name: its class, its size and its layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from mi_crow_lightning.language_model.tiny_calls import tiny_calls
-from mi_crow_lightning.language_model.without_weights import make_blank, read_config
+from mi_crow_lightning.language_model.without_weights import model_from_config, read_config
 from mi_crow_lightning.report.imported_model import import_model, is_importable_name
 from mi_crow_lightning.report.layer_table import LayerRow, layer_rows, layer_table, parameter_count
 from mi_crow_lightning.report.output_shapes import output_shapes
@@ -16,20 +16,21 @@ from mi_crow_lightning.report.output_shapes import output_shapes
 __all__ = ["ModelOutline", "outline"]
 
 _MOST_ON_CPU = 400_000_000
-_FOUND_BY = {"fake": "of tensors without numbers", "cpu": "on the CPU"}
+_FOUND_BY = {"fake": "with tensors that hold no numbers", "cpu": "on the CPU"}
 
 
 @dataclass(frozen=True)
 class ModelOutline:
-    """A model and its layers. ``str()`` gives a table.
+    """A model and its layers. ``str()`` returns a table.
 
     Attributes:
-        model: as it was named.
-        module: its class.
-        parameters: how many numbers its weights have.
-        inputs: the shapes of what it was given in a tiny pass, by name.
-        shapes_found_by: ``"fake"`` tensors or the ``"cpu"``; ``None`` where output shapes are not known.
-        shapes_unknown: why they are not.
+        model: the name that was asked for.
+        module: name of its class.
+        parameters: how many numbers its weights hold.
+        inputs: the shapes of its inputs in a tiny pass, by name.
+        shapes_found_by: ``"fake"`` (tensors that hold no numbers) or ``"cpu"``; ``None`` if the output shapes are not
+            known.
+        shapes_unknown: why the output shapes are not known.
         layers: its layers, or those that were asked for.
     """
 
@@ -42,29 +43,30 @@ class ModelOutline:
     layers: tuple[LayerRow, ...]
 
     def __str__(self) -> str:
-        what = f"{self.module} ({self.model}): {self.parameters:,} parameters"
+        title = f"{self.module} ({self.model}): {self.parameters:,} parameters"
         if self.shapes_found_by is None:
             shapes = f"output shapes are not known: {self.shapes_unknown}"
         else:
             given = ", ".join(f"{name} {shape}" for name, shape in self.inputs.items())
-            shapes = f"output shapes for {given}, by a forward pass {_FOUND_BY[self.shapes_found_by]}"
-        return f"{what}\n{shapes}\n\n{layer_table(self.layers) if self.layers else 'it has no layers'}"
+            shapes = f"output shapes for {given}, from a forward pass {_FOUND_BY[self.shapes_found_by]}"
+        return f"{title}\n{shapes}\n\n{layer_table(self.layers) if self.layers else 'the model has no layers'}"
 
 
 def outline(name: str, signature: str | None = None) -> ModelOutline:
-    """The outline of a model.
+    """Return the outline of a model.
 
     Args:
-        name: a folder or a hub's name of a model of transformers, of which only the config is read, a GGUF file or
-            a folder that holds one, or ``package.module:name`` of what gives an ``nn.Module``.
-        signature: only the layers that it matches.
+        name: a folder, or a name on the hub, of a transformers model (only its config is read); a GGUF file, or a
+            folder that holds one; or ``package.module:name`` of an ``nn.Module``, or of a function or class that
+            returns one.
+        signature: only the layers that it matches; by default all.
 
     Raises:
-        LayerNotFound: ``signature`` matches none.
+        LayerNotFound: ``signature`` matches no layer.
         OSError, ValueError: there is no such model, or it cannot be made.
     """
-    model, on_cpu = _imported(name) if is_importable_name(name) else _blank(name)
-    rows = layer_rows(model, signature)  # before the pass: a wrong signature is told at once
+    model, on_cpu = _imported(name) if is_importable_name(name) else _from_config(name)
+    rows = layer_rows(model, signature)  # before the pass, so that a wrong signature is reported at once
     shapes = output_shapes(model, tiny_calls, on_cpu)
     return ModelOutline(
         model=name,
@@ -82,13 +84,13 @@ def _imported(name: str) -> tuple[nn.Module, Callable[[], nn.Module]]:
     return model, lambda: model
 
 
-def _blank(name: str) -> tuple[nn.Module, Callable[[], nn.Module]]:
+def _from_config(name: str) -> tuple[nn.Module, Callable[[], nn.Module]]:
     config = read_config(name)
-    model = make_blank(config)
+    model = model_from_config(config)
 
     def on_cpu() -> nn.Module:
         if parameter_count(model) > _MOST_ON_CPU:
-            raise ValueError(f"more than {_MOST_ON_CPU:,} parameters are not made up for this")
-        return make_blank(config, "cpu")
+            raise ValueError(f"it has more than {_MOST_ON_CPU:,} parameters, too many to run on the CPU")
+        return model_from_config(config, "cpu")
 
     return model, on_cpu

@@ -1,4 +1,4 @@
-"""Predictions on disk: JSON lines, written batch by batch."""
+"""Predictions as JSON lines on disk, written batch by batch."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _MODES = ("x", "w", "a")
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what ``predict_step`` returns as JSON lines, one line a record, whatever the module.
+    """A callback that writes what ``predict_step`` of any module returns, as JSON lines, one line per record.
 
-    A record is a mapping, a named tuple, a dataclass or a string (its ``text``), and ``predict_step`` returns one or
-    a list of them; `CausalLMModule` returns `GeneratedText`. Tensors in a record become lists. Each line says
-    beside this its ``dataloader_idx``, ``batch_idx`` and ``index``, the place of its sample in the dataset, where
-    that is known: for `GeneratedText`, and when there is one record a sample.
+    A record is a mapping, a named tuple, a dataclass or a string (written as ``text``). ``predict_step`` returns one
+    record or a list of them; `CausalLMModule` returns `GeneratedText`. Tensors in a record become lists. Each line
+    also holds ``dataloader_idx``, ``batch_idx`` and ``index``, the place of its sample in the dataset. ``index`` is
+    known for `GeneratedText`, and when there is one record per sample.
 
-    The lines of a batch are with the operating system when the batch ends, all or none: a run that is killed keeps
-    what it wrote. UTF-8; NaN and infinity are written as Python's ``json`` does.
+    When a batch ends, the operating system has all of its lines or none, so a run that is killed keeps what it
+    wrote. The file is UTF-8; NaN and infinity are written as Python's ``json`` writes them.
 
     Args:
-        path: the file. With several processes each writes its own: of ``texts.jsonl`` rank 1 writes
+        path: the file. With several processes each writes one: with ``texts.jsonl``, rank 1 writes
             ``texts.rank1.jsonl``.
-        mode: ``"x"`` refuses a file that is there, ``"w"`` writes it anew, ``"a"`` continues it.
+        mode: ``"x"`` refuses a file that exists, ``"w"`` overwrites it, ``"a"`` continues it.
 
     Attributes:
         file: the file that this rank writes; ``None`` before predict starts.
 
     Raises:
-        ValueError: ``mode`` is none of these.
+        ValueError: ``mode`` is not one of these.
 
     Examples:
         >>> PredictionWriter("texts.jsonl", mode="r")
@@ -62,18 +62,18 @@ class PredictionWriter(BasePredictionWriter):
         self._lines: LineFile | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the file, before anything is predicted.
+        """Open the file before anything is predicted.
 
         Raises:
-            FileExistsError: on any rank there is one, and the mode is ``"x"``.
+            FileExistsError: the file of some rank exists, and the mode is ``"x"``.
         """
         self._close()
         self.file = file = self._file_of(trainer)
         free = self.mode != "x" or not file.exists()
-        # On all ranks or on none: one that went on alone would wait for the others.
+        # On all ranks or on none: a rank that went on alone would wait for the others.
         if not trainer.strategy.reduce_boolean_decision(free, all=True):
-            what = f"{str(file)!r} exists already" if not free else f"another rank's file beside {str(file)!r} exists"
-            raise FileExistsError(f"{what}: PredictionWriter(..., mode='w') writes it anew, mode='a' continues it")
+            found = f"{str(file)!r} exists already" if not free else f"another rank's file beside {str(file)!r} exists"
+            raise FileExistsError(f"{found}: PredictionWriter(..., mode='w') overwrites it, mode='a' continues it")
         self._lines = LineFile(file, self.mode)
 
     def write_on_batch_end(
@@ -89,11 +89,11 @@ class PredictionWriter(BasePredictionWriter):
         """Write the records of one batch.
 
         Raises:
-            TypeError: ``predict_step`` returned no records, or one holds what JSON does not know.
+            TypeError: ``predict_step`` returned something other than records, or JSON cannot hold a value in one.
         """
         assert self._lines is not None, "predict has started"
         records = list(_records(prediction))
-        # Not `batch_indices`: Lightning leaves there those of an earlier dataloader when the running one has none.
+        # Not `batch_indices`: it holds those of an earlier dataloader where Lightning has none for the running one.
         samples = facts.samples_of_batch(trainer, batch_idx, dataloader_idx)
         place = {"dataloader_idx": dataloader_idx, "batch_idx": batch_idx}
         lines = []
@@ -120,7 +120,7 @@ class PredictionWriter(BasePredictionWriter):
             lines.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copied or pickled writer has no file open."""
+        """Leave the open file out of a copied or pickled writer."""
         return {**self.__dict__, "_lines": None}
 
 
@@ -129,13 +129,13 @@ def _one_each(records: list[Any], samples: list[int] | None) -> bool:
 
 
 def _records(prediction: Any) -> Iterator[Any]:
-    """The records of one batch: the prediction itself, or what it lists."""
+    """Yield the records of one batch: the prediction itself, or the items of its list."""
     several = isinstance(prediction, (list, tuple)) and not hasattr(prediction, "_fields")
     for record in prediction if several else [prediction]:
         if not isinstance(record, (str, Mapping)) and not _is_named(record):
             raise TypeError(
                 f"PredictionWriter writes records: a mapping, a named tuple, a dataclass or a string, or a list of "
-                f"them; predict_step returned {f'a list with a {_kind(record)}' if several else f'a {_kind(record)}'}"
+                f"them. predict_step returned {f'a list with a {_kind(record)}' if several else f'a {_kind(record)}'}"
             )
         yield record
 
@@ -171,4 +171,4 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"a {type(value).__name__} is neither text, number, list nor mapping")
+    raise TypeError(f"a {type(value).__name__} is not text, a number, a list or a mapping")

@@ -1,4 +1,4 @@
-"""The first texts of a predict run, steered beside unsteered, for loggers that take text."""
+"""The first texts of a predict run, steered and unsteered side by side, for loggers that take text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["ShownTexts"]
 
 
 class ShownTexts:
-    """Keeps the texts of the first prompts of each dataloader, and writes them as a table.
+    """The texts of the first prompts of each dataloader, kept to be written as a table.
 
     Args:
-        prompts: how many prompts; 0 for none.
+        prompts: how many prompts to keep; 0 for none.
     """
 
     def __init__(self, prompts: int) -> None:
@@ -26,29 +26,29 @@ class ShownTexts:
         self._kept: dict[int, list[list[GeneratedText]]] = {}
 
     def begin(self, trainer: pl.Trainer) -> None:
-        """A run begins; warns when none of its loggers takes text."""
+        """Begin a run, and warn when none of its loggers takes text."""
         self._kept = {}
         if self.prompts and not any(map(takes_text, trainer.loggers)) and trainer.is_global_zero:
             names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none at all"
             warnings.warn(
-                f"log_text={self.prompts}, and no logger of this Trainer takes text (it has {names}): "
+                f"log_text={self.prompts} shows nothing: no logger of this Trainer takes text (it has {names}). "
                 "TensorBoardLogger and WandbLogger do.",
                 stacklevel=2,
             )
 
     def add(self, texts: Sequence[GeneratedText], dataloader_idx: int) -> None:
-        """Keep the texts of a batch, as long as there is room."""
+        """Keep the texts of a batch while there is room."""
         kept = self._kept.setdefault(dataloader_idx, [])
         for _, of_prompt in groupby(texts, key=lambda text: text.row):
             if len(kept) < self.prompts:
                 kept.append(list(of_prompt))
 
     def write(self, trainer: pl.Trainer, sweep: Sequence[float] | None) -> None:
-        """Write what was kept, one table a dataloader, on rank 0.
+        """Write the kept texts on rank 0, one table per dataloader.
 
         Args:
-            trainer: the Trainer, with its loggers.
-            sweep: the strengths, each a column of the table; ``None`` for one text a row.
+            trainer: the Trainer that has the loggers.
+            sweep: the strengths, each a column of the table; ``None`` for one text per row.
         """
         if trainer.is_global_zero:
             for dataloader_idx, kept in self._kept.items():
@@ -65,7 +65,7 @@ def _columns(sweep: Sequence[float] | None) -> list[str]:
 
 
 def _rows(of_prompt: Sequence[GeneratedText], sweep: Sequence[float] | None) -> list[list[str]]:
-    """One row for each returned sequence."""
+    """Return one row for each returned sequence."""
     if sweep is None:
         return [[_shown(t.prompt, []), _number(t.strength), _shown(t.text, t.token_ids)] for t in of_prompt]
     rows: dict[int, list[str]] = {}
@@ -76,7 +76,7 @@ def _rows(of_prompt: Sequence[GeneratedText], sweep: Sequence[float] | None) -> 
 
 
 def _shown(text: str | None, token_ids: Sequence[int]) -> str:
-    """The text; its tokens where there is no tokenizer."""
+    """Return the text, or its tokens where there is no tokenizer."""
     return text if text is not None else " ".join(map(str, token_ids))
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: each prompt once per strength, in one batched ``generate``."""
+"""Sweeps over strengths: each prompt once per strength, in one batched ``generate``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _KEY = "strength"
 
 
 def checked_sweep(sweep: Any) -> list[float] | None:
-    """The strengths as a list of numbers.
+    """Return the strengths as a list of numbers.
 
     Raises:
-        TypeError, ValueError: they are no finite numbers, none, or one is given twice.
+        TypeError, ValueError: the strengths are not finite numbers, there are none, or one is given twice.
     """
     if sweep is None:
         return None
@@ -38,30 +38,30 @@ def checked_sweep(sweep: Any) -> list[float] | None:
         if not is_finite(strength):
             raise ValueError(f"sweep={strengths!r} holds {strength!r}: each strength must be a finite number")
     if not strengths or len(set(strengths)) < len(strengths):
-        raise ValueError(f"sweep={strengths!r} must hold at least one strength, and each only once")
+        raise ValueError(f"sweep={strengths!r} must hold at least one strength, and each strength once")
     return [float(strength) for strength in strengths]
 
 
 @contextmanager
 def expanded(batch: Any, sweep: Sequence[float]) -> Iterator[None]:
-    """While it lasts, the batch has each of its ``B`` rows once per strength, and ``strength`` ``(B * S,)``.
+    """Give the batch each of its ``B`` rows once per strength, and ``strength`` ``(B * S,)``, while the block runs.
 
-    It stays the same object, which is what hooks see as ``ctx.batch``. The rows of one prompt follow one another,
-    in the order of the strengths.
+    The batch stays the same object, the one that hooks see as ``ctx.batch``. The rows of one prompt stand next to
+    each other, in the order of the strengths.
 
     Args:
-        batch: with ``input_ids`` ``(B, T)``. Tensors and lists of ``B`` entries are expanded.
+        batch: a batch with ``input_ids`` ``(B, T)``. Its tensors and lists of ``B`` entries are expanded.
         sweep: ``S`` strengths.
 
     Raises:
         TypeError: the batch cannot be written to.
-        ValueError: it has strengths of its own.
+        ValueError: the batch has strengths already.
     """
     if not isinstance(batch, MutableMapping):
         raise TypeError(f"sweep needs a batch that can be written to, e.g. a dict, not a {type(batch).__name__}")
     if _KEY in batch:
         raise ValueError(
-            f"the batch has its own {_KEY!r} and CausalLMModule a sweep={list(sweep)!r}: leave one of them out"
+            f"the batch has its own {_KEY!r}, and CausalLMModule has sweep={list(sweep)!r}: leave one of them out"
         )
     before, ids = dict(batch), batch["input_ids"]
     try:
@@ -75,10 +75,10 @@ def expanded(batch: Any, sweep: Sequence[float]) -> Iterator[None]:
 
 
 def strengths_of(batch: Mapping[str, Any]) -> list[float] | None:
-    """The strength of each row, if the batch names them: a number, or a tensor of one a row.
+    """Return the strength of each row if the batch has any: one number, or a tensor with one per row.
 
     Raises:
-        ValueError: there are not as many as rows, or one is not finite.
+        ValueError: there are not as many strengths as rows, or one is not finite.
     """
     strengths, rows = batch.get(_KEY), len(batch["input_ids"])
     if strengths is None:
@@ -89,7 +89,7 @@ def strengths_of(batch: Mapping[str, Any]) -> list[float] | None:
         found = [float(strength) for strength in strengths.tolist()]
     else:
         raise ValueError(
-            f"batch[{_KEY!r}] must be a number or a tensor of one strength a row, ({rows},), not {strengths!r}"
+            f"batch[{_KEY!r}] must be a number, or a tensor ({rows},) with one strength per row, not {strengths!r}"
         )
     if not all(map(is_finite, found)):
         raise ValueError(f"batch[{_KEY!r}] holds strengths that are not finite: {found!r}")
@@ -97,21 +97,21 @@ def strengths_of(batch: Mapping[str, Any]) -> list[float] | None:
 
 
 def readers_of(trainer: pl.Trainer) -> list[Hook]:
-    """The controllers of the Trainer's HookCallbacks that take their strength from the batch."""
+    """Return the controllers of the Trainer's HookCallbacks that take their strength from the batch."""
     callbacks = [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
     return [hook for callback in callbacks for hook in callback.controllers if reads_batch(hook)]
 
 
 def refuse_unread(sweep: Sequence[float], readers: Sequence[Hook], batch: Any = None) -> None:
-    """Refuse a sweep whose strengths nothing reads: each prompt's texts would be one text under several names.
+    """Refuse a sweep whose strengths nothing reads: each prompt would get the same text under every strength.
 
     Args:
         sweep: the strengths.
-        readers: the controllers that take theirs from the batch.
-        batch: the running one; left out, only whether there are readers is asked.
+        readers: the controllers that take their strength from the batch.
+        batch: the running batch. Without it the check is only whether there are readers.
 
     Raises:
-        ValueError: it says what to do.
+        ValueError: no controller reads the strengths.
     """
     way_out = 'give a controller strength="batch", e.g. SteeringController("block:12", vector, strength="batch")'
     start = f"CausalLMModule(sweep={list(sweep)!r}) generates one text per strength, and"
@@ -132,14 +132,14 @@ def refuse_unread(sweep: Sequence[float], readers: Sequence[Hook], batch: Any = 
     ]
     if not on:
         raise ValueError(
-            f"{start} none of {', '.join(map(repr, readers))} is on in this batch: enable it, or let its schedule "
-            "take in all of predict"
+            f"{start} none of {', '.join(map(repr, readers))} is on in this batch: enable one, or give it a schedule "
+            "that covers all of predict"
         )
     for hook in on:
         if hook.context is not None and hook.context.batch is not batch:
             raise ValueError(
-                f"{start} {hook!r} sees another batch than predict_step was given: hand predict_step the batch of "
-                "the dataloader, not a copy"
+                f"{start} {hook!r} sees another batch than the one passed to predict_step: pass it the batch of the "
+                "dataloader, not a copy"
             )
 
 

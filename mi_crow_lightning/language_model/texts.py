@@ -1,4 +1,4 @@
-"""Texts to batches: token IDs, padded to one length, and what is made of them for a causal language model."""
+"""From texts to batches: token IDs padded to one length, and the labels and positions of a causal model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ _SIDES = ("left", "right")
 
 
 class TextCollator:
-    """From texts to one padded batch: the ``collate_fn`` of a ``DataLoader`` over texts.
+    """A ``collate_fn`` for a ``DataLoader`` over texts: it returns one padded batch.
 
     Args:
         tokenizer: a tokenizer of transformers, with a padding token.
-        max_length: texts are cut to so many tokens, on the tokenizer's ``truncation_side``; left out, none is cut.
+        max_length: most tokens of a text; longer texts are cut on the tokenizer's ``truncation_side``. By default no
+            text is cut.
         padding_side: ``"left"``, which ``generate`` needs, or ``"right"``.
-        **params: for the tokenizer, e.g. ``add_special_tokens=False`` for texts made by a chat template.
+        **params: arguments of the tokenizer, e.g. ``add_special_tokens=False`` for texts from a chat template.
 
     Raises:
-        ValueError: the tokenizer has no padding token, or an argument is none of those named above.
+        ValueError: the tokenizer has no padding token, or an argument is not one of those named above.
 
     Examples:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -41,7 +42,7 @@ class TextCollator:
         self, tokenizer: Any, *, max_length: int | None = None, padding_side: str = "left", **params: Any
     ) -> None:
         if tokenizer is None:
-            raise ValueError("texts need a tokenizer: give one, e.g. CausalLMModule(model, tokenizer)")
+            raise ValueError("texts need a tokenizer: pass one, e.g. CausalLMModule(model, tokenizer)")
         if tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token")
         if padding_side not in _SIDES:
@@ -62,7 +63,7 @@ class TextCollator:
         }
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """One batch.
+        """Turn texts into one batch.
 
         Args:
             texts: ``B`` texts.
@@ -71,7 +72,7 @@ class TextCollator:
             ``input_ids`` and ``attention_mask``, each ``(B, T)``.
 
         Raises:
-            TypeError: ``texts`` is no list of strings.
+            TypeError: ``texts`` is not a list of strings.
             ValueError: a text has no tokens.
         """
         if not are_texts(texts):
@@ -84,16 +85,16 @@ class TextCollator:
 
 
 def are_texts(batch: Any) -> bool:
-    """Whether a batch is a list of texts, as a ``DataLoader`` over texts gives it."""
+    """Return whether a batch is a list of texts, as a ``DataLoader`` over texts returns it."""
     return isinstance(batch, (list, tuple)) and len(batch) > 0 and all(isinstance(text, str) for text in batch)
 
 
 def check_batch(batch: Any) -> None:
-    """Refuse what is no batch of tokens.
+    """Refuse anything but a batch of tokens.
 
     Raises:
-        TypeError: it is no mapping.
-        ValueError: it has no ``input_ids`` of shape ``(B, T)``.
+        TypeError: the batch is not a mapping.
+        ValueError: the batch has no ``input_ids`` of shape ``(B, T)``.
     """
     if not isinstance(batch, Mapping):
         raise TypeError(
@@ -102,15 +103,17 @@ def check_batch(batch: Any) -> None:
         )
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2:
-        found = f"of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"among its {sorted(batch)}"
-        raise ValueError(f"the batch must have a tensor 'input_ids' (B, T); it has none {found}")
+        found = (
+            f"its 'input_ids' has shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"it holds {sorted(batch)}"
+        )
+        raise ValueError(f"the batch must have a tensor 'input_ids' of shape (B, T); {found}")
 
 
 def check_left_padding(batch: Mapping[str, Any]) -> None:
-    """Refuse rows that end in padding: what is generated would follow it.
+    """Refuse rows that end in padding: generated tokens would follow it.
 
     Raises:
-        ValueError: it names the first such row.
+        ValueError: a row ends in padding; the message names the first.
     """
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -125,12 +128,12 @@ def check_left_padding(batch: Mapping[str, Any]) -> None:
 
 
 def labels_of(batch: Mapping[str, Any]) -> Tensor:
-    """The batch's ``labels``; without any, its tokens, and -100 (no loss) where they are not predicted from text.
+    """Return the batch's ``labels``; without any, its tokens, with -100 (no loss) where no text predicts them.
 
-    That is at padding, and at the first token after it: a model predicts each token from the column before.
+    That is at padding and at the first token after it: a model predicts each token from the column before.
 
     Returns:
-        ``(B, T)``, not shifted: a causal model does that.
+        ``(B, T)``, not shifted: a causal model shifts them.
 
     Examples:
         >>> import torch
@@ -152,7 +155,7 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """Positions counted without padding, as ``generate`` counts them.
+    """Count positions without padding, as ``generate`` does.
 
     Args:
         mask: ``(B, T)``, 0 where a token is padding.

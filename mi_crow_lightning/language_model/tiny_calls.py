@@ -17,13 +17,13 @@ _ROWS, _TOKENS, _SAMPLES = 2, 7, 4000
 
 
 def tiny_calls(model: nn.Module) -> list[Call]:
-    """What to call ``model`` with, or models of transformers in it.
+    """Return small calls of ``model``, or of the transformers models inside it.
 
     Args:
-        model: with an ``example_input_array``, as Lightning knows it, or of transformers, or with such models in it.
+        model: a model with Lightning's ``example_input_array``, a transformers model, or a model that holds some.
 
     Raises:
-        ValueError: nothing tells.
+        ValueError: no input for the model is known.
     """
     example = getattr(model, "example_input_array", None)
     if example is not None:
@@ -31,8 +31,7 @@ def tiny_calls(model: nn.Module) -> list[Call]:
     calls = [Call(inner, kwargs=inputs) for inner in _transformers_models(model) if (inputs := _inputs(inner))]
     if not calls:
         raise ValueError(
-            f"nothing tells what to call {type(model).__name__} with: set its example_input_array to a tensor, a "
-            "tuple or a dict"
+            f"no input for {type(model).__name__} is known: set its example_input_array to a tensor, a tuple or a dict"
         )
     return calls
 
@@ -44,7 +43,7 @@ def _example_call(model: nn.Module, example: Any) -> Call:
 
 
 def _transformers_models(module: nn.Module) -> list[nn.Module]:
-    """The outermost ones. Where transformers was not imported, there is none."""
+    """Return the outermost ones. There are none if transformers was never imported."""
     transformers = sys.modules.get("transformers")
     if transformers is None:
         return []

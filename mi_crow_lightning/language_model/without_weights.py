@@ -10,20 +10,20 @@ from torch import nn
 
 from mi_crow_lightning.language_model.loading import find_source
 
-__all__ = ["make_blank", "read_config"]
+__all__ = ["model_from_config", "read_config"]
 
 
 def read_config(name_or_path: str | Path) -> Any:
-    """The config of a model of transformers. Code that comes with a model is not run.
+    """Read the config of a transformers model. Code that comes with a model is not run.
 
     Args:
-        name_or_path: a name on the hub, a folder, or a GGUF file or a folder that holds one.
+        name_or_path: a name on the hub, a folder, a GGUF file, or a folder that holds one.
 
     Raises:
-        OSError, ValueError: transformers cannot find it, or does not know what it finds.
+        OSError, ValueError: transformers cannot find the config, or does not recognise what it finds.
     """
     from huggingface_hub import constants
-    from transformers import AutoConfig  # loading transformers takes seconds: only when asked for
+    from transformers import AutoConfig  # importing transformers takes seconds, so only where it is needed
 
     source, gguf = find_source(name_or_path)
     try:
@@ -31,33 +31,34 @@ def read_config(name_or_path: str | Path) -> Any:
     except OSError as error:
         if constants.HF_HUB_OFFLINE and not Path(source).exists():
             raise FileNotFoundError(
-                f"{str(name_or_path)!r} is neither a folder nor in the local cache, and HF_HUB_OFFLINE is set, so no "
-                "hub is asked"
+                f"{str(name_or_path)!r} is not a folder and not in the local cache, and HF_HUB_OFFLINE keeps it from "
+                "being looked up on the hub: unset it, or give a folder"
             ) from error
         raise OSError(f"{str(name_or_path)!r}: {error}") from error
 
 
-def make_blank(config: Any, device: str = "meta") -> nn.Module:
-    """The model that ``config`` describes, in evaluation mode: on the meta device without numbers, else random.
+def model_from_config(config: Any, device: str = "meta") -> nn.Module:
+    """Make the model that ``config`` describes, in evaluation mode.
 
-    Its class is the one that the config names; else a causal language model, or else the bare model.
+    On the meta device its weights hold no numbers, elsewhere random ones. Its class is the one that the config
+    names; without a name, a causal language model if there is one, else the bare model.
 
     Args:
-        config: from `read_config`.
-        device: where to make it. On the meta device it has the config's dtype, on others torch's default one.
+        config: a config from `read_config`.
+        device: where to make the model. On the meta device it has the config's dtype, elsewhere torch's default.
     """
     before = torch.get_default_dtype()
     dtype = (getattr(config, "dtype", None) if device == "meta" else None) or before
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model: nn.Module = _made(config, dtype)
+            model: nn.Module = _instance(config, dtype)
     finally:
         torch.set_default_dtype(before)
     return model.eval()
 
 
-def _made(config: Any, dtype: torch.dtype) -> Any:
+def _instance(config: Any, dtype: torch.dtype) -> Any:
     import transformers
 
     named = [getattr(transformers, name, None) for name in getattr(config, "architectures", None) or []]

@@ -39,7 +39,7 @@ def test_an_encoder_and_a_decoder_are_ambiguous() -> None:
     message = str(caught.value)
     assert "the model has 2 stacks of blocks, so a block's index is ambiguous" in message
     assert "'encoder.block': 2 x T5Block" in message and "'decoder.block': 2 x T5Block" in message
-    assert "Name the layers, e.g. 'encoder.block.*', or choose one model with root=..." in message
+    assert "Name the layers, e.g. 'encoder.block.*', or choose one of the models with root=..." in message
     # Both ways out work.
     tree = ModuleTree(model)
     assert [match.name for match in resolve(tree, "encoder.block.*")] == ["encoder.block.0", "encoder.block.1"]
@@ -96,7 +96,7 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of residual blocks, the last of which holds most of the parameters."""
+    """Stages of residual blocks; the last stage holds most of the parameters."""
 
     def __init__(self) -> None:
         super().__init__()

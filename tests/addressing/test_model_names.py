@@ -1,4 +1,4 @@
-"""A vector that was made from another model is told of, once for each hook; one that may be of this model is not."""
+"""A vector from another model is warned of, once for each hook; a vector that may be from this model is not."""
 
 from __future__ import annotations
 

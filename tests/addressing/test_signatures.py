@@ -64,14 +64,14 @@ def test_the_mlp_of_blocks(kind: str) -> None:
     make, stack, _, mlp_name = STACKS[kind]
     model = make()
     if kind == "vit" and hasattr(model.get_submodule(f"{stack}.0"), "intermediate"):  # see VIT_BLOCKS
-        with pytest.raises(LayerNotFound, match=r"no child that is 'mlp'; its children are: .*intermediate, output"):
+        with pytest.raises(LayerNotFound, match=r"no child 'mlp'; its children are: .*intermediate, output"):
             names(model, "block:1-2.mlp")
     else:
         assert names(model, "block:1-2.mlp") == [f"{stack}.{i}.{mlp_name}" for i in (1, 2)]
 
 
 def test_a_child_that_no_role_names_lists_the_children() -> None:
-    with pytest.raises(LayerNotFound, match=r"'bert.encoder.layer.0' has no child that is 'mlp'; its children are: "):
+    with pytest.raises(LayerNotFound, match=r"'bert.encoder.layer.0' has no child 'mlp'; its children are: "):
         names(bert(), "block:*.mlp")
     with pytest.raises(LayerNotFound, match="children are: self_attn, mlp, input_layernorm, post_attention_layernorm"):
         names(llama(), "block:0.cross_attn")
@@ -108,7 +108,7 @@ def test_what_a_role_does_not_hold_is_refused_with_what_it_holds() -> None:
     with pytest.raises(LayerNotFound) as caught:
         names(llama(), "block:1.attn.k")
     assert str(caught.value) == (
-        "layer 'block:1.attn.k': 'model.layers.1.self_attn' has no child that is 'k'; its children are: q_proj, "
+        "layer 'block:1.attn.k': 'model.layers.1.self_attn' has no child 'k'; its children are: q_proj, "
         "k_proj, v_proj, o_proj"
     )
 
@@ -123,7 +123,9 @@ def test_a_unique_suffix_by_whole_segments() -> None:
 
 
 def test_an_ambiguous_suffix_lists_what_it_could_mean() -> None:
-    message = r"layer 'c_attn' is ambiguous, 4 layers end so: 'transformer.h.0.attn.c_attn', .* or '\*.c_attn' for all"
+    message = (
+        r"layer 'c_attn' is ambiguous: 4 names end like this: 'transformer.h.0.attn.c_attn', .* or '\*.c_attn' for all"
+    )
     with pytest.raises(LayerNotFound, match=message):
         names(gpt2(), "c_attn")
     assert names(gpt2(), "*.c_attn") == [f"transformer.h.{i}.attn.c_attn" for i in range(BLOCKS)]
@@ -134,7 +136,9 @@ def test_globs_stay_within_a_segment() -> None:
     assert names(model, "*.mlp") == [f"transformer.h.{i}.mlp" for i in range(BLOCKS)]
     assert names(model, "h.[0-1]") == ["transformer.h.0", "transformer.h.1"]
     assert names(model, "h.?.ln_*") == [f"transformer.h.{i}.ln_{n}" for i in range(BLOCKS) for n in (1, 2)]
-    with pytest.raises(LayerNotFound, match=r"no layer matches 'transformer\*c_attn' \('\*' stays within one dotted"):
+    with pytest.raises(
+        LayerNotFound, match=r"no layer that matches 'transformer\*c_attn' \('\*' stays within one dotted"
+    ):
         names(model, "transformer*c_attn")
 
 
@@ -146,7 +150,7 @@ def test_globs_stay_within_a_segment() -> None:
         ("lmhead", "closest: 'lm_head'"),
         ("c_atn", "closest: .*c_attn"),
         ("h.*.mpl", "closest: "),
-        ("☃", "the model has 5. layers, among them 'transformer', 'transformer.wte'"),
+        ("☃", "it has 5. layers, among them 'transformer', 'transformer.wte'"),
     ],
 )
 def test_a_wrong_name_gives_the_closest(wrong: str, closest: str) -> None:
@@ -223,7 +227,7 @@ def test_a_name_of_digits_is_a_name_first() -> None:
 
 
 class Shared(nn.Module):
-    """One layer used under two names, as tied embeddings are, beside one of its own."""
+    """One layer under two names, as tied embeddings are, beside a separate one."""
 
     def __init__(self) -> None:
         super().__init__()

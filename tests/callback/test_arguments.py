@@ -78,7 +78,7 @@ def test_arguments_of_the_callback(arguments: dict[str, Any], error: type[Except
         (lambda: Seen(schedule=Schedule), TypeError, "schedule=<class .* must be a Schedule"),
         (lambda: Schedule(stages="training"), ValueError, "'training' is not known: choose one of 'train', 'validate'"),
         (lambda: Schedule(every_n_steps=0), ValueError, "every_n_steps=0 must be 1 or more"),
-        (lambda: Schedule(start_step=3, stop_step=3), ValueError, "leave no step: stop_step must be the larger"),
+        (lambda: Schedule(start_step=3, stop_step=3), ValueError, "leave no step: stop_step must be larger"),
         (lambda: Seen(on_error="ignore"), ValueError, "on_error='ignore' is not known: choose one of 'raise', "),
         (lambda: Seen(hook_type="after"), ValueError, "after"),
         (lambda: Seen(name="a/b"), ValueError, "name='a/b' must be a non-empty string without '/'"),
@@ -104,7 +104,7 @@ def test_wrong_layers_and_roots_are_told_before_the_first_batch(stage: str) -> N
     module.model.register_forward_pre_hook(lambda *call: ran.append(1))
     for watch, words in [
         (HookCallback(Seen("model.h.0")), r"no layer 'model.h.0'; closest: "),
-        (HookCallback(Seen("mlp")), r"layer 'mlp' is ambiguous, 4 layers end so: .*'\*.mlp' for all of them"),
+        (HookCallback(Seen("mlp")), r"layer 'mlp' is ambiguous: 4 names end like this: .*'\*.mlp' for all of them"),
         (HookCallback(Seen(4)), "layer 4: the model has 4 blocks, 0 to 3"),
         (HookCallback(Seen("block:0"), root="teacher"), "root='teacher' is not a module of Module; .* are: model"),
     ]:

@@ -178,7 +178,7 @@ def test_an_edit_that_is_not_finite_is_told(value: float, stage: str) -> None:
     watch = HookCallback(controllers=edit)
     name = "train" if stage == "fit" else stage
     count = 1 if stage == "fit" else 5  # in training after the first step already, the weights are lost from then on
-    with told(f"mine made NaN or infinity of {count} tokens at layer 'model.0' in stage '{name}'", RuntimeWarning):
+    with told(f"mine turned {count} tokens into NaN or infinity at layer 'model.0' in stage '{name}'", RuntimeWarning):
         outcome(stage, watch, limit_val_batches=0)
     (first,) = watch.effects()
     assert first.tokens == 0 and count <= first.fired <= first.broken <= 5
@@ -188,9 +188,9 @@ def test_an_edit_that_is_not_finite_is_told(value: float, stage: str) -> None:
 def test_an_activation_that_was_not_finite_before_is_not_the_hooks_fault() -> None:
     broken = FunctionController("model.0", lambda x: x / 0, hook_id="first")
     steer = FunctionController("model.1", lambda x: x * 2, hook_id="second")
-    with told("(made NaN|second.* or that was not finite)", Warning, times=2) as texts:
+    with told("(into NaN|second.* or that was not finite)", Warning, times=2) as texts:
         outcome("predict", HookCallback(controllers=[broken, steer]))
-    assert texts[0].startswith("first made NaN or infinity of 20 tokens")
+    assert texts[0].startswith("first turned 20 tokens into NaN or infinity")
 
 
 @pytest.mark.documents("reliability/an-edit-of-another-shape-dtype-or-device-or-no-tensor")

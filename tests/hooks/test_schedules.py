@@ -131,7 +131,7 @@ def test_schedules_pickle() -> None:
             "stages='fit' is not known: choose one of 'train', 'validate', 'test', 'predict'",
         ),
         ({"stages": ["train", "eval"]}, ValueError, "stages='eval' is not known"),
-        ({"stages": []}, ValueError, "stages is empty: the hook would never be on"),
+        ({"stages": []}, ValueError, "stages is empty, so the hook would never be on"),
         ({"epochs": []}, ValueError, "epochs is empty"),
         ({"batches": ()}, ValueError, "batches is empty"),
         ({"epochs": "3"}, TypeError, "epochs='3' must be a whole number or several"),

@@ -1,6 +1,6 @@
 """A script: predict on two CPU processes, ``python -m tests.language_model.program_prediction_writer FOLDER MODE``.
 
-The texts go to ``FOLDER/texts.rank0.jsonl`` and ``.rank1.jsonl``, what the logger is told to ``FOLDER/table.json``.
+The texts go to ``FOLDER/texts.rank0.jsonl`` and ``.rank1.jsonl``, what the logger gets to ``FOLDER/table.json``.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def test_strengths_of_the_batch_are_told() -> None:
         data = DataLoader([{**batch, "strength": strength}], batch_size=None)
         assert [text.strength for text in predicted(module, data=data)] == expected
     with pytest.raises(
-        ValueError, match=r"batch\['strength'\] must be a number or a tensor of one strength a row, \(2,\)"
+        ValueError, match=r"batch\['strength'\] must be a number, or a tensor \(2,\) with one strength per row"
     ):
         predicted(module, data=DataLoader([{**batch, "strength": torch.ones(3)}], batch_size=None))
     with pytest.raises(ValueError, match=r"batch\['strength'\] holds strengths that are not finite: \[1.0, nan\]"):

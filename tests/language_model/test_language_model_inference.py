@@ -196,7 +196,7 @@ def test_a_tuple_of_texts(lm):
 
 def test_texts_need_a_tokenizer(lm):
     without = LanguageModel(lm.model, None)
-    message = r"this LanguageModel has no tokenizer: give one, LanguageModel\(model, tokenizer\)"
+    message = r"this LanguageModel has no tokenizer: pass one, LanguageModel\(model, tokenizer\)"
     for read in (without.tokenize, without.inference.execute_inference):
         with pytest.raises(ValueError, match=message):
             read(TEXTS)

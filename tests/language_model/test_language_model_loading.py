@@ -115,5 +115,5 @@ def test_a_gguf_file_by_its_name_gives_the_same_tokenizer(smollm2, smollm2_file)
 
 @pytest.mark.parametrize("path", ["./nowhere", "/no/such/folder", "~/nowhere", "../model.gguf"])
 def test_a_path_that_is_not_there_is_told_as_a_path(path):
-    with pytest.raises(FileNotFoundError, match=f"there is no folder or GGUF file '{path}'; of a model on the hub"):
+    with pytest.raises(FileNotFoundError, match=f"there is no folder or GGUF file '{path}'; for a model on the hub"):
         LanguageModel.from_huggingface(path)

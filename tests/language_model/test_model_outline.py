@@ -26,7 +26,7 @@ from transformers import (
 from mi_crow_lightning import LayerNotFound
 from mi_crow_lightning.language_model import model_outline
 from mi_crow_lightning.language_model.model_outline import outline
-from mi_crow_lightning.language_model.without_weights import make_blank, read_config
+from mi_crow_lightning.language_model.without_weights import model_from_config, read_config
 from tests.models import WIDTH, Module, llama, mlp
 from tests.tiny_gpt2 import save_gpt2
 
@@ -108,7 +108,9 @@ def test_too_large_to_be_run_on_the_cpu_is_said(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(model_outline, "_MOST_ON_CPU", 1000)
     found = outline(saved(tmp_path, mixtral()), "block:*")
     assert found.shapes_found_by is None
-    assert found.shapes_unknown.endswith("on the CPU: ValueError: more than 1,000 parameters are not made up for this")
+    assert found.shapes_unknown.endswith(
+        "on the CPU: ValueError: it has more than 1,000 parameters, too many to run on the CPU"
+    )
     assert {row.output_shape for row in found.layers} == {None}
     assert f"output shapes are not known: {found.shapes_unknown}" in str(found)
 
@@ -121,9 +123,9 @@ def test_a_gguf_file_has_a_config_too(smollm2_file: Path) -> None:
 
 def test_making_a_blank_model_leaves_the_default_dtype(tmp_path: Path) -> None:
     config = read_config(saved(tmp_path, mixtral("bfloat16")))
-    assert {weight.dtype for weight in make_blank(config).parameters()} == {torch.bfloat16}
-    assert {weight.device.type for weight in make_blank(config).parameters()} == {"meta"}
-    assert {weight.dtype for weight in make_blank(config, "cpu").parameters()} == {torch.float32}
+    assert {weight.dtype for weight in model_from_config(config).parameters()} == {torch.bfloat16}
+    assert {weight.device.type for weight in model_from_config(config).parameters()} == {"meta"}
+    assert {weight.dtype for weight in model_from_config(config, "cpu").parameters()} == {torch.float32}
     assert torch.get_default_dtype() is torch.float32
 
 
@@ -175,9 +177,7 @@ def test_a_function_a_class_or_an_instance_gives_the_model(name: str, inputs: An
     assert {layer: known[layer] for layer in shapes} == shapes
     assert bool(known) == bool(shapes)
     if not shapes:
-        assert found.shapes_unknown.startswith(
-            "nothing tells what to call Sequential with: set its example_input_array"
-        )
+        assert found.shapes_unknown.startswith("no input for Sequential is known: set its example_input_array")
 
 
 def fails() -> nn.Module:

@@ -137,7 +137,7 @@ def test_shuffled_samples_keep_their_index(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(st.characters()), min_size=1, max_size=4))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    """Also with line breaks of all kinds, and what is no text: half of a surrogate pair."""
+    """Also with line breaks of all kinds, and with half of a surrogate pair, which is not text."""
     path = tmp_path_factory.mktemp("a") / "a.jsonl"
     file = LineFile(path, "x")
     file.append([json.dumps(text, ensure_ascii=False) for text in texts])
@@ -154,7 +154,7 @@ def test_a_file_that_is_there_is_refused_before_anything_runs(tmp_path: Path) ->
     with pytest.raises(FileExistsError) as caught:
         write(path, lambda batch: pytest.fail("it ran"))
     assert str(caught.value) == (
-        f"{str(path)!r} exists already: PredictionWriter(..., mode='w') writes it anew, mode='a' continues it"
+        f"{str(path)!r} exists already: PredictionWriter(..., mode='w') overwrites it, mode='a' continues it"
     )
     assert path.read_text() == "mine"
 
@@ -171,7 +171,7 @@ def test_a_file_is_written_anew_or_continued(tmp_path: Path) -> None:
 def test_a_half_line_at_the_end_of_a_continued_file_is_cut(tmp_path: Path, whole: bytes, half: bytes) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(whole + half)
-    with told(f"ended in half a line, which was cut: {len(half)} bytes", times=1 if half else 0):
+    with told(f"ended in half a line: its last {len(half)} bytes were cut off", times=1 if half else 0):
         write(path, as_texts, mode="a")
     assert path.read_bytes().startswith(whole) and len(lines(path)) == len(whole.splitlines()) + 5
 
@@ -239,7 +239,7 @@ def test_a_writer_that_wrote_pickles(tmp_path: Path) -> None:
     assert (copy.path, copy.mode) == (writer.path, "w")
 
 
-# What is no record.
+# Values that are not records.
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path, made: Any, what: str) -> N
     with pytest.raises(TypeError) as caught:
         write(tmp_path / "a.jsonl", made)
     assert str(caught.value) == (
-        "PredictionWriter writes records: a mapping, a named tuple, a dataclass or a string, or a list of them; "
+        "PredictionWriter writes records: a mapping, a named tuple, a dataclass or a string, or a list of them. "
         f"predict_step returned {what}"
     )
 
@@ -272,7 +272,7 @@ def test_a_field_that_json_does_not_know(tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", lambda batch: [{"text": "a", "made": object()}])
     assert str(caught.value).startswith(
         "PredictionWriter cannot write a record with the fields ['index', 'dataloader_idx', 'batch_idx', 'text', "
-        "'made']: a object is neither text, number, list nor mapping"
+        "'made']: a object is not text, a number, a list or a mapping"
     )
     assert not (tmp_path / "a.jsonl").read_bytes()
 

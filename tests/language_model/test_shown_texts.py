@@ -117,9 +117,9 @@ def test_each_dataloader_has_a_table_at_the_step_of_the_training_before(tmp_path
 
 def test_a_logger_of_no_text_is_told(tmp_path: Path) -> None:
     module = module_of(2, sweep=None)
-    with told("log_text=2, and no logger of this Trainer takes text \\(it has none at all\\)"):
+    with told("log_text=2 shows nothing: no logger of this Trainer takes text \\(it has none at all\\)"):
         trainer().predict(module, texts_loader())
-    with told("log_text=2, and no logger of this Trainer takes text \\(it has CSVLogger\\)"):
+    with told("log_text=2 shows nothing: no logger of this Trainer takes text \\(it has CSVLogger\\)"):
         trainer(logger=CSVLogger(tmp_path)).predict(module, texts_loader())
 
 

@@ -223,7 +223,7 @@ def test_a_controller_of_the_user_s_own_reads_the_strengths() -> None:
 
 
 def test_a_controller_of_a_fixed_strength_steers_every_row() -> None:
-    """Of two controllers one reads the batch: the sweep is told apart, the other acts on top."""
+    """Of two controllers one reads the batch: the sweep shows in its texts, and the other acts on top."""
     model = model_of("llama")
     fixed = FunctionController("block:2", lambda x: -x)
     data = texts_loader(TEXTS[:2])
@@ -269,7 +269,7 @@ def test_a_sweep_that_no_controller_reads_is_refused_before_anything_runs(callba
 def test_a_sweep_whose_controller_is_off_is_refused() -> None:
     off = steer(hook_id="steer")
     off.disable()
-    message = "none of SteeringController(layer_signature='block:1', id='steer') is on in this batch: enable it, or let"
+    message = "none of SteeringController(layer_signature='block:1', id='steer') is on in this batch: enable one, or"
     assert message in refused(module_of(model_of("llama")), HookCallback(controllers=off))
     only_first = steer(hook_id="steer", schedule=Schedule(stages="predict", batches=0))
     assert message in refused(module_of(model_of("llama")), HookCallback(controllers=only_first))
@@ -278,7 +278,7 @@ def test_a_sweep_whose_controller_is_off_is_refused() -> None:
 def test_a_batch_with_strengths_of_its_own_is_refused() -> None:
     data = DataLoader([{**TextCollator(tokens())(TEXTS[:2]), "strength": 2.0}], batch_size=None)
     assert refused(module_of(model_of("llama"), [0, 2]), HookCallback(controllers=steer()), data=data) == (
-        "the batch has its own 'strength' and CausalLMModule a sweep=[0.0, 2.0]: leave one of them out"
+        "the batch has its own 'strength', and CausalLMModule has sweep=[0.0, 2.0]: leave one of them out"
     )
 
 
@@ -292,7 +292,7 @@ def test_a_copy_of_the_batch_is_refused() -> None:
     module = Copies(model_of("llama"), tokens(), generation=GREEDY, sweep=[0, 2])
     message = refused(module, HookCallback(controllers=steer()))
     assert message.endswith(
-        "sees another batch than predict_step was given: hand predict_step the batch of the dataloader, not a copy"
+        "sees another batch than the one passed to predict_step: pass it the batch of the dataloader, not a copy"
     )
 
 

@@ -51,7 +51,7 @@ def test_in_the_workers_of_a_dataloader() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokenizer": None}, "texts need a tokenizer: give one, e.g. CausalLMModule(model, tokenizer)"),
+        ({"tokenizer": None}, "texts need a tokenizer: pass one, e.g. CausalLMModule(model, tokenizer)"),
         ({"tokenizer": tokenizer()}, "the tokenizer has no padding token: set tokenizer.pad_token"),
         ({"padding_side": "both"}, "padding_side='both' is not known: choose one of 'left', 'right'"),
         ({"max_length": 2.5}, "max_length=2.5 must be a whole number of tokens, or None"),

@@ -109,8 +109,8 @@ def test_everything_that_would_be_refused_is_told_at_once_and_the_run_goes_on() 
     watch = HookCallback(detectors, dry_run=True)
     assert len(run("predict", trainer(watch), module, data_of())) == 5
     misspelt, compiled, shared = watch.report().refusals
-    assert misspelt.startswith("LayerNotFound: no layer 'model.three'")
-    assert "'model.3' lies in 'model', which is compiled. There, what Seen does is not known" in compiled
+    assert misspelt.startswith("LayerNotFound: the model has no layer 'model.three'")
+    assert "'model.3' lies in 'model', which is compiled. There, Seen is not known" in compiled
     assert "would both write the mean of 'model.0'" in shared
     text = str(watch.report())
     assert text.count("This run would be refused: ") == 3

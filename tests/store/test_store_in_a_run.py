@@ -158,7 +158,7 @@ def test_lines_whose_writer_is_killed_are_whole(tmp_path: Path, delay: float) ->
     assert [(row["step"], row["row"]) for row in rows][: 4 * (last + 1)] == [
         (step, row) for step in range(last + 1) for row in range(4)
     ]
-    with told("ended in half a line, which was cut", times=1 if half else 0):
+    with told("ended in half a line", times=1 if half else 0):
         file = LineFile(path, "a")
     file.append(['{"step": -1}'])
     file.close()

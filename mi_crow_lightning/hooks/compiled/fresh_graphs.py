@@ -1,8 +1,8 @@
 """Making sure that ``torch.compile`` sees the hooks of a run.
 
-By default a compiled graph does not ask, when it is called again, whether its modules have other hooks than those it
-was compiled with: hooks that were added later would be ignored without a word, and so would those on one module where
-the graph of another of the same class fits.
+By default a compiled graph does not check, when it is called again, whether its modules still have the hooks that it
+was compiled with. Hooks that were added later would be ignored silently, and so would hooks on one module where the
+graph of another module of the same class fits.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["FreshGraphs"]
 
 
 class FreshGraphs:
-    """While a run goes on, graphs are compiled with the hooks that are there and asked whether these still are."""
+    """Settings of ``torch.compile`` for a run: graphs hold the hooks that are there, and check that they still are."""
 
     def __init__(self) -> None:
         self._settings = ExitStack()
 
     def begin(self, variants: int) -> bool:
-        """Forget what was compiled in this process, and compile anew with the hooks that are on the model now.
+        """Forget everything compiled in this process, so that graphs are compiled with the hooks that are on now.
 
         Args:
-            variants: in how many ways hooks may be on and off, each of which is compiled.
+            variants: how many combinations of hooks may be on. Each combination is compiled.
 
         Returns:
             Whether there was something to forget.
@@ -39,5 +39,5 @@ class FreshGraphs:
         return compiled_before
 
     def end(self) -> None:
-        """Put torch's settings back; doing so twice is harmless."""
+        """Put torch's settings back. A second call does nothing."""
         self._settings.close()

@@ -1,4 +1,4 @@
-"""What of a model ``torch.compile`` compiled, and which layers run inside of a graph of it."""
+"""The compiled modules of a model, and the layers that run inside their graphs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["graphs_of", "is_compiled"]
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether ``module`` was compiled on its own, by ``module.compile()`` or ``torch.compile(module)``."""
+    """Return whether ``module`` itself was compiled, by ``module.compile()`` or ``torch.compile(module)``."""
     return module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
 
 
 def graphs_of(root: nn.Module, whole: bool = False) -> Mapping[nn.Module, nn.Module]:
-    """The modules that run inside of a compiled graph, each with the outermost module that was compiled around it.
+    """Return the modules that run inside a compiled graph, each with the outermost compiled module around it.
 
-    A compiled module is in none of its own: a hook on it stands outside.
+    A compiled module is not inside its own graph: a hook on it stands outside.
 
     Args:
         root: the model.
-        whole: whether ``root`` was compiled in a way that its modules do not tell.
+        whole: whether ``root`` was compiled in a way that its modules do not show.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU()))

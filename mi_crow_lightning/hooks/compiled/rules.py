@@ -1,4 +1,4 @@
-"""What hooks on layers inside of a graph of ``torch.compile`` must be, so that the graph holds them as they are."""
+"""The rules for hooks on layers inside a graph of ``torch.compile``, so that the graph holds them as they are."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _MOST_GRAPHS = 2
 
 
 def graph_refusals(layers: Layers, stages: Collection[Stage]) -> Iterator[RegistrationError]:
-    """Why hooks cannot run in the compiled graphs that their layers are in.
+    """Yield the reasons why hooks cannot run in the compiled graphs that their layers are in.
 
     Args:
-        layers: the hooks.
-        stages: those of the run.
+        layers: the registry of the hooks.
+        stages: the stages of the run.
     """
     for hook in layers.traced_hooks():
         if (reason := why_not_traceable(hook)) is not None:
             layer, graph = next(_traced_layers(layers, hook))
             yield RegistrationError(
-                f"{hook!r} would run inside of a graph of torch.compile: {layer!r} lies in {_name(graph, layers)}, "
-                f"which is compiled. There, {reason}. Run without torch.compile, or hook what is compiled itself or a "
-                "layer outside of it."
+                f"{hook!r} would run inside a graph of torch.compile: {layer!r} lies in {_name(graph, layers)}, "
+                f"which is compiled. There, {reason}. Run without torch.compile, or hook the compiled module itself or "
+                "a layer outside it."
             )
         yield from _refused_for_uses(layers, hook)
         if Stage.TRAIN in stages:
@@ -41,20 +41,20 @@ def graph_refusals(layers: Layers, stages: Collection[Stage]) -> Iterator[Regist
     if len(schedules) > MOST_SCHEDULES:
         yield RegistrationError(
             f"the hooks in compiled graphs go on and off by {len(schedules)} schedules: {', '.join(schedules)}. Each "
-            f"combination is compiled on its own, so at most {MOST_SCHEDULES} are allowed: give hooks the same "
+            f"combination is compiled separately, so at most {MOST_SCHEDULES} are allowed: give hooks the same "
             "schedule, or one that holds for whole stages."
         )
     yield from _refused_regions(layers)
 
 
 def toggling_schedules(layers: Layers, stages: Collection[Stage]) -> list[str]:
-    """The different schedules of hooks in compiled graphs that go on and off within a stage."""
+    """Return the different schedules by which hooks in compiled graphs go on and off within a stage."""
     whens = (hook.when() for hook in layers.traced_hooks())
     return list(dict.fromkeys(repr(when) for when in whens if any(when.varies_in(stage) for stage in stages)))
 
 
 def _refused_regions(layers: Layers) -> Iterator[RegistrationError]:
-    """One graph serves many modules of a class, until hooks make each of them different."""
+    """Refuse hooks in many compiled modules of a class: one graph serves all of them until hooks make them differ."""
     found = {graph for hook in layers.traced_hooks() for _, graph in _traced_layers(layers, hook)}
     by_class: dict[type, list[nn.Module]] = {}
     for graph in found:
@@ -62,36 +62,36 @@ def _refused_regions(layers: Layers) -> Iterator[RegistrationError]:
     for cls, graphs in by_class.items():
         if len(graphs) > _MOST_GRAPHS:
             yield RegistrationError(
-                f"{len(graphs)} modules of class {cls.__name__} are compiled one by one, and hooks inside of them "
-                "would make each one's graph another: hook these modules themselves, or compile the model around them "
-                "as a whole."
+                f"{len(graphs)} modules of class {cls.__name__} are compiled one by one, and with hooks inside them "
+                "each would need its own graph: hook these modules themselves, or compile the model around them as a "
+                "whole."
             )
 
 
 def _refused_for_uses(layers: Layers, hook: Hook) -> Iterator[RegistrationError]:
-    """Which of several calls is running is looked up in Python."""
+    """Refuse a hook on a layer that is used in several places: which use is running is looked up in Python."""
     for site in layers.sites(hook):
         if site.is_traced and len(site.token_sources) > 1:
             yield RegistrationError(
-                f"{hook!r}: {site.match.name!r} is used in several places, in a graph of torch.compile, where "
-                "nothing tells which of them calls it, and so which tokens are real. Hook another layer, or run "
+                f"{hook!r}: {site.match.name!r} is used in several places in a graph of torch.compile, where it is not "
+                "known which of them calls it, and therefore not which tokens are real. Hook another layer, or run "
                 "without torch.compile."
             )
             return
 
 
 def _refused_for_checkpointing(layers: Layers, hook: Hook) -> Iterator[RegistrationError]:
-    """A checkpointed module is in the graph in one piece; its insides run twice."""
+    """Refuse a hook in a checkpointed module, which is in the graph in one piece while its layers run twice."""
     tree = ModuleTree(layers.root)
     for site in layers.sites(hook):
         layer = site.match.module
-        # transformers 4 checkpoints a block's call, and so the hooks on it; 5 its forward.
+        # transformers 4 checkpoints a block's call, and with it the hooks on the block; transformers 5 its forward.
         inside = [layer] if type(layer).__call__ is not nn.Module.__call__ else []
         around = [module for module in (*inside, *tree.ancestors(layer)) if _is_checkpointed(module)]
         if site.is_traced and around:
             yield RegistrationError(
-                f"{hook!r}: {site.match.name!r} lies inside of, or is, a {type(unwrapped(around[0])).__name__} with "
-                "gradient checkpointing, in a graph of torch.compile, where its two runs cannot be told apart. Hook "
+                f"{hook!r}: {site.match.name!r} lies inside, or is, a {type(unwrapped(around[0])).__name__} with "
+                "gradient checkpointing in a graph of torch.compile, where its two runs cannot be distinguished. Hook "
                 "the checkpointed module itself, or train without checkpointing or without torch.compile."
             )
             return

@@ -1,4 +1,4 @@
-"""Which hooks may run inside of a graph of ``torch.compile``: those whose class says that it can be traced."""
+"""The hooks that may run inside a graph of ``torch.compile``: those whose class says that it can be traced."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _OVERRIDABLE = (
 
 
 def why_not_traceable(hook: Hook) -> str | None:
-    """Why a hook cannot run inside of a graph; ``None`` where it can."""
+    """Return why a hook cannot run inside a graph, or ``None`` if it can."""
     for cls in type(hook).__mro__:
-        # What a subclass does on top was not what its base class spoke of.
+        # A base class cannot vouch for methods that a subclass overrides.
         if "traceable" in vars(cls):
             if cls.__dict__["traceable"]:
                 return hook.why_not_traced()
             break
         if any(name in vars(cls) for name in _OVERRIDABLE):
             break
-    return f"what {type(hook).__name__} does is not known to be traceable (it does not set traceable = True)"
+    return f"{type(hook).__name__} is not known to be traceable (its class does not set traceable = True)"

@@ -1,8 +1,8 @@
-"""Keeping activations.
+"""A detector that keeps activations.
 
-Gives you the activations themselves, as copies, on the CPU by default. That costs a copy of every
-activation that is seen, and as much memory as you ask for; to know only their mean, spread or histogram,
-`ActivationStatistics` needs a few hundred bytes a layer.
+It gives you the activations themselves, as copies, on the CPU by default. This costs a copy of every activation that
+is seen, and as much memory as you allow. If you only need their mean, spread or histogram, use
+`ActivationStatistics`, which takes a few hundred bytes per layer.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ __all__ = ["LayerActivationDetector"]
 
 
 class LayerActivationDetector(Detector):
-    """Keeps the activations of its layers. By default it sees every stage and batch.
+    """A detector that keeps the activations of its layers, by default in every stage and batch.
 
     Args:
-        layer_signature: which layers.
+        layer_signature: the layers to watch.
         hook_id: see `Hook`.
         target_dtype: dtype of the copies; ``None`` for the activation's own.
-        keep: ``"last"`` call of each layer, or ``"all"`` calls since `clear_captured`.
-        max_bytes: the most that may be held; a capture beyond it is refused and what is held stays.
-        device: where the copies are kept; ``None`` for where the activation is.
+        keep: ``"last"`` keeps the last call of each layer, ``"all"`` every call since `clear_captured`.
+        max_bytes: the most bytes that may be held. A capture beyond that is refused, and the others stay.
+        device: the device of the copies; ``None`` for that of the activation.
         hook_type: see `Hook`.
         **options: ``name``, ``before_edits``, ``store``, ``schedule``, ``on_error``, see `Detector`.
 
     Attributes:
-        tensor_metadata: ``["activations"]`` is the tensor; a list of tensors with ``keep="all"``; for a
-            signature that means several layers a dict of these by layer name.
-        metadata: ``["activations_shape"]``, in the same form.
+        tensor_metadata: ``["activations"]`` is the tensor, or a list of tensors with ``keep="all"``. If the signature
+            means several layers, it is a dict of these by layer name.
+        metadata: ``["activations_shape"]`` has the shapes, in the same form.
 
     Raises:
         ValueError: ``keep`` or ``max_bytes`` is not one of those named above.
@@ -85,11 +85,11 @@ class LayerActivationDetector(Detector):
         self._several = False
 
     def default_schedule(self) -> When:
-        """Every stage and batch."""
+        """Return a schedule of every stage and batch."""
         return Schedule()
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
-        """Forget what was held on other layers, or in the other form."""
+        """Forget the activations of other layers, or those held in another form."""
         self._layers = list(layers)
         several = len(layers) > 1
         if several is not self._several or not set(self._held) <= set(layers):
@@ -97,10 +97,10 @@ class LayerActivationDetector(Detector):
         self._several = several
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
-        """Keep a copy of ``x``, which can enter autograd even when the run is in inference mode.
+        """Keep a copy of ``x`` that can enter autograd even if the run is in inference mode.
 
         Raises:
-            CaptureBudgetExceeded: ``max_bytes`` would be passed.
+            CaptureBudgetExceeded: the copies would take more than ``max_bytes``.
         """
         dtype = self.target_dtype or x.dtype
         replaced = self._held.get(ctx.layer, []) if self.keep == "last" else []
@@ -115,30 +115,30 @@ class LayerActivationDetector(Detector):
         self._publish(ctx.layer)
 
     def get_captured(self) -> Any:
-        """What ``tensor_metadata["activations"]`` holds; ``None`` if nothing was seen.
+        """Return ``tensor_metadata["activations"]``, or ``None`` if nothing was seen.
 
         Raises:
-            RanElsewhere: the run was one of ``ddp_spawn`` and its like.
+            RanElsewhere: the run was in processes of ``ddp_spawn`` or the like.
         """
         if self.elsewhere is not None:
             self.elsewhere.refuse("get_captured()")
         return self.tensor_metadata.get("activations")
 
     def clear_captured(self) -> None:
-        """Forget what is held."""
+        """Forget all held activations."""
         self._held.clear()
         self._unread.clear()
         self.tensor_metadata.pop("activations", None)
         self.metadata.pop("activations_shape", None)
 
     def reading_names(self) -> tuple[str, ...]:
-        """Histogram, mean, std, and mean Euclidean norm of the last dimension."""
+        """Return the names: histogram, mean, std, and mean Euclidean norm of the last dimension."""
         return ("histogram", "mean", "std", "token_norm")
 
     def readings(self) -> list[Reading]:
-        """The readings of what is held, of layers that were seen since the last reading in the running stage.
+        """Return readings of the held activations of layers seen since the last reading in the running stage.
 
-        Layers that hold no floating-point numbers have none.
+        Layers whose activations are not floating-point numbers have no readings.
         """
         rows = zip(self._layers, self.over_ranks(), strict=True)
         return [
@@ -146,7 +146,7 @@ class LayerActivationDetector(Detector):
         ]
 
     def share(self) -> Shares:
-        """Sums of what is held, of layers that were seen since the last reading in the running stage."""
+        """Share sums of the held activations of layers seen since the last reading in the running stage."""
         stage = self.context.stage if self.context is not None else None
         rows = list(empty_rows(len(self._layers)))
         for index, layer in enumerate(self._layers):
@@ -159,16 +159,16 @@ class LayerActivationDetector(Detector):
         return merged
 
     def reset(self) -> None:
-        """Begin the next reading; what is held stays."""
+        """Begin the next reading. The held activations stay."""
         self._unread.clear()
 
     def _refuse_growth(self, growth: int, layer: str) -> None:
         held = sum(_bytes(tensors) for tensors in self._held.values())
         if held + growth > self.max_bytes:
             raise CaptureBudgetExceeded(
-                f"keeping the activation of {layer!r} would take {held + growth:,} bytes, and "
-                f"max_bytes={self.max_bytes:,} ({held:,} are held; they stay). Call clear_captured() between "
-                "batches, keep='last', watch fewer layers, use a smaller target_dtype, or raise max_bytes."
+                f"keeping the activation of {layer!r} would take {held + growth:,} bytes, more than "
+                f"max_bytes={self.max_bytes:,} ({held:,} bytes are held, and stay). Call clear_captured() between "
+                "batches, set keep='last', watch fewer layers, use a smaller target_dtype, or raise max_bytes."
             )
 
     def _publish(self, layer: str) -> None:

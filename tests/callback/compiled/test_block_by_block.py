@@ -69,5 +69,7 @@ def test_a_hook_outside_sees_an_error_of_the_block_and_copies_have_no_hook() -> 
 @pytest.mark.parametrize("hook", [ActivationStatistics("model.*.0"), ScaleController("model.*.0", 2.0)])
 def test_layers_inside_of_many_compiled_blocks_are_refused(hook: Any) -> None:
     hooks = {"controllers" if hook.edits else "detectors": hook}
-    with pytest.raises(RegistrationError, match="3 modules of class Chain are compiled one by one, and hooks inside"):
+    with pytest.raises(
+        RegistrationError, match="3 modules of class Chain are compiled one by one, and with hooks inside"
+    ):
         fit(three_blocks(), vector_data(), HookCallback(**hooks))

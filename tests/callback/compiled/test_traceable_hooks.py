@@ -113,8 +113,8 @@ class Own(Hook):
         pass
 
 
-REFUSED = "would run inside of a graph of torch.compile: 'model.3' lies in 'model', which is compiled. There, "
-NOT_KNOWN = "what {} does is not known to be traceable"
+REFUSED = "would run inside a graph of torch.compile: 'model.3' lies in 'model', which is compiled. There, "
+NOT_KNOWN = "{} is not known to be traceable"
 
 
 @pytest.mark.documents(

@@ -99,7 +99,7 @@ def test_the_budget_refuses_and_loses_nothing() -> None:
     for n in (1, 2):
         model(torch.full((2, 5), float(n)))
     message = (
-        r"keeping the activation of '0' would take 120 bytes, and max_bytes=100 \(80 are held; they stay\). "
+        r"keeping the activation of '0' would take 120 bytes, more than max_bytes=100 \(80 bytes are held, and stay\). "
         r"Call clear_captured\(\)"
     )
     with pytest.raises(HookError, match=message) as caught:
