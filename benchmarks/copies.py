@@ -1,4 +1,4 @@
-"""Counting what a log step moves: copies to the host, and collectives between ranks."""
+"""Counting the traffic of a log step: copies to the host, and collectives between ranks."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What gives a tensor's numbers to the host, and waits for them.
+# The calls that bring a tensor's numbers to the host, and wait for them.
 LEAVES = {"cpu", "tolist", "item", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__", "nonzero"}
 
 
 class HostCopies(TorchFunctionMode):
-    """Counts copies from the device to the host, also where both are the CPU.
+    """A counter of copies from the device to the host, which also counts when both are the CPU.
 
-    Every tensor that comes from elsewhere counts as the device's. What a copy gives, what is made from
-    that, and what is made from no tensor at all are the host's.
+    Every tensor from outside counts as the device's. The result of a copy, anything made from it, and anything made
+    from no tensor at all are the host's.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        self._on_host: dict[int, Tensor] = {}  # the tensors too, so that no ID is given away again
+        self._on_host: dict[int, Tensor] = {}  # the tensors too, so that no ID is used again
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -40,7 +40,7 @@ class HostCopies(TorchFunctionMode):
 
 
 class Collectives(TorchDispatchMode):
-    """Counts torch.distributed's collectives."""
+    """A counter of torch.distributed's collectives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Collectives(TorchDispatchMode):
 
 
 def counted(function: Callable[[], Any]) -> tuple[int, int]:
-    """The collectives and the copies to the host of one call."""
+    """Count the collectives and the copies to the host in one call."""
     with Collectives() as collectives, HostCopies() as copies:
         function()
     return collectives.count, copies.count

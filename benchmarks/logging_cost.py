@@ -1,9 +1,9 @@
-"""What a logged step costs in event files: time and bytes by what is written.
+"""The cost of a logged step in event files: time and bytes, by what is written.
 
     python -m benchmarks.logging_cost
 
-The time is that of the process, so it holds the thread that writes the file: it computes checksums in Python,
-and the training loop waits for it as long. It is the least of 60 steps: what else runs on the machine only adds.
+The time is the processor time of the process, so it includes the thread that writes the file: it computes checksums in
+Python, and the training loop waits that long for it. It is the least of 60 steps: other load on the machine only adds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HISTOGRAM = Histogram(EDGES, _COUNTS, _X.min(), _X.max(), float(_X.size), _X.su
 
 
 class Logger:
-    """A logger as Lightning's TensorBoardLogger is: it has its writer as ``experiment``."""
+    """A logger like Lightning's TensorBoardLogger: its ``experiment`` is a writer."""
 
     def __init__(self, folder: str) -> None:
         self.experiment = SummaryWriter(folder)
@@ -43,7 +43,7 @@ class Logger:
 
 
 def readings(statistics: int, histograms: bool, step: int) -> list[Reading]:
-    """The readings of a step, in the order of ActivationStatistics."""
+    """Make the readings of a step, in the order of ActivationStatistics."""
     made = []
     for layer in LAYERS:
         made += [Reading(layer, name, step + i / 7) for i, name in enumerate(STATISTICS[:statistics])]
@@ -53,12 +53,12 @@ def readings(statistics: int, histograms: bool, step: int) -> list[Reading]:
 
 
 def in_one_event(logger: Logger, step: LoggedStep, scalars: str) -> None:
-    """What HookCallback writes."""
+    """Write a step as HookCallback does."""
     write([logger], step, scalars)
 
 
 def one_by_one(logger: Logger, step: LoggedStep) -> None:
-    """What one would write without it: ``add_scalar`` for each number, with the same bins ``add_histogram_raw``."""
+    """Write a step without it: ``add_scalar`` for each number, ``add_histogram_raw`` with the same bins."""
     writer = logger.experiment
     for tag, reading in step.tagged:
         if isinstance(reading.value, Histogram):
@@ -71,7 +71,7 @@ def one_by_one(logger: Logger, step: LoggedStep) -> None:
 def measure(
     statistics: int, histograms: bool, write_step: Callable[[Logger, LoggedStep], Any], steps: int
 ) -> tuple[float, float]:
-    """Milliseconds (the least) and bytes of a step, without the first, which holds the schemas too."""
+    """Return the least milliseconds and the bytes of a step, without the first, which also holds the schemas."""
     made = [readings(statistics, histograms, step) for step in range(steps + 1)]
     with tempfile.TemporaryDirectory() as folder:
         logger = Logger(folder)
@@ -87,7 +87,7 @@ def measure(
 
 
 def rows(steps: int = STEPS) -> list[dict[str, Any]]:
-    """Time and bytes of each way to write 100 layers, 8 or 14 statistics, with and without histograms."""
+    """Measure each way to write 100 layers with 8 or 14 statistics, with and without histograms."""
     ways: dict[str, Callable[[Logger, LoggedStep], Any]] = {"one call each": one_by_one}
     for scalars in ("all", "summary", "none"):
         ways[f"scalars={scalars!r}"] = partial(in_one_event, scalars=scalars)

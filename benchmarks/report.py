@@ -1,4 +1,4 @@
-"""What a benchmark found, as JSON and as Markdown tables."""
+"""The results of a benchmark, as JSON and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 
 
 class NotRun(Exception):
-    """Why a row has no number: no GPU, a missing package."""
+    """A row cannot be measured: there is no GPU, or a package is missing."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Target:
     """One line of the table of targets.
 
     Args:
-        what: what is measured.
-        value: what was measured; ``None``: not run.
-        limit: the most it may be; ``None``: there is only a number to compare with.
-        unit: ``"share"``, ``"ratio"`` or what a count counts.
+        what: the measured quantity.
+        value: the measured value; ``None`` if it was not run.
+        limit: the most it may be; ``None`` if there is no target.
+        unit: ``"share"``, ``"ratio"`` or the unit of the value.
         note: why it was not run, or how to read the value.
     """
 
@@ -48,9 +48,9 @@ class Section:
     """A side-by-side table, and the targets that are read from it.
 
     Args:
-        title: what the table shows.
+        title: the subject of the table.
         note: how it was measured.
-        lines: one a row of the table, by column; a `Summary` or a number as text.
+        lines: the rows of the table, each with its cells by column.
         targets: rows of the table of targets.
     """
 
@@ -61,7 +61,7 @@ class Section:
 
 
 def number(value: float, unit: str) -> str:
-    """A measured value as text."""
+    """Write a measured value as text."""
     if unit == "share":
         return f"{value * 100:.2g} %"
     text = f"{value:.3g}" if unit == "ratio" or value != int(value) else f"{value:.0f}"
@@ -69,7 +69,7 @@ def number(value: float, unit: str) -> str:
 
 
 def table(lines: Sequence[dict[str, str]]) -> list[str]:
-    """A Markdown table; columns are those of the first line, cells padded so that it reads as text too."""
+    """Make a Markdown table with the columns of the first line; its cells are padded, so that it reads as text too."""
     columns = list(lines[0])
     rows = [columns, *([line.get(column, "") for column in columns] for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
@@ -80,7 +80,7 @@ def table(lines: Sequence[dict[str, str]]) -> list[str]:
 
 
 def markdown(heading: str, sections: Sequence[Section]) -> str:
-    """The targets of all sections, then each section's own table."""
+    """Write the targets of all sections, then each section's table."""
     targets = [
         {
             "what": target.what,
@@ -99,12 +99,12 @@ def markdown(heading: str, sections: Sequence[Section]) -> str:
 
 
 def as_json(machine: dict[str, Any], sections: Sequence[Section]) -> dict[str, Any]:
-    """All of it, as JSON holds it."""
+    """Return everything as values that JSON can hold."""
     return {**machine, "sections": [asdict(section) for section in sections]}
 
 
 def put_into(page: Path, text: str) -> None:
-    """Replace what stands between the two marks of a page.
+    """Replace the text between the two marks of a page.
 
     Raises:
         ValueError: the page does not have the marks.
@@ -112,5 +112,5 @@ def put_into(page: Path, text: str) -> None:
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{page} needs the lines {BEGIN} and {END}: the tables go between them")
+        raise ValueError(f"{page} has no lines {BEGIN} and {END}: add them, and the tables go between them")
     page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What others do to watch or to steer, as callbacks; each from its own package where there is one."""
+"""Other ways to watch or to steer, as callbacks; each from its own package where there is one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Hook = Callable[..., Any]
 
 
 def needs(module: str) -> Any:
-    """An imported module of a package that may not be installed.
+    """Import a module of a package that may not be installed.
 
     Raises:
-        NotRun: it is not.
+        NotRun: the package is not installed.
     """
     package = module.partition(".")[0]
     if find_spec(package) is None:
@@ -28,22 +28,22 @@ def needs(module: str) -> Any:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The blocks of a Llama or a GPT-2; of their nnsight wrappers too."""
+    """Return the blocks of a Llama or a GPT-2, also inside nnsight's wrapper."""
     return model.model.layers if hasattr(model, "model") else model.transformer.h
 
 
 def hidden_states(output: Any) -> Tensor:
-    """What a block hands on: transformers 4 gives some in a tuple."""
+    """Return the activation in a block's output: in transformers 4 some blocks return a tuple."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 class PlainHooks(pl.Callback):
-    """A torch hook on every block, put on at a batch's start and taken off at its end.
+    """A torch hook on every block, put on at the start of a batch and taken off at its end.
 
     Args:
         hook: makes the hook of a block, from its index.
-        after: what is done at the batch's end, given TensorBoard's writer.
-        only: the block, if it is not all.
+        after: a function called at the batch's end with TensorBoard's writer.
+        only: index of the only block to hook; ``None`` for all blocks.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ def do_nothing() -> pl.Callback:
 
 
 def item_statistics() -> pl.Callback:
-    """Six numbers a block, each copied to the host as soon as it is made."""
+    """Take six numbers per block, each copied to the host as soon as it is made."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         x = hidden_states(output).detach().float()
@@ -84,7 +84,7 @@ def item_statistics() -> pl.Callback:
 
 
 def copy_to_cpu(add_histogram: bool) -> pl.Callback:
-    """What older callbacks do: copy each activation to the CPU, and let TensorBoard make the histogram."""
+    """Copy each activation to the CPU and let TensorBoard make the histogram, as older callbacks do."""
     kept: dict[int, Tensor] = {}
 
     def keep(index: int) -> Hook:
@@ -103,7 +103,7 @@ def copy_to_cpu(add_histogram: bool) -> pl.Callback:
 
 
 def mi_crow_capture() -> pl.Callback:
-    """mi-crow's own detector: it keeps the tensor itself on a CPU, and a copy of a GPU's."""
+    """Use mi-crow's own detector, which keeps the tensor itself on a CPU, and a copy on a GPU."""
     new, detectors = needs("mi_crow.hooks").LayerActivationDetector, {}
 
     def hook(index: int) -> Hook:
@@ -115,10 +115,10 @@ def mi_crow_capture() -> pl.Callback:
 
 
 class NNsightCapture(pl.Callback):
-    """nnsight's trace that saves the output of every block, in place of the model's own call in validation.
+    """An nnsight trace that saves the output of every block, in place of the model's own call in validation.
 
     Args:
-        model: traced; a copy of the model that the others run, as nnsight changes its modules.
+        model: the traced model, a copy of the one that the others run, because nnsight changes its modules.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -141,7 +141,7 @@ class NNsightCapture(pl.Callback):
 
 
 def plain_steering(index: int, vector: Tensor) -> pl.Callback:
-    """One torch hook that returns the sum."""
+    """Use one torch hook that returns the sum."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         x = hidden_states(output) + vector
@@ -151,7 +151,7 @@ def plain_steering(index: int, vector: Tensor) -> pl.Callback:
 
 
 def mi_crow_steering(index: int, vector: Tensor) -> pl.Callback:
-    """mi-crow's own controller, which writes through ``.data``."""
+    """Use mi-crow's own controller, which writes through ``.data``."""
     controller = needs("mi_crow.hooks").FunctionController(layer_signature=index, function=lambda x: x + vector)
     return PlainHooks(lambda _: controller.get_torch_hook(), only=index)
 

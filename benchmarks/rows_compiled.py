@@ -21,7 +21,7 @@ WHAT = "compiled model"
 
 
 class Counted(pl.Callback):
-    """Seconds, graphs and graph breaks of each batch."""
+    """A callback that counts the seconds, graphs and graph breaks of each batch."""
 
     def __init__(self, device: torch.device) -> None:
         self.batches: list[tuple[float, int, int]] = []
@@ -43,7 +43,7 @@ class Counted(pl.Callback):
 
 
 def compiled(case: Case, rounds: int) -> Section:
-    """Forward passes of two runs, each compiled anew; on a CPU without a backend, which only counts."""
+    """Compare forward passes of two runs, each compiled from scratch; on a CPU without a backend, only counting."""
     watch = HookCallback(ActivationStatistics("block:*"))
     watched = _passes(case, rounds, watch)
     if not watch.history():

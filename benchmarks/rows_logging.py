@@ -1,4 +1,4 @@
-"""A log step: what it moves between ranks and to the host, and what its event costs."""
+"""A log step: its traffic between ranks and to the host, and the cost of its event."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST, LATER = "first reading", "each later reading"
 
 
 def moved() -> Section:
-    """Collectives and copies of a log step on two ranks (two processes, gloo)."""
+    """Count the collectives and copies of a log step on two ranks (two processes, gloo)."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_rank, args=(folder,), nprocs=2)
         found: dict[str, dict[int, tuple[int, int]]] = torch.load(f"{folder}/0.pt", weights_only=True)
@@ -58,7 +58,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def _readers(layers: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """By name what comes before a reading, and the reading."""
+    """Return, by name, a function to call before a reading, and the reading."""
     model = nn.Sequential(*[nn.Identity() for _ in range(layers)])
     detector = ActivationStatistics("block:*")
     Layers(model).register_hook(None, detector)
@@ -84,7 +84,7 @@ def _readers(layers: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any
 
 
 def event(steps: int) -> Section:
-    """What a step's readings cost in an event file."""
+    """Measure the cost of a step's readings in an event file."""
     lines: dict[str, dict[str, str]] = {}
     found = logging_cost.rows(steps)
     for row in found:

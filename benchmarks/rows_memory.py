@@ -1,4 +1,4 @@
-"""What is held when a pass without gradients is over: activations that outlived their hook, and bytes."""
+"""The memory held after a pass without gradients: activations that outlived their hook, and bytes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ALIVE, HELD = "activations alive", "kB"
 
 
 class Probe(pl.Callback):
-    """Looks at the memory when the model returns, by variant in turns.
+    """A callback that looks at the memory when the model returns, for each variant in its turn.
 
     Attributes:
-        alive: of each pass, how many of the blocks' outputs are still there.
-        held: of each pass, bytes of all tensors.
-        peak: of each pass, the most that the GPU had allocated since the batch began.
+        alive: for each pass, how many of the blocks' outputs are still alive.
+        held: for each pass, the bytes of all tensors.
+        peak: for each pass, the most bytes that the GPU had allocated since the batch began.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def _bytes_of_tensors() -> int:
 
 
 def memory(case: Case) -> Section:
-    """A run of its own for each variant: what it keeps from pass to pass counts."""
+    """Measure each variant in a separate run, so that memory kept from pass to pass counts."""
     model = case.make()
     module, batch = Measured(model), case.data(model.config.vocab_size)
     (_, *variants), missing = variants_of(

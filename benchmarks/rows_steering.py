@@ -1,4 +1,4 @@
-"""Steering one block while text is generated, in turns with the bare model and with what others do."""
+"""Steering one block while text is generated, in turns with the bare model and with other packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALL, GENERATED = "SteeringController, all tokens", "SteeringController, generate
 
 
 def steering(case: Case, rounds: int, new_tokens: int) -> Section:
-    """Predict batches of greedy text."""
+    """Measure predicting batches of greedy text."""
     model = case.make()
     config = model.config
     model.generation_config.eos_token_id = None

@@ -17,7 +17,7 @@ SIZES = {
 
 
 def one_tensor(device: torch.device, rounds: int, quick: bool) -> Section:
-    """Milliseconds of one call. The last size is the one with a target."""
+    """Measure the milliseconds of one call. The last size is the one with a target."""
     lines = []
     for shape, dtype in SIZES["quick" if quick else device.type]:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
@@ -52,7 +52,7 @@ def _limit(device: torch.device) -> float | None:
 
 
 def accuracy(device: torch.device, quick: bool) -> Section:
-    """Mean and standard deviation at |mean| / std = 100, beside numpy in float64."""
+    """Compare mean and standard deviation at |mean| / std = 100 with numpy's in float64."""
     worst = 0.0
     rows, width = (1_000 if quick else 100_000), 1_000
     for dtype in (torch.float32, torch.bfloat16):

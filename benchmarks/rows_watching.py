@@ -1,4 +1,4 @@
-"""Watching every block: training steps and forward passes, in turns with the bare model and with what others do."""
+"""Watching every block: training steps and forward passes, in turns with the bare model and with other packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEVER = 10**9
 
 
 def training(case: Case, rounds: int) -> Section:
-    """Training steps."""
+    """Measure training steps."""
     model = case.make()
     width, vocabulary = model.config.hidden_size, model.config.vocab_size
     variants, missing = variants_of(
@@ -68,7 +68,7 @@ def _training_targets(case: Case, named: dict[str, Variant]) -> list[Target]:
 
 
 def _cost(variant: Variant, bare: Variant, on_cpu: bool) -> float:
-    """What it costs, over the step's time: the share on a CPU, on a GPU what the ratio is above 1."""
+    """Return the cost relative to the step's time: on a CPU the share, on a GPU the ratio less 1."""
     return variant.share().median if on_cpu else variant.ratio(bare).median - 1
 
 
@@ -78,7 +78,7 @@ def _micro(variant: Variant) -> str:
 
 
 def forward(case: Case, rounds: int) -> Section:
-    """Forward passes without gradients, as validation runs them."""
+    """Measure forward passes without gradients, as validation runs them."""
     model = case.make()
     variants, missing = variants_of(
         {
@@ -100,14 +100,14 @@ def forward(case: Case, rounds: int) -> Section:
         targets.append(Target(f"the same, forward pass; {case.name}", ratio, case.forward_limit, "ratio"))
     return Section(
         f"Forward pass: {case.title}",
-        f"{rounds} rounds. nnsight traces a copy of the model; its time cannot be told from the pass's.",
+        f"{rounds} rounds. nnsight traces a copy of the model; its time cannot be separated from the pass's.",
         [variant.line(variants[0], case.on_cpu) for variant in variants] + missing,
         targets,
     )
 
 
 def variants_of(makers: dict[str, Callable[[], pl.Callback]]) -> tuple[list[Variant], list[dict[str, str]]]:
-    """The bare model and what can be made, and lines for what cannot."""
+    """Return the bare model and the variants that can be made, and lines for those that cannot."""
     variants, missing = [Variant("bare")], []
     for name, make in makers.items():
         try:
@@ -122,7 +122,7 @@ def _watch(name: str, every: int, schedule: Schedule | None = None) -> HookCallb
 
 
 def _idle(width: int) -> HookCallback:
-    """A detector that is not due, one that is disabled, and a controller of predict."""
+    """Make a detector that is not due, one that is disabled, and a controller that acts in predict."""
     detectors = [ActivationStatistics("block:*", name="rare"), ActivationStatistics("block:*", name="off")]
     detectors[1].disable()
     return HookCallback(detectors, SteeringController("block:0", torch.ones(width)), log_every_n_steps=NEVER)

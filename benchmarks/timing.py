@@ -1,4 +1,4 @@
-"""Clocks, and what is told of many measurements."""
+"""Clocks, and summaries of many measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Spent(NamedTuple):
-    """Seconds: by the wall clock, and of all the process's threads on a processor."""
+    """Seconds by the wall clock, and processor seconds of all threads of the process."""
 
     wall: float
     cpu: float
@@ -31,7 +31,7 @@ NOTHING = Spent(0.0, 0.0)
 
 
 class Clock:
-    """Adds up the time spent in what it wraps; a wrapped function called by another counts once."""
+    """A sum of the time spent in wrapped functions. One that another calls is not counted twice."""
 
     def __init__(self) -> None:
         self._spent = NOTHING
@@ -50,13 +50,13 @@ class Clock:
         return timed
 
     def take(self) -> Spent:
-        """What was spent since the last call."""
+        """Return the time spent since the last call."""
         spent, self._spent = self._spent, NOTHING
         return spent
 
 
 class StepTimer:
-    """Times a step from `start` to `stop`: with events on a GPU, with the clocks on a CPU."""
+    """A timer of a step, from `start` to `stop`: by events on a GPU, by the clocks on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -76,7 +76,7 @@ class StepTimer:
 
 
 class Summary(NamedTuple):
-    """Median, least and most."""
+    """The median, the least and the most of some values."""
 
     median: float
     least: float
@@ -88,9 +88,9 @@ class Summary(NamedTuple):
 
 
 def seconds_of(functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median wall seconds of each function, taken in turns; two turns warm up."""
+    """Return the median wall seconds of each function, taken in turns; two turns warm up."""
     timer, seconds = StepTimer(device), {name: [] for name in functions}
-    calls = 10 if device.type == "cuda" else 1  # on a GPU so many that the first launch does not count
+    calls = 10 if device.type == "cuda" else 1  # on a GPU enough calls that the first launch does not count
     for turn in range(repeats + 2):
         for name, function in functions.items():
             timer.start()

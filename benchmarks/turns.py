@@ -1,8 +1,8 @@
 """Variants that take turns in one run of a real Trainer, batch by batch.
 
-Each variant is a callback whose batch events reach it only in its own turn, so that a bare step is bare. What
-is measured is the step from its start event to its end event, and in it the time spent in the callback's events
-and in the torch hooks that the callback put on the model.
+Each variant is a callback whose batch events reach it only in its own turn, so that a bare step is bare. The step is
+measured from its start event to its end event, and within it the time spent in the callback's events and in the torch
+hooks that the callback put on the model.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from benchmarks.cases import Case, Measured
 from benchmarks.timing import Clock, Spent, StepTimer, Summary
 from tests.models import trainer
 
-WARM_UP = 2  # rounds: buffers take their sizes, memory its place, layouts are written
+WARM_UP = 2  # rounds in which buffers get their sizes, memory is allocated and the charts' layout is written
 EVENTS = {"fit": "train", "validate": "validation", "predict": "predict"}
 KINDS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 @dataclass
 class Variant:
-    """A way to watch or steer, and what was measured of it.
+    """A way to watch or steer, with its measurements.
 
     Args:
-        name: what the tables call it.
-        callbacks: what does it; none is the bare model.
-        timed_hooks: whether its time is spent in hooks and events; else only the step's time tells.
+        name: its name in the tables.
+        callbacks: the callbacks that do it; none for the bare model.
+        timed_hooks: whether its time is spent in hooks and events; otherwise only the step's time is meaningful.
     """
 
     name: str
@@ -48,19 +48,19 @@ class Variant:
     handles: int = 0
 
     def share(self, clock: str = "wall") -> Summary:
-        """Time in hooks and events over the step's."""
+        """Return the time in hooks and events over the step's time."""
         pairs = zip(self.hooks, self.steps, strict=True)
         return Summary.of([getattr(spent, clock) / getattr(step, clock) for spent, step in pairs])
 
     def ratio(self, bare: Variant, clock: str = "wall") -> Summary:
-        """The step's time over that of the bare step of the same round."""
+        """Return the step's time over that of the bare step in the same round."""
         pairs = zip(self.steps, bare.steps, strict=True)
         return Summary.of([getattr(step, clock) / getattr(other, clock) for step, other in pairs])
 
     def line(self, bare: Variant, on_cpu: bool) -> dict[str, str]:
-        """Its row of a table."""
+        """Return its row of a table."""
         ratio, share = self.ratio(bare), self.share()
-        told = self.timed_hooks and self is not bare
+        has_share = self.timed_hooks and self is not bare
         times = {
             "": self.name,
             "step, ms": f"{Summary.of([step.wall * 1000 for step in self.steps]).median:.4g}",
@@ -71,14 +71,14 @@ class Variant:
         return {
             **times,
             "CPU time, ratio": f"{self.ratio(bare, 'cpu').median:.3f}",
-            "share": f"{share.median:.2%}" if told else "",
-            "(spread)": f"{share.least:.2%}-{share.most:.2%}" if told else "",
-            "share of CPU time": f"{self.share('cpu').median:.2%}" if told else "",
+            "share": f"{share.median:.2%}" if has_share else "",
+            "(spread)": f"{share.least:.2%}-{share.most:.2%}" if has_share else "",
+            "share of CPU time": f"{self.share('cpu').median:.2%}" if has_share else "",
         }
 
 
 class _Turns:
-    """Whose turn it is, and the clock of what that variant does."""
+    """The variant whose turn it is, and the clock of its work."""
 
     def __init__(self, case: Case, variants: Sequence[Variant], rounds: int) -> None:
         self.case, self.variants, self.rounds = case, variants, rounds
@@ -96,15 +96,15 @@ class _Turns:
         return self.index < WARM_UP * len(self.variants)
 
     def begin(self, root: nn.Module) -> None:
-        """Before any callback's start event."""
+        """Begin a step, before any callback's start event."""
         self.index += 1
-        gc.collect()  # nobody pays for what others left
+        gc.collect()  # no variant pays for the garbage of another
         self._before = {(id(module), kind, key) for module, kind, key, _ in _hooks(root)}
         self.clock.take()
         self.timer.start()
 
     def attached(self, root: nn.Module) -> None:
-        """After all callbacks' start events: time the hooks that they put on the model."""
+        """Time the hooks that the callbacks put on the model, after all their start events."""
         if not (self.case.on_cpu or self.warming_up):
             return
         new = [hook for hook in _hooks(root) if (id(hook[0]), hook[1], hook[2]) not in self._before]
@@ -113,7 +113,7 @@ class _Turns:
             getattr(module, kind)[key] = self.clock(function)
 
     def end(self) -> None:
-        """After all callbacks' end events."""
+        """End a step, after all callbacks' end events."""
         took, hooks = self.timer.stop(), self.clock.take()
         if not self.warming_up:
             self.current.steps.append(took)
@@ -128,7 +128,7 @@ def _hooks(root: nn.Module) -> Iterator[tuple[nn.Module, str, int, Callable[...,
 
 
 def _edge(stage: str, start: Callable[[nn.Module], None], end: Callable[[], None]) -> pl.Callback:
-    """A callback of two events: around those of the variants, as it is the first and the last of all."""
+    """Make a callback of two events. The first and the last of all callbacks stand around the variants."""
     callback, name = pl.Callback(), EVENTS[stage]
     setattr(callback, f"on_{name}_batch_start", lambda trainer, module, *batch: start(module))
     setattr(callback, f"on_{name}_batch_end", lambda *batch: end())
@@ -136,7 +136,7 @@ def _edge(stage: str, start: Callable[[nn.Module], None], end: Callable[[], None
 
 
 def _gate(callback: pl.Callback, variant: Variant, turns: _Turns, stage: str) -> None:
-    """Batch events reach a callback in its variant's turn only, and are timed."""
+    """Let batch events reach a callback only in its variant's turn, and time them."""
     for when in ("start", "end"):
         event = f"on_{EVENTS[stage]}_batch_{when}"
         timed = turns.clock(getattr(callback, event))
@@ -157,14 +157,14 @@ def take_turns(
     stage: str = "fit",
     *observers: pl.Callback,
 ) -> None:
-    """Run all variants, which keep what was measured of them.
+    """Run all variants, and store the measurements in them.
 
     Args:
-        case: where and how.
-        module: what is run.
-        batch: what it is run on, each time.
+        case: the device and the options.
+        module: the module to run.
+        batch: the batch of every step.
         variants: in the order of their turns.
-        rounds: measured turns of each.
+        rounds: how many measured turns each variant has.
         stage: ``"fit"``, ``"validate"`` or ``"predict"``.
         *observers: callbacks that get the events of every turn, before the variants.
     """
@@ -190,7 +190,7 @@ def take_turns(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's advice, and with garbage collection that does not look at what was there before."""
+    """Silence Lightning's advice, and keep garbage collection away from objects that were there before."""
     gc.collect()
     gc.freeze()
     try:

@@ -1,4 +1,4 @@
-"""Fit, or predict, with hooks that a YAML file describes; a tiny model with random weights learns to count.
+"""Fit or predict with hooks from a YAML file; a tiny model with random weights learns to count.
 
 python examples/cli.py fit --config examples/config.yaml
 python examples/cli.py predict --config examples/config.yaml
@@ -22,7 +22,7 @@ class TinyLlama(mcl.CausalLMModule):
 
 
 class Counting(L.LightningDataModule):
-    """Rows such as 7, 8, 9, ...: all of them are trained on, and begun for a prediction to go on with."""
+    """Rows such as 7, 8, 9, ...: fit trains on all of them, and predict continues their first four numbers."""
 
     def __init__(self, rows: int = 32, length: int = 12, batch_size: int = 8):
         super().__init__()
@@ -44,7 +44,7 @@ class Counting(L.LightningDataModule):
 
 
 def fading(ctx):
-    """A strength: 1 at the first token that is generated, less at each further one."""
+    """Return a strength: 1 at the first generated token, and less at each further one."""
     return 1 / (1 + ctx.decode_step)
 
 

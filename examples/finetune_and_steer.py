@@ -1,4 +1,4 @@
-"""Fine-tune a small language model while every block is watched, then steer its predictions."""
+"""Fine-tune a small language model, watch every block meanwhile, then steer its predictions."""
 
 import argparse
 import json
@@ -50,7 +50,7 @@ def main(model, logdir):
     for pair in zip(texts[0], texts[STRENGTH], strict=True):
         rows = zip_longest(*(wrap(text.prompt + text.text, 58) for text in pair), fillvalue="")
         print(*(f"{left:60}  {right}" for left, right in rows), "", sep="\n")
-    print(f"The log lies in {trainer.log_dir}. See {Path(sys.executable).with_name('tensorboard')} --logdir {logdir}")
+    print(f"The log is in {trainer.log_dir}. Run {Path(sys.executable).with_name('tensorboard')} --logdir {logdir}")
 
 
 if __name__ == "__main__":

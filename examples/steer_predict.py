@@ -18,7 +18,7 @@ HERE, SWEEP, RANDOM = Path(__file__).parent, [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 
 
 class Mood(mcl.CausalLMModule):
-    """Instead of texts, predicts how much likelier a glad word comes next than a sad one: (B, strengths)."""
+    """A module that predicts how much likelier a glad word comes next than a sad one: (B, strengths)."""
 
     def __init__(self, lm, glad, sad, **options):
         super().__init__(lm.model, lm.tokenizer, **options)
@@ -39,7 +39,7 @@ def main(model, output):
     texts = json.loads((HERE / "joy_and_sorrow.json").read_text())
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     generate = partial(mcl.CausalLMModule, lm.model, lm.tokenizer)
-    # The vector, from three quarters of the pairs; the others tell at which layer it separates best.
+    # The vector comes from three quarters of the pairs; the others show at which layer it separates best.
     pairs = list(zip(texts["positive"], texts["negative"], strict=True))
     load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
     contrast = mcl.ContrastDetector("block:*", tokens="prompt")
@@ -60,7 +60,7 @@ def main(model, output):
     for strength, column in mcl.by_strength(written).items():
         print(f"\nstrength {strength:+.0f} at {layer}")
         print(*(f"  {shorten(text.prompt + text.text, 116)}" for text in column), sep="\n")
-    # What that does to the next word, and what random vectors of equal length do.
+    # The effect on the next word, beside that of random vectors of equal length.
     mood, moods = Mood(lm, texts["glad_words"], texts["sad_words"], sweep=SWEEP), []
     for direction in (vector, *(vector.random_like(seed) for seed in range(RANDOM))):
         steer.vector = direction
