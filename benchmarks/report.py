@@ -112,5 +112,5 @@ def put_into(page: Path, text: str) -> None:
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{page} has no lines {BEGIN} and {END}: add them, and the tables go between them")
+        raise ValueError(f"{page} needs the lines {BEGIN} and {END}: the tables go between them")
     page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
