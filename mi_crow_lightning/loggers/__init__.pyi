@@ -1,7 +1,7 @@
-from mi_crow_lightning.loggers.compact_tensors import compact as compact
 from mi_crow_lightning.loggers.compact_reader import HistogramRow as HistogramRow
 from mi_crow_lightning.loggers.compact_reader import read_compact as read_compact
 from mi_crow_lightning.loggers.compact_reader import read_compact_histograms as read_compact_histograms
+from mi_crow_lightning.loggers.compact_tensors import compact as compact
 from mi_crow_lightning.loggers.dispatch import write as write
 from mi_crow_lightning.loggers.history import HistoryRow as HistoryRow
 from mi_crow_lightning.loggers.layout import write_layout as write_layout
