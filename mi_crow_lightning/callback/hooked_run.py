@@ -16,7 +16,7 @@ from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.registry.silent_layers import tell_of_silent
+from mi_crow_lightning.hooks.registry.silent_layers import report_silent_layers
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
 
@@ -182,7 +182,7 @@ class HookedRun:
                 continue
             if len(silent) < len(sites) and isinstance(hook, Controller) and self._should_have_edited(hook, stage):
                 _warn_of_no_edit(hook, stage)
-            tell_of_silent(hook, sites, silent, f"stage {stage.value!r}")
+            report_silent_layers(hook, sites, silent, f"stage {stage.value!r}")
 
 
 def _warn_of_failure_elsewhere(hook: Hook) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.registry.silent_layers import tell_of_silent
+from mi_crow_lightning.hooks.registry.silent_layers import report_silent_layers
 
 __all__ = ["attached"]
 
@@ -57,6 +57,6 @@ def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]
         for hook in layers.get_hooks():
             sites = layers.sites(hook)
             if hook.enabled:
-                tell_of_silent(hook, sites, [site for site in sites if not site.fired], "this block")
+                report_silent_layers(hook, sites, [site for site in sites if not site.fired], "this block")
     finally:
         layers.unregister_all_hooks()

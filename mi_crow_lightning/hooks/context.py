@@ -1,4 +1,4 @@
-"""What a hook may know while it runs: the place, the batch, the pass, and its neighbours."""
+"""The facts that a hook can read while it runs: its place, the batch, the pass, and the other hooks."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ class Registry(Protocol):
     store: Any
 
     def get_hooks(self) -> list[Any]:
-        """All hooks, in the order of their registration."""
+        """Return all hooks, in the order of their registration."""
 
     def list_layers(self) -> list[str]:
-        """Names of all layers."""
+        """Return the names of all layers."""
 
     def refresh(self, hook: Any) -> None:
-        """Attach a hook's handles, or remove them, as its switch says."""
+        """Attach or remove a hook's handles, depending on its switch."""
 
     def is_attached(self, hook: Any) -> bool:
-        """Whether a hook's layers call it now."""
+        """Return whether a hook's layers call it now."""
 
     def has_failed(self, hook: Any) -> bool:
-        """Whether a hook failed in the running pass."""
+        """Return whether a hook failed in the running pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A hook's place: one layer, or for what is asked outside a call, none.
+    """A hook's place: one layer, or none in the context outside a call.
 
     Attributes:
         layers: the registry that the hook is in.
         hook: the hook.
         layer: name of the layer, without wrapper prefixes.
-        index: the block that the layer is or lies in, ``None`` outside the main stack.
+        index: the block that the layer is or is in; ``None`` outside the main stack.
     """
 
     layers: Registry = field(repr=False)
@@ -61,19 +61,19 @@ _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 
 
 class HookContext(NamedTuple):
-    """Facts of one call of one hook on one layer, and the way to its neighbours. They do not change.
+    """The facts of one call of one hook on one layer, and access to the other hooks. They do not change.
 
-    Outside a call a registered hook has a context too, without layer, inputs and pass.
+    Outside a call a registered hook also has a context, without a layer, inputs or a pass.
 
     Attributes:
         place: the hook's place.
         running: the running batch.
-        facts: what the running pass says about its tokens.
+        facts: the facts about the tokens of the running pass.
         layout: which dimensions of the layer's activation are samples and tokens.
         args: positional inputs of the layer.
         kwargs: keyword inputs of the layer.
         output: the layer's output; ``None`` before the layer.
-        activation: the tensor in what the layer was given or returned; ``None`` where there is none.
+        activation: the tensor in the layer's input or output; ``None`` if there is none.
         recomputing: whether this is gradient checkpointing's second run of the layer.
     """
 
@@ -98,13 +98,13 @@ class HookContext(NamedTuple):
         return self.place.layer
 
     @property
-    def index(self) -> int | None:  # type: ignore[override]  # a tuple's index(value) has no use here
-        """The block that the layer is or lies in, ``None`` outside the main stack."""
+    def index(self) -> int | None:  # type: ignore[override]  # nobody needs a tuple's index(value) here
+        """The block that the layer is or is in; ``None`` outside the main stack."""
         return self.place.index
 
     @property
     def moment(self) -> Moment | None:
-        """The batch in the Trainer's time; ``None`` outside a Trainer."""
+        """The batch's place in the Trainer's time; ``None`` outside a Trainer."""
         return self.running.moment
 
     @property
@@ -119,27 +119,27 @@ class HookContext(NamedTuple):
 
     @property
     def stage(self) -> Stage | None:
-        """What the Trainer is doing; ``None`` outside a Trainer."""
+        """The stage that the Trainer is in; ``None`` outside a Trainer."""
         return self.running.stage
 
     @property
     def epoch(self) -> int | None:
-        """The epoch, from 0; ``None`` outside a Trainer."""
+        """The epoch, counted from 0; ``None`` outside a Trainer."""
         return self.moment.epoch if self.moment is not None else None
 
     @property
     def batch_idx(self) -> int | None:
-        """The batch in its epoch, from 0; ``None`` outside a Trainer."""
+        """The index of the batch in its epoch, counted from 0; ``None`` outside a Trainer."""
         return self.moment.batch_idx if self.moment is not None else None
 
     @property
     def step(self) -> int | None:
-        """Steps taken before this batch; ``None`` outside a Trainer."""
+        """The number of steps taken before this batch; ``None`` outside a Trainer."""
         return self.moment.step if self.moment is not None else None
 
     @property
     def decode_step(self) -> int:
-        """0 while the prompt is read, then 1, 2, ...: how many tokens of each row this pass is past the prompt."""
+        """How many tokens of each row this pass is past the prompt: 0 while the prompt is read, then 1, 2, ..."""
         facts = self.facts
         if facts.prompt_width is None or facts.tokens is None:
             return 0
@@ -157,7 +157,7 @@ class HookContext(NamedTuple):
 
     @property
     def store(self) -> Any:
-        """The store that was given; ``None`` if none was."""
+        """The store that was given; ``None`` if there was none."""
         return self.place.layers.store
 
     @property

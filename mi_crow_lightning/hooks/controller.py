@@ -18,9 +18,9 @@ __all__ = ["Controller", "checked_edit"]
 class Controller(Hook):
     """A hook that changes activations.
 
-    A subclass overrides `edit`. The base class takes the tensor out of what the layer was given or
-    returned and puts the edited one back in a copy. An edit is returned, never written in place, so
-    gradients are those of the edited computation.
+    A subclass overrides `edit`. The base class takes the tensor out of the layer's input or output and puts
+    the edited tensor back in a copy of it. An edit is returned, never written in place, so gradients are
+    those of the edited computation.
 
     Args:
         layer_signature: see `Hook`.
@@ -40,7 +40,7 @@ class Controller(Hook):
 
     @property
     def may_be_idle(self) -> bool:
-        """Whether it is no surprise when nothing changes in a whole stage; else a warning tells it."""
+        """Whether the controller may change nothing in a whole stage; if not, a warning reports it."""
         return False
 
     def __init__(
@@ -72,12 +72,12 @@ class Controller(Hook):
         return None if new is None or new is x else checked_edit(new, x)
 
     def modify_activations(self, module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> Tensor | None:
-        """The edited activation; by default what `edit` makes of it.
+        """Return the edited activation; by default the result of `edit`.
 
         Args:
             module: the layer.
             inputs: its first positional tensor, if there is one.
-            output: the activation to edit: the layer's output, or before a layer its input.
+            output: the activation to edit: the layer's output, or its input if the hook runs before the layer.
 
         Returns:
             A tensor of the same shape, dtype and device, or ``None`` to change nothing.
@@ -90,7 +90,7 @@ class Controller(Hook):
 
         Args:
             x: the activation, ``(B, T, D)`` in a transformer. Do not write to it.
-            ctx: where and when.
+            ctx: the facts of this call.
 
         Returns:
             A tensor of the same shape, dtype and device, or ``None`` to change nothing.
@@ -99,10 +99,10 @@ class Controller(Hook):
 
 
 def checked_edit(new: Any, x: Tensor) -> Tensor:
-    """``new`` itself, if it may replace ``x``.
+    """Return ``new`` unchanged if it may replace ``x``.
 
     Raises:
-        EditMismatch: it is no tensor, or not of the shape, dtype and device of ``x``.
+        EditMismatch: ``new`` is not a tensor, or its shape, dtype or device differs from that of ``x``.
     """
     if not isinstance(new, Tensor):
         raise EditMismatch(f"a controller must return a tensor or None, not a {type(new).__name__}")

@@ -16,7 +16,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.metrics.collectives import Shares, exchange
 
-if TYPE_CHECKING:  # hooks know nothing of disk; a configuration file tells what a store is by this name
+if TYPE_CHECKING:  # hooks do not touch the disk; a configuration file finds the store's class by this name
     from mi_crow_lightning.store import Store
 
 __all__ = ["Detector"]
@@ -25,25 +25,25 @@ __all__ = ["Detector"]
 class Detector(Hook):
     """A hook that observes activations and never changes a number of the run.
 
-    A subclass overrides `observe`; to have something logged also `readings` and `reset`. The base class
-    takes the tensor out of what the layer was given or returned, detached.
+    A subclass overrides `observe`, and also `readings` and `reset` to have something logged. The base class
+    takes the tensor out of the layer's input or output and detaches it.
 
     Args:
         layer_signature: see `Hook`.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
         store: a store for subclasses that write to one.
-        name: first part of the tags of its readings; needed where two detectors would share a tag.
-        before_edits: whether to see what the layer really produced, rather than what controllers on the
-            same layer made of it.
+        name: first part of the tags of its readings; needed if two detectors would otherwise share a tag.
+        before_edits: whether to see what the layer itself produced, before controllers on the same layer
+            edit it.
         **options: ``schedule`` and ``on_error``, see `Hook`.
 
     Attributes:
-        by_block: names of the readings that TensorBoard shows as one curve over the blocks, too.
+        by_block: names of the readings that TensorBoard also shows as one curve over the blocks.
         metadata: facts about what was seen.
-        tensor_metadata: tensors that were kept.
-        resumed: stages of which `load_state_dict` brought sums: they are read even if nothing is seen before the next
-            reading. A subclass that restores sums adds to it; the callback takes a stage out when it was read.
+        tensor_metadata: tensors kept from what was seen.
+        resumed: stages for which `load_state_dict` restored sums: they are read even if nothing is seen before the
+            next reading. A subclass that restores sums adds the stage; the callback removes it once it has been read.
 
     Examples:
         >>> class TokenCount(Detector):
@@ -80,10 +80,10 @@ class Detector(Hook):
         self._of_all_ranks: Tensor | None = None
 
     def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:
-        """Take the activation out of what the layer was given or returned, and `observe` it.
+        """Take the activation out of the layer's input or output, and `observe` it.
 
         Raises:
-            NoTensorFound: there is none.
+            NoTensorFound: there is no tensor in it.
         """
         ctx = self.context
         assert ctx is not None, "a hook has a context while it runs"
@@ -94,7 +94,7 @@ class Detector(Hook):
             self._observe(take_output(output) if forward else take_input(input, ctx.kwargs), ctx)
 
     def process_activation(self, output: Any) -> None:
-        """Short form of `process_activations`, for a ``_hook_fn`` of your own."""
+        """Observe the layer's output: a short form of `process_activations`, for use in your own ``_hook_fn``."""
         ctx = self.context
         assert ctx is not None, "a hook has a context while it runs"
         self._observe(take_output(output), ctx)
@@ -106,12 +106,12 @@ class Detector(Hook):
             self.observe(x.detach() if alias else x, ctx)
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
-        """See one activation of one layer.
+        """Observe one activation of one layer.
 
         Args:
-            x: the activation, ``(B, T, D)`` in a transformer, detached. It is the running model's own
-                tensor: do not write to it, and copy what you keep.
-            ctx: where and when.
+            x: the activation, ``(B, T, D)`` in a transformer, detached. It shares the running model's memory:
+                do not write to it, and copy what you keep.
+            ctx: the facts of this call.
         """
 
     @property
@@ -120,30 +120,30 @@ class Detector(Hook):
         return self.name or "activations"
 
     def reading_names(self) -> tuple[str, ...]:
-        """Names of the readings, the same at every layer; two detectors must not share a tag."""
+        """Return the names of the readings, the same at every layer; two detectors must not share a tag."""
         return ()
 
     def readings(self) -> Iterable[Reading]:
-        """What was seen since the last `reset`, for the loggers; ``self.context.stage`` tells the stage."""
+        """Return what was seen since the last `reset`, for the loggers; the stage is ``self.context.stage``."""
         return ()
 
     def share(self) -> Shares:
-        """What this rank saw in the running stage, to be merged with what the others did; see `exchange`.
+        """Return what this rank saw in the running stage, to be merged with what the other ranks saw; see `exchange`.
 
-        Before `readings` are asked for, every rank gives its share, be the hook on there or not: one collective for
-        all detectors. `over_ranks` then gives what came of it. Nothing is shared here.
+        Before `readings` is called, every rank gives its share, whether the hook is on there or not, in one collective
+        for all detectors. `over_ranks` then returns the merged result. The base class shares nothing.
         """
         return None
         yield  # a generator
 
     def receive(self, merged: Tensor | None) -> None:
-        """Take what `share` returned, for the next `over_ranks`."""
+        """Keep the merged result of `share` for the next `over_ranks`."""
         self._of_all_ranks = merged
 
     def over_ranks(self) -> Tensor:
-        """What `share` returned, on the host; outside of a Trainer all ranks share now."""
+        """Return the merged result of `share`, on the host; outside a Trainer all ranks exchange it now."""
         merged, self._of_all_ranks = self._of_all_ranks, None
         return merged if merged is not None else exchange([self.share()])[0]
 
     def reset(self) -> None:
-        """Begin the next reading: called after `readings` were written."""
+        """Begin the next reading; called after the `readings` were written."""

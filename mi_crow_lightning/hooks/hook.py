@@ -23,44 +23,44 @@ ON_ERROR = ("raise", "disable", "warn")
 
 
 class Hook:
-    """Something that torch calls at one or many layers.
+    """An object that torch calls at one or more layers.
 
     Three ways to write one, from the most general to the simplest:
 
-    - subclass `Hook` and override ``_hook_fn``: you get what torch gives, and what you return replaces it;
+    - subclass `Hook` and override ``_hook_fn``: it gets what torch passes, and what it returns replaces that;
     - subclass `Detector` or `Controller` and override ``process_activations`` / ``modify_activations``;
     - subclass `Detector` or `Controller` and override ``observe`` / ``edit``, which get the tensor.
 
     Args:
-        layer_signature: which layers; may be left out and given at registration.
-        hook_type: ``"forward"``, after the layer, or ``"pre_forward"``, before it.
-        hook_id: a name of your choice; a UUID if none is given.
+        layer_signature: the layers; may be left out here and given at registration.
+        hook_type: ``"forward"`` to run after the layer, ``"pre_forward"`` to run before it.
+        hook_id: a name of your choice; a UUID if you give none.
         schedule: when the hook is on in a Trainer; ``None`` for the default of its kind.
-        on_error: what happens when the hook fails: ``"raise"`` once the pass is over, ``"disable"`` it
-            with a warning, or ``"warn"`` and go on. ``None``: detectors in a Trainer are disabled, all
-            else raises.
+        on_error: what happens when the hook fails: ``"raise"`` the error once the pass is over, ``"disable"`` the
+            hook with a warning, or ``"warn"`` and go on. ``None``: a detector in a Trainer is disabled, any other
+            hook raises.
 
     Attributes:
         id: unique among the hooks of a model.
-        layer_signature: which layers.
-        hook_type: before or after the layer.
+        layer_signature: the layers.
+        hook_type: whether it runs before or after the layer.
         schedule: when it is on, or ``None`` for the default.
         on_error: what happens when it fails, or ``None`` for the default.
-        elsewhere: where the runs of its callback took place, if it is in one.
-        error: the last `HookError` of this hook that a warning told, without its traceback.
+        elsewhere: where its callback's runs took place, if it belongs to a callback.
+        error: the last `HookError` of this hook that a warning reported, without its traceback.
 
     Raises:
-        ValueError, TypeError: an argument is not one of those named above.
+        ValueError, TypeError: an argument is not one of the values named above.
     """
 
-    alike_on_all_ranks = False  # whether `state_dict` gives the same on each, so that checkpoints need but one
+    alike_on_all_ranks = False  # whether `state_dict` is the same on every rank: a checkpoint needs one copy
 
-    # A class that does both, in whatever order it names its bases, has both.
+    # A class with both bases, in either order, has both.
     _observes = False
     _edits = False
 
-    #: Whether the hook may be traced into a graph of ``torch.compile``. A subclass that overrides what a hook does says
-    #: so for itself.
+    #: Whether the hook may be traced into a graph of ``torch.compile``. A subclass that overrides what the hook does
+    #: must set this itself.
     traceable = False
 
     def __init__(
@@ -74,7 +74,7 @@ class Hook:
     ) -> None:
         _check_signature(layer_signature)
         if schedule is not None and not isinstance(schedule, When):
-            raise TypeError(f"schedule={schedule!r} must be a Schedule, or schedules joined by & | ~")
+            raise TypeError(f"schedule={schedule!r} must be a Schedule, or schedules combined with &, | or ~")
         if on_error is not None and on_error not in ON_ERROR:
             raise not_known("on_error", on_error, ON_ERROR)
         self.layer_signature = layer_signature
@@ -91,26 +91,26 @@ class Hook:
         self._registry: Registry | None = None
 
     def _hook_fn(self, module: nn.Module, input: tuple[Any, ...], output: Any = None) -> Any:
-        """What the hook does; override this for everything.
+        """Do what the hook does; override this method for full control.
 
         Args:
             module: the layer.
-            input: its positional inputs; keyword inputs are in ``self.context.kwargs``.
-            output: what the layer returned; ``None`` before it.
+            input: its positional inputs; its keyword inputs are in ``self.context.kwargs``.
+            output: what the layer returned; ``None`` before the layer.
 
         Returns:
-            ``None`` to leave things as they are. After a layer: what replaces its output. Before it: what
-            replaces its inputs, a tensor, a tuple, or ``(args, kwargs)``.
+            ``None`` to leave things as they are. After a layer: what replaces its output. Before a layer: what
+            replaces its inputs, as a tensor, a tuple, or ``(args, kwargs)``.
         """
         if self.context is None or not self.context.recomputing:
             self.process_activations(module, input, output)
         return self._edited(module, input, output)
 
     def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:
-        """What a detector sees; nothing here."""
+        """Observe the activation in a detector; do nothing here."""
 
     def _edited(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> Any:
-        """What a controller returns; nothing here."""
+        """Return what a controller puts in place of the activation; ``None`` here."""
         return None
 
     @property
@@ -120,7 +120,7 @@ class Hook:
 
     @property
     def edits(self) -> bool:
-        """Whether the hook may change activations: true for all but pure detectors."""
+        """Whether the hook may change activations: true unless it is only a detector."""
         return self._edits or not self._observes
 
     @property
@@ -130,11 +130,11 @@ class Hook:
 
     @property
     def enabled(self) -> bool:
-        """Whether the user's switch is on, and the hook was not switched off because it failed."""
+        """Whether the user has the hook switched on and no failure has switched it off."""
         return self._enabled and not self._off_by_failure
 
     def is_enabled(self) -> bool:
-        """The same as `enabled`."""
+        """Return `enabled`."""
         return self.enabled
 
     def enable(self) -> None:
@@ -142,13 +142,13 @@ class Hook:
         self._switch(True)
 
     def disable(self) -> None:
-        """Switch the hook off: it stays registered, and costs nothing."""
+        """Switch the hook off: it stays registered and costs nothing."""
         self._switch(False)
 
     def switch_off_after_pass(self) -> None:
         """Switch the hook off because it failed, until `enable` or the next run.
 
-        torch may be going through its handles: they come off with the next refresh.
+        torch may be iterating over the handles now, so they are removed at the next refresh.
         """
         self._off_by_failure = True
 
@@ -159,24 +159,24 @@ class Hook:
 
     @property
     def context(self) -> HookContext | None:
-        """Facts of the running call and the way to the model, store and other hooks; ``None`` unregistered.
+        """The facts of the running call, with access to the model, the store and the other hooks.
 
-        Each thread has its own running call.
+        ``None`` while the hook is not registered. Each thread has its own running call.
         """
         called = None if torch.compiler.is_compiling() else running.context
         return called if called is not None and called.place.hook is self else self._outside
 
     @property
     def _context(self) -> HookContext | None:
-        """The same as `context`: mi-crow's name of it."""
+        """The same as `context`, under the name that mi-crow uses."""
         return self.context
 
     def set_context(self, context: HookContext | None) -> None:
-        """Set the context outside a call; the registry does this."""
+        """Set the context outside a call; called by the registry."""
         self._outside = context
 
     def set_registry(self, registry: Registry | None, context: HookContext | None) -> None:
-        """Set, or with ``None`` forget, where the hook is registered; the registry does this."""
+        """Set where the hook is registered, or forget it with ``None``; called by the registry."""
         self._registry = registry
         self._outside = context
         if registry is not None:
@@ -190,69 +190,75 @@ class Hook:
         return self._registry is not None
 
     def when(self) -> When:
-        """When the hook is on in a Trainer: its schedule, or the default of its kind."""
+        """Return when the hook is on in a Trainer: its schedule, or the default of its kind."""
         return self.schedule if self.schedule is not None else self.default_schedule()
 
     def default_schedule(self) -> When:
-        """When the hook is on in a Trainer if no schedule was given."""
+        """Return when the hook is on in a Trainer if it was given no schedule."""
         return Schedule(stages="predict") if self.edits else LoggedSteps()
 
     @property
     def vector_models(self) -> tuple[str, ...]:
-        """Names of the models that its vectors were made from, as far as they are known; another is warned of."""
+        """Names of the models that its vectors were made from, where known; any other model causes a warning."""
         return ()
 
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
-        """Called first when the hook is registered: raise where it does not fit these layers.
+        """Raise an error if the hook does not fit these layers; called first at registration.
 
         Args:
-            blocks: names of the layers, in order, each with the block that it is or lies in, if any.
+            blocks: names of the layers, in order, each with the index of the block that it is or is in, if any.
         """
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
-        """Called when the hook is registered, before any pass: make buffers here, not in ``__init__``.
+        """Make the hook's buffers, here and not in ``__init__``; called at registration, before any pass.
 
         Args:
-            layers: names of the layers it will be called at, in order.
-            device: where the first of them has its parameters.
+            layers: names of the layers at which the hook will be called, in order.
+            device: where the first layer has its parameters.
         """
 
     def prepare_graph(self, device: torch.device) -> None:
-        """Called after `prepare` where layers run inside of a graph of ``torch.compile``: a graph can make no buffers.
+        """Make the buffers that a graph of ``torch.compile`` needs, because a graph cannot make its own.
+
+        Called after `prepare` if any of the layers runs inside a graph.
 
         Args:
             device: where the first layer has its parameters.
         """
 
     def why_not_traced(self) -> str | None:
-        """Why the hook cannot run inside of a graph though its class is ``traceable``; ``None`` where it can."""
+        """Return why the hook cannot run inside a graph although its class is ``traceable``; ``None`` if it can."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the hook: only tensors, numbers and strings."""
+        """Return what a checkpoint keeps of the hook: only tensors, numbers and strings."""
         return {"enabled": self._enabled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, before or after the hook is registered."""
+        """Restore what `state_dict` returned, before or after the hook is registered."""
         self._switch(bool(state["enabled"]))
 
     def load_results(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave of finished runs alone: for a run that is no fit, and resumes nothing."""
-
-    def forget_run(self) -> None:
-        """Called when a run is set up, before a checkpoint is read: drop the sums that an earlier run left."""
-
-    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
-        """What one rank goes on from when a checkpoint of another number of ranks is loaded.
+        """Restore only the results of finished runs, for a run that is not a fit and resumes nothing.
 
         Args:
-            states: the `state_dict` of each rank that there was.
-            rank: the rank that there is now.
+            state: what `state_dict` returned.
+        """
+
+    def forget_run(self) -> None:
+        """Drop the sums that an earlier run left; called when a run is set up, before a checkpoint is read."""
+
+    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+        """Return the state from which one rank continues when the checkpoint was written by another number of ranks.
+
+        Args:
+            states: the `state_dict` of each rank of the run that wrote the checkpoint.
+            rank: the rank in this run.
         """
         return states[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copied or pickled hook is an unregistered one: it does not take the model along."""
+        """Return the state of an unregistered hook, so that a copy or pickle does not take the model along."""
         return {**self.__dict__, "_outside": None, "_registry": None}
 
     def __repr__(self) -> str:

@@ -41,23 +41,23 @@ __all__ = ["Layers"]
 
 _T = TypeVar("_T")
 
-_sequence = itertools.count()  # of registrations, over all registries: two may stand on one model
+_sequence = itertools.count()  # numbers registrations across all registries: one model may have two
 
 
 class Layers:
     """The layers of a model and the hooks on them.
 
-    On one layer and hook type controllers run in the order of their registration, then detectors; a
-    detector with ``before_edits=True`` runs before all controllers.
+    On one layer and hook type, controllers run first, in the order of their registration, then detectors.
+    A detector with ``before_edits=True`` runs before all controllers.
 
     Args:
-        root: layer names are relative to it.
+        root: the module that layer names are relative to.
         allow_stacking: allow several detectors, or several controllers, on one layer and hook type.
-        on_error: what happens when a hook without an ``on_error`` of its own fails: ``"raise"``,
-            ``"disable"``, ``"warn"``, or a function that says it for a hook.
-        language_model: what ``context.language_model`` gives.
-        store: what ``context.store`` gives.
-        graphs: the modules that run inside of a compiled graph, see `graphs_of`: hooks on them are traced, and their
+        on_error: what happens when a hook that has no ``on_error`` itself fails: ``"raise"``, ``"disable"``,
+            ``"warn"``, or a function that returns one of these for a hook.
+        language_model: the value of ``context.language_model``.
+        store: the value of ``context.store``.
+        graphs: the modules that run inside a compiled graph, see `graphs_of`: hooks on them are traced, and their
             handles stay while they are registered.
 
     Examples:
@@ -112,11 +112,11 @@ class Layers:
 
     @property
     def effects(self) -> Effects | None:
-        """The counts of what hooks change; ``None`` where nothing is counted."""
+        """The counts of what hooks change; ``None`` if nothing is counted."""
         return self._shared.effects
 
     def list_layers(self) -> list[str]:
-        """Names of all layers, without wrapper prefixes, in the model's order."""
+        """Return the names of all layers, without wrapper prefixes, in the model's order."""
         return ModuleTree(self.root).names
 
     def register_hook(
@@ -127,32 +127,32 @@ class Layers:
         *,
         due: bool = True,
     ) -> str:
-        """Put a hook on the layers that a signature means: on all of them, or on none.
+        """Put a hook on all the layers that a signature selects; if one cannot take it, none does.
 
         Args:
-            layer_signature: which layers; ``None`` for the hook's own.
-            hook: the hook; the signature given here becomes its own.
-            hook_type: before or after the layer; ``None`` for the hook's own.
-            due: whether it is on at once; `set_due` changes that.
+            layer_signature: the layers; ``None`` to use the hook's own signature.
+            hook: the hook; it takes over a signature and type given here.
+            hook_type: before or after the layer; ``None`` to use the hook's own type.
+            due: whether the hook is on at once; `set_due` changes this.
 
         Returns:
             The hook's ID.
 
         Raises:
-            LayerNotFound: no layer fits.
-            HookConflict: the ID, the hook, or the place on a layer is taken.
-            RegistrationError: nothing tells the hook's layer, it would do nothing, or it has a schedule.
+            LayerNotFound: no layer matches.
+            HookConflict: the ID or the place on a layer is taken, or the hook is already registered.
+            RegistrationError: the hook names no layer, would do nothing, or has a schedule.
         """
         refuse_unfit(hook, self._registrations)
         if due and hook.schedule is not None:
             raise RegistrationError(
-                f"{hook!r} has a schedule, which only a HookCallback follows: here it would be on all the time. "
+                f"{hook!r} has a schedule, which only a HookCallback follows: here the hook would be on all the time. "
                 "Leave schedule= out, and switch the hook with enable() and disable()."
             )
         signature = layer_signature if layer_signature is not None else hook.layer_signature
         if signature is None:
             raise RegistrationError(
-                f"{hook!r} names no layer: give layer_signature=, to the hook or here; 'block:*' means every block"
+                f"{hook!r} names no layer: give layer_signature= to the hook or here; 'block:*' means every block"
             )
         kind = HookType.of(hook_type) if hook_type is not None else hook.hook_type
         tree = ModuleTree(self.root)
@@ -173,7 +173,7 @@ class Layers:
         hook.set_registry(self, self._base_context(hook))
         try:
             self.refresh(hook)
-        except BaseException:  # a layer that takes no handle: those on the others must not stay
+        except BaseException:  # one layer took no handle: those on the others must not stay
             self.unregister_hook(hook)
             raise
         return hook.id
@@ -182,7 +182,7 @@ class Layers:
         """Take a hook off the model.
 
         Returns:
-            Whether it was registered here.
+            Whether the hook was registered here.
         """
         registration = self._registrations.pop(_id(hook_or_id), None)
         if registration is None:
@@ -199,7 +199,7 @@ class Layers:
     def get_hooks(
         self, layer_signature: str | int | None = None, hook_type: HookType | str | None = None
     ) -> list[Hook]:
-        """The registered hooks, in order; only those on a layer, or of a hook type, if one is given."""
+        """Return the registered hooks in order; only those on a layer, or of a hook type, if you give one."""
         kind = HookType.of(hook_type) if hook_type is not None else None
         wanted = None
         if layer_signature is not None:
@@ -211,19 +211,19 @@ class Layers:
         ]
 
     def get_detectors(self) -> list[Hook]:
-        """The hooks that observe, in order."""
+        """Return the hooks that observe, in order."""
         return [hook for hook in self.get_hooks() if hook.observes]
 
     def get_controllers(self) -> list[Hook]:
-        """The hooks that may change activations, in order."""
+        """Return the hooks that may change activations, in order."""
         return [hook for hook in self.get_hooks() if hook.edits]
 
     def enable_hook(self, hook_or_id: Hook | str) -> bool:
-        """Switch a hook on; returns whether it is registered here."""
+        """Switch a hook on, and return whether it is registered here."""
         return self._switch(hook_or_id, Hook.enable)
 
     def disable_hook(self, hook_or_id: Hook | str) -> bool:
-        """Switch a hook off; returns whether it is registered here."""
+        """Switch a hook off, and return whether it is registered here."""
         return self._switch(hook_or_id, Hook.disable)
 
     def enable_all_hooks(self) -> None:
@@ -237,30 +237,30 @@ class Layers:
             hook.disable()
 
     def sites(self, hook_or_id: Hook | str) -> list[Site]:
-        """The layers that a hook is on, and in which stages it was called there."""
+        """Return the layers that a hook is on, each with the stages in which it was called there."""
         return self._registrations[_id(hook_or_id)].sites
 
     def hooked_modules(self) -> list[nn.Module]:
-        """The layers that hooks are registered on."""
+        """Return the layers that hooks are registered on."""
         return [site.match.module for registration in self._registrations.values() for site in registration.sites]
 
     def traced_hooks(self) -> list[Hook]:
-        """The hooks of which a layer runs inside of a compiled graph."""
+        """Return the hooks that have a layer inside a compiled graph."""
         traced = (hook for hook in self.get_hooks() if any(site.is_traced for site in self.sites(hook)))
         return list(traced)
 
     def hold_traced(self) -> None:
-        """Put the hooks on the layers inside of compiled graphs, before these are compiled: there they stay."""
+        """Put the hooks on the layers inside compiled graphs before these are compiled, to stay there."""
         for registration in self._registrations.values():
             for site in registration.sites:
                 if isinstance(site, TracedSite):
                     site.hold()
 
     def count_effects(self, names: Mapping[str, str]) -> Effects:
-        """From now on count what the registered hooks change, in the batches of a Trainer.
+        """Count from now on what the registered hooks change in the batches of a Trainer.
 
         Args:
-            names: what hooks are called, by ID; a hook that is not in it by its ID.
+            names: the name of each hook, by ID; a hook that is not in it goes by its ID.
         """
         hooks = [registration for registration in self._registrations.values() if registration.hook.edits]
         layers = {registration.hook.id: [site.match.name for site in registration.sites] for registration in hooks}
@@ -276,13 +276,13 @@ class Layers:
         return self.passes.has_failed(hook.id)
 
     def is_attached(self, hook: Hook) -> bool:
-        """Whether the hook's layers call it now."""
+        """Return whether the hook's layers call it now."""
         return any(site.on for site in self.sites(hook))
 
     def begin_batch(
         self, moment: Moment | None, batch: Any = None, token_mask: Callable[[Any], Tensor] | None = None
     ) -> None:
-        """A batch begins: from now on hooks see these facts in their context."""
+        """Begin a batch: from now on hooks see these facts in their context."""
         self._shared.running = running = RunningBatch(moment, batch, token_mask)
         if self.graphs:
             self._shared.traced.begin(running)
@@ -291,23 +291,23 @@ class Layers:
             hook.set_context(self._base_context(hook))
 
     def set_due(self, hook: Hook, due: bool) -> None:
-        """Say whether the hook's schedule wants it now: a hook that is not due has no handle on the model."""
+        """Set whether the hook's schedule wants it on now: a hook that is not due has no handle on the model."""
         self._registrations[hook.id].due = due
         self._registrations[hook.id].refresh()
 
     def refresh(self, hook: Hook) -> None:
-        """Attach the hook's handles if it is due and enabled, else remove them.
+        """Attach the hook's handles if it is due and enabled; otherwise remove them.
 
-        In a training batch they stay until it is over: gradient checkpointing may have to repeat an edit.
+        In training they stay until the batch is over, because gradient checkpointing may have to repeat an edit.
         """
         training = self.running.stage is Stage.TRAIN
         if hook.id in self._registrations and (hook.enabled or not training):
             self._registrations[hook.id].refresh()
 
     def take_readings(self) -> list[Reading]:
-        """What the detectors saw since this was last called, in the order of their registration; they begin anew.
+        """Return what the detectors saw since the last call, in the order of their registration, and reset them.
 
-        Where several processes run, all must call it: it gives each the readings of what all have seen.
+        If several processes run, all must call it: each gets the readings of what all of them saw.
         """
         taken: list[Reading] = []
         for detector in self.get_hooks():
@@ -319,23 +319,23 @@ class Layers:
         """Check that the hook's layers are still in the model.
 
         Raises:
-            RegistrationError: one was replaced or deleted, and the hook would stand on what nobody calls.
+            RegistrationError: a layer was replaced or deleted, so the hook is on a module that nobody calls.
         """
         moved = [site.match for site in self.sites(hook) if not site.in_place()]
-        modules = set(self.root.modules()) if moved else set()  # a wrapper around them is no matter
+        modules = set(self.root.modules()) if moved else set()  # a wrapper around a layer does not matter
         gone = [match.name for match in moved if match.module not in modules]
         if gone:
             raise RegistrationError(
                 f"layers that the hook is on are no longer in the model: {', '.join(gone[:8])}. They were replaced or "
-                "deleted since the run began, and hooks do not follow: change layers before it begins, for example "
-                "in configure_model"
+                "deleted after the run began, and hooks do not follow: change layers before the run, for example in "
+                "configure_model"
             )
 
     def call(self, hook: Hook, function: Callable[[], _T]) -> _T | None:
-        """Call something of a hook's outside of a pass; what it raises is dealt with as in a pass.
+        """Call a function of a hook outside a pass, and treat its errors as in a pass.
 
         Returns:
-            What ``function`` returns, or ``None`` if it raised and the hook's policy is not to.
+            What ``function`` returns, or ``None`` if it failed and the hook's policy is not to raise.
         """
         try:
             return function()
@@ -364,13 +364,13 @@ class Layers:
     def _pass_over(self, errors: list[tuple[HookError, Hook]], outputs: Any) -> None:
         act_on([(error, hook, self._policy(hook, error.original_error)) for error, hook in errors], outputs)
 
-        # With gradients a recompute may need the handles; in an exception torch may be going through them.
+        # With gradients, a recompute may need the handles; during an exception, torch may be iterating over them.
         if not torch.is_grad_enabled() and sys.exc_info()[0] is None:
             for _, hook in errors:
                 self.refresh(hook)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copied or pickled registry has no hooks: those on the model are inert in its copy."""
+        """Return the state without hooks: the hooks on the model are inert in its copy."""
         mine = ("_shared", "_watchers", "_registrations")
         return {name: value for name, value in self.__dict__.items() if name not in mine}
 
@@ -380,7 +380,7 @@ class Layers:
 
     def _policy(self, hook: Hook, error: BaseException) -> str:
         if isinstance(error, WrittenInPlace):
-            return "raise"  # whatever was asked for: the run's numbers are no longer its own
+            return "raise"  # whatever the policy: the run's numbers are already changed
         if hook.on_error is not None:
             return hook.on_error
         return self._on_error(hook) if callable(self._on_error) else self._on_error
@@ -397,7 +397,7 @@ def _id(hook_or_id: Hook | str) -> str:
 
 
 def _device(layer: nn.Module, root: nn.Module) -> torch.device:
-    """Where the layer's parameters are; the model's, for a layer without any."""
+    """Return the device of the layer's parameters, or of the model's if the layer has none."""
     for module in (layer, root):
         for parameter in module.parameters():
             return parameter.device

@@ -1,4 +1,4 @@
-"""The base of the ready controllers: an edit at chosen tokens, under a condition, of some strength."""
+"""The base of the ready-made controllers: an edit at chosen tokens, under a condition, with a strength."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = ["TokenController"]
 class TokenController(Controller):
     """A controller that edits chosen tokens; a subclass overrides `change` alone.
 
-    All other positions stay bit-equal, padding among them. Of ``strength`` 0 nothing changes, 1 is the whole change.
+    All other positions, padding included, stay bit-equal. ``strength`` 0 changes nothing, 1 makes the whole change.
 
     Args:
-        layer_signature: which layers.
-        strength: how much of the change: a number; a tensor ``(B,)``, one for each sample; ``"batch"``, to read
-            ``batch["strength"]``, a tensor ``(B,)`` or a number; a mapping from layer (block index or name) to
-            number; or a function of the context that returns a number or a tensor ``(B,)``. The rows that ``generate``
-            makes of a sample (beams, sequences) share its strength.
-        tokens: at which positions, see `Tokens`.
-        when: a condition on top: ``when(x, ctx)`` returns bools, ``(B,)`` or ``(B, T)`` or one for all. Like the
-            edit, it must give the same again when gradient checkpointing repeats it.
-        preserve_norm: whether an edited token is scaled to the norm that it had, as the last step.
+        layer_signature: the layers.
+        strength: how much of the change to make: a number; a tensor ``(B,)`` with one value for each sample;
+            ``"batch"``, to read ``batch["strength"]``, a tensor ``(B,)`` or a number; a mapping from layer (block index
+            or name) to number; or a function of the context that returns a number or a tensor ``(B,)``. The rows that
+            ``generate`` makes from a sample (beams, sequences) share its strength.
+        tokens: the positions to edit, see `Tokens`.
+        when: a further condition: ``when(x, ctx)`` returns bools, ``(B,)`` or ``(B, T)`` or one for all. Like the
+            edit, it must return the same result when gradient checkpointing repeats it.
+        preserve_norm: whether each edited token is scaled back to its original norm, as the last step.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
         **options: ``schedule``, ``on_error``, see `Hook`.
 
     Raises:
-        TypeError, ValueError: an argument is not one of those named above.
+        TypeError, ValueError: an argument is not one of the values named above.
 
     Examples:
         >>> import torch
@@ -69,7 +69,7 @@ class TokenController(Controller):
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         if when is not None and not callable(when):
-            raise TypeError(f"when={when!r} must be callable: it is given an activation and the context")
+            raise TypeError(f"when={when!r} must be callable, as when(x, ctx)")
         if not isinstance(preserve_norm, bool):
             raise TypeError(f"preserve_norm={preserve_norm!r} must be True or False")
         self.strength = strength
@@ -79,7 +79,7 @@ class TokenController(Controller):
 
     @property
     def strength(self) -> Strength:
-        """How much of the change is made; it may be set between batches."""
+        """How much of the change is made; you may set it between batches."""
         return self._strengths.given
 
     @strength.setter
@@ -88,16 +88,16 @@ class TokenController(Controller):
 
     @property
     def may_be_idle(self) -> bool:
-        """Whether a condition, or the strength, may leave everything as it is."""
+        """Whether a condition, or the strength, may leave everything unchanged."""
         return self.condition is not None or not self._strengths.number
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
-        """The activation as it would be if every token were edited: a pure function.
+        """Return the activation as if every token were edited; this must be a pure function.
 
         Args:
             x: the activation. Do not write to it.
-            strength: a number, or float32 ``(rows, 1, ...)``; `hooks.edits` has what to do with it.
-            ctx: where and when.
+            strength: a number, or float32 ``(rows, 1, ...)``; `hooks.edits` has functions that apply it.
+            ctx: the facts of this call.
 
         Returns:
             A tensor of the same shape, dtype and device, or ``x`` itself to change nothing.
@@ -105,10 +105,11 @@ class TokenController(Controller):
         raise NotImplementedError(f"{type(self).__name__} must override change(x, strength, ctx)")
 
     def edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
-        """What `change` makes of ``x`` at the chosen tokens, ``x`` elsewhere.
+        """Return the result of `change` at the chosen tokens, and ``x`` elsewhere.
 
         Raises:
-            StrengthMismatch, ConditionMismatch, TokensUnknown, EditMismatch: something does not fit ``x``.
+            StrengthMismatch, ConditionMismatch, TokensUnknown, EditMismatch: the strength, the condition, the choice
+                of tokens or the result of `change` does not fit ``x``.
         """
         mask = self.tokens.mask(x, ctx, editing=True)
         chosen = mask if self.condition is None else where_both(mask, self.condition, x, ctx)
@@ -127,13 +128,13 @@ class TokenController(Controller):
         return torch.where(self._wide(chosen, x, ctx), edited, x)
 
     def _edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
-        """Return what `edit` makes of ``x``: where it is this class's own it is checked, before tokens are chosen."""
+        """Return the result of `edit`; this class's `edit` has already checked it, before choosing tokens."""
         if type(self).edit is TokenController.edit:
             return self.edit(x, ctx)
         return super()._edit(x, ctx)
 
     def _wide(self, chosen: Tensor, x: Tensor, ctx: HookContext) -> Tensor:
-        """Return a mask of the first dimensions of ``x`` with as many as ``x`` has; kept with the pass, as it is."""
+        """Return the mask with trailing dimensions added to match ``x``; it is kept with the pass, like the mask."""
         kept = ctx.facts.derived if self.condition is None else None
         if kept is not None and chosen in kept:
             wide: Tensor = kept[chosen]
@@ -144,34 +145,35 @@ class TokenController(Controller):
         return wide
 
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
-        """Refuse layers that a strength by layer leaves out.
+        """Refuse layers for which a strength by layer has no value.
 
         Raises:
-            RegistrationError: it names the layer, and those that there are.
+            RegistrationError: a layer has no strength; the message names it and the layers that have one.
         """
         self._strengths.check_layers(blocks)
 
     def why_not_traced(self) -> str | None:
-        """Why the edit cannot be made inside of a graph; ``None`` where it can."""
+        """Return why the edit cannot be made inside a graph; ``None`` if it can."""
         if self.condition is not None:
-            return "when= is decided while the model runs"
+            return "when= is evaluated while the model runs"
         if callable(self.strength) or reads_batch(self):
-            return f"strength={self.strength!r} is asked for in each pass"
+            return f"strength={self.strength!r} is read again in each pass"
         return self.tokens.why_not_traced()
 
     def state_dict(self) -> dict[str, Any]:
-        """The switch, and the strength, of a function only that it was one."""
+        """Return the switch and the strength; of a function, only the fact that it was one."""
         return super().state_dict() | {"strength": self._strengths.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the switch, and the strength; where that was a function this one's own stays."""
+        """Restore the switch and the strength; if the saved strength was a function, the present strength stays."""
         super().load_state_dict(state)
         saved = state.get("strength", self.strength)
         if not (isinstance(saved, str) and saved == A_FUNCTION):
             self.strength = saved
         elif not callable(self.strength):
             warnings.warn(
-                f"{self!r}: its strength was a function when the checkpoint was written, which cannot be kept. It "
-                f"goes on with {self.strength!r}: give it that function again, or set strength after loading.",
+                f"{self!r}: its strength was a function when the checkpoint was written, which a "
+                f"checkpoint cannot keep. It goes on with {self.strength!r}: pass the function again, or set strength "
+                "after loading.",
                 stacklevel=2,
             )

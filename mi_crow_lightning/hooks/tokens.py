@@ -1,8 +1,8 @@
-"""Which positions a hook reads or edits.
+"""The choice of the positions that a hook reads or edits.
 
-`Tokens` turns a context and an activation into a mask ``(B, T)``. Padding is in none of them. What the words
-mean is in ``positions/span.py``: prompt is what ``generate`` was called with; outside of it the first pass with an
-empty cache is, so in training every token is.
+`Tokens` turns a context and an activation into a mask ``(B, T)``, which never includes padding. ``positions/span.py``
+defines the terms: the prompt is what ``generate`` was called with. Outside ``generate`` it is the first pass with an
+empty cache, so in training every token belongs to it.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ _NAMES = ("all", "prompt", "generated", "last")
 
 
 class Tokens:
-    """A choice of positions. Exactly one of the arguments is given; choices are joined by ``&``, ``|`` and ``~``.
+    """A choice of positions, given by one of the arguments. Combine choices with ``&``, ``|`` and ``~``.
 
-    In a configuration file they are joined by this module's `AllOf`, `AnyOf` and `Not`.
+    In a configuration file, combine them with this module's `AllOf`, `AnyOf` and `Not`.
 
-    Positions count real tokens from 0, across decode steps; negative ones count from the end of the prompt, so
-    ``-1`` is its last token. In training all tokens are prompt. Where several texts are packed in a row, and the
-    model is called with position IDs that begin anew with each, they count in each text. In models with an encoder
-    and a decoder they count on the side of the layer.
+    Positions count real tokens from 0, across decode steps; negative positions count from the end of the prompt,
+    so ``-1`` is its last token. In training all tokens are prompt. If several texts are packed in a row and the
+    model is called with position IDs that start again with each text, positions count within each text. In models
+    with an encoder and a decoder, they count on the side of the layer.
 
     Args:
         which: by name,
 
             - ``"all"``: every real token;
-            - ``"prompt"``: the tokens that were there before the first one was generated;
-            - ``"generated"``: those after. For an edit this includes the last token of the prompt, because its
-              activation is what produces the first generated token;
+            - ``"prompt"``: the tokens before the first generated one;
+            - ``"generated"``: the tokens after the prompt. For an edit this includes the last token of the prompt,
+              because its activation produces the first generated token;
             - ``"last"``: the last real token of each row: the end of the prompt, then each generated token. For
-              an edit the same as ``"generated"``.
-        positions: these; like the IDs a list, a tensor, or anything else that holds whole numbers.
-        window: ``(start, stop)``, from start to before stop, as in a slice; ``None`` for an open end.
-        ids: the tokens with these IDs.
+              an edit this is the same as ``"generated"``.
+        positions: the tokens at these positions; a list, a tensor, or any other collection of whole numbers.
+        window: ``(start, stop)``, from start up to but not including stop, as in a slice; ``None`` for an open end.
+        ids: the tokens with these IDs, in any of the forms of ``positions``.
         where: a function ``(x, ctx) -> (B, T)`` bool of the activation and the hook's context.
 
     Raises:
-        ValueError, TypeError: none of these, or more than one.
+        ValueError, TypeError: more than one argument was given, or its value is not one of the above.
 
     Examples:
         >>> Tokens("generated")
@@ -73,8 +73,8 @@ class Tokens:
         chosen = {name: value for name, value in given.items() if value is not None} or {"which": "all"}
         if len(chosen) > 1:
             raise ValueError(
-                f"Tokens takes one of which, positions, window, ids and where, not {' and '.join(chosen)}: join two "
-                "choices by & or |, as in Tokens('generated') & Tokens(ids={13})"
+                f"Tokens takes only one of which, positions, window, ids and where, but got {' and '.join(chosen)}: "
+                "combine two choices with & or |, as in Tokens('generated') & Tokens(ids={13})"
             )
         ((self.kind, value),) = chosen.items()
         self.value: Any = _CHECKED[self.kind](value)
@@ -83,7 +83,11 @@ class Tokens:
 
     @classmethod
     def of(cls, value: Tokens | str) -> Tokens:
-        """``value`` itself, or the `Tokens` that a string names."""
+        """Return ``value`` itself, or the `Tokens` that a string names.
+
+        Raises:
+            TypeError: it is neither.
+        """
         if isinstance(value, Tokens):
             return value
         if isinstance(value, str):
@@ -91,26 +95,26 @@ class Tokens:
         raise TypeError(f"tokens={value!r} must be a name such as 'generated', or Tokens(...)")
 
     def mask(self, x: Tensor, ctx: HookContext, editing: bool = False) -> Tensor | None:
-        """The chosen positions of an activation.
+        """Return the chosen positions of an activation.
 
         Args:
-            x: the activation, ``(B, T, D)`` where it is a sequence.
+            x: the activation, ``(B, T, D)`` if it is a sequence.
             ctx: the hook's context.
-            editing: whether the positions are to be edited rather than read.
+            editing: whether the positions will be edited rather than read.
 
         Returns:
             ``(B, T)`` bool; ``None`` when every element of ``x`` is chosen.
 
         Raises:
-            TokensUnknown: ``x`` is no sequence of tokens and other than all of it was asked for, or what was asked
-                for cannot be told.
+            TokensUnknown: not all of ``x`` was asked for, and ``x`` is not a sequence of tokens or the positions
+                cannot be found.
         """
         facts = ctx.facts
         if facts.lost:
             raise TokensUnknown(
-                f"gradient checkpointing runs {ctx.layer!r} again, and nothing says which of the passes before it is "
-                "repeated, and so which tokens were edited. Run backward after fewer passes, hook a layer outside of "
-                "the checkpointed ones, or train without checkpointing."
+                f"gradient checkpointing runs {ctx.layer!r} again, and it is not known which earlier pass that "
+                "repeats, and so which tokens were edited. Run backward after fewer passes, hook a layer outside the "
+                "checkpointed ones, or train without checkpointing."
             )
         if self._is_all:
             return real_tokens(x, ctx)
@@ -127,7 +131,7 @@ class Tokens:
     def _chosen(self, x: Tensor, ctx: HookContext, editing: bool) -> Tensor:
         layout = ctx.layout.of(x)
         if x.dim() != 3 or layout is not Layout.USUAL:
-            given = "has" if layout is Layout.USUAL else f"gives {layout.value}, of"
+            given = "has" if layout is Layout.USUAL else f"gives {layout.value}, with"
             raise TokensUnknown(
                 f"tokens={self._text} needs an activation (batch, tokens, features), and {ctx.layer!r} {given} "
                 f"shape {tuple(x.shape)}: use tokens='all', or choose another layer"
@@ -139,16 +143,16 @@ class Tokens:
             raise TokensUnknown(f"{ctx.layer!r}: {error}") from None
 
     def why_not_traced(self) -> str | None:
-        """Why they cannot be told inside of a graph of ``torch.compile``; ``None`` where they can."""
+        """Return why the positions are not known inside a graph of ``torch.compile``; ``None`` if they are."""
         if self.kind == "where":
             return f"tokens={self._text} calls a function"
         ends = self.value if self.kind in ("positions", "window") else ()
         if (self.kind == "which" and not self._is_all) or any(end is not None and end < 0 for end in ends):
-            return f"tokens={self._text} depend on where the prompt ends, which a graph is not told"
+            return f"tokens={self._text} depend on where the prompt ends, which a graph does not know"
         return None
 
     def _choose(self, asked: _Choice) -> Tensor:
-        """Return the chosen ones of the real tokens, ``(B, T)`` bool."""
+        """Return which real tokens are chosen, ``(B, T)`` bool."""
         return asked.span.real & _CHOOSE[self.kind](self.value, asked)
 
     @property
@@ -193,14 +197,14 @@ class _Joined(Tokens):
 
 
 class AllOf(_Joined):
-    """The positions that all of some choices have: ``one & other``.
+    """The positions that are in every one of some choices: ``one & other``.
 
     Args:
         *parts: the choices, `Tokens` or names.
-        choices: more of them; for configuration files, which know arguments by name alone.
+        choices: more choices; for configuration files, which can only pass arguments by name.
 
     Raises:
-        TypeError, ValueError: there is none, or one is no choice.
+        TypeError, ValueError: no choice was given, or an argument is not a choice.
 
     Examples:
         >>> AllOf(choices=["generated", Tokens(ids={2})])
@@ -214,7 +218,7 @@ class AllOf(_Joined):
 
 
 class AnyOf(_Joined):
-    """The positions that at least one of some choices has: ``one | other``. Its arguments are those of `AllOf`."""
+    """The positions that are in at least one of some choices: ``one | other``. The arguments are those of `AllOf`."""
 
     kind = "|"
 
@@ -223,7 +227,7 @@ class AnyOf(_Joined):
 
 
 class Not(Tokens):
-    """The real tokens that a choice, `Tokens` or a name, leaves out: ``~choice``."""
+    """The real tokens that a choice (`Tokens` or a name) leaves out: ``~choice``."""
 
     value: Tokens
 
@@ -243,7 +247,7 @@ class Not(Tokens):
 
 def _choice(joined: str, other: object) -> Tokens:
     if not isinstance(other, Tokens):
-        raise TypeError(f"{joined}: both must be Tokens(...)")
+        raise TypeError(f"{joined}: both sides must be Tokens(...)")
     return other
 
 
@@ -262,7 +266,7 @@ def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:
 
 
 class _Choice(NamedTuple):
-    """What a choice is asked for: tokens of a pass, to be read or edited; a function also gets the activation."""
+    """The question put to a choice: which tokens of a pass to read or edit. A function also gets the activation."""
 
     span: Span
     editing: bool
@@ -271,12 +275,12 @@ class _Choice(NamedTuple):
 
 
 def _span(x: Tensor, real: Tensor | None, facts: PassFacts) -> Span:
-    """Return the span of an activation: one for all choices and layers of the pass with the same tokens."""
+    """Return the span of an activation, shared by all choices and layers of the pass with the same tokens."""
     if facts.derived is None:
         return Span(x, real, facts)
     key = ("span", x.shape[:2], x.get_device(), None if real is None else id(real))
     if key not in facts.derived:
-        facts.derived[key] = Span(x, real, facts)  # it holds `real`, whose id then stays its own
+        facts.derived[key] = Span(x, real, facts)  # it keeps `real` alive, so its id stays unique
     span: Span = facts.derived[key]
     return span
 
@@ -288,7 +292,7 @@ def _named(which: str, asked: _Choice) -> Tensor:
     span, editing = asked.span, asked.editing
     if which == "generated" or (which == "last" and editing and span.facts.side != "encoder"):
         generated = _generated(span)
-        # Each generated token was the last one once, and a pass without a cache shows them all again.
+        # Each generated token was once the last one, and a pass without a cache shows all of them again.
         return generated | span.last_of_prompt if editing and not span.is_after_prompt else generated
     return {"all": span.real, "prompt": span.in_prompt, "last": span.last}[which]
 
@@ -296,7 +300,7 @@ def _named(which: str, asked: _Choice) -> Tensor:
 def _generated(span: Span) -> Tensor:
     if span.facts.side == "encoder":
         raise TokensUnknown(
-            "the layer sees the tokens of an encoder, which are never generated: choose a layer of the decoder, or "
+            "the layer sees the tokens of an encoder, which are never generated: choose a layer of the decoder, or use "
             "tokens='all', positions=... or ids=..."
         )
     return span.generated
@@ -327,7 +331,7 @@ def _from_start(position: int, span: Span) -> int | Tensor:
 def _with_ids(ids: Sequence[int], asked: _Choice) -> Tensor:
     span = asked.span
     chosen = torch.zeros_like(span.real)
-    for token_id in ids:  # each a comparison with a number: nothing is copied to the device
+    for token_id in ids:  # compared with one number at a time, so nothing is copied to the device
         chosen = chosen | (span.ids == token_id)
     return chosen
 
@@ -351,7 +355,7 @@ _CHOOSE: dict[str, Callable[[Any, _Choice], Tensor]] = {
 }
 
 
-# The values that may be asked for, by kind.
+# The checks of the given values, by kind.
 
 
 def _known_name(which: Any) -> str:

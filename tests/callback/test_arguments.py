@@ -74,7 +74,7 @@ def test_arguments_of_the_callback(arguments: dict[str, Any], error: type[Except
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: Seen(schedule="train"), TypeError, "schedule='train' must be a Schedule, or schedules joined by"),
+        (lambda: Seen(schedule="train"), TypeError, "schedule='train' must be a Schedule, or schedules combined with"),
         (lambda: Seen(schedule=Schedule), TypeError, "schedule=<class .* must be a Schedule"),
         (lambda: Schedule(stages="training"), ValueError, "'training' is not known: choose one of 'train', 'validate'"),
         (lambda: Schedule(every_n_steps=0), ValueError, "every_n_steps=0 must be 1 or more"),

@@ -70,7 +70,7 @@ def test_an_id_that_nobody_gave_is_in_no_message(hook_id: str | None) -> None:
 @pytest.mark.documents("reliability/on-error-warn")
 def test_a_detector_that_only_warns_stays_on() -> None:
     failing = FailingDetector(at=2, on_error="warn", schedule=EVERY)
-    with told("The run goes on without what it would have done in this pass", RuntimeWarning):
+    with told("The run goes on without the hook's effect in this pass", RuntimeWarning):
         trained(HookCallback(detectors=failing))
     assert failing.enabled and failing.calls == 5
 
@@ -232,7 +232,7 @@ def test_a_detector_with_a_hook_fn_of_its_own_is_not_called_in_a_recompute_eithe
 def test_a_hook_that_failed_works_again_once_enabled() -> None:
     failing = FailingDetector(at=1, schedule=EVERY)
     module, watch = module_of(), HookCallback(detectors=failing)
-    with told("hook.enable\\(\\) brings it back", RuntimeWarning):
+    with told("hook.enable\\(\\) switches it on again", RuntimeWarning):
         fit(module, data_of(), watch)
     failing.enable()
     fit(module, data_of(), watch)

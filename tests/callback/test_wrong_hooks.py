@@ -39,7 +39,7 @@ def test_a_detector_that_returns_something_is_disabled(hook_type: str) -> None:
     bare = module_of()
     fit(bare, data_of())
     watched = module_of()  # made now: making it seeds the random state
-    with told("is a detector, and its _hook_fn returned a Tensor: detectors observe", RuntimeWarning):
+    with told("is a detector, but its _hook_fn returned a Tensor: detectors only observe", RuntimeWarning):
         fit(watched, data_of(), HookCallback(detectors=Returning("model.0", hook_type)))
     assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), watched.parameters(), strict=True))
 

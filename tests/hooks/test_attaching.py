@@ -99,7 +99,7 @@ def test_leaving_a_block_early_takes_the_hooks_off() -> None:
         (mean_of("0", schedule=Schedule(stages="train")), RegistrationError, "which only a HookCallback follows"),
         (double("0", schedule=Schedule(stages="train")), RegistrationError, "which only a HookCallback follows"),
         (ActivationStatistics(), RegistrationError, "names no layer: give layer_signature="),
-        ("block:0", TypeError, "'block:0' is not a hook: give an instance of Detector"),
+        ("block:0", TypeError, "'block:0' is not a hook: pass an instance of Detector"),
     ],
 )
 def test_what_cannot_be_attached_leaves_nothing(second: Any, error: type[Exception], words: str) -> None:

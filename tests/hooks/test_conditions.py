@@ -128,7 +128,7 @@ def test_what_is_no_mask_of_the_activation(holds: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"when": ROWS}, "must be callable: it is given an activation and the context"),
+        ({"when": ROWS}, "must be callable, as when\\(x, ctx\\)"),
         ({"when": True}, "when=True must be callable"),
         ({"preserve_norm": 1}, "preserve_norm=1 must be True or False"),
         ({"tokens": 3}, "tokens=3 must be a name such as 'generated', or Tokens"),

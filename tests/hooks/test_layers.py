@@ -171,7 +171,7 @@ def test_what_would_do_nothing_is_refused() -> None:
             layers.register_hook(0, hook)
     layers.register_hook(0, OnlyEdits())  # half of what it could do is enough
     for wrong in (Count, lambda *_: None):
-        with pytest.raises(TypeError, match="is not a hook: give an instance of Detector, Controller or Hook"):
+        with pytest.raises(TypeError, match="is not a hook: pass an instance of Detector, Controller or Hook"):
             layers.register_hook(0, wrong)  # type: ignore[arg-type]
 
 

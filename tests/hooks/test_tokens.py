@@ -20,7 +20,7 @@ from tests.models import WIDTH, llama
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"which": "all", "ids": {3}}, ValueError, r"not which and ids: join two choices by & or \|"),
+        ({"which": "all", "ids": {3}}, ValueError, r"but got which and ids: combine two choices with & or \|"),
         ({"positions": []}, ValueError, r"positions=\[\] must be integers, at least one"),
         ({"positions": [1.5]}, ValueError, r"positions=\[1.5\] must be integers"),
         ({"positions": "12"}, ValueError, r"positions='12' must be integers"),
@@ -74,7 +74,7 @@ def test_choices_join_by_class_as_they_do_by_sign() -> None:
 
 
 def test_choices_join_with_choices_only() -> None:
-    with pytest.raises(TypeError, match=r"Tokens\('all'\) & 'last': both must be Tokens"):
+    with pytest.raises(TypeError, match=r"Tokens\('all'\) & 'last': both sides must be Tokens"):
         Tokens("all") & "last"  # type: ignore[operator]
 
 
@@ -138,5 +138,5 @@ def test_of_masks_for_several_kinds_of_attention_the_full_one_is_read() -> None:
 def test_a_mask_that_cannot_be_read_is_refused() -> None:
     model = AnyMask()
     Layers(model).register_hook(None, Read(Tokens("all"), "block"))
-    with pytest.raises(HookError, match="was called with is a set, of which padding cannot be told"):
+    with pytest.raises(HookError, match="was called with is a set, which does not show the padding"):
         model(prompts()["input_ids"], set())

@@ -99,5 +99,5 @@ def test_convolutions_over_time_have_no_tokens_in_their_second_dimension() -> No
     assert_watched(over_time, data, ["model.0"])
     assert_steered(over_time, data, "model.0")
     steer = FunctionController("model.0", lambda x: x * 2, tokens="last")
-    with pytest.raises(HookError, match=r"'model.0' gives \(batch, channels, positions\), of shape \(4, 6, 5\): use"):
+    with pytest.raises(HookError, match=r"'model.0' gives \(batch, channels, positions\), with shape \(4, 6, 5\): use"):
         trainer(HookCallback(controllers=steer)).predict(over_time(), loader(data))

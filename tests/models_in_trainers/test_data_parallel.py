@@ -24,7 +24,7 @@ def module_of(devices: int) -> Runs:
 
 REFUSED = (
     r"layer 'model.1' is inside nn.DataParallel, which runs copies of it in several threads, and hooks would mix them "
-    r"up: leave nn.DataParallel out, and let the Trainer run one process a device with strategy='ddp'"
+    r"up: leave nn.DataParallel out, and let the Trainer run one process per device with strategy='ddp'"
 )
 
 

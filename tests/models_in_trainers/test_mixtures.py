@@ -102,12 +102,12 @@ def routed() -> Runs:
 
 
 EXPERT = "model.model.layers.1.mlp.experts.1"
-TOLD = rf"'{EXPERT}(.up)?' gives the tokens that its experts were chosen for in one row, in an order of their own"
+TOLD = rf"'{EXPERT}(.up)?' gives the tokens routed to its experts, in one row and in another order"
 
 
 @pytest.mark.parametrize("layer", [EXPERT, f"{EXPERT}.up"])
 def test_an_expert_is_watched_whole_and_it_is_told(layer: str) -> None:
-    with tells(TOLD + ", which an attention mask cannot be laid on, so every element counts"):
+    with tells(TOLD + ", which an attention mask does not fit, so every element counts"):
         assert_watched(routed, token_data(10), [layer])
     with tells(TOLD):
         assert_steered(routed, token_data(10), layer)
@@ -117,7 +117,7 @@ def test_an_expert_is_watched_whole_and_it_is_told(layer: str) -> None:
 @pytest.mark.parametrize(
     "choice", [dict(tokens="last"), dict(strength=torch.ones(4)), dict(when=lambda x, ctx: torch.ones(4).bool())]
 )
-@pytest.mark.filterwarnings("ignore:.*cannot be laid on")
+@pytest.mark.filterwarnings("ignore:.*which an attention mask does not fit")
 def test_an_expert_has_no_samples_and_no_positions(choice: dict[str, Any]) -> None:
     steer = SteeringController(EXPERT, torch.ones(WIDTH), **choice)
     with pytest.raises(HookError, match=TOLD):
@@ -148,5 +148,5 @@ def test_experts_that_get_as_many_tokens_as_there_are_rows_are_not_taken_for_row
 
     model = Pair()
     Layers(model).register_hook("experts.0", FunctionController("experts.0", torch.tanh))
-    with pytest.warns(UserWarning, match="in an order of their own"):
+    with pytest.warns(UserWarning, match="in another order"):
         model(torch.ones(2, 3, 4), torch.ones(2, 3))

@@ -100,12 +100,12 @@ def test_tokens_are_chosen_along_the_second_dimension() -> None:
     assert row.value == pytest.approx(chosen.double().mean().item(), rel=1e-6)
 
 
-CROSSWISE = r"'model.rnn' gives \(tokens, batch, features\), for want of batch_first=True"
+CROSSWISE = r"'model.rnn' gives \(tokens, batch, features\), because batch_first=True is not set"
 
 
 @pytest.mark.documents("compatibility/rnn-lstm-gru/detectors")
 def test_with_the_time_first_all_is_read_and_it_is_told() -> None:
-    with tells(CROSSWISE + ", which an attention mask cannot be laid on, so every element counts"):
+    with tells(CROSSWISE + ", which an attention mask does not fit, so every element counts"):
         # Batches of seven texts of seven tokens: a mask laid across would fit.
         trainer(HookCallback(ActivationStatistics("model.rnn"))).validate(
             reader(batch_first=False)(), loader(texts(7), 7), verbose=False
@@ -120,13 +120,13 @@ def test_with_the_time_first_all_is_read_and_it_is_told() -> None:
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        (dict(tokens="last"), rf"tokens='last' needs an activation .*{CROSSWISE}, of shape \(7, 4, 16\)"),
-        (dict(strength=torch.tensor([1.0])), rf"{CROSSWISE}, so what belongs to a sample cannot be found in its"),
-        (dict(when=lambda x, ctx: torch.tensor([True])), rf"{CROSSWISE}, so what belongs to a sample"),
+        (dict(tokens="last"), rf"tokens='last' needs an activation .*{CROSSWISE}, with shape \(7, 4, 16\)"),
+        (dict(strength=torch.tensor([1.0])), rf"{CROSSWISE}, so the part of each sample cannot be found in its"),
+        (dict(when=lambda x, ctx: torch.tensor([True])), rf"{CROSSWISE}, so the part of each sample"),
     ],
     ids=["tokens", "strength", "when"],
 )
-@pytest.mark.filterwarnings("ignore:.*cannot be laid on")
+@pytest.mark.filterwarnings("ignore:.*which an attention mask does not fit")
 def test_with_the_time_first_what_needs_the_dimensions_is_refused(choice: dict[str, Any], says: str) -> None:
     hook = SteeringController("model.rnn", torch.ones(16), **choice)
     with pytest.raises(HookError, match=says):
@@ -158,14 +158,14 @@ def test_packed_sequences_hold_no_padding() -> None:
     assert_watched(make, texts(), ["model.rnn"], take=data_of)
     assert_steered(make, texts(), "model.rnn", take=data_of, put=lambda o, x: (o[0]._replace(data=x), *o[1:]))
     steer = FunctionController("model.rnn", torch.tanh, tokens="last")
-    with pytest.raises(HookError, match="gives the tokens of a PackedSequence in one row, by time step, of shape"):
+    with pytest.raises(HookError, match="gives the tokens of a PackedSequence in one row, by time step, with shape"):
         trainer(HookCallback(controllers=steer)).predict(make(), loader(texts(4)))
 
 
 def test_vectors_are_not_extracted_from_rows_that_are_no_samples() -> None:
     contrast = ContrastDetector("model.rnn", label="labels", classes=(0, 1), on_error="raise")
     data = [{**row, "labels": torch.tensor(i % 2)} for i, row in enumerate(texts(7))]  # seven texts of seven tokens
-    with pytest.raises(HookError, match=f"{CROSSWISE}, so what belongs to a sample"):
+    with pytest.raises(HookError, match=f"{CROSSWISE}, so the part of each sample"):
         trainer(HookCallback(contrast)).predict(reader(batch_first=False)(), loader(data, 7))
 
 
@@ -193,7 +193,7 @@ def test_torchs_own_transformer_tells_which_dimension_is_first(name: str) -> Non
         if batch_first:
             model(x)
         else:
-            with pytest.raises(HookError, match=r"gives \(tokens, batch, features\), for want of batch_first=True, of"):
+            with pytest.raises(HookError, match=r"gives \(tokens, batch, features\), because batch_first=True is not"):
                 model(x)
 
 

@@ -171,7 +171,7 @@ TOO_LONG = r"'model.projector': the attention mask \(4, 80\) does not fit the ac
 
 
 def test_a_mask_of_samples_is_not_cut_to_frames() -> None:
-    with tells(TOO_LONG + "every element counts, padding too"):
+    with tells(TOO_LONG + "every element counts, including padding"):
         assert_watched(lambda: module_of(wav2vec2()), sounds(), ["model.projector"])
     steer = FunctionController("model.projector", torch.tanh, tokens="last")
     with pytest.raises(

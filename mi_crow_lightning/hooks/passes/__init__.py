@@ -1,1 +1,1 @@
-"""What a pass through the model is: torch handles, where it begins and ends, and what its call says of its tokens."""
+"""Passes through the model: the torch handles, where a pass begins and ends, and the facts about its tokens."""

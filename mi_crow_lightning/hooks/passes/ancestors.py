@@ -1,4 +1,4 @@
-"""The handles around watched layers: on their ancestors, so that passes can be followed."""
+"""The handles on the ancestors of watched layers, which follow passes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["GraphCall", "Watchers"]
 class GraphCall:
     """The call of a token module as a graph of ``torch.compile`` sees it.
 
-    It is not repeated, and what it is given is all there is to know.
+    It is never recomputed, and its arguments are all that is known about it.
 
     Attributes:
-        facts: those of the call that is being compiled; ``None`` before one was.
+        facts: the facts of the call that is being compiled; ``None`` before the first.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -41,7 +41,7 @@ class GraphCall:
 
 
 class EnterCall(InertWhenCopied):
-    """Reports to `Passes` that a module is called."""
+    """A callable that reports to `Passes` that a module is called."""
 
     order = (Rank.ENTER, 0)
 
@@ -58,7 +58,7 @@ class EnterCall(InertWhenCopied):
 
 
 class LeaveCall(InertWhenCopied):
-    """Reports to `Passes` that a module returned or raised."""
+    """A callable that reports to `Passes` that a module returned or raised."""
 
     order = (Rank.LEAVE, 0)
 
@@ -71,11 +71,11 @@ class LeaveCall(InertWhenCopied):
 
 
 class Watchers:
-    """Keeps the ancestors of attached layers watched, and no others.
+    """The keeper of the handles on the ancestors of attached layers, and on no other module.
 
     Args:
-        passes: what the ancestors report to.
-        graphs: the modules that run inside of a compiled graph: on them nothing can stand outside.
+        passes: the passes that the ancestors report to.
+        graphs: the modules that run inside a compiled graph, where no handle can stay outside the graph.
     """
 
     def __init__(self, passes: Passes[Any], graphs: Container[nn.Module] = ()) -> None:
@@ -86,15 +86,15 @@ class Watchers:
         self._users: dict[nn.Module, int] = {}
 
     def plan(self, layer: nn.Module, uses: list[list[nn.Module]]) -> tuple[list[nn.Module], list[nn.Module]]:
-        """What to watch around a layer.
+        """Return what to watch around a layer.
 
         Args:
             layer: the layer.
-            uses: for each of its names the modules that hold it, innermost first.
+            uses: for each of its names, the modules that hold it, innermost first.
 
         Returns:
-            The modules to watch, and those of them whose call tells the layer's tokens, one for each use at most.
-            That is the layer itself when it is the whole model.
+            The modules to watch, and the ones among them whose call says which tokens the layer has, at most one for
+            each use. If the layer is the whole model, that is the layer itself.
         """
         watched: dict[nn.Module, None] = {}
         sources: dict[nn.Module, None] = {}
@@ -109,11 +109,11 @@ class Watchers:
         return list(watched), list(sources)
 
     def graph_call(self, module: nn.Module) -> GraphCall:
-        """Return the call of a token module as graphs see it."""
+        """Return the call of a token module as a graph sees it."""
         return self._graph_calls[module]
 
     def attach(self, modules: list[nn.Module]) -> None:
-        """Watch ``modules``, each for one more user."""
+        """Watch ``modules``, and count one more user for each."""
         for module in modules:
             self._users[module] = self._users.get(module, 0) + 1
             if self._users[module] == 1:
@@ -125,7 +125,7 @@ class Watchers:
                 follow_generate(module, self._passes)
 
     def detach(self, modules: list[nn.Module]) -> None:
-        """One user fewer for ``modules``: those without any are left alone again."""
+        """Count one user fewer for each of ``modules``, and stop watching those that have none left."""
         for module in modules:
             self._users[module] -= 1
             if not self._users[module]:

@@ -1,7 +1,7 @@
-"""Standing outside of a module that was compiled in place.
+"""Hooks outside a module that was compiled in place.
 
-``module.compile()`` compiles a module together with its hooks. What is attached here is called around the compiled
-call instead, in plain Python, so it may come and go and do what it likes.
+``module.compile()`` compiles a module together with its hooks. Hooks attached here are called around the compiled
+call instead, in plain Python, so they may come and go and do anything.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ __all__ = ["Outside", "OutsideHandle", "outside_of"]
 
 
 class Outside(nn.Module):
-    """Takes the place of a module's compiled call, and calls it. A copy of the module has neither.
+    """A stand-in for a module's compiled call, which it calls. A copy of the module has neither.
 
     Args:
-        module: it was compiled in place.
+        module: the module that was compiled in place.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.__dict__["module"] = module  # not a child: the module knows us
+        self.__dict__["module"] = module  # not as a child: the module already refers to us
         self.compiled: Callable[..., Any] | None = module._compiled_call_impl
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The compiled call."""
+        """Run the compiled call."""
         assert self.compiled is not None, "the module was compiled"
         return self.compiled(*args, **kwargs)
 
@@ -41,11 +41,11 @@ class Outside(nn.Module):
 
 
 class OutsideHandle:
-    """The handle of a hook that stands outside.
+    """The handle of a hook outside a compiled module.
 
     Args:
-        handle: torch's, of the hook on ``outside``.
-        outside: where it is.
+        handle: torch's handle of the hook on ``outside``.
+        outside: where the hook is attached.
     """
 
     def __init__(self, handle: RemovableHandle, outside: Outside) -> None:
@@ -59,9 +59,9 @@ class OutsideHandle:
 
 
 def outside_of(module: nn.Module) -> Outside:
-    """What stands around the compiled call of ``module``, which was compiled in place."""
+    """Return the stand-in for the compiled call of ``module``, which was compiled in place; make it if needed."""
     if not isinstance(module._compiled_call_impl, Outside):
-        # Not by assignment: a module that is assigned becomes a child.
+        # Not by assignment, which would make it a child.
         module.__dict__["_compiled_call_impl"] = Outside(module)
     outside = module._compiled_call_impl
     assert isinstance(outside, Outside)

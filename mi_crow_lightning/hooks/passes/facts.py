@@ -1,4 +1,4 @@
-"""What the call of a language model says about its tokens: one value for each pass, which all hooks of it share."""
+"""The facts that a language model's call gives about its tokens: one value per pass, shared by its hooks."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from torch import Tensor
 __all__ = ["PassFacts", "is_sequence"]
 
 
-# Compared by identity: in a recompute a layer gets the very facts of the pass that is recomputed.
+# Compared by identity: in a recompute, a layer gets the same object as in the pass that is recomputed.
 @dataclass(frozen=True, eq=False)
 class PassFacts:
-    """What one call of the layer's token module says about its tokens.
+    """The facts that one call of the layer's token module gives about its tokens.
 
-    It is read once, when the module is entered, and handed to every hook of the pass. Tensors that follow from it
-    (which tokens are real, which ones a choice means) are worked out when a hook first asks, and kept in ``derived``.
+    They are read once, when the module is entered, and handed to every hook of the pass. Tensors that follow from them
+    (which tokens are real, which ones a choice selects) are computed when a hook first asks, and kept in ``derived``.
 
     Attributes:
-        mask: the attention mask as it was passed, ``None`` when every token is real.
-        past: tokens in the cache before this pass; ``None`` when the model takes no cache.
-        past_unknown: whether there are tokens before this pass, and nobody knows how many.
-        input_ids: the token IDs ``(B, T)`` of this pass; ``None`` when it was called with embeddings.
+        mask: the attention mask as it was passed; ``None`` if every token is real.
+        past: tokens in the cache before this pass; ``None`` if the model takes no cache.
+        past_unknown: whether an unknown number of tokens came before this pass.
+        input_ids: the token IDs ``(B, T)`` of this pass; ``None`` if the module was called with embeddings.
         position_ids: the position IDs as they were passed.
-        embedded: tokens of each row where it was called with embeddings.
-        prompt_width: columns of the prompt, padding included; ``None`` when the whole pass is prompt.
+        embedded: tokens of each row, if the module was called with embeddings.
+        prompt_width: columns of the prompt, padding included; ``None`` if the whole pass is prompt.
         prompt_mask: the attention mask that ``generate`` was called with.
-        side: ``"encoder"`` or ``"decoder"`` where a model has both.
+        side: ``"encoder"`` or ``"decoder"`` if the model has both.
         encoder: in a decoder, the encoder's states that it attends to.
-        encoder_mask: the attention mask of those.
+        encoder_mask: the attention mask of these states.
         generating: whether the pass belongs to a call of ``generate``.
         takes_mask: whether the model takes an attention mask at all.
-        unreadable: the type of the mask, where it is of a kind that cannot be read.
-        lost: whether this is a recompute, and nothing says which pass it repeats.
-        acted: the sites whose hook had its effect in this pass, so that a recompute repeats it; ``None`` where nobody
+        unreadable: the type of the mask, if it cannot be read.
+        lost: whether this is a recompute of a pass that is not known.
+        acted: the sites whose hook had its effect in this pass, so that a recompute repeats it; ``None`` if nobody
             noted that.
-        derived: tensors that follow from the facts; ``None`` in a graph that is being compiled, where none is kept.
+        derived: tensors that follow from the facts; ``None`` in a graph that is being compiled, which keeps none.
     """
 
     mask: Tensor | None = None
@@ -62,12 +62,12 @@ class PassFacts:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens of each row in this pass; ``None`` where that cannot be told."""
-        # Asked of the IDs: a compiled graph takes shapes as they come, but each integer is compiled in.
+        """The number of tokens in each row of this pass; ``None`` if it is not known."""
+        # Read from the IDs: a compiled graph accepts other shapes, but an integer is compiled in as a constant.
         return self.input_ids.shape[1] if is_sequence(self.input_ids) else self.embedded
 
     def at_layer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassFacts:
-        """Return the facts of a layer's input: in cross attention, keys and values are of the encoder's tokens."""
+        """Return the facts of a layer's input: in cross-attention, keys and values belong to the encoder's tokens."""
         states = self.encoder() if self.encoder is not None else None
         if states is None or _first_tensor(args, kwargs) is not states:
             return self

@@ -1,7 +1,7 @@
-"""Following ``generate``: while hooks are attached, the width and mask of the prompt are noted when it is called.
+"""A wrapper of ``generate``: while hooks are attached, each call notes the width and mask of its prompt.
 
-Nothing in a single pass tells prompt from generated tokens when there is no cache, or when the prompt is
-fed in chunks; the call of ``generate`` does.
+Without a cache, or with a prompt fed in chunks, a single pass does not show which tokens are prompt and which are
+generated; the call of ``generate`` does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["follow_generate", "unfollow_generate"]
 
 
 class _FollowedGenerate:
-    """Stands in for a model's ``generate`` and notes the prompt; a copy of the model gets its own."""
+    """A stand-in for a model's ``generate`` that notes the prompt; a copy of the model gets its own ``generate``."""
 
     def __init__(self, model: nn.Module, passes: Passes[Any]) -> None:
         self.model = model
@@ -42,7 +42,7 @@ def _own_generate(model: nn.Module) -> Any:
 
 
 def _generation(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
-    """The prompt as the model will see it: PEFT lets the model prepare its inputs by way of the wrapper around it."""
+    """Return the prompt as the model will see it: with PEFT, the wrapper around the model prepares its inputs."""
     said = _said(model, args, kwargs)
     learned = virtual_tokens(getattr(getattr(model, "prepare_inputs_for_generation", None), "__self__", None))
     if said.width is None or not learned:
@@ -52,12 +52,12 @@ def _generation(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _said(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generation:
-    """The prompt as ``generate`` is called with it."""
+    """Return the prompt with which ``generate`` is called."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return Generation()  # what it is given are the encoder's tokens; the decoder's first pass is its prompt
+        return Generation()  # its arguments are the encoder's tokens; the decoder's first pass is its prompt
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
-        return Generation(mask.shape[1], mask)  # wider than the IDs where a cache holds the earlier tokens
+        return Generation(mask.shape[1], mask)  # wider than the IDs if a cache holds the earlier tokens
     for value in (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))):
         if isinstance(value, Tensor) and value.dim() >= 2:
             return Generation(value.shape[1])
@@ -65,14 +65,14 @@ def _said(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ge
 
 
 def follow_generate(model: nn.Module, passes: Passes[Any]) -> None:
-    """Note the prompt's width whenever ``model.generate`` is called, if it has one."""
+    """Note the prompt whenever ``model.generate`` is called, if the model has that method."""
     if callable(getattr(type(model), "generate", None)):
         # Through __dict__, because a module may guard its __setattr__.
         model.__dict__["generate"] = _FollowedGenerate(model, passes)
 
 
 def unfollow_generate(model: nn.Module, passes: Passes[Any]) -> None:
-    """Stop noting for ``passes``; whoever else stands in for ``model.generate`` goes on."""
+    """Stop noting for ``passes``; other stand-ins for ``model.generate`` stay."""
     outer, followed = None, model.__dict__.get("generate")
     while isinstance(followed, _FollowedGenerate) and followed.passes is not passes:
         outer, followed = followed, followed.shadowed

@@ -1,7 +1,7 @@
-"""Attaching callables to modules: the only code that adds and removes torch handles.
+"""Functions that attach callables to modules: the only code that adds and removes torch handles.
 
-torch calls the hooks of a module in the order in which they were added. Hooks here come and go with
-the schedule, so the order is kept by rank instead: whenever a callable is attached, those of ours that
+torch calls the hooks of a module in the order in which they were added. Our hooks come and go with the
+schedule, so their rank decides the order instead: whenever a callable is attached, those of ours that
 must run after it are moved behind it. Handles of others are never removed and keep their identity.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["InertWhenCopied", "Rank", "attach"]
 
 
 class Rank(IntEnum):
-    """Who runs first among our callables on one module and hook type."""
+    """The order in which our callables on one module and hook type run."""
 
     ENTER = 0
     OBSERVE_BEFORE_EDITS = 1
@@ -31,7 +31,7 @@ class Rank(IntEnum):
 
 
 def no_op(*args: Any, **kwargs: Any) -> None:
-    """What a copied or pickled model carries in place of a hook."""
+    """Do nothing: a copied or pickled model carries this in place of a hook."""
 
 
 def _make_no_op() -> Callable[..., None]:
@@ -39,13 +39,13 @@ def _make_no_op() -> Callable[..., None]:
 
 
 class InertWhenCopied:
-    """A callable for torch whose deep copy, and whose pickle, does nothing.
+    """A callable for torch whose deep copy or pickle does nothing.
 
-    A deep copy of a watched model, an EMA of it or a saved one must carry no live hook: its passes
-    would count in ours, and the hook's owner would travel along.
+    A deep copy, an EMA or a saved copy of a watched model must carry no live hook: its passes would be
+    counted as ours, and the copy would include the hook's owner.
 
     Attributes:
-        order: ``(rank, sequence)``: where among our callables on a module this one runs.
+        order: ``(rank, sequence)``: this callable's place among our callables on a module.
     """
 
     order: tuple[int, int]
@@ -68,8 +68,8 @@ def attach(
         module: the module to attach to.
         callback: called as ``(module, args, kwargs)`` before, or ``(module, args, kwargs, output)`` after.
         hook_type: before or after the module's forward.
-        always_call: also call it when the forward raised (after the forward only).
-        outside: where ``module`` was compiled in place, stand outside of its graph.
+        always_call: also call it if the forward raised (only for a hook after the forward).
+        outside: if ``module`` was compiled in place, attach outside its graph.
 
     Returns:
         A handle whose ``remove()`` may be called more than once.
@@ -84,7 +84,7 @@ def attach(
 
 
 class _On(InertWhenCopied):
-    """A callback that is told another module than the one that it is attached to."""
+    """A callback that gets another module than the one it is attached to."""
 
     def __init__(self, module: nn.Module, callback: Any) -> None:
         self.order = callback.order

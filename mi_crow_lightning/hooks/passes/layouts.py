@@ -1,7 +1,8 @@
-"""What the dimensions of an activation are, where they are not (batch, tokens, features).
+"""The layouts of activations whose dimensions are not (batch, tokens, features).
 
-Shapes do not tell: four rows of four tokens look the same either way. Where a module of torch's own, or the way that a
-layer is called, tells, choices of tokens and values of samples are refused rather than applied along a wrong dimension.
+Shapes do not show the layout: four rows of four tokens look the same either way. If one of torch's own modules, or the
+way that a layer is called, shows it, choices of tokens and values of samples are refused rather than applied along the
+wrong dimension.
 """
 
 from __future__ import annotations
@@ -19,36 +20,36 @@ _CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNor
 
 
 class Layout(Enum):
-    """How a layer lays out tokens; the value says it."""
+    """The way that a layer arranges tokens; the value describes it in messages."""
 
     USUAL = "(batch, tokens, features)"
-    TIME_FIRST = "(tokens, batch, features), for want of batch_first=True"
+    TIME_FIRST = "(tokens, batch, features), because batch_first=True is not set"
     CHANNELS_FIRST = "(batch, channels, positions)"
     PACKED = "the tokens of a PackedSequence in one row, by time step"
-    ROUTED = "the tokens that its experts were chosen for in one row, in an order of their own"
+    ROUTED = "the tokens routed to its experts, in one row and in another order"
 
     def of(self, x: Tensor) -> Layout:
-        """The layout of an activation: a row of tokens is 2-d, the others have three dimensions."""
+        """Return the layout of an activation: tokens in one row have two dimensions, other layouts have three."""
         in_one_row = self in (Layout.PACKED, Layout.ROUTED)
         return self if in_one_row or x.dim() == 3 else Layout.USUAL
 
     @property
     def samples_first(self) -> bool:
-        """Whether the first dimension is that of the samples, or of each sample's tokens after the other."""
+        """Whether the first dimension holds the samples, or all tokens, one sample after the other."""
         return self in (Layout.USUAL, Layout.CHANNELS_FIRST)
 
 
 def layout_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> Layout:
-    """The layout that a layer's place tells.
+    """Return the layout that follows from a layer's name, class and ancestors.
 
     Args:
-        name: its name; what lies below a module ``experts`` is called with the tokens that are routed there.
+        name: its name; a layer below a module ``experts`` is called with the tokens that are routed there.
         layer: the layer.
         ancestors: the modules that hold it.
 
     Examples:
         >>> layout_of("rnn", nn.LSTM(2, 2), []).value
-        '(tokens, batch, features), for want of batch_first=True'
+        '(tokens, batch, features), because batch_first=True is not set'
     """
     if "experts" in name.split(".")[:-1]:
         return Layout.ROUTED
@@ -59,12 +60,12 @@ def layout_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> La
 
 
 def layout_of_call(layout: Layout, args: tuple[Any, ...]) -> Layout:
-    """The layout of one call of a layer of some layout."""
+    """Return the layout of one call of a layer with a given layout."""
     return Layout.PACKED if args and isinstance(args[0], PackedSequence) else layout
 
 
 def _is_time_first(module: nn.Module) -> bool:
-    """Whether a module of torch's own is given, and gives, the tokens in the first dimension."""
+    """Return whether this is a torch module whose input and output have the tokens in the first dimension."""
     if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
         return any(_is_time_first(layer) for layer in module.layers)
     if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):

@@ -1,8 +1,8 @@
-"""Finding the pass that gradient checkpointing repeats.
+"""The search for the pass that gradient checkpointing repeats.
 
 A recompute runs while a node of the original graph runs backward. Autograd numbers nodes in the order in which a thread
 makes them, so the node's number lies between the numbers at the start and at the end of its call. The backward pass may
-run in another thread than the forward pass did, so all threads see what is kept here.
+run in a different thread from the forward pass, so all threads see the calls that are kept here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mi_crow_lightning.hooks.passes.facts import PassFacts
 
 __all__ = ["EndedCalls", "next_node"]
 
-_REMEMBERED = 32  # calls of a module before a backward pass; older ones are lost, and hooks that need them say so
+_REMEMBERED = 32  # calls of a module before a backward pass; older ones are lost, and hooks that need them raise
 
 
 class _Ended(NamedTuple):
@@ -42,16 +42,16 @@ class EndedCalls:
 
         Args:
             start: the number of its first node.
-            thread: an object of the thread alone. (The system gives the number of a thread that ended to the next.)
-            facts: those of the call.
+            thread: an object that only this thread has. (The system reuses the number of a thread that has ended.)
+            facts: the facts of the call.
         """
         self._ended.append(_Ended(start, next_node(), thread, facts))
 
     def repeated(self) -> PassFacts | None:
-        """Return the facts of the call that is repeated; ``None`` where that is not known.
+        """Return the facts of the call that is repeated; ``None`` if it is not known.
 
-        Each thread numbers its own nodes, and a node does not say which thread made it: where calls of several threads
-        fit, it is not known.
+        Each thread numbers its own nodes, and a node does not say which thread made it: if calls of several threads
+        match, the call is not known.
         """
         node = torch._C._current_autograd_node()
         number = node._sequence_nr() if node is not None else -1

@@ -1,6 +1,6 @@
-"""Which hook runs in this thread: a pass that a hook starts is the bare model's.
+"""The hook that runs in this thread: a pass that a hook starts runs the model without hooks.
 
-Hooks in such a pass would call themselves without end, and its end would be taken for that of the outer pass.
+Hooks in such a pass would call themselves forever, and its end would be taken for the end of the outer pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class _Thread(threading.local):
     """The state of one thread.
 
     Attributes:
-        context: the `HookContext` of the hook that runs; ``None`` while none does.
+        context: the `HookContext` of the running hook; ``None`` while no hook runs.
     """
 
     context: Any = None

@@ -1,4 +1,4 @@
-"""The batch that a Trainer runs: one value, which every hook called in the batch shares."""
+"""The batch that a Trainer runs: one value, shared by every hook called in the batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class RunningBatch:
 
     Attributes:
         moment: its place in the Trainer's time; ``None`` outside a Trainer.
-        batch: the batch as it was loaded; ``None`` where nobody gave it.
+        batch: the batch as it was loaded; ``None`` if nobody gave it.
         token_mask: the user's function from a batch to the mask of its real tokens.
-        stage: what the Trainer is doing; ``None`` outside a Trainer.
+        stage: the stage that the Trainer is in; ``None`` outside a Trainer.
     """
 
     moment: Moment | None = None

@@ -1,4 +1,4 @@
-"""Reading the facts of a pass from the call of its token module."""
+"""The facts of a pass, read from the call of its token module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mi_crow_lightning.hooks.passes.token_module import TOKEN_INPUTS, Signature
 
 __all__ = ["Generation", "of_beams", "read_facts"]
 
-_STATES = ("cache_params", "state")  # caches of recurrent models, which do not say how many tokens are in them
+_STATES = ("cache_params", "state")  # caches of recurrent models, which do not say how many tokens they hold
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Generation:
     Attributes:
         width: columns of the prompt, padding included; ``None`` until the first pass shows it.
         mask: the attention mask it was called with, ``(B, width)``.
-        columns: how many columns each model without a key-value cache was given so far.
+        columns: how many columns each model without a key-value cache has received so far.
     """
 
     width: int | None = None
@@ -32,9 +32,9 @@ class Generation:
     columns: dict[nn.Module, int] = field(default_factory=dict)
 
     def state_length(self, module: nn.Module, tokens: int) -> int:
-        """Return how many tokens a recurrent model's state holds before a pass: all that it was given, or none.
+        """Return how many tokens a recurrent model's state holds before a pass: all tokens it has received, or none.
 
-        Without its state it is given the whole sequence each time, which grows.
+        Without its state the model receives the whole, growing sequence each time.
         """
         before = self.columns.get(module, 0)
         past = before if tokens <= before else 0
@@ -56,13 +56,13 @@ def read_facts(
 
     Args:
         module: the token module.
-        given: the arguments of its call, by the name of the parameter.
+        given: the arguments of its call, by parameter name.
         signature: its signature.
-        generation: the running ``generate``, if one runs.
+        generation: the running call of ``generate``, if there is one.
         first_width: tokens of the first pass with an empty cache, in a user's own decoding loop.
         learned: tokens of a learned prompt, which PEFT may put into the cache.
         kept: whether tensors that follow from the facts are kept with them.
-        acted: takes up the sites whose hook has its effect in the pass.
+        acted: the set that collects the sites whose hook has its effect in the pass.
     """
     names, prefix = signature.names, signature.prefix
     past = _cache_length(given.get("past_key_values")) if "past_key_values" in names else None
@@ -91,7 +91,7 @@ def read_facts(
         prompt_width=width,
         prompt_mask=generation.mask if generation is not None and side != "encoder" else None,
         side=side,
-        # Weakly: states are as large as an activation, and none outlives its pass because of a hook.
+        # A weak reference: states are as large as an activation, and no hook may keep one alive after its pass.
         encoder=weakref.ref(states) if isinstance(states, Tensor) else None,
         encoder_mask=_tensor(given.get("encoder_attention_mask")),
         generating=generation is not None,
@@ -103,12 +103,12 @@ def read_facts(
 
 
 def of_beams(values: Tensor, rows: int) -> Tensor:
-    """Repeat values of prompts ``(B, ...)`` for the beams or samples of each, one after the other: ``(rows, ...)``."""
+    """Repeat the value of each prompt ``(B, ...)`` for its beams or samples, which are adjacent: ``(rows, ...)``."""
     return values.repeat_interleave(max(1, rows // max(1, len(values))), 0)
 
 
 def _cache_length(cache: Any) -> int:
-    """Return the tokens in a transformers cache, or in the tuple of (key, value) pairs that older models use."""
+    """Return how many tokens a transformers cache holds, or the tuple of (key, value) pairs of older models."""
     if cache is None:
         return 0
     if isinstance(cache, (tuple, list)):
@@ -117,7 +117,7 @@ def _cache_length(cache: Any) -> int:
 
 
 def _grown(prompt: Tensor | None, given: Mapping[str, Any], columns: int) -> Tensor | None:
-    """Return the mask of a prompt (B, width) with what was generated since: (rows, columns)."""
+    """Return the mask of a prompt (B, width), extended by the tokens generated since: (rows, columns)."""
     ids = given.get("input_ids")
     if prompt is None or not isinstance(ids, Tensor):
         return None
@@ -126,7 +126,7 @@ def _grown(prompt: Tensor | None, given: Mapping[str, Any], columns: int) -> Ten
 
 
 def _one_mask(mask: Any) -> Any:
-    """Models with several kinds of attention are given one mask for each kind; the full one shows every token."""
+    """Return the full-attention mask, which shows every token, from a model's masks by kind of attention."""
     return mask.get("full_attention", mask) if isinstance(mask, Mapping) else mask
 
 

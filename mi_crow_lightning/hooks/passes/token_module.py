@@ -1,4 +1,4 @@
-"""Which module around a layer says which tokens are real, and how it takes them: its *token module*."""
+"""The *token module* of a layer: the module around it whose call says which tokens are real."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 __all__ = ["TOKEN_INPUTS", "Signature", "token_module", "virtual_tokens"]
 
 TOKEN_INPUTS = ("input_ids", "inputs_embeds")
-_OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # images, films, sounds
+_OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # images, videos, sounds
 
 
 def token_module(ancestors: Sequence[nn.Module]) -> nn.Module | None:
     """Return the module among a layer's ancestors, innermost first, whose call says which tokens are real.
 
-    The innermost that takes token IDs or embeddings beside an ``attention_mask``, else the innermost with a
-    mask. (An inner mask may speak of keys, as in cross attention, and an outer one of another model's tokens.)
-    The search ends at a model of images or sounds: the text beside them has its own tokens.
+    This is the innermost module that takes token IDs or embeddings together with an ``attention_mask``, or else
+    the innermost with a mask. (An inner mask may describe keys, as in cross-attention, and an outer mask another
+    model's tokens.) The search ends at a model of images or sounds: the text beside them has its own tokens.
     """
     first = None
     for module in ancestors:
@@ -37,12 +37,12 @@ def token_module(ancestors: Sequence[nn.Module]) -> nn.Module | None:
 
 @dataclass(frozen=True)
 class Signature:
-    """The parameters of a token module's ``forward``, and the side of the model that it stands on.
+    """The parameters of a token module's ``forward``, and the module's side of the model.
 
     Attributes:
-        names: of its parameters, in order.
-        side: ``"encoder"`` or ``"decoder"`` where a model has both.
-        prefix: what stands before the names of its tokens' arguments: ``"decoder_"`` where it takes two texts.
+        names: the names of the parameters, in order.
+        side: ``"encoder"`` or ``"decoder"`` if a model has both.
+        prefix: the prefix of the arguments for its tokens: ``"decoder_"`` if it takes two texts.
     """
 
     names: tuple[str, ...]
@@ -51,9 +51,9 @@ class Signature:
 
     @classmethod
     def of(cls, module: nn.Module, ancestors: Sequence[nn.Module]) -> Signature:
-        """Return the signature of a token module, ``ancestors`` being the modules around a layer of it."""
+        """Return the signature of a token module, where ``ancestors`` are the modules around one of its layers."""
         names = _parameters_of(module)
-        if "decoder_input_ids" in names:  # around both sides: what belongs to neither, a head, follows the decoder
+        if "decoder_input_ids" in names:  # around both sides: a layer on neither, such as a head, follows the decoder
             return cls(names, "decoder", "decoder_")
         side = _side(module, names)
         if side is None and "past_key_values" not in names and any(map(_takes_no_text, (module, *ancestors))):
@@ -61,14 +61,14 @@ class Signature:
         return cls(names, side, "")
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call, by the name of the parameter."""
+        """Return the arguments of a call, by parameter name."""
         return {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
 
 
 def virtual_tokens(module: Any) -> int:
-    """Return the tokens of the prompt that PEFT has learned (prompt tuning, prefix tuning, ...) and puts before a text.
+    """Return the length of the prompt that PEFT has learned (prompt tuning, prefix tuning, ...) and puts before a text.
 
-    A PeftModel is known by its config, so that nothing of PEFT is imported.
+    A PeftModel is recognised by its config, so PEFT need not be imported.
     """
     config = getattr(module, "active_peft_config", None)
     is_on = getattr(config, "is_prompt_learning", False) and not getattr(module, "_adapters_disabled", False)

@@ -1,8 +1,8 @@
-"""Following the passes through a model: where one is over, what its tokens are, which hooks failed in it.
+"""The passes through a model: when one is over, what its tokens are, and which hooks failed in it.
 
-The ancestors of the watched layers report when they are entered and left. The outermost one that is called marks the
-pass: when it returns, the pass is over, and only then are the errors of hooks dealt with. One ancestor of each layer,
-its *token module*, also says which tokens are real, see ``token_module.py``.
+The ancestors of the watched layers report when they are entered and left. The outermost ancestor that is called marks
+the pass: when it returns, the pass is over, and only then are errors of hooks raised or reported. One ancestor of each
+layer, its *token module*, also says which tokens are real, see ``token_module.py``.
 
 A forward pass belongs to the thread that runs it: two threads may run one model side by side.
 """
@@ -33,14 +33,14 @@ class _ThreadPass:
 
     Attributes:
         calls: the watched modules that are being called, outermost first.
-        tokens: by token module the facts of its running call, or of its last one in the batch; under ``None`` the
-            facts of the running pass for layers without a token module.
-        starts: by token module, and under ``None`` for the pass, the number of the first autograd node of the call.
+        tokens: for each token module, the facts of its running call, or of its last call in the batch; under ``None``
+            the facts of the running pass for layers without a token module.
+        starts: for each token module, and under ``None`` for the pass, the number of the call's first autograd node.
         failed: IDs of the hooks that failed in the pass.
         errors: their errors, each with its hook.
-        first_widths: by token module the width of the first pass with an empty cache.
+        first_widths: for each token module, the width of the first pass with an empty cache.
         generations: the running calls of ``generate``, outermost first.
-        of: the batch that all this belongs to.
+        of: the batch that all of this belongs to.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class _ThreadPass:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything but the running ``generate``."""
+        """Forget everything except the running calls of ``generate``."""
         self.tokens: dict[nn.Module | None, PassFacts] = {}
         self.first_widths: dict[nn.Module, int] = {}
         self.cut_short()
@@ -63,7 +63,7 @@ class _ThreadPass:
 
 
 class _Threads(threading.local):
-    """The state of each thread, behind one look-up."""
+    """The state of each thread, found with one look-up."""
 
     def __init__(self) -> None:
         self.state = _ThreadPass()
@@ -73,28 +73,28 @@ class Passes(Generic[H]):
     """The running passes of one model.
 
     Args:
-        over: called with the errors of a pass, each with its hook, and its output once the pass is over.
+        over: called when a pass is over, with its errors, each with its hook, and its output.
 
     Attributes:
         threads: its ``state`` is the running pass of this thread.
-        acted: the sites whose hook had its effect when it was last called in the batch: for a recompute whose pass is
-            not known.
+        acted: the sites whose hook had its effect when it was last called in the batch: used by a recompute whose pass
+            is not known.
     """
 
     def __init__(self, over: Callable[[list[tuple[HookError, H]], Any], None]) -> None:
         self.threads = _Threads()
         self.acted: set[object] = set()
         self._over = over
-        self._batch = object()  # another object in each batch
+        self._batch = object()  # a new object in each batch
         self._signatures: dict[nn.Module, Signature] = {}
         self._ended: dict[nn.Module | None, EndedCalls] = {None: EndedCalls()}
 
     def read_tokens_at(self, module: nn.Module, ancestors: list[nn.Module]) -> Signature:
-        """From now on read at ``module`` which tokens it is called with.
+        """Read from now on which tokens ``module`` is called with, and return its signature.
 
         Args:
             module: a token module.
-            ancestors: the modules around a layer of it.
+            ancestors: the modules around one of its layers.
         """
         if module not in self._signatures:
             self._signatures[module] = Signature.of(module, ancestors)
@@ -102,7 +102,7 @@ class Passes(Generic[H]):
         return self._signatures[module]
 
     def reset(self) -> None:
-        """Forget all passes: the next batch begins. Errors of a pass that was cut short are lost with it."""
+        """Forget all passes, because the next batch begins; errors of an interrupted pass are lost too."""
         here = self.threads.state
         self._batch = here.of = object()
         here.clear()
@@ -110,10 +110,10 @@ class Passes(Generic[H]):
         self._ended = {module: EndedCalls() for module in self._ended}
 
     def facts_at(self, modules: Sequence[nn.Module], recomputing: bool = False) -> PassFacts:
-        """Return the facts of the running pass, or of the one that is recomputed, as read at token modules.
+        """Return the facts of the running pass, or of the pass that is recomputed, as read at token modules.
 
         Args:
-            modules: the token modules of a layer; of several, the innermost that is being called counts.
+            modules: the token modules of a layer; if there are several, the innermost that is being called counts.
             recomputing: whether it is a recompute.
         """
         here = self.threads.state
@@ -124,12 +124,12 @@ class Passes(Generic[H]):
         known, ended = here.tokens.get(module), self._ended[module]
         if not recomputing or (known is None and ended.is_empty):
             return known or PassFacts(takes_mask=True)  # the layer was called on its own
-        again = known if module in here.calls else None  # checkpointed as a whole, the module itself is called again
+        again = known if module in here.calls else None  # if checkpointed as a whole, the module itself is called again
         return ended.repeated() or again or PassFacts(takes_mask=True, lost=True)
 
     @contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
-        """While ``generate`` runs in this thread."""
+        """Note the running ``generate`` of this thread for as long as the block runs."""
         generations = self.threads.state.generations
         generations.append(generation)
         try:
@@ -144,7 +144,7 @@ class Passes(Generic[H]):
             here.clear()
             here.of = self._batch
         if module in here.calls:
-            here.cut_short()  # by a Ctrl-C: torch does not report that these calls are over
+            here.cut_short()  # as after a Ctrl-C: torch does not report that these calls are over
         if not here.calls:
             here.tokens[None] = PassFacts(generating=bool(here.generations), acted=_acted(), derived={})
             here.starts[None] = next_node()
@@ -155,12 +155,12 @@ class Passes(Generic[H]):
             here.starts[module] = next_node()
 
     def leave(self, module: nn.Module, output: Any) -> None:
-        """Note that an ancestor returned, or raised."""
+        """Note that an ancestor returned or raised."""
         here = self.threads.state
         if module not in here.calls:
             return
         while here.calls.pop() is not module:
-            pass  # calls that a BaseException cut short
+            pass  # calls that a BaseException interrupted
         if module in here.starts:
             self._end(module)
         if not here.calls:
@@ -169,7 +169,7 @@ class Passes(Generic[H]):
             self.settle(output)
 
     def forget(self, module: nn.Module) -> None:
-        """Forget an ancestor that is no longer watched: if it is being called, its return is not reported."""
+        """Forget an ancestor that is no longer watched, because the end of a running call will not be reported."""
         here = self.threads.state
         here.calls = [called for called in here.calls if called is not module]
 
@@ -202,7 +202,7 @@ class Passes(Generic[H]):
         return hook_id in self.threads.state.failed
 
     def settle(self, output: Any = None) -> None:
-        """Deal with the errors of a pass that is over, also where the hooks that follow it were unregistered in it."""
+        """Raise or report the errors of a pass that is over, even if nothing watches its modules any more."""
         here = self.threads.state
         errors, here.errors = here.errors, []
         here.failed.clear()
@@ -228,5 +228,5 @@ class Passes(Generic[H]):
 
 
 def _acted() -> set[object] | None:
-    """Return where the hooks of a pass note that they acted; a recompute is a pass of its own to nobody."""
+    """Return a set for the sites that act in a pass; ``None`` in a recompute, which is not a new pass."""
     return set() if torch._C._current_graph_task_id() == -1 else None

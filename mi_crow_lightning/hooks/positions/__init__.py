@@ -1,1 +1,1 @@
-"""Where the tokens of a pass lie: padding, the prompt's end, and the rows of a batch."""
+"""The positions of the tokens of a pass: padding, the end of the prompt, and the rows of a batch."""

@@ -1,4 +1,4 @@
-"""Values of samples at rows of activations: ``generate`` makes several rows of one sample."""
+"""Values of samples for rows of activations: ``generate`` makes several rows from one sample."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["check_rows_are_samples", "of_rows"]
 
 
 def of_rows(values: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
-    """What belongs to each row of an activation, where values belong to samples.
+    """Return the value for each row of an activation, from the values of the samples.
 
-    Beam search and ``num_return_sequences`` make the same number of rows of each sample, one after the other.
+    Beam search and ``num_return_sequences`` make the same number of adjacent rows from each sample.
 
     Args:
         values: ``(B, ...)``, one for each sample.
@@ -21,7 +21,7 @@ def of_rows(values: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
         ctx: the hook's context.
 
     Returns:
-        ``(rows, ...)``; ``None`` where the rows are not so many for each sample.
+        ``(rows, ...)``; ``None`` if the samples do not have equally many rows.
 
     Raises:
         TokensUnknown: the layer's first dimension is known to be something else.
@@ -34,14 +34,14 @@ def of_rows(values: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
 
 
 def check_rows_are_samples(x: Tensor, ctx: HookContext) -> None:
-    """Refuse an activation whose rows are known not to be samples, nor each sample's tokens after the other.
+    """Refuse an activation whose rows are known to be neither samples nor tokens, one sample after the other.
 
     Raises:
-        TokensUnknown: they are not.
+        TokensUnknown: the rows are something else.
     """
     layout = ctx.layout.of(x)
     if not layout.samples_first:
         raise TokensUnknown(
-            f"{ctx.layer!r} gives {layout.value}, so what belongs to a sample cannot be found in its activation "
+            f"{ctx.layer!r} gives {layout.value}, so the part of each sample cannot be found in its activation "
             f"{tuple(x.shape)}: use one value for all samples, or choose another layer"
         )

@@ -1,7 +1,7 @@
-"""The tokens of one pass: where they lie in the sequence, which are real, and where the prompt ends.
+"""The tokens of one pass: their place in the sequence, which of them are real, and where the prompt ends.
 
-A *column* counts in the padded sequence, a *position* counts real tokens only; both go on across the decode steps
-of a key-value cache. Where several texts are packed in a row, positions begin again with each.
+A *column* counts in the padded sequence, a *position* counts only real tokens; both continue across the decode steps
+of a key-value cache. If several texts are packed in a row, positions start again with each.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ __all__ = ["Span"]
 
 
 class Span:
-    """The tokens of one pass, for all layers whose activations have one shape ``(B, T)``.
+    """The tokens of one pass, for all layers whose activations have the same ``(B, T)``.
 
-    It holds no activation, so it is kept with the pass and shared by its hooks.
+    A span holds no activation, so it can be kept with the pass and shared by its hooks.
 
     Args:
         x: an activation ``(B, T, D)``.
-        real: its real tokens, ``(B, T)`` bool; ``None`` for all.
-        facts: those of the pass.
+        real: its real tokens, ``(B, T)`` bool; ``None`` if all are real.
+        facts: the facts of the pass.
 
     Attributes:
         facts: as given.
         real: ``(B, T)`` bool.
         first: column of the first token.
         end: the column after the last token.
-        whole_is_prompt: whether nothing tells prompt from generated tokens, as in training: then all are prompt.
+        whole_is_prompt: whether prompt and generated tokens are not known apart, as in training: all are prompt then.
         prompt_width: columns of the prompt.
     """
 
@@ -42,7 +42,7 @@ class Span:
         if facts.past_unknown:
             raise TokensUnknown(
                 "the model was called with a state that does not say how many tokens came before, so positions cannot "
-                "be counted: call generate(), or the model with the whole text, or use tokens='all'"
+                "be counted: call generate(), call the model with the whole text, or use tokens='all'"
             )
         self.facts = facts
         self.real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if real is None else real
@@ -54,7 +54,7 @@ class Span:
 
     @property
     def is_after_prompt(self) -> bool:
-        """Whether all of the pass comes after the prompt, as in decode steps."""
+        """Whether the whole pass comes after the prompt, as in decode steps."""
         return self.first >= self.prompt_width
 
     @property
@@ -74,7 +74,7 @@ class Span:
 
     @cached_property
     def positions(self) -> Tensor:
-        """The place of each token among the real ones of its text, ``(B, T)``; of no use where padding is."""
+        """The place of each token among the real tokens of its text, ``(B, T)``; meaningless for padding."""
         counted = self._so_far.cumsum(1)[:, self.first :] - 1
         if self._segments is None:
             return counted
@@ -82,10 +82,10 @@ class Span:
 
     @cached_property
     def prompt_lengths(self) -> Tensor:
-        """Real tokens of each token's prompt, ``(B, T)``, or ``(B, 1)`` where that is the row's.
+        """The number of real tokens in each token's prompt, ``(B, T)``, or ``(B, 1)`` if each row has one prompt.
 
         Raises:
-            TokensUnknown: the prompt goes on after this pass, and its mask is not known.
+            TokensUnknown: the prompt continues after this pass, and its mask is not known.
         """
         if self._segments is not None:
             return _of_segment(self.real.long(), self._segments, "sum")
@@ -103,13 +103,13 @@ class Span:
     def last_of_prompt(self) -> Tensor:
         """The last real token of each prompt, ``(B, T)`` bool."""
         is_known = self.has_prompt_end or self.facts.prompt_mask is not None
-        if self.is_after_prompt or not is_known:  # or it is a chunk that the prompt goes on after
+        if self.is_after_prompt or not is_known:  # or the prompt continues after this chunk
             return torch.zeros_like(self.real)
         return self.in_prompt & (self.positions == self.prompt_lengths - 1)
 
     @property
     def last(self) -> Tensor:
-        """The last real token of each row so far, or of each packed text, ``(B, T)`` bool."""
+        """The last real token so far of each row, or of each packed text, ``(B, T)`` bool."""
         if self.whole_is_prompt or not self.has_prompt_end:
             return self.last_of_prompt
         return _last_of_rows(self.real)
@@ -119,7 +119,7 @@ class Span:
         """The token IDs, ``(B, T)``.
 
         Raises:
-            TokensUnknown: the model was called with embeddings, or with other tokens than the layer's.
+            TokensUnknown: the model was called with embeddings, or with tokens other than the layer's.
         """
         ids = self.facts.input_ids
         if ids is not None and self._tokens == 1:
@@ -138,7 +138,7 @@ class Span:
 
     @cached_property
     def _segments(self) -> Tensor | None:
-        """The number of each token's text in its row, ``(B, T)``, where position IDs show that there are several."""
+        """The number of each token's text in its row, ``(B, T)``; ``None`` if position IDs do not show several."""
         ids, (rows, tokens) = self.facts.position_ids, self.real.shape
         if ids is None or not self.whole_is_prompt or self.first or ids.dim() != 2 or ids.shape[1] != tokens:
             return None
@@ -150,12 +150,12 @@ class Span:
 
 
 def _of_segment(values: Tensor, segments: Tensor, reduce: str) -> Tensor:
-    """Return for each token (B, T) the sum or smallest of ``values`` over its segment."""
+    """Return for each token (B, T) the sum or the minimum of ``values`` over its segment."""
     start = torch.zeros_like(values) if reduce == "sum" else torch.full_like(values, values.shape[1])
     return start.scatter_reduce(1, segments, values, reduce).gather(1, segments)
 
 
 def _last_of_rows(chosen: Tensor) -> Tensor:
-    """Return only the last True of each row of ``chosen`` (B, T)."""
+    """Return ``chosen`` (B, T) with only the last True of each row."""
     after = chosen.flip(1).cumsum(1).flip(1)  # how many are chosen from here on
     return chosen & (after == 1)

@@ -1,1 +1,1 @@
-"""Hooks on a model: the site that torch calls, what happens around the call, and what may be registered."""
+"""Hooks on a model: the site that torch calls, the code around the call, and the rules for registration."""

@@ -1,4 +1,4 @@
-"""Calling a hook at a site: with its context, guarded, its errors kept until the pass is over.
+"""Calls of hooks at a site: with a context and a guard, and with errors kept until the pass is over.
 
 This is the only place where the errors of hooks are caught and wrapped.
 """
@@ -26,26 +26,26 @@ from mi_crow_lightning.hooks.registry.write_guard import out_of_inference, writt
 __all__ = ["call", "call_again", "call_in_graph", "call_observe", "observes_only", "way_to", "wrapped"]
 
 Way: TypeAlias = Callable[[Any, HookContext, nn.Module], Any]
-"""How a hook is called: from the hook, its context and the layer to what replaces the layer's output or inputs."""
+"""A function that calls a hook: from the hook, its context and the layer to what replaces the output or inputs."""
 
-# What torch.no_grad() calls, without the context manager, which takes as long as all else on the way to `observe`.
+# What torch.no_grad() calls, without the context manager: it takes as long as all other steps to `observe`.
 _is_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
 
 
 def observes_only(hook: Hook) -> bool:
-    """Return whether `call_observe` suits a hook: a detector that overrides `observe`, and nothing before it."""
+    """Return whether `call_observe` suits a hook: a detector that overrides `observe` and nothing that leads to it."""
     return not hook.edits and _inherits(hook, Detector, "_hook_fn", "process_activations", "_edited")
 
 
 def way_to(hook: Hook) -> Way:
-    """Return the shortest way to what a hook overrides: a controller that overrides `edit` is given the tensor."""
+    """Return the shortest way to the method that a hook overrides: a controller's `edit` is called with the tensor."""
     if not hook.observes and _inherits(hook, Controller, "_hook_fn", "_edited", "modify_activations"):
         return _by_edit
     return _by_hook_fn
 
 
 def _inherits(hook: Hook, base: type[Hook], *names: str) -> bool:
-    """Return whether a hook is a ``base`` and has these methods as they are there."""
+    """Return whether a hook is a ``base`` and inherits these methods from it unchanged."""
     own = vars(hook)
     return isinstance(hook, base) and all(
         name not in own and getattr(type(hook), name) is getattr(base, name) for name in names
@@ -53,7 +53,7 @@ def _inherits(hook: Hook, base: type[Hook], *names: str) -> bool:
 
 
 def call_observe(hook: Detector, ctx: HookContext, module: nn.Module, passes: Passes[Hook]) -> None:
-    """Call a hook of which `observes_only` is true; the same as `call`, in fewer steps."""
+    """Call a hook for which `observes_only` is true: the same as `call`, in fewer steps."""
     x = ctx.activation
     if x is None or x.is_inference():
         call(hook, _by_hook_fn, ctx, module, passes)
@@ -76,24 +76,24 @@ def call_observe(hook: Detector, ctx: HookContext, module: nn.Module, passes: Pa
 
 
 def call(hook: Hook, way: Way, ctx: HookContext, module: nn.Module, passes: Passes[Hook], site: object = None) -> Any:
-    """Call a hook; what it raises waits until the pass is over.
+    """Call a hook; its errors wait until the pass is over.
 
     Args:
         hook: the hook.
-        way: how, see `way_to`.
+        way: how to call it, see `way_to`.
         ctx: its context.
         module: the layer.
         passes: the running passes.
-        site: where a hook that edits stands: noted if it acts, so that a recompute does the same.
+        site: the site of a hook that edits: noted if the hook acts, so that a recompute does the same.
 
     Returns:
-        What replaces the layer's output or inputs; ``None`` for nothing.
+        What replaces the layer's output or inputs; ``None`` to replace nothing.
     """
     running.context = ctx
     try:
         try:
             x = ctx.activation
-            if x is None:  # a tuple, a dict: it is looked through once
+            if x is None:  # a tuple or a dict: searched once
                 ctx = running.context = _with_activation(ctx, hook.hook_type)
                 x = ctx.activation
             if x is None:
@@ -118,9 +118,9 @@ def call(hook: Hook, way: Way, ctx: HookContext, module: nn.Module, passes: Pass
 
 
 def call_again(hook: Hook, way: Way, ctx: HookContext, module: nn.Module) -> Any:
-    """Call a hook in gradient checkpointing's second run of its layer, which repeats what it did in the first.
+    """Call a hook in gradient checkpointing's second run of its layer, to repeat what it did in the first run.
 
-    Nothing is caught, because checkpointing stops a recompute early by raising.
+    No error is caught, because checkpointing raises one to stop a recompute early.
     """
     running.context = ctx = ctx if ctx.activation is not None else _with_activation(ctx, hook.hook_type)
     try:
@@ -130,7 +130,7 @@ def call_again(hook: Hook, way: Way, ctx: HookContext, module: nn.Module) -> Any
 
 
 def call_in_graph(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
-    """Call a hook while its layer is traced into a graph: nothing is caught there, and no thread is asked for."""
+    """Call a hook while its layer is traced into a graph, without catching errors or reading thread state."""
     outside = hook._outside
     hook.set_context(ctx)
     try:
@@ -158,7 +158,7 @@ def wrapped(hook: Hook, error: Exception, ctx: HookContext) -> HookError:
 
 
 def _by_edit(hook: Controller, ctx: HookContext, module: nn.Module) -> Any:
-    x = ctx.activation if ctx.activation is not None else _take(ctx, hook.hook_type)  # which says that there is none
+    x = ctx.activation if ctx.activation is not None else _take(ctx, hook.hook_type)  # raises if there is none
     new = hook._edit(x, ctx)
     if new is None:
         return None
@@ -171,8 +171,8 @@ def _by_hook_fn(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
     result = hook._hook_fn(module, ctx.args, ctx.output)
     if result is not None and not hook.edits:
         raise TypeError(
-            f"{type(hook).__name__} is a detector, and its _hook_fn returned a {type(result).__name__}: "
-            "detectors observe. Subclass Controller, or Hook, to change activations."
+            f"{type(hook).__name__} is a detector, but its _hook_fn returned a {type(result).__name__}: "
+            "detectors only observe. Subclass Controller or Hook to change activations."
         )
     return replacement(result, hook.hook_type, ctx)
 
@@ -184,5 +184,5 @@ def _take(ctx: HookContext, hook_type: HookType) -> Tensor:
 def _with_activation(ctx: HookContext, hook_type: HookType) -> HookContext:
     try:
         return ctx._replace(activation=_take(ctx, hook_type))
-    except NoTensorFound:  # a hook that needs none may still do something; another asks again, and gets the error
+    except NoTensorFound:  # the hook may not need one; if it does, it asks again and gets the error
         return ctx

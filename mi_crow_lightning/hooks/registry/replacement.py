@@ -1,4 +1,4 @@
-"""From what a hook's ``_hook_fn`` returned to what torch expects of it."""
+"""Conversion of the result of a hook's ``_hook_fn`` to what torch expects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["replacement"]
 
 
 def replacement(result: Any, hook_type: HookType, ctx: HookContext) -> Any:
-    """What replaces a layer's output, or, before a layer, its ``(args, kwargs)``; ``None`` for nothing.
+    """Return what replaces a layer's output, or, before a layer, its ``(args, kwargs)``; ``None`` for nothing.
 
     Args:
-        result: what the hook returned: before a layer a tensor, a tuple, or ``(args, kwargs)``.
-        hook_type: where the hook stands.
-        ctx: the call.
+        result: what the hook returned; before a layer this is a tensor, a tuple, or ``(args, kwargs)``.
+        hook_type: whether the hook runs before or after the layer.
+        ctx: the context of the call.
 
     Raises:
-        TypeError: inputs cannot be replaced by ``result``.
+        TypeError: ``result`` cannot replace inputs.
     """
     if result is None or hook_type is HookType.FORWARD:
         return result

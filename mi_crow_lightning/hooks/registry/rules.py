@@ -1,4 +1,4 @@
-"""What may be registered: the rules that hooks must keep to get onto layers."""
+"""The rules for registration: what a hook must fulfil to be put on layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "replicates",
 ]
 
-# By kind of hook: what a subclass may override to do something at all.
+# By kind of hook: the methods that do something once a subclass overrides one of them.
 _EXTENSION_POINTS: dict[type[Hook], tuple[str, ...]] = {
     Detector: ("observe", "process_activations", "_hook_fn"),
     Controller: ("edit", "modify_activations", "_edited", "_hook_fn"),
@@ -35,14 +35,16 @@ _EXTENSION_POINTS: dict[type[Hook], tuple[str, ...]] = {
 
 
 def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
-    """Refuse what is no hook, is registered already, or would do nothing.
+    """Refuse what is not a hook, is already registered, or would do nothing.
 
     Raises:
-        TypeError, HookConflict, RegistrationError
+        TypeError: ``hook`` is not a hook, or its class did not call ``super().__init__``.
+        HookConflict: its ID is taken, or it is registered elsewhere.
+        RegistrationError: its class overrides no method that does something.
     """
     if not isinstance(hook, Hook):
         raise TypeError(
-            f"{hook!r} is not a hook: give an instance of Detector, Controller or Hook, not a {type(hook).__name__}"
+            f"{hook!r} is not a hook: pass an instance of Detector, Controller or Hook, not a {type(hook).__name__}"
         )
     if "id" not in vars(hook):
         raise TypeError(f"{type(hook).__name__}.__init__ must call super().__init__(...)")
@@ -61,15 +63,15 @@ def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
 
 
 def _overrides(hook: Hook, name: str) -> bool:
-    """Whether the hook's class has its own ``name``, and not that of a base class of ours."""
+    """Return whether the hook's class has its own ``name``, rather than one inherited from this package's bases."""
     return all(getattr(type(hook), name) is not getattr(kind, name, None) for kind in _EXTENSION_POINTS)
 
 
 def refuse_scripted(hook: Hook, matches: Iterable[Match]) -> None:
-    """Refuse layers that torch lets no hook onto.
+    """Refuse layers that cannot take torch hooks.
 
     Raises:
-        RegistrationError: it names the layer.
+        RegistrationError: a layer is a TorchScript module; the message names it.
     """
     for match in matches:
         if isinstance(match.module, torch.jit.ScriptModule):
@@ -80,22 +82,22 @@ def refuse_scripted(hook: Hook, matches: Iterable[Match]) -> None:
 
 
 def refuse_replicated(hook: Hook, matches: Iterable[Match], tree: ModuleTree) -> None:
-    """Refuse layers of which ``nn.DataParallel`` runs copies, each in a thread of its own.
+    """Refuse layers that ``nn.DataParallel`` copies, to run each copy in its own thread.
 
     Raises:
-        RegistrationError: it names the layer.
+        RegistrationError: a layer is inside ``nn.DataParallel``; the message names it.
     """
     for match in matches:
         if any(replicates(module) for module in tree.ancestors(match.module)):
             raise RegistrationError(
                 f"{hook!r}: layer {match.name!r} is inside nn.DataParallel, which runs copies of it in several "
                 "threads, and hooks would mix them up: leave nn.DataParallel out, and let the Trainer run one "
-                "process a device with strategy='ddp'"
+                "process per device with strategy='ddp'"
             )
 
 
 def replicates(module: nn.Module) -> bool:
-    """Whether ``module`` is an ``nn.DataParallel`` that runs copies of what it holds; with one device it does not."""
+    """Return whether ``module`` is an ``nn.DataParallel`` that runs copies, as it does on several devices."""
     return isinstance(module, nn.DataParallel) and len(module.device_ids) > 1
 
 
@@ -105,7 +107,7 @@ def refuse_same_kind_on_layer(
     """Refuse a second detector, or a second controller, on one layer and hook type.
 
     Raises:
-        HookConflict: it names the hook that is there.
+        HookConflict: the place is taken; the message names the hook that has it.
     """
     wanted = set(names)
     for other in present:
@@ -125,10 +127,10 @@ class _Registered(Protocol):
 
 
 def refuse_shared_tags(registries: Iterable[_Registered]) -> None:
-    """Refuse two detectors that would write to one tag: of each step only one value would be seen.
+    """Refuse two detectors that would write to the same tag, because only one value per step would be visible.
 
     Raises:
-        TagConflict: it names both.
+        TagConflict: two detectors share a tag; the message names both.
     """
     owners: dict[tuple[str, str, str], Detector] = {}
     for layers in registries:

@@ -1,4 +1,4 @@
-"""What all sites of one registry share: the running batch, the running passes, and the counts of what hooks change."""
+"""The state that all sites of a registry share: the running batch and passes, and the counts of what hooks change."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Shared:
     """The state that the sites of one registry share.
 
     Args:
-        over: called with the errors of a pass that is over, each with its hook, and its output.
-        device: where the model is.
+        over: called when a pass is over, with its errors, each with its hook, and its output.
+        device: the model's device.
 
     Attributes:
         passes: the running passes of the model.

@@ -1,4 +1,4 @@
-"""Telling of layers that never ran while a hook was on: what was to be watched or edited there was not."""
+"""Reports of layers that never ran while a hook was on, so that nothing was watched or edited there."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from mi_crow_lightning.errors import NeverFired
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.sites import Site
 
-__all__ = ["tell_of_silent"]
+__all__ = ["report_silent_layers"]
 
 
-def tell_of_silent(hook: Hook, sites: Sequence[Site], silent: Sequence[Site], where: str) -> None:
-    """Warn of the layers that never ran, if there are any.
+def report_silent_layers(hook: Hook, sites: Sequence[Site], silent: Sequence[Site], where: str) -> None:
+    """Warn about the layers that never ran, if there are any.
 
     Args:
         hook: the hook.
         sites: its layers.
-        silent: those that never ran.
-        where: the stage, or block, in which it was on.
+        silent: the layers that never ran.
+        where: the stage, or block, in which the hook was on.
 
     Raises:
         NeverFired: the hook edits, and none of its layers ran.
@@ -32,5 +32,5 @@ def tell_of_silent(hook: Hook, sites: Sequence[Site], silent: Sequence[Site], wh
         f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
     )
     if hook.edits and len(silent) == len(sites):
-        raise NeverFired(f"{message}. Nothing was edited; choose layers that run there.")
+        raise NeverFired(f"{message}. Nothing was edited. Choose layers that run there.")
     warnings.warn(message, stacklevel=3)

@@ -1,4 +1,4 @@
-"""A site is one hook on one layer; a registration is one hook with all its sites."""
+"""Sites and registrations: a site is one hook on one layer, a registration is one hook with all its sites."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Site(InertWhenCopied):
         hook: the hook.
         match: the layer.
         layers: the registry, for the hook's context.
-        shared: what the sites of the registry share.
+        shared: the state that the sites of the registry share.
         path: the modules from the root to the layer.
-        watched: the modules around the layer by which passes are followed.
+        watched: the modules around the layer whose calls mark where a pass begins and ends.
         watchers: keeps them watched while the hook is attached.
-        token_sources: those of them whose call says which tokens the layer has, one for each of its uses.
-        sequence: place of the hook in the order of registration.
+        token_sources: the ones among them whose call says which tokens the layer has, one for each use of the layer.
+        sequence: the hook's place in the order of registration.
 
     Attributes:
         place: the hook's place.
@@ -56,7 +56,7 @@ class Site(InertWhenCopied):
         fired: the stages in which the hook was called here (``None`` outside a Trainer).
     """
 
-    is_traced = False  # into a compiled graph
+    is_traced = False  # whether the hook is traced into a compiled graph
 
     def __init__(
         self,
@@ -97,14 +97,14 @@ class Site(InertWhenCopied):
         return all(child in parent._modules.values() for parent, child in pairwise(self._path))
 
     def switch(self, on: bool) -> None:
-        """Put the hook on the layer, or take it off: then it costs nothing."""
+        """Put the hook on the layer, or take it off, after which it costs nothing."""
         if not on:
             self.remove()
         elif self._handle is None:
             self._way, self._observes_only = (
                 way_to(self.hook),
                 observes_only(self.hook),
-            )  # another method may be set since
+            )  # another method may have been set since
             self._handle = attach(self.match.module, self, self.hook.hook_type, outside=not self.is_traced)
             self._watchers.attach(self._watched)
 
@@ -119,13 +119,13 @@ class Site(InertWhenCopied):
         shared = self._shared
         if _is_compiling():
             return self._in_graph(module, args, kwargs, output, shared.running)
-        if running.context is not None:  # a hook runs the model: that pass is the bare model's
+        if running.context is not None:  # a hook is running the model: hooks stay out of that pass
             return None
         hook, batch, passes = self.hook, shared.running, shared.passes
         if batch is not self._fired_in:
             self._fired_in = batch
             self.fired.add(batch.stage)
-        # Inside a backward pass a layer only runs because gradient checkpointing runs it again.
+        # Inside a backward pass, a layer runs only because gradient checkpointing runs it again.
         if _graph_task() != -1:
             return self._again(module, args, kwargs, output)
         here = passes.threads.state
@@ -138,7 +138,7 @@ class Site(InertWhenCopied):
         if facts.encoder is not None:
             facts = facts.at_layer(args, kwargs)
         layout = self._layout if not args or isinstance(args[0], Tensor) else layout_of_call(self._layout, args)
-        x = output if isinstance(output, Tensor) else None  # before a layer, and in a tuple, it is looked for later
+        x = output if isinstance(output, Tensor) else None  # before a layer, or in a tuple, it is found later
         fields = (self.place, batch, facts, layout, args, kwargs, output, x, False)
         ctx = _new(HookContext, fields)
         if self._observes_only:
@@ -151,7 +151,7 @@ class Site(InertWhenCopied):
         return result
 
     def _again(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Repeat in a recompute the effect, or the lack of one, that the hook had; a detector has seen it already."""
+        """Repeat in a recompute the effect that the hook had, if any; a detector has already seen the activation."""
         passes = self._shared.passes
         facts = passes.facts_at(self.token_sources, recomputing=True) if self._edits else None
         if facts is None or not passes.acted_in(self, facts):
@@ -185,7 +185,7 @@ class Registration:
     Args:
         hook: the hook.
         sites: its layers.
-        due: whether the hook's schedule wants it now.
+        due: whether the hook's schedule wants it on now.
     """
 
     def __init__(self, hook: Hook, sites: list[Site], due: bool) -> None:
@@ -199,7 +199,7 @@ class Registration:
         return {site.match.name for site in self.sites}
 
     def refresh(self) -> None:
-        """Switch the sites on if the hook is due and enabled, else off."""
+        """Switch the sites on if the hook is due and enabled, otherwise off."""
         for site in self.sites:
             site.switch(self.due and self.hook.enabled)
 

@@ -1,4 +1,4 @@
-"""What changes from batch to batch, as hooks in a compiled graph see it: in tensors that are filled again in each."""
+"""The facts of the running batch for hooks in a compiled graph: tensors that each batch fills again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NUMBERS = ("epoch", "batch_idx", "dataloader_idx", "step")
 
 
 class TracedBatch:
-    """The running batch, its numbers in tensors.
+    """The running batch with its numbers in tensors.
 
     Args:
         device: where the tensors are.
 
     Attributes:
-        running: the batch; the numbers of its moment are int64 tensors ``()``, and its ``token_mask`` gives a mask
+        running: the batch; the numbers of its moment are int64 tensors ``()``, and its ``token_mask`` returns a mask
             that was made before the graph runs.
     """
 
@@ -37,14 +37,14 @@ class TracedBatch:
         if moment is not None:
             for name, tensor in self._numbers.items():
                 tensor.fill_(getattr(moment, name))
-            numbers = cast("dict[str, Any]", self._numbers)  # only hooks that are traced see them
+            numbers = cast("dict[str, Any]", self._numbers)  # only traced hooks see them
             moment = Moment(stage=moment.stage, logged=moment.logged, **numbers)
         mask = _Given(token_mask(given)) if token_mask is not None and given is not None else None
         self.running = RunningBatch(moment, given, mask)
 
 
 class _Given:
-    """The mask of the running batch: a compiler may not follow what makes it."""
+    """The ready-made mask of the running batch, because a compiler may not follow the function that makes it."""
 
     def __init__(self, mask: Tensor) -> None:
         self._mask = mask

@@ -1,8 +1,8 @@
-"""A site inside of a graph of ``torch.compile``: traced with the model, and switched by a Python bool.
+"""A site inside a graph of ``torch.compile``: traced with the model, and switched by a Python bool.
 
-torch looks for hooks when it compiles, so the handle stays on the layer for the whole run. What changes from batch to
-batch reaches the hook as tensors, else each batch would be compiled anew. Nothing is caught: an error of the hook
-shows when the graph is made. Where the layer runs outside of a graph anyway, it is a site like any other.
+torch looks for hooks when it compiles, so the handle stays on the layer for the whole run. Values that change from
+batch to batch reach the hook as tensors; otherwise every batch would be compiled again. No error is caught: a hook's
+error shows when the graph is made. If the layer runs outside a graph after all, this is a site like any other.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["TracedSite"]
 
 
 class TracedSite(Site):
-    """One hook on one layer that runs inside of a compiled graph; the arguments are those of `Site`."""
+    """One hook on one layer that runs inside a compiled graph; the arguments are those of `Site`."""
 
     is_traced = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._on = False
-        # Written in the graph and never read there: that would be one more thing to compile for.
+        # Written in the graph but never read there: reading it would add a condition to compile for.
         self._ran_in: Stage | None = None
 
     @property
@@ -39,7 +39,7 @@ class TracedSite(Site):
         super().switch(True)
 
     def switch(self, on: bool) -> None:
-        """Let the hook run with its layer, or not: the handle stays."""
+        """Set whether the hook runs with its layer; the handle stays."""
         if self._ran_in is not None:
             self.fired.add(self._ran_in)
             self._ran_in = None

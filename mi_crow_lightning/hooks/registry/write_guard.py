@@ -1,8 +1,8 @@
-"""Guarding the running model's tensors against hooks that write to them.
+"""A guard for the running model's tensors against hooks that write to them.
 
-A hook is given the model's own tensor. Writing to it would change the run without notice: a detector would no
-longer only observe, and an edit would reach positions that were not chosen. torch counts the writes to a tensor in its
-version, which the caller compares. In inference mode tensors have no version.
+A hook gets the model's own tensor. Writing to it would silently change the run: a detector would no longer only
+observe, and an edit would reach positions that were not chosen. torch counts the writes to a tensor in its version,
+which the caller compares. In inference mode tensors have no version.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ R = TypeVar("R")
 
 
 def out_of_inference(function: Callable[..., R], hook: Any, *arguments: Any) -> R:
-    """Return ``function(hook, *arguments)``, called outside of inference mode, without recording gradients.
+    """Return ``function(hook, *arguments)``, called outside inference mode and without recording gradients.
 
-    There torch refuses to write to an inference tensor.
+    There, torch refuses writes to an inference tensor.
 
     Raises:
-        WrittenInPlace: something wrote to one.
+        WrittenInPlace: the function tried to write to one.
     """
     try:
         with torch.inference_mode(False), torch.no_grad():
@@ -37,8 +37,8 @@ def out_of_inference(function: Callable[..., R], hook: Any, *arguments: Any) -> 
 
 
 def written(hook: Any) -> WrittenInPlace:
-    """Return the error of a hook that wrote to the activation it was given."""
+    """Return the error for a hook that wrote to the activation it got."""
     return WrittenInPlace(
-        f"{type(hook).__name__} wrote to the activation it was given, which is the model's own: this run's numbers are "
-        "changed. Work on a copy (x.clone(), or x * 2 instead of x.mul_(2)) and return what is to replace it."
+        f"{type(hook).__name__} wrote to the activation it was given, which is the model's own tensor: this run's "
+        "numbers are changed. Work on a copy (x.clone(), or x * 2 instead of x.mul_(2)) and return the new tensor."
     )

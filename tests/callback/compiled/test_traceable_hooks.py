@@ -127,9 +127,9 @@ NOT_KNOWN = "{} is not known to be traceable"
         (LayerActivationDetector("model.3"), NOT_KNOWN.format("LayerActivationDetector")),
         (Louder("model.3"), NOT_KNOWN.format("Louder")),
         (Own("model.3"), NOT_KNOWN.format("Own")),
-        (ScaleController("model.3", 2.0, when=lambda x, ctx: True), "when= is decided while the model runs"),
-        (ScaleController("model.3", 2.0, strength=lambda ctx: 1.0), "strength=<function .* is asked for in each pass"),
-        (ScaleController("model.3", 2.0, strength="batch"), "strength='batch' is asked for in each pass"),
+        (ScaleController("model.3", 2.0, when=lambda x, ctx: True), "when= is evaluated while the model runs"),
+        (ScaleController("model.3", 2.0, strength=lambda ctx: 1.0), "strength=<function .* is read again in each pass"),
+        (ScaleController("model.3", 2.0, strength="batch"), "strength='batch' is read again in each pass"),
         (ScaleController("model.3", 2.0, tokens="generated"), "tokens='generated' depend on where the prompt ends"),
         (
             ActivationStatistics("model.3", tokens=Tokens(positions=[-1])),

@@ -140,7 +140,7 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_schedule_must_be_one() -> None:
-    with pytest.raises(TypeError, match="schedule='train' must be a Schedule, or schedules joined"):
+    with pytest.raises(TypeError, match="schedule='train' must be a Schedule, or schedules combined"):
         LayerActivationDetector("0", schedule="train")
 
 

@@ -91,5 +91,5 @@ def test_passes_without_a_token_module_are_recomputed_as_they_were(passes: int) 
 
 
 def test_where_passes_cannot_be_told_apart_a_recompute_is_refused() -> None:
-    with pytest.raises(ConditionMismatch, match=r"runs 'model.after.0' again, and which of several passes that was"):
+    with pytest.raises(ConditionMismatch, match=r"runs 'model.after.0' again, and it is not known which of several"):
         fit_several(passes=34)

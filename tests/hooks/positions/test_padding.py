@@ -153,9 +153,7 @@ def test_in_a_loop_of_ones_own_positions_need_the_mask_of_the_whole_sequence() -
     cache = model(input_ids=IDS, attention_mask=MASK, use_cache=True).past_key_values
     with pytest.raises(HookError) as caught:
         model(input_ids=IDS[:, -1:], attention_mask=MASK[:, -1:], past_key_values=cache)
-    with pytest.raises(
-        TokensUnknown, match=r"mask \(2, 1\) does not reach back over the 5 tokens before this pass.* pass the"
-    ):
+    with pytest.raises(TokensUnknown, match=r"mask \(2, 1\) does not cover the 5 tokens before this pass.* pass the"):
         raise caught.value.original_error
 
 

@@ -224,7 +224,7 @@ def test_a_detector_may_not_return_anything() -> None:
 
     model = Host()
     Layers(model).register_hook("layer", Meddler())
-    with pytest.raises(HookError, match="Meddler is a detector, and its _hook_fn returned a Tensor: detectors observe"):
+    with pytest.raises(HookError, match="Meddler is a detector, but its _hook_fn returned a Tensor: detectors only"):
         model(ONES)
 
 
