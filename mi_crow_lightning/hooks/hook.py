@@ -55,7 +55,7 @@ class Hook:
 
     alike_on_all_ranks = False  # whether `state_dict` is the same on every rank: a checkpoint needs one copy
 
-    # A class with both bases, in either order, has both.
+    # A class that is both a Detector and a Controller, in either order of its bases, has both.
     _observes = False
     _edits = False
 
@@ -91,7 +91,7 @@ class Hook:
         self._registry: Registry | None = None
 
     def _hook_fn(self, module: nn.Module, input: tuple[Any, ...], output: Any = None) -> Any:
-        """Do what the hook does; override this method for full control.
+        """Run the hook; override this method for full control.
 
         Args:
             module: the layer.
