@@ -1,4 +1,7 @@
-"""What hooks need to know of a Lightning Trainer. Its private names are read here and nowhere else."""
+"""Answers to questions about a Lightning Trainer and its module, such as which stage, step or batch is running.
+
+Functions only; nothing is kept or changed. Lightning's private names are read here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree
-from mi_crow_lightning.errors import LayerNotFound, RegistrationError
+from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks.compiled.graphs import graphs_of
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
@@ -24,101 +27,73 @@ __all__ = [
     "is_compiled_as_a_whole",
     "is_fitting",
     "is_running",
+    "leaves_out_empty_ranks",
     "log_interval",
     "moment_of",
     "name_of_run",
-    "refuse_ranks_left_out",
-    "refuse_tensor_parallel",
     "samples_of_batch",
     "spawns",
     "stages_of_run",
     "steps_of_run",
     "takes_a_step",
-    "tensor_parallel_refusal",
+    "tensor_parallel_size",
 ]
 
 
 def is_fitting(trainer: pl.Trainer) -> bool:
-    """Whether the Trainer is in ``fit``; a validation may be a part of that, or run on its own."""
+    """Return whether the Trainer is in ``fit``; a validation may be part of one, or run on its own."""
     return trainer.state.fn == TrainerFn.FITTING
 
 
 def name_of_run(trainer: pl.Trainer) -> str:
-    """What was called: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
+    """Return the method that was called: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
     assert trainer.state.fn is not None, "a callback's events belong to a run"
     return trainer.state.fn.value
 
 
 def stages_of_run(trainer: pl.Trainer) -> tuple[Stage, ...]:
-    """The stages that the run may come to."""
+    """Return the stages that the run may come to."""
     return (Stage.TRAIN, Stage.VALIDATE) if is_fitting(trainer) else (Stage.of(name_of_run(trainer)),)
 
 
 def is_running(trainer: pl.Trainer) -> bool:
-    """Whether the Trainer is in a run: neither finished nor interrupted."""
+    """Return whether the Trainer is in a run: neither finished nor interrupted."""
     return trainer.state.status == TrainerStatus.RUNNING
 
 
 def spawns(trainer: pl.Trainer) -> bool:
-    """Whether the run takes place in processes that this one starts, and not in this one."""
+    """Return whether the run takes place in processes that this one starts, and not in this one."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
-def refuse_tensor_parallel(trainer: pl.Trainer) -> None:
-    """Refuse layers that are split over processes.
-
-    Raises:
-        RegistrationError: they are.
-    """
-    refusal = tensor_parallel_refusal(trainer)
-    if refusal is not None:
-        raise RegistrationError(refusal)
-
-
-def refuse_ranks_left_out(trainer: pl.Trainer) -> None:
-    """Refuse what lets a rank without data skip a loop, in which the others would wait for its share of the readings.
-
-    Raises:
-        RegistrationError: it is switched on, and there are several ranks.
-    """
+def leaves_out_empty_ranks(trainer: pl.Trainer) -> bool:
+    """Return whether a rank without data skips a loop that the other ranks run."""
     owners = [owner for owner in (trainer.lightning_module, vars(trainer).get("datamodule")) if owner is not None]
-    if trainer.world_size > 1 and any(owner.allow_zero_length_dataloader_with_multiple_devices for owner in owners):
-        raise RegistrationError(
-            "allow_zero_length_dataloader_with_multiple_devices=True: Lightning leaves a rank without data out of the "
-            "loop, and the others would wait for it to exchange readings. Leave it False, and give each rank a batch, "
-            "or an IterableDataset without a length."
-        )
+    return trainer.world_size > 1 and any(owner.allow_zero_length_dataloader_with_multiple_devices for owner in owners)
 
 
-def tensor_parallel_refusal(trainer: pl.Trainer) -> str | None:
-    """Why hooks are refused where layers are split over processes; ``None`` where they are not."""
+def tensor_parallel_size(trainer: pl.Trainer) -> int:
+    """Return over how many processes layers are split, 1 if they are not."""
     strategy = trainer.strategy
     mesh = strategy._device_mesh if isinstance(strategy, ModelParallelStrategy) else None
-    size = mesh["tensor_parallel"].size() if mesh is not None else 1
-    if size == 1:
-        return None
-    return (
-        f"tensor_parallel_size={size}: each process has all tokens of its group or a part of their features, so "
-        "readings would count tokens several times and edits could miss features. Use "
-        "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard, or strategy='ddp'."
-    )
+    return mesh["tensor_parallel"].size() if mesh is not None else 1
 
 
 def batches_that_stepped(trainer: pl.Trainer) -> int:
-    """Steps taken so far, as Lightning counts them for the x axis of its loggers.
+    """Return the number of steps taken so far, as Lightning counts them for the x axis of its loggers.
 
-    Not ``global_step``: that one also counts each optimizer's step when there are several.
+    Not ``global_step``, which counts the step of each optimizer if there are several.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def takes_a_step(trainer: pl.Trainer) -> bool:
-    """Whether the training batch that just ran was the last micro-batch of its step."""
+    """Return whether the training batch that just ran was the last micro-batch of its step."""
     return not trainer.fit_loop._should_accumulate()
 
 
 def log_interval(trainer: pl.Trainer, own: int | None) -> int:
-    """Steps from one logged step to the next: ``own`` if given, else the Trainer's; 0 for never."""
+    """Return the steps from one logged step to the next: ``own`` if given, else the Trainer's; 0 for never."""
     trainer_vars = vars(trainer)  # the Trainer's type does not declare what its connectors set
     if trainer_vars["fast_dev_run"]:
         return 1  # as Lightning does
@@ -126,7 +101,7 @@ def log_interval(trainer: pl.Trainer, own: int | None) -> int:
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
-    """The Trainer's callbacks."""
+    """Return the Trainer's callbacks."""
     return list(vars(trainer)["callbacks"])
 
 
@@ -137,14 +112,14 @@ def moment_of(
     dataloader_idx: int = 0,
     log_every_n_steps: int | None = None,
 ) -> Moment:
-    """The running batch in the Trainer's time.
+    """Return the moment of the running batch.
 
     Args:
         trainer: the Trainer.
-        stage: what it is doing.
-        batch_idx: the batch.
-        dataloader_idx: which of several dataloaders it is from.
-        log_every_n_steps: how often readings are written; ``None`` for the Trainer's own, 0 for never.
+        stage: its running stage.
+        batch_idx: index of the batch in its dataloader.
+        dataloader_idx: index of the dataloader.
+        log_every_n_steps: how often readings are written; ``None`` for the Trainer's interval, 0 for never.
     """
     every = log_interval(trainer, log_every_n_steps)
     step = batches_that_stepped(trainer)
@@ -154,13 +129,13 @@ def moment_of(
         batch_idx=batch_idx,
         dataloader_idx=dataloader_idx,
         step=step if stage in (Stage.TRAIN, Stage.VALIDATE) else batch_idx,
-        # As Lightning decides it, so that our curves lie under those of `self.log`.
+        # As Lightning decides it, so that our curves share their steps with those of `self.log`.
         logged=stage is Stage.TRAIN and every > 0 and (step + 1) % every == 0,
     )
 
 
 def steps_of_run(trainer: pl.Trainer) -> int | None:
-    """Steps that a fit will take in all, where that is known once training starts."""
+    """Return how many steps a fit takes in all, ``None`` if that is not known when training starts."""
     limits = [limit for limit in (trainer.max_steps,) if limit is not None and limit > 0]
     batches = trainer.num_training_batches
     if trainer.max_epochs is not None and trainer.max_epochs > 0 and batches != float("inf"):
@@ -169,14 +144,14 @@ def steps_of_run(trainer: pl.Trainer) -> int | None:
 
 
 def samples_of_batch(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -> list[int] | None:
-    """The places in the dataset of a predict batch's samples; ``None`` where the dataloader does not tell."""
+    """Return the dataset indices of a predict batch's samples, ``None`` if the dataloader does not record them."""
     loaders = trainer.predict_loop._combined_loader
     sampler = getattr(loaders.flattened[dataloader_idx], "batch_sampler", None) if loaders is not None else None
     return list(sampler.seen_batch_indices[batch_idx]) if isinstance(sampler, _IndexBatchSamplerWrapper) else None
 
 
 def find_root(pl_module: pl.LightningModule, root: str | None) -> nn.Module:
-    """The module that layer names are relative to.
+    """Return the module that layer names are relative to.
 
     Raises:
         LayerNotFound: ``root`` is not a module of ``pl_module``.
@@ -193,10 +168,10 @@ def find_root(pl_module: pl.LightningModule, root: str | None) -> nn.Module:
 
 
 def is_compiled_as_a_whole(pl_module: pl.LightningModule) -> bool:
-    """Whether the LightningModule itself was given to ``torch.compile``."""
+    """Return whether the LightningModule itself was given to ``torch.compile``."""
     return getattr(pl_module, "_compiler_ctx", None) is not None
 
 
 def graphs_of_module(pl_module: pl.LightningModule) -> Mapping[nn.Module, nn.Module]:
-    """The modules that run inside of a compiled graph, see `graphs_of`."""
+    """Return the modules that run inside a compiled graph, see `graphs_of`."""
     return graphs_of(pl_module, is_compiled_as_a_whole(pl_module))

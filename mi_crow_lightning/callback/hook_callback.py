@@ -26,7 +26,7 @@ from mi_crow_lightning.callback.arguments import (
 )
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun
-from mi_crow_lightning.callback.readings_log import ReadingsLog, count_tags
+from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.callback.start_warnings import (
     tell_of_fresh_graphs,
     tell_of_summary,
@@ -40,9 +40,10 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.history import HistoryRow
-from mi_crow_lightning.report.of_run import Asked
+from mi_crow_lightning.report.build import CallbackArguments
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.run_report import RunReport
+from mi_crow_lightning.report.tag_count import count_tags
 from mi_crow_lightning.spawned_runs import Elsewhere
 
 __all__ = ["HookCallback"]
@@ -291,10 +292,10 @@ class HookCallback(pl.Callback):
         self._log.begin_run()
         spawned = facts.spawns(trainer)
         hooks = [*self.controllers, *self.detectors]
-        asked = Asked(hooks, self.root, self.log_every_n_steps, self._log.scalars)
+        arguments = CallbackArguments(hooks, self.root, self.log_every_n_steps, self._log.scalars)
         if self.dry_run:
             self._elsewhere.begin(spawned)
-            return self._reporter.rehearse(trainer, pl_module, asked, _registries(trainer))
+            return self._reporter.rehearse(trainer, pl_module, arguments, _registries(trainer))
         names = names_among(self, _hook_callbacks(trainer))
         graphs = facts.graphs_of_module(pl_module)
         self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names, graphs)
@@ -302,7 +303,7 @@ class HookCallback(pl.Callback):
         self._states.give_effects_to(run, self._by_key())
         self._elsewhere.begin(spawned)
         try:
-            self._reporter.begin(trainer, pl_module, asked, run.layers, _registries(trainer))
+            self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             tell_of_fresh_graphs(run.begin(facts.stages_of_run(trainer)))
             tell_of_summary(trainer, self._log.scalars, count_tags(run.layers))
             warn_of_controllers_never_due(trainer, self.controllers)

@@ -13,7 +13,6 @@ from mi_crow_lightning.callback.hooked_run import HookedRun
 from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effect
-from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryRow
@@ -25,8 +24,9 @@ from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.loggers.tensorboard import summary_writer
 from mi_crow_lightning.metrics.collectives import exchange, is_distributed
 from mi_crow_lightning.metrics.histogram import Histogram
+from mi_crow_lightning.report.tag_count import count_tags
 
-__all__ = ["ReadingsLog", "count_tags"]
+__all__ = ["ReadingsLog"]
 
 _QUANTITIES = ("tokens", "fired", "mean_ratio", "max_ratio")
 
@@ -113,12 +113,6 @@ class ReadingsLog:
         for writer in map(summary_writer, loggers):
             if writer is not None:
                 write_layout(writer, charts, stages=[read.stage])
-
-
-def count_tags(layers: Layers) -> int:
-    """How many tags the detectors would write in a stage if each layer had its own, as far as they declare them."""
-    detectors = [hook for hook in layers.get_hooks() if isinstance(hook, Detector)]
-    return sum(len(layers.sites(detector)) * max(1, len(detector.reading_names())) for detector in detectors)
 
 
 def _read(detector: Detector) -> list[Reading]:

@@ -1,4 +1,4 @@
-"""One thing that a run may use, and whether hooks work with it."""
+"""A thing that a run may use, such as a precision, and whether hooks work with it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Feature:
     """Something that a run may use.
 
     Attributes:
-        name: what it is, e.g. ``"precision"``.
-        value: which of it the run uses, e.g. ``"bf16-mixed"``; ``"none"`` where it uses none.
+        name: its name, e.g. ``"precision"``.
+        value: the one that the run uses, e.g. ``"bf16-mixed"``; ``"none"`` if it uses none.
         support: whether hooks work with it.
-        note: how it is degraded, why it is refused, or what else to know.
+        note: what is degraded, why it is refused, or what else to know.
     """
 
     name: str
@@ -36,5 +36,5 @@ class Feature:
 
     @classmethod
     def unused(cls, name: str) -> Feature:
-        """The feature of a run that does not use it."""
+        """Return the feature of a run that does not use it."""
         return cls(name, "none", Support.NOT_USED)

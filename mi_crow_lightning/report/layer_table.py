@@ -1,4 +1,4 @@
-"""The layers of a model as a table: names, the signatures by role that mean them, sizes and shapes."""
+"""The layers of a model as a table: names, the signatures by role that match them, sizes and shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.addressing.signatures import resolve, signatures_by_role
-from mi_crow_lightning.report.table import text_table
+from mi_crow_lightning.report.text_table import text_table
 
 __all__ = ["LayerRow", "layer_rows", "layer_table", "parameter_count"]
 
@@ -21,11 +21,11 @@ class LayerRow:
 
     Attributes:
         name: its name.
-        role: the signature by role that means it, such as ``"block:3.attn"``, where there is one.
+        role: the signature by role that matches it, such as ``"block:3.attn"``, if there is one.
         index: the block that it is or lies in; ``None`` outside the main stack.
         module: its class.
         parameters: how many numbers its weights have.
-        output_shape: of what it returned in a tiny pass; ``None`` where that is not known.
+        output_shape: the shape of its output in a tiny pass; ``None`` if that is not known.
     """
 
     name: str
@@ -37,14 +37,14 @@ class LayerRow:
 
 
 def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]:
-    """The layers of a model, in its order, without shapes.
+    """Return the layers of a model, in its order, without shapes.
 
     Args:
-        model: names are relative to it.
+        model: layer names are relative to it.
         signature: only the layers that it matches.
 
     Raises:
-        LayerNotFound: ``signature`` matches none.
+        LayerNotFound: ``signature`` matches no layer.
 
     Examples:
         >>> [row.role for row in layer_rows(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
@@ -67,12 +67,12 @@ def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]
 
 
 def parameter_count(module: nn.Module) -> int:
-    """How many numbers the weights of a module have; those that are made in its first pass do not count."""
+    """Return how many numbers the weights of a module have; weights made in its first pass do not count."""
     return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in module.parameters())
 
 
 def layer_table(rows: Sequence[LayerRow]) -> str:
-    """The rows as text."""
+    """Return the rows as text."""
     cells = [
         (
             row.name,

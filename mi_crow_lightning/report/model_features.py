@@ -1,6 +1,6 @@
-"""What a model uses, and whether hooks work with it. "Supported" is what the tests run.
+"""The features of a model that matter to hooks. "Supported" is what the tests run.
 
-Optional libraries are known by the names of their classes: none is imported.
+Optional libraries are recognised by the names of their classes: none is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.hooks.compiled.graphs import is_compiled
 from mi_crow_lightning.hooks.passes.token_module import virtual_tokens
@@ -27,51 +27,48 @@ _QUANTISED = ("bitsandbytes.", "torch.ao.nn.quantized.", "torchao.")
 
 
 def compilation(pl_module: pl.LightningModule, layers: list[nn.Module], refused: Sequence[Exception]) -> Feature:
-    """What ``torch.compile`` compiled, and whether a hooked layer lies in it."""
+    """Return what ``torch.compile`` compiled, and whether a hooked layer lies in it."""
     compiled = _compiled_names(pl_module)
     if not compiled:
         return Feature.unused("torch.compile")
-    graphs = facts.graphs_of_module(pl_module)
+    graphs = trainer_facts.graphs_of_module(pl_module)
     inside = any(layer in graphs for layer in layers)
     if refused:
         return Feature("torch.compile", _some(compiled), Support.REFUSED, str(refused[0]))
-    note = (
-        "hooks on layers inside are traced, and numbers equal within rounding"
-        if inside
-        else "no hooked layer lies inside"
-    )
+    traced = "hooks on layers inside are traced, and numbers are equal within rounding"
+    note = traced if inside else "no hooked layer lies inside"
     return Feature("torch.compile", _some(compiled), Support.SUPPORTED, note)
 
 
 def _compiled_names(pl_module: pl.LightningModule) -> list[str]:
     names = [name for name, module in ModuleTree(pl_module).modules.items() if is_compiled(module)]
-    whole = facts.is_compiled_as_a_whole(pl_module) or "" in names
+    whole = trainer_facts.is_compiled_as_a_whole(pl_module) or "" in names
     return (["the LightningModule"] if whole else []) + [name for name in names if name]
 
 
 def checkpointing(pl_module: pl.LightningModule, fitting: bool) -> Feature:
-    """Gradient checkpointing as transformers and torch's wrappers switch it on.
+    """Return whether transformers, or a wrapper of torch, switched gradient checkpointing on.
 
-    A model that calls ``torch.utils.checkpoint`` by itself does not tell; hooks work with it all the same.
+    A model that calls ``torch.utils.checkpoint`` itself cannot be recognised; hooks work with it anyway.
 
     Args:
         pl_module: the LightningModule.
-        fitting: whether there is a backward pass at all.
+        fitting: whether the run has backward passes.
     """
     name = "gradient checkpointing"
     transformers = [module for module in pl_module.modules() if vars(module).get("gradient_checkpointing") is True]
     if not transformers and not any(_is_a(module, "CheckpointWrapper") for module in pl_module.modules()):
         return Feature.unused(name)
     if not fitting:
-        return Feature(name, "on", Support.SUPPORTED, "without effect outside of fit")
+        return Feature(name, "on", Support.SUPPORTED, "no effect outside fit")
     if not all(module.training for module in transformers):
-        note = "does nothing in modules that are in evaluation mode: call .train() before fit"
+        note = "no effect in modules that are in evaluation mode: call .train() before fit"
         return Feature(name, "on", Support.DEGRADED, note)
     return Feature(name, "on", Support.SUPPORTED, "a layer's second run is not observed; edits are repeated in it")
 
 
 def replication(pl_module: pl.LightningModule) -> list[Feature]:
-    """``nn.DataParallel`` in the model, where it is: a Trainer itself uses none."""
+    """Return ``nn.DataParallel`` if the model holds one: a Trainer itself uses none."""
     wrappers = [module for module in pl_module.modules() if isinstance(module, nn.DataParallel)]
     if not wrappers:
         return []
@@ -83,12 +80,12 @@ def replication(pl_module: pl.LightningModule) -> list[Feature]:
 
 
 def adapters(pl_module: pl.LightningModule) -> Feature:
-    """PEFT's adapters: on layers (LoRA and its like), or before the model (prompt tuning and its like)."""
+    """Return PEFT's adapters: on layers (LoRA and the like), or in front of the prompt (prompt tuning and the like)."""
     adapted = [module for module in pl_module.modules() if _is_a(module, "BaseTunerLayer")]
     if adapted:
         kinds = [type(module).__module__.split(".")[-2] for module in adapted]
         support = Support.SUPPORTED if set(kinds) == {"lora"} else Support.UNTESTED
-        note = "a hook on an adapted layer sees it with its adapter, one on its .base_layer without"
+        note = "a hook on an adapted layer sees it with its adapter, a hook on its .base_layer without"
         return Feature("PEFT", f"{_counted(kinds)} layers", support, note)
     wrappers = [module for module in pl_module.modules() if _is_a(module, "PeftModel")]
     learned = max(map(virtual_tokens, wrappers), default=0)
@@ -96,7 +93,7 @@ def adapters(pl_module: pl.LightningModule) -> Feature:
         config: Any = wrappers[0].active_peft_config
         kind, task = str(config.peft_type.value), config.task_type
         support = Support.SUPPORTED if kind in _LEARNED_PROMPTS and task == "CAUSAL_LM" else Support.UNTESTED
-        note = "the learned tokens are tokens of the prompt, its first positions"
+        note = "the learned tokens are the first positions of the prompt"
         return Feature("PEFT", f"{kind}, {learned} learned tokens", support, note)
     if wrappers:
         return Feature("PEFT", "no adapted layers", Support.UNTESTED)
@@ -104,7 +101,7 @@ def adapters(pl_module: pl.LightningModule) -> Feature:
 
 
 def quantisation(pl_module: pl.LightningModule) -> Feature:
-    """Layers of quantisation libraries, and weights that are whole numbers."""
+    """Return the layers of quantisation libraries, and those with weights that are whole numbers."""
     kinds = _counted(type(module).__name__ for module in pl_module.modules() if _is_quantised(module))
     if not kinds:
         return Feature.unused("quantisation")
@@ -121,7 +118,7 @@ def _is_quantised(module: nn.Module) -> bool:
 
 
 def attention_kernels(pl_module: pl.LightningModule) -> Feature:
-    """The kernels that transformers' models attend with."""
+    """Return the attention kernels of the transformers models in the LightningModule."""
     configs = (vars(module).get("config") for module in pl_module.modules())
     kernels = {str(kernel) for config in configs if (kernel := getattr(config, "_attn_implementation", None))}
     if not kernels:

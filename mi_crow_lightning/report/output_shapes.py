@@ -1,4 +1,4 @@
-"""The shapes of what layers return, found by a tiny forward pass: without numbers where that works, else with them."""
+"""The shapes of what layers return: those that a class determines, and those that a tiny forward pass shows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,32 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
+from mi_crow_lightning.addressing.module_tree import unwrapped
 from mi_crow_lightning.errors import NoTensorFound
 from mi_crow_lightning.hooks.activations import take_output
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.layers import Layers
 
-__all__ = ["Call", "Shapes", "output_shapes"]
+__all__ = ["Call", "Shapes", "known_shape", "output_shapes"]
+
+
+def known_shape(layer: nn.Module) -> str | None:
+    """Return the shape of a layer's output as far as its class determines it, ``None`` if only a pass can show it.
+
+    Examples:
+        >>> known_shape(nn.Linear(8, 32)), known_shape(nn.Conv2d(3, 16, 3)), known_shape(nn.ReLU())
+        ('(..., 32)', '(B, 16, ...)', None)
+    """
+    layer = unwrapped(layer)
+    if type(layer) is nn.Linear:
+        return f"(..., {layer.out_features})"
+    if type(layer) is nn.Embedding:
+        return f"(..., {layer.embedding_dim})"
+    if type(layer) is nn.LayerNorm:
+        return f"(..., {', '.join(map(str, layer.normalized_shape))})"
+    if type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return f"(B, {layer.out_channels}, ...)"
+    return None
 
 
 @dataclass(frozen=True)
@@ -33,13 +53,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a tiny forward pass showed.
+    """The result of a tiny forward pass.
 
     Attributes:
-        by_layer: the shape of what each layer returned, where it ran and returned a tensor.
-        inputs: the shapes of what the model was given, by name.
-        found_by: ``"fake"`` tensors or the ``"cpu"``; ``None`` where no pass succeeded.
-        why_not: why none did.
+        by_layer: the output shape of each layer that ran and returned a tensor.
+        inputs: the shapes of the model's inputs, by name.
+        found_by: ``"fake"`` if fake tensors showed the shapes, ``"cpu"`` if a pass with numbers did; ``None`` if both
+            failed.
+        why_not: why both failed.
     """
 
     by_layer: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -51,15 +72,15 @@ class Shapes:
 def output_shapes(
     model: nn.Module, calls: Callable[[nn.Module], Sequence[Call]], on_cpu: Callable[[], nn.Module]
 ) -> Shapes:
-    """The shapes of what the layers of a model return.
+    """Return the shapes of what the layers of a model return.
 
-    torch's fake tensors are the shapes of tensors without their numbers, so a pass of them costs next to nothing,
-    whatever the size of the model. It fails where shapes depend on numbers, as in some mixtures of experts.
+    torch's fake tensors have shapes and no numbers, so a pass with them costs next to nothing whatever the size of the
+    model. Where shapes depend on numbers, as in some mixtures of experts, it fails, and the model runs on the CPU.
 
     Args:
         model: layer names are relative to it; it may be on the meta device.
-        calls: what to run of a model. It may raise, as what follows.
-        on_cpu: gives the model with numbers, for where fake tensors do not do.
+        calls: returns the calls that run a model; it may raise.
+        on_cpu: returns the model with numbers, in case a pass with fake tensors fails; it may raise.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU())
@@ -73,7 +94,7 @@ def output_shapes(
     inputs = {name: shape for call in given for name, shape in _input_shapes(call)}
     try:
         return Shapes(_fake_pass(model, given), inputs, found_by="fake")
-    except Exception as error:  # whatever a model raises that meets tensors without numbers
+    except Exception as error:  # whatever a model raises when it meets tensors without numbers
         why_not = f"without numbers: {_first_line(error)}"
     try:
         real = on_cpu()
@@ -95,7 +116,7 @@ def _fake_pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, 
         for call in calls:
             tensors = [*call.module.named_parameters(), *call.module.named_buffers()]
             fakes = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors}
-            # Inputs too: transformers leaves out what needs numbers where it sees fake ones.
+            # Inputs too: transformers leaves out what needs numbers if it sees fake inputs.
             args, kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (call.args, call.kwargs))
             functional_call(call.module, fakes, args, kwargs)
     return shapes
@@ -109,7 +130,7 @@ def _pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, ...]]
 
 
 class _Recorder(Detector):
-    """Notes the shape of the first thing that each layer returns."""
+    """Notes the shape of the first output of each layer."""
 
     def __init__(self) -> None:
         super().__init__("*")
@@ -120,7 +141,7 @@ class _Recorder(Detector):
         try:
             self.shapes.setdefault(self.context.layer, tuple(take_output(output).shape))
         except NoTensorFound:
-            return  # a layer may return what is no tensor, such as a cache: it has no shape
+            return  # a layer may return something else, such as a cache, which has no shape
 
 
 @contextmanager
@@ -135,7 +156,7 @@ def _recorded(model: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Torch logs a traceback before it raises what a fake tensor cannot do."""
+    """Silence the traceback that torch logs before it raises what a fake tensor cannot do."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)

@@ -1,40 +1,98 @@
-"""Why hooks that are on their layers cannot run all the same."""
+"""Why a run cannot take place with its hooks: reasons against the whole run, and against single hooks in a dry run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
 
-from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning import trainer_facts
+from mi_crow_lightning.errors import LayerNotFound, RegistrationError, TagConflict
 from mi_crow_lightning.hooks.compiled.rules import graph_refusals
+from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.registry.rules import refuse_shared_tags
 
-__all__ = ["refusals"]
+__all__ = ["run_refusals", "tensor_parallel_refusal", "trial_registration"]
 
 
-def refusals(trainer: pl.Trainer, layers: Layers, registries: Sequence[Layers]) -> list[RegistrationError]:
-    """The reasons, to be told in a report, and the first of them to be raised.
+def run_refusals(trainer: pl.Trainer, layers: Layers, registries: Sequence[Layers]) -> list[RegistrationError]:
+    """Return the reasons against the whole run, for a report to list them all and its run to raise the first.
 
     Args:
         trainer: the Trainer.
-        layers: the hooks.
+        layers: the registry that holds the callback's hooks.
         registries: those of all HookCallbacks of the Trainer, ``layers`` among them.
     """
-    checks: list[Callable[[], None]] = [
-        lambda: facts.refuse_tensor_parallel(trainer),
-        lambda: facts.refuse_ranks_left_out(trainer),
-        lambda: refuse_shared_tags(registries),
-    ]
-    found = [error for check in checks if (error := _refusal(check)) is not None]
-    return [*graph_refusals(layers, facts.stages_of_run(trainer)), *found]
+    in_graphs = graph_refusals(layers, trainer_facts.stages_of_run(trainer))
+    by_trainer = [reason for reason in (tensor_parallel_refusal(trainer), _empty_ranks_refusal(trainer)) if reason]
+    return [*in_graphs, *map(RegistrationError, by_trainer), *_shared_tags(registries)]
 
 
-def _refusal(check: Callable[[], None]) -> RegistrationError | None:
+def tensor_parallel_refusal(trainer: pl.Trainer) -> str | None:
+    """Return why hooks are refused if layers are split over processes, ``None`` if they are not."""
+    size = trainer_facts.tensor_parallel_size(trainer)
+    if size == 1:
+        return None
+    return (
+        f"tensor_parallel_size={size}: each process has all tokens of its group or a part of their features, so "
+        "readings would count tokens several times and edits could miss features. Use "
+        "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard, or strategy='ddp'."
+    )
+
+
+def _empty_ranks_refusal(trainer: pl.Trainer) -> str | None:
+    if not trainer_facts.leaves_out_empty_ranks(trainer):
+        return None
+    return (
+        "allow_zero_length_dataloader_with_multiple_devices=True: Lightning leaves a rank without data out of the "
+        "loop, and the others would wait for it to exchange readings. Leave it False, and give each rank a batch, "
+        "or an IterableDataset without a length."
+    )
+
+
+def _shared_tags(registries: Sequence[Layers]) -> Iterator[TagConflict]:
     try:
-        check()
-    except RegistrationError as error:
-        return error
-    return None
+        refuse_shared_tags(registries)
+    except TagConflict as error:
+        yield error
+
+
+@contextmanager
+def trial_registration(
+    pl_module: pl.LightningModule, root: str | None, hooks: Sequence[Hook]
+) -> Iterator[tuple[Layers, dict[str, str]]]:
+    """Register hooks where no layer calls them, and unregister them when the block ends.
+
+    Args:
+        pl_module: the LightningModule.
+        root: the submodule that layer names are relative to.
+        hooks: the hooks.
+
+    Yields:
+        The registry with the hooks that it takes, and by ID why it does not take the others.
+    """
+    layers, no_root = _trial_registry(pl_module, root)
+    try:
+        yield layers, {hook.id: refused for hook in hooks if (refused := no_root or _hook_refusal(layers, hook))}
+    finally:
+        layers.unregister_all_hooks()
+
+
+def _trial_registry(pl_module: pl.LightningModule, root: str | None) -> tuple[Layers, str]:
+    """Return a registry, and why it can take no hook: an empty string if it can."""
+    try:
+        found = trainer_facts.find_root(pl_module, root)
+    except LayerNotFound as error:
+        return Layers(pl_module), str(error)
+    return Layers(found, allow_stacking=True, graphs=trainer_facts.graphs_of_module(pl_module)), ""
+
+
+def _hook_refusal(layers: Layers, hook: Hook) -> str:
+    """Register a hook; return the reason if that fails, else an empty string."""
+    try:
+        layers.register_hook(None, hook, due=False)
+    except Exception as error:  # also what a user's prepare() raises
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,4 +1,4 @@
-"""Making, telling and keeping the report of a run."""
+"""Making, logging and keeping the report of each run of a callback."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ import lightning.pytorch as pl
 
 from mi_crow_lightning.errors import NoReport
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.report.of_run import Asked, report_on
-from mi_crow_lightning.report.refusals import refusals
-from mi_crow_lightning.report.rehearsal import rehearsal
+from mi_crow_lightning.report.build import CallbackArguments, build_report
+from mi_crow_lightning.report.info_log import log_info
+from mi_crow_lightning.report.refusals import run_refusals, trial_registration
 from mi_crow_lightning.report.run_report import RunReport
-from mi_crow_lightning.report.tell import tell
 
 __all__ = ["Reporter"]
 
 
 class Reporter:
-    """Reports on the runs of a callback, each once, when its hooks are registered."""
+    """Reports on each run of a callback once, when its hooks are registered."""
 
     def __init__(self) -> None:
         self._last: RunReport | None = None
 
     def last(self) -> RunReport:
-        """The report of the running run, or of the last one.
+        """Return the report of the current run, or of the last one.
 
         Raises:
-            NoReport: no run has got as far as having one.
+            NoReport: no run has come far enough to have one.
         """
         if self._last is None:
             raise NoReport("there is a report once a run has begun and hooks found their layers, in its own process")
@@ -37,42 +36,42 @@ class Reporter:
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        asked: Asked,
+        arguments: CallbackArguments,
         layers: Layers,
         registries: Sequence[Layers],
     ) -> None:
-        """A run begins: tell its report, then refuse it if it must be.
+        """Log the report of a run that begins, then refuse the run if it must be.
 
         Args:
             trainer: the Trainer, in one of its ``on_*_start`` events.
             pl_module: its LightningModule.
-            asked: what the callback was asked for.
-            layers: where its hooks are registered.
+            arguments: those of the callback.
+            layers: the registry that holds its hooks.
             registries: those of all HookCallbacks of the Trainer, ``layers`` among them.
 
         Raises:
             RegistrationError: the first of the report's refusals.
         """
-        refused = refusals(trainer, layers, registries)
-        self._tell(report_on(trainer, pl_module, asked, layers, refused))
+        refused = run_refusals(trainer, layers, registries)
+        self._log(build_report(trainer, pl_module, arguments, layers, refused))
         if refused:
             raise refused[0]
 
     def rehearse(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, asked: Asked, others: Sequence[Layers]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments, others: Sequence[Layers]
     ) -> None:
-        """A dry run begins: tell its report, with what would be refused.
+        """Log the report of a dry run that begins, with all that a real run would refuse.
 
         Args:
             trainer: the Trainer, in one of its ``on_*_start`` events.
             pl_module: its LightningModule.
-            asked: what the callback was asked for.
-            others: the hooks of the Trainer's other HookCallbacks.
+            arguments: those of the callback.
+            others: the registries of the Trainer's other HookCallbacks.
         """
-        with rehearsal(pl_module, asked.root, asked.hooks) as (layers, refused_hooks):
-            refused = refusals(trainer, layers, [*others, layers])
-            self._tell(report_on(trainer, pl_module, asked, layers, refused, refused_hooks, dry_run=True))
+        with trial_registration(pl_module, arguments.root, arguments.hooks) as (layers, refused_hooks):
+            refused = run_refusals(trainer, layers, [*others, layers])
+            self._log(build_report(trainer, pl_module, arguments, layers, refused, refused_hooks, dry_run=True))
 
-    def _tell(self, report: RunReport) -> None:
+    def _log(self, report: RunReport) -> None:
         self._last = report
-        tell(str(report))
+        log_info(str(report))

@@ -1,13 +1,19 @@
-"""The report of a run: its hooks, the layers they are on, and what else the run uses."""
+"""The report of a run: its hooks, the layers they are on, and what else the run uses, as a value and as text."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from mi_crow_lightning.report.feature import Feature
-from mi_crow_lightning.report.report_text import as_text
+from mi_crow_lightning.report.feature import Feature, Support
+from mi_crow_lightning.report.text_table import text_table
 
 __all__ = ["HookPlan", "HookedLayer", "RunReport"]
+
+_MAX_ROWS = 24
+_WIDTH = 118
 
 
 @dataclass(frozen=True)
@@ -15,13 +21,13 @@ class HookPlan:
     """What a hook will do in a run.
 
     Attributes:
-        hook: its class, with its ID where one was given.
+        hook: its class, with its ID if one was given.
         edits: whether it may change activations.
-        layer_signature: which layers it asks for.
-        layers: the names of those it is on.
+        layer_signature: the layers it asks for.
+        layers: the names of the layers it is on.
         when: its schedule in words, and whether it is disabled.
         tokens: the positions it reads or edits, in words.
-        refused: why it is on none; ``None`` where it is not refused.
+        refused: why it is on no layer; ``None`` if it is not refused.
     """
 
     hook: str
@@ -42,7 +48,7 @@ class HookedLayer:
         index: the block that it is or lies in; ``None`` outside the main stack.
         module: its class.
         hooks: the hooks, in the order in which they run.
-        output_shape: of what it returns, where its class tells, such as ``"(..., 64)"``; else ``None``.
+        output_shape: the shape of its output if its class determines it, such as ``"(..., 64)"``; else ``None``.
     """
 
     name: str
@@ -56,15 +62,15 @@ class HookedLayer:
 class RunReport:
     """What a run watches and steers, and whether that works with what else it uses.
 
-    ``str()`` gives it as text.
+    ``str()`` returns it as text.
 
     Attributes:
         run: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
         dry_run: whether nothing is attached in it.
         hooks: the hooks, controllers first.
         layers: the layers that have hooks.
-        features: what else the run uses, or does not.
-        refused: why the run as a whole is refused; empty where it is not.
+        features: what else the run uses, or does not use.
+        refused: why the run as a whole is refused; empty if it is not.
     """
 
     run: str
@@ -76,19 +82,79 @@ class RunReport:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """All reasons for which this is not, or would not be, run: of single hooks, then of the whole."""
+        """All reasons why this run is, or would be, refused: those against single hooks, then against the whole."""
         return (*(plan.refused for plan in self.hooks if plan.refused is not None), *self.refused)
 
     def feature(self, name: str) -> Feature:
-        """The first feature of that name.
+        """Return the first feature of that name.
 
         Raises:
-            KeyError: there is none; the message lists those there are.
+            KeyError: the report has no such feature; the message lists those it has.
         """
         for feature in self.features:
             if feature.name == name:
                 return feature
-        raise KeyError(f"{name!r} is no feature of the report; it has: {', '.join(f.name for f in self.features)}")
+        names = ", ".join(feature.name for feature in self.features)
+        raise KeyError(f"the report has no feature {name!r}; it has: {names}")
 
     def __str__(self) -> str:
-        return as_text(self)
+        parts = [_head(self), _hook_table(self.hooks), _layer_table(self.layers), _feature_table(self.features)]
+        verdict = "This run would be refused" if self.dry_run else "This run is refused"
+        parts.append("\n".join(_wrapped(f"{verdict}: {why}") for why in self.refusals))
+        return "\n\n".join(part for part in parts if part)
+
+
+def _head(report: RunReport) -> str:
+    counted = f"{_count(len(report.hooks), 'hook')} on {_count(len(report.layers), 'layer')}"
+    if report.dry_run:
+        return f"HookCallback(dry_run=True) in {report.run}: {counted}, and nothing is attached."
+    return f"HookCallback in {report.run}: {counted}."
+
+
+def _hook_table(hooks: Sequence[HookPlan]) -> str:
+    header = ("hook", "layers", "", "when", "tokens")
+    rows = [
+        (
+            plan.hook,
+            repr(plan.layer_signature),
+            "refused" if plan.refused is not None else _count(len(plan.layers), "layer"),
+            plan.when,
+            plan.tokens,
+        )
+        for plan in hooks
+    ]
+    return text_table(header, rows)
+
+
+def _layer_table(layers: Sequence[HookedLayer]) -> str:
+    alike = [list(group) for _, group in groupby(layers, key=lambda it: (it.module, it.hooks, it.output_shape))]
+    rows = [(_span(group), group[0].module, group[0].output_shape or "", ", ".join(group[0].hooks)) for group in alike]
+    left_out = [("...", f"{len(rows) - _MAX_ROWS} more rows", "", "")] if len(rows) > _MAX_ROWS else []
+    return text_table(("layer", "class", "output", "hooks, in the order they run"), rows[:_MAX_ROWS] + left_out)
+
+
+def _span(layers: Sequence[HookedLayer]) -> str:
+    if len(layers) == 1:
+        return layers[0].name
+    return f"{layers[0].name} to {layers[-1].name} ({len(layers)})"
+
+
+def _feature_table(features: Sequence[Feature]) -> str:
+    used = [feature for feature in features if feature.support is not Support.NOT_USED]
+    unused = [feature.name for feature in features if feature.support is Support.NOT_USED]
+    table = text_table(("this run uses", "", "", ""), [_feature_row(feature) for feature in used])
+    return f"{table}\nnot used: {', '.join(unused)}" if unused else table
+
+
+def _feature_row(feature: Feature) -> tuple[str, str, str, str]:
+    # The reason for a refusal stands below the tables.
+    note = "see below" if feature.support is Support.REFUSED else feature.note
+    return (feature.name, feature.value, feature.support.value, note)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

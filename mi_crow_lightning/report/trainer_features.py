@@ -1,4 +1,4 @@
-"""What a Trainer uses, and whether hooks work with it. "Supported" is what the tests run."""
+"""The features of a Trainer that matter to hooks. "Supported" is what the tests run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
-from mi_crow_lightning import trainer_facts as facts
+from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.report.feature import Feature, Support
+from mi_crow_lightning.report.refusals import tensor_parallel_refusal
 
 __all__ = ["accumulation", "loggers", "precision", "strategy"]
 
@@ -17,23 +18,23 @@ _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-m
 
 
 def strategy(trainer: pl.Trainer) -> Feature:
-    """The strategy and its processes."""
+    """Return the strategy and its number of processes."""
     used, processes = trainer.strategy, trainer.world_size
     value = f"{type(used).__name__}, {processes} process{'es' if processes > 1 else ''}"
     if type(used) is SingleDeviceStrategy:
         return Feature("strategy", value, Support.SUPPORTED)
     if type(used) not in _SEVERAL_PROCESSES:
         return Feature("strategy", value, Support.UNTESTED)
-    if (refusal := facts.tensor_parallel_refusal(trainer)) is not None:
+    if (refusal := tensor_parallel_refusal(trainer)) is not None:
         return Feature("strategy", value, Support.REFUSED, refusal)
-    if facts.spawns(trainer):
-        note = "what stays in memory, such as history(), stays in the processes; loggers and callback_metrics do not"
+    if trainer_facts.spawns(trainer):
+        note = "what is kept in memory, such as history(), stays in the processes; loggers and callback_metrics do not"
         return Feature("strategy", value, Support.DEGRADED, note)
     return Feature("strategy", value, Support.SUPPORTED, "readings are those of all processes")
 
 
 def precision(trainer: pl.Trainer) -> Feature:
-    """The precision plugin's."""
+    """Return the precision."""
     value = str(trainer.precision)
     if value not in _PRECISIONS:
         return Feature("precision", value, Support.UNTESTED)
@@ -42,26 +43,26 @@ def precision(trainer: pl.Trainer) -> Feature:
 
 
 def accumulation(trainer: pl.Trainer) -> Feature:
-    """Gradient accumulation, which only a fit does."""
+    """Return gradient accumulation, which only a fit does."""
     batches = trainer.accumulate_grad_batches
-    if batches == 1 or not facts.is_fitting(trainer):
+    if batches == 1 or not trainer_facts.is_fitting(trainer):
         return Feature.unused("gradient accumulation")
     note = "a reading covers all batches of its step"
     return Feature("gradient accumulation", f"{batches} batches a step", Support.SUPPORTED, note)
 
 
 def loggers(trainer: pl.Trainer, scalars: str) -> list[Feature]:
-    """The loggers, each a feature; one that is not used where there are none.
+    """Return each logger as a feature; an unused one if there are none.
 
     Args:
         trainer: the Trainer.
-        scalars: which numbers they show, ``"all"``, ``"summary"`` or ``"none"``.
+        scalars: the numbers they show, ``"all"``, ``"summary"`` or ``"none"``.
     """
     return [_logger(logger, scalars) for logger in trainer.loggers] or [Feature.unused("logger")]
 
 
 def _logger(logger: Logger, scalars: str) -> Feature:
-    # By class: asking a logger for its `experiment` would begin its run before Lightning does.
+    # By class: asking a logger for its `experiment` would start its run before Lightning does.
     shown, draws = _SHOWN[scalars], isinstance(logger, (TensorBoardLogger, WandbLogger))
     if isinstance(logger, DummyLogger):
         support, note = Support.DEGRADED, "keeps nothing; the numbers are in history()"

@@ -152,12 +152,12 @@ def test_each_run_is_told_once_at_info_level(stage: str, caplog: pytest.LogCaptu
 
 def test_only_the_first_rank_tells(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    from mi_crow_lightning.report.tell import tell
+    from mi_crow_lightning.report.info_log import log_info
 
     with caplog.at_level(logging.INFO):
-        tell("from rank 1")
+        log_info("from rank 1")
         monkeypatch.setattr(rank_zero_only, "rank", 0)
-        tell("from rank 0")
+        log_info("from rank 0")
     assert told(caplog) == ["from rank 0"]
 
 
@@ -229,5 +229,5 @@ def test_a_long_report_is_cut_and_the_value_is_not() -> None:
     report = RunReport("fit", False, (), layers, ())
     lines = str(report).splitlines()
     assert [line.split()[0] for line in lines[3:27]] == [f"model.{i}" for i in range(24)]
-    assert lines[27].split() == ["...", "16", "rows", "more"]
+    assert lines[27].split() == ["...", "16", "more", "rows"]
     assert len(report.layers) == 40

@@ -1,4 +1,4 @@
-"""A model that a name of the form ``package.module:name`` leads to."""
+"""A model given by a name of the form ``package.module:name``, imported from the user's own code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def is_importable_name(text: str) -> bool:
-    """Whether ``text`` has the form.
+    """Return whether ``text`` has the form ``package.module:name``.
 
     Examples:
         >>> is_importable_name("my.models:small"), is_importable_name("org/model"), is_importable_name("C:/models")
@@ -24,10 +24,10 @@ def is_importable_name(text: str) -> bool:
 
 
 def import_model(name: str) -> nn.Module:
-    """The model: a module as it is, or what a class or function gives when it is called without arguments.
+    """Return the named torch module, or what the named class or function returns if called without arguments.
 
     Raises:
-        ValueError: nothing is there, or it gives no torch module, or fails.
+        ValueError: the name leads nowhere, the call fails, or the result is not a torch module.
     """
     found = _find(name)
     if isinstance(found, nn.Module):
@@ -39,7 +39,7 @@ def import_model(name: str) -> nn.Module:
     except Exception as error:  # whatever the user's code raises
         raise ValueError(
             f"{name!r}, called without arguments, raised {type(error).__name__}: {error}. Name a function that takes "
-            "none and returns the model."
+            "no arguments and returns the model."
         ) from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name!r} returned a {type(made).__name__}, and must return an nn.Module")
@@ -56,6 +56,6 @@ def _find(name: str) -> object:
         if not hasattr(found, part):
             close = difflib.get_close_matches(part, dir(found), n=3)
             closest = f"; closest: {', '.join(close)}" if close else ""
-            raise ValueError(f"{name!r}: there is no {part!r} in {place!r}{closest}")
+            raise ValueError(f"{name!r}: {place!r} has no {part!r}{closest}")
         found = getattr(found, part)
     return found

@@ -1,4 +1,4 @@
-"""Schedules and choices of tokens in words."""
+"""Schedules and choices of tokens in words, for a report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["schedule_in_words", "tokens_in_words"]
 
 
 def schedule_in_words(when: When, every: int) -> str:
-    """When a hook with this schedule is on.
+    """Return when a hook with this schedule is on.
 
     Args:
-        when: the schedule; one of a class that is not ours is told by its ``repr``.
+        when: the schedule; its ``repr`` if its class is not one of this package.
         every: steps from one logged step to the next, 0 for never.
 
     Examples:
@@ -40,7 +40,7 @@ def schedule_in_words(when: When, every: int) -> str:
 
 
 def _part(when: When, around: type[When], every: int) -> str:
-    """A part of a joined schedule, in brackets where it is joined the other way."""
+    """Return a part of a joined schedule, in brackets if its own parts are joined the other way."""
     words = schedule_in_words(when, every)
     return f"({words})" if isinstance(when, (AllOf, AnyOf)) and not isinstance(when, around) else words
 
@@ -73,9 +73,9 @@ _FIELDS: dict[str, Callable[[Any], str]] = {
 
 
 def tokens_in_words(hook: Hook) -> str:
-    """Which positions a hook reads or edits, and on which condition.
+    """Return which positions a hook reads or edits, and on which condition.
 
-    Hooks without ``tokens`` are given every position, and choose for themselves.
+    A hook without ``tokens`` gets every position and chooses for itself.
 
     Examples:
         >>> from mi_crow_lightning.hooks import FunctionController

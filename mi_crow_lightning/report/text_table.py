@@ -8,12 +8,12 @@ __all__ = ["text_table"]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Columns under a header, two spaces between them; empty ones are left out.
+    """Return the rows as columns under a header, two spaces apart, without the columns that are empty.
 
     Args:
         header: the columns' names.
         rows: the cells, as many in each row.
-        right: the columns that are aligned on the right.
+        right: the indices of the columns that are aligned on the right.
 
     Examples:
         >>> print(text_table(["layer", "size", "note"], [["h.0", "64", ""], ["h.10", "128", ""]], right=[1]))

@@ -1,4 +1,4 @@
-"""Saying something at info level: on rank 0, and as visibly as Lightning speaks."""
+"""Logging at info level: on rank 0, and shown wherever Lightning's own messages are shown."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import logging
 
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["tell"]
+__all__ = ["log_info"]
 
 _log = logging.getLogger("mi_crow_lightning")
 
 
 @rank_zero_only
-def tell(text: str) -> None:
-    """Log ``text``; where nobody set up logging it goes where Lightning's own messages go."""
+def log_info(text: str) -> None:
+    """Log ``text``; if nobody set up logging, it goes where Lightning's own messages go."""
     if _log.level == logging.NOTSET:
         _log.setLevel(logging.INFO)
     if not _log.hasHandlers():

@@ -21,7 +21,7 @@ from mi_crow_lightning import (
 )
 from mi_crow_lightning.hooks.schedules import Moment, When
 from mi_crow_lightning.hooks.tokens import _CHOOSE
-from mi_crow_lightning.report.words import schedule_in_words, tokens_in_words
+from mi_crow_lightning.report.in_words import schedule_in_words, tokens_in_words
 
 SCHEDULES: list[tuple[When, str]] = [
     (Schedule(), "always"),
