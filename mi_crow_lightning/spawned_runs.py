@@ -1,4 +1,4 @@
-"""Runs that took place in processes of their own, of whose memory the process that asked for them learns nothing."""
+"""Runs in processes that the Trainer starts for them: their results stay there, so asking for them here is refused."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from mi_crow_lightning.errors import RanElsewhere
 
-__all__ = ["Elsewhere"]
+__all__ = ["SpawnedRuns"]
 
 
-class Elsewhere:
-    """Whether the last run took place in processes that this one started.
+class SpawnedRuns:
+    """Knows whether the last run took place in processes that this one started.
 
-    ``spawn`` pickles what the processes work with. ``fork`` does not, so there the processes leave a mark in a page
+    ``spawn`` pickles what the new processes work with. ``fork`` does not: there the processes leave a mark in a page
     of memory that they share with this one.
 
     Examples:
-        >>> runs = Elsewhere()
+        >>> runs = SpawnedRuns()
         >>> runs.begin(spawned=False)
         >>> runs.refuse("history()")
     """
@@ -29,21 +29,21 @@ class Elsewhere:
         self._inside: int | None = None
 
     def begin(self, spawned: bool) -> None:
-        """A run begins in this process; ``spawned`` says whether the process was started for it."""
+        """Note that a run begins in this process; ``spawned`` says whether the process was started for it."""
         self._mark[0] = int(spawned)
         self._inside = os.getpid() if spawned else None
 
     def refuse(self, what: str) -> None:
-        """Refuse to tell ``what`` of the last run where it was not in this process.
+        """Refuse to return ``what`` if the last run took place in other processes.
 
         Raises:
-            RanElsewhere: it was not.
+            RanElsewhere: it did.
         """
         if self._mark[0] and self._inside != os.getpid():
             raise RanElsewhere(
-                f"{what} cannot tell of the last run: it took place in processes of its own (ddp_spawn, ddp_fork, "
-                "ddp_notebook), which keep it in their memory. trainer.callback_metrics came back; for all else use "
-                "strategy='ddp' or a logger, or save it in the run, in a callback's teardown"
+                f"{what} has no results of the last run: it took place in other processes (ddp_spawn, ddp_fork, "
+                "ddp_notebook), which kept them in their memory. trainer.callback_metrics came back. For everything "
+                "else use strategy='ddp' or a logger, or save it during the run, in a callback's teardown"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,4 +52,4 @@ class Elsewhere:
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Elsewhere.__init__(self)
+        SpawnedRuns.__init__(self)

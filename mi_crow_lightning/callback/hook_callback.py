@@ -44,7 +44,7 @@ from mi_crow_lightning.report.build import CallbackArguments
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.run_report import RunReport
 from mi_crow_lightning.report.tag_count import count_tags
-from mi_crow_lightning.spawned_runs import Elsewhere
+from mi_crow_lightning.spawned_runs import SpawnedRuns
 
 __all__ = ["HookCallback"]
 
@@ -111,9 +111,9 @@ class HookCallback(pl.Callback):
         self._states = HookStates()
         self._resumes = True
         self._reporter = Reporter()
-        self._elsewhere = Elsewhere()
+        self._spawned_runs = SpawnedRuns()
         for hook in (*self.detectors, *self.controllers):
-            hook.elsewhere = self._elsewhere
+            hook.elsewhere = self._spawned_runs
 
     def history(self) -> list[HistoryRow]:
         """All numbers written since this callback was made, with or without a logger.
@@ -121,7 +121,7 @@ class HookCallback(pl.Callback):
         Raises:
             RanElsewhere: the last run was one of ``ddp_spawn`` and its like, and this is not one of its processes.
         """
-        self._elsewhere.refuse("history()")
+        self._spawned_runs.refuse("history()")
         return self._log.rows()
 
     def effects(self) -> list[Effect]:
@@ -132,7 +132,7 @@ class HookCallback(pl.Callback):
         Raises:
             RanElsewhere: as `history`.
         """
-        self._elsewhere.refuse("effects()")
+        self._spawned_runs.refuse("effects()")
         return self._effects.rows() if self._effects is not None else []
 
     def report(self) -> RunReport:
@@ -142,7 +142,7 @@ class HookCallback(pl.Callback):
             NoReport: before the first run.
             RanElsewhere: as `history`.
         """
-        self._elsewhere.refuse("report()")
+        self._spawned_runs.refuse("report()")
         return self._reporter.last()
 
     # Start and end of a run.
@@ -294,14 +294,14 @@ class HookCallback(pl.Callback):
         hooks = [*self.controllers, *self.detectors]
         arguments = CallbackArguments(hooks, self.root, self.log_every_n_steps, self._log.scalars)
         if self.dry_run:
-            self._elsewhere.begin(spawned)
+            self._spawned_runs.begin(spawned)
             return self._reporter.rehearse(trainer, pl_module, arguments, _registries(trainer))
         names = names_among(self, _hook_callbacks(trainer))
         graphs = facts.graphs_of_module(pl_module)
         self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names, graphs)
         self._effects = run.effects
         self._states.give_effects_to(run, self._by_key())
-        self._elsewhere.begin(spawned)
+        self._spawned_runs.begin(spawned)
         try:
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             tell_of_fresh_graphs(run.begin(facts.stages_of_run(trainer)))

@@ -15,7 +15,7 @@ from mi_crow_lightning.hooks.context import HookContext, Registry
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
-from mi_crow_lightning.spawned_runs import Elsewhere
+from mi_crow_lightning.spawned_runs import SpawnedRuns
 
 __all__ = ["ON_ERROR", "Hook", "HookError", "HookType"]
 
@@ -86,7 +86,7 @@ class Hook:
         self.error: HookError | None = None
         self._enabled = True
         self._off_by_failure = False
-        self.elsewhere: Elsewhere | None = None
+        self.elsewhere: SpawnedRuns | None = None
         self._outside: HookContext | None = None  # the context outside a call
         self._registry: Registry | None = None
 

@@ -47,7 +47,7 @@ def test_what_stays_in_the_processes_is_refused_outside(folder: Path, strategy: 
     assert found["metrics"] == pytest.approx(last, rel=1e-6, nan_ok=True)  # these come back
     names = ("history()", "effects()", "report()", *["ContrastDetector"] * 3, "get_captured()")
     for name, said in zip(names, found["said"], strict=True):
-        assert said.startswith(f"{name} cannot tell of the last run: it took place in processes of its own")
+        assert said.startswith(f"{name} has no results of the last run: it took place in other processes")
     assert found["after"]  # a later run in the process itself is told again
 
 
