@@ -13,7 +13,7 @@ __all__ = ["SpawnedRuns"]
 
 
 class SpawnedRuns:
-    """Knows whether the last run took place in processes that this one started.
+    """A note of whether the last run took place in processes that this one started.
 
     ``spawn`` pickles what the new processes work with. ``fork`` does not: there the processes leave a mark in a page
     of memory that they share with this one.

@@ -1,7 +1,7 @@
 """HookCallback: gives hooks the Trainer's lifecycle.
 
-Registered when a stage starts, switched per batch, read when Lightning logs, and taken off in
-``teardown`` or, when the run crashes or is interrupted, in ``on_exception``.
+Hooks are registered when a stage starts, switched for each batch, read when Lightning logs, and taken off in
+``teardown`` or, if the run crashes or is interrupted, in ``on_exception``.
 """
 
 from __future__ import annotations
@@ -13,27 +13,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
-from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning.callback.arguments import (
-    check_flag,
-    check_hooks,
-    check_options,
-    describe,
-    names_among,
-    state_key_among,
-    state_keys,
-    unique_state_key,
-)
+from mi_crow_lightning import trainer_facts
+from mi_crow_lightning.callback import start_warnings
+from mi_crow_lightning.callback.arguments import check_flag, check_hooks, check_options
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun
+from mi_crow_lightning.callback.names import describe, log_names, state_key_after, state_keys, unique_state_key
 from mi_crow_lightning.callback.readings_log import ReadingsLog
-from mi_crow_lightning.callback.start_warnings import (
-    tell_of_fresh_graphs,
-    tell_of_summary,
-    warn_if_nothing_is_logged,
-    warn_of_controllers_never_due,
-    warn_of_evaluation_mode,
-)
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooks.effects import Effect, Effects
 from mi_crow_lightning.hooks.hook import Hook
@@ -48,32 +34,31 @@ from mi_crow_lightning.spawned_runs import SpawnedRuns
 
 __all__ = ["HookCallback"]
 
-_LIGHTNINGS = ("log", "log_dict")  # methods of the LightningModule, which Lightning sets on callbacks
+_SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the LightningModule
 
 
 class HookCallback(pl.Callback):
-    """Watches and steers the activations of whatever a Trainer runs.
+    """A callback that watches and steers the activations of whatever a Trainer runs.
 
     Detectors see training on the steps that are logged and all of validation and test; controllers act in
-    predict. A hook's own ``schedule`` says otherwise. Hooks that are not due are not on the model.
+    predict. A hook's ``schedule`` changes that. Hooks that are not due are not on the model.
 
     Args:
         detectors: hooks that observe.
         controllers: hooks that change activations.
         root: name of the submodule that layer names are relative to; the LightningModule if left out.
-        name: tells several HookCallbacks of one Trainer apart in checkpoints.
-        log_every_n_steps: how often readings are written in training; the Trainer's own if left out.
-        scalars: which numbers loggers show as scalars. ``"all"``: each layer's, with the layers' histograms.
+        name: distinguishes several HookCallbacks of one Trainer in checkpoints.
+        log_every_n_steps: how often readings are written in training; the Trainer's interval if left out.
+        scalars: the numbers that loggers show as scalars. ``"all"``: each layer's, with the layers' histograms.
             ``"summary"``: min, median and max over the layers. ``"none"``: none. ``"auto"`` is ``"all"`` up to
-            500 tags a stage, else ``"summary"``, and says so when the run starts. TensorBoard's event file
+            500 tags a stage, else ``"summary"``, which is logged when the run starts. TensorBoard's event file
             holds every number in any case, see `mi_crow_lightning.loggers.read_compact`.
-        token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that are not given an
-            attention mask.
-        dry_run: match and report as always, and attach nothing: the run is that without the callback.
+        token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that get no attention mask.
+        dry_run: match layers and report as usual, and attach nothing: the run is the one without the callback.
 
     Raises:
-        TypeError, ValueError: an argument is not one of those named above; a hook names no layer; two
-            hooks have one ID. Wrong layers are told when the run starts (`LayerNotFound`).
+        TypeError, ValueError: an argument is wrong, a hook names no layer, or two hooks have the same ID. Layers that
+            do not exist raise `LayerNotFound` when the run starts.
 
     Examples:
         >>> import lightning.pytorch as pl
@@ -102,7 +87,7 @@ class HookCallback(pl.Callback):
         self.token_mask = token_mask
         self.dry_run = check_flag("dry_run", dry_run)
         self.description = describe([*self.detectors, *self.controllers], name)
-        self._state_key = unique_state_key(self, self.description, name)
+        self._state_key = unique_state_key(self, self.description, named=name is not None)
         self._run: HookedRun | None = None
         self._interrupted = False
         self._trainer: weakref.ref[pl.Trainer] | None = None
@@ -116,18 +101,18 @@ class HookCallback(pl.Callback):
             hook.elsewhere = self._spawned_runs
 
     def history(self) -> list[HistoryRow]:
-        """All numbers written since this callback was made, with or without a logger.
+        """Return all numbers written since this callback was made, with or without a logger.
 
         Raises:
-            RanElsewhere: the last run was one of ``ddp_spawn`` and its like, and this is not one of its processes.
+            RanElsewhere: the last run used ``ddp_spawn`` or the like, and this is not one of its processes.
         """
         self._spawned_runs.refuse("history()")
         return self._log.rows()
 
     def effects(self) -> list[Effect]:
-        """What each controller changed in the running or last run, by layer and stage, over all ranks.
+        """Return what each controller changed in the current or last run, by layer and stage, over all ranks.
 
-        Told at the end of validation, test and predict, and in training at the steps that are logged and at the end.
+        Updated at the end of validation, test and predict, and in training at the steps that are logged and at the end.
 
         Raises:
             RanElsewhere: as `history`.
@@ -136,10 +121,10 @@ class HookCallback(pl.Callback):
         return self._effects.rows() if self._effects is not None else []
 
     def report(self) -> RunReport:
-        """What the run watches and steers, and whether that works with what else it uses.
+        """Return what the run watches and steers, and whether that works with what else it uses.
 
         Raises:
-            NoReport: before the first run.
+            NoReport: no run has begun.
             RanElsewhere: as `history`.
         """
         self._spawned_runs.refuse("report()")
@@ -148,8 +133,7 @@ class HookCallback(pl.Callback):
     # Start and end of a run.
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before a checkpoint is read: what else is alive in this process must not decide where our state is found.
-        self._state_key = state_key_among(self, _hook_callbacks(trainer))
+        self._find_state_key(trainer)
         if self._run is None:  # else another Trainer is in its run
             self._effects = None
             for hook in self._by_key().values():
@@ -159,11 +143,11 @@ class HookCallback(pl.Callback):
         self._register(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
-        warn_if_nothing_is_logged(trainer, self.detectors, self.log_every_n_steps)
+        start_warnings.warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
+        start_warnings.warn_if_nothing_is_logged(trainer, self.detectors, self.log_every_n_steps)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if facts.is_fitting(trainer):
+        if trainer_facts.is_fitting(trainer):
             self._pause()  # a training batch whose end event was skipped may have left handles
         else:
             self._register(trainer, pl_module)
@@ -193,8 +177,8 @@ class HookCallback(pl.Callback):
     ) -> None:
         self._end_batch()
         moment = self._run.moment if self._run is not None else None
-        if self._run is not None and moment is not None and moment.logged and facts.takes_a_step(trainer):
-            self._write(trainer, self._run, moment.step)
+        if moment is not None and moment.logged and trainer_facts.takes_a_step(trainer):
+            self._write(trainer, moment.step)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -247,24 +231,24 @@ class HookCallback(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """The callback's place in a checkpoint: its ``name``, or what its hooks are, numbered among equal ones."""
+        """The callback's place in a checkpoint: its ``name``, or its hooks, numbered if several callbacks are equal."""
         return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
-        """Switches, strengths, vectors and what was seen since the last readings, by hook.
+        """Return switches, strengths, vectors and what was seen since the last readings, by hook.
 
-        Where there are several ranks, all must ask.
+        With several ranks, all must ask.
         """
         return self._states.save(self._by_key(), self._run, self._effects, alone=self._interrupted)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # `load_state_dict` follows, if there is something to load.
-        self._resumes = facts.is_fitting(trainer) or self.state_key not in checkpoint.get("callbacks", {})
+        # `load_state_dict` follows if the checkpoint has a state of this callback.
+        self._resumes = trainer_facts.is_fitting(trainer) or self.state_key not in checkpoint.get("callbacks", {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; hooks that are not on both sides are named in a warning.
+        """Load what `state_dict` returned; a warning names hooks that are not on both sides.
 
         In validate, test and predict nothing is resumed: switches, strengths and vectors stay as they are.
 
@@ -278,52 +262,69 @@ class HookCallback(pl.Callback):
         return f"HookCallback(detectors={self.detectors!r}, controllers={self.controllers!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copied or pickled callback is one that is not running, and takes no model along."""
-        kept = {name: value for name, value in self.__dict__.items() if name not in _LIGHTNINGS}
+        """Return the state of a copy, which is not in a run and takes no model along."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in _SET_BY_LIGHTNING}
         return {**kept, "_run": None, "_trainer": None}
 
     # What the events are made of.
 
+    def _find_state_key(self, trainer: pl.Trainer) -> None:
+        """Number the key among the Trainer's callbacks, whatever else is alive in this process.
+
+        This comes before a checkpoint is read, which has the state under that key.
+        """
+        present = _hook_callbacks(trainer)
+        if self in present:  # else another callback passes the Trainer's events on
+            earlier = [callback.description for callback in present[: present.index(self)]]
+            self._state_key = state_key_after(earlier, self.description)
+
     def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._refuse_second_trainer(trainer)
-        self._unregister()  # an earlier run may have ended without a word, e.g. a killed notebook cell
+        self._unregister()  # an earlier run may have ended without any event, e.g. in a killed notebook cell
         self._trainer = weakref.ref(trainer)
         self._interrupted = False
         self._log.begin_run()
-        spawned = facts.spawns(trainer)
         hooks = [*self.controllers, *self.detectors]
         arguments = CallbackArguments(hooks, self.root, self.log_every_n_steps, self._log.scalars)
         if self.dry_run:
-            self._spawned_runs.begin(spawned)
-            return self._reporter.rehearse(trainer, pl_module, arguments, _registries(trainer))
-        names = names_among(self, _hook_callbacks(trainer))
-        graphs = facts.graphs_of_module(pl_module)
-        self._run = run = HookedRun(facts.find_root(pl_module, self.root), hooks, self.token_mask, names, graphs)
+            self._spawned_runs.begin(trainer_facts.spawns(trainer))
+            self._reporter.rehearse(trainer, pl_module, arguments, _registries(trainer))
+        else:
+            self._begin_run(trainer, pl_module, arguments)
+
+    def _begin_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments) -> None:
+        root, graphs = trainer_facts.find_root(pl_module, self.root), trainer_facts.graphs_of_module(pl_module)
+        self._run = run = HookedRun(root, arguments.hooks, self.token_mask, self._log_names(trainer), graphs)
         self._effects = run.effects
         self._states.give_effects_to(run, self._by_key())
-        self._spawned_runs.begin(spawned)
+        self._spawned_runs.begin(trainer_facts.spawns(trainer))
         try:
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
-            tell_of_fresh_graphs(run.begin(facts.stages_of_run(trainer)))
-            tell_of_summary(trainer, self._log.scalars, count_tags(run.layers))
-            warn_of_controllers_never_due(trainer, self.controllers)
+            start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))
+            start_warnings.log_summary(trainer, self._log.scalars, count_tags(run.layers))
+            start_warnings.warn_of_controllers_never_due(trainer, self.controllers)
         except BaseException:
             self._unregister()
             raise
+
+    def _log_names(self, trainer: pl.Trainer) -> dict[str, str]:
+        present = _hook_callbacks(trainer)
+        callbacks = present if self in present else [*present, self]  # another callback may pass events on
+        return log_names(self.controllers, [callback.controllers for callback in callbacks])
 
     def _by_key(self) -> dict[str, Hook]:
         return state_keys([*self.detectors, *self.controllers])
 
     def _refuse_second_trainer(self, trainer: pl.Trainer) -> None:
         other = self._trainer() if self._trainer is not None and self._run is not None else None
-        if other is not None and other is not trainer and facts.is_running(other):
+        if other is not None and other is not trainer and trainer_facts.is_running(other):
             raise RegistrationError(
-                f"{self!r} is in the run of another Trainer, which would lose its hooks: give each Trainer a "
-                "HookCallback of its own"
+                f"{self!r} is in the run of another Trainer, which would lose its hooks: make a HookCallback for each "
+                "Trainer"
             )
 
     def _end_run_of(self, trainer: pl.Trainer) -> None:
-        """Take the hooks off, unless the run that ends is not the one they are in."""
+        """Take the hooks off, unless they are in the run of another Trainer."""
         if self._trainer is not None and self._trainer() is trainer:
             self._unregister()
 
@@ -336,7 +337,7 @@ class HookCallback(pl.Callback):
         self, trainer: pl.Trainer, stage: Stage, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._run is not None and not trainer.sanity_checking:
-            moment = facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
+            moment = trainer_facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
             self._run.begin_batch(moment, batch)
 
     def _end_batch(self) -> None:
@@ -350,22 +351,23 @@ class HookCallback(pl.Callback):
     def _finish_evaluation(self, trainer: pl.Trainer, stage: Stage) -> None:
         if self._run is None or trainer.sanity_checking:
             return
-        moment = facts.moment_of(trainer, stage, 0, log_every_n_steps=self.log_every_n_steps)
+        moment = trainer_facts.moment_of(trainer, stage, 0, log_every_n_steps=self.log_every_n_steps)
         self._run.enter_stage(moment)
-        self._write(trainer, self._run, moment.step if stage is Stage.VALIDATE else None)
+        self._write(trainer, moment.step if stage is Stage.VALIDATE else None)
         self._run.check_that_hooks_ran(stage)
 
-    def _write(self, trainer: pl.Trainer, run: HookedRun, step: int | None) -> None:
-        """Readings go to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
-        scalars = self._log.write(run, trainer.loggers, step, trainer.strategy.root_device)
-        values = torch.tensor(list(scalars.values())).unbind()  # a tensor made for each would take four times as long
+    def _write(self, trainer: pl.Trainer, step: int | None) -> None:
+        """Write readings to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
+        assert self._run is not None, "readings belong to a run"
+        scalars = self._log.write(self._run, trainer.loggers, step, trainer.strategy.root_device)
+        values = torch.tensor(list(scalars.values())).unbind()  # making a tensor for each would take four times as long
         trainer.callback_metrics.update(zip(scalars, values, strict=True))
 
 
 def _hook_callbacks(trainer: pl.Trainer) -> list[HookCallback]:
-    return [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
+    return [callback for callback in trainer_facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
 
 
 def _registries(trainer: pl.Trainer) -> list[Layers]:
-    """Those of all HookCallbacks of the Trainer: their tags go to the same loggers."""
+    """Return those of all HookCallbacks of the Trainer: their tags go to the same loggers."""
     return [callback._run.layers for callback in _hook_callbacks(trainer) if callback._run is not None]

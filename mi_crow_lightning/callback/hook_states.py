@@ -1,4 +1,4 @@
-"""The states of a callback's hooks, to a checkpoint and back."""
+"""The states of a callback's hooks on their way into a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERSION = 1
 
 
 class HookStates:
-    """Gathers what a checkpoint keeps of hooks, and gives it back: effects only once the hooks are in a run."""
+    """Saved and loaded states of hooks. Loaded effects wait until the hooks are in a run."""
 
     def __init__(self) -> None:
         self._loaded_effects: dict[str, Any] = {}
@@ -25,17 +25,17 @@ class HookStates:
     def save(
         self, hooks: Mapping[str, Hook], run: HookedRun | None, effects: Effects | None, alone: bool
     ) -> dict[str, Any]:
-        """Switches, strengths, vectors and what was seen since the last readings, by hook.
+        """Return switches, strengths, vectors and what was seen since the last readings, by hook.
 
         Args:
-            hooks: by their names in a checkpoint.
-            run: the running run, if there is one.
-            effects: of the running or last run.
+            hooks: the hooks by their names in a checkpoint.
+            run: the current run, if there is one.
+            effects: those of the current or last run.
             alone: whether this rank is no longer in step with the others; else all must take part.
         """
 
         def state_of(hook: Hook) -> dict[str, Any] | None:
-            # In a run the hook's policy decides about errors: a monitor must cost no checkpoint.
+            # In a run the hook's on_error decides: a monitor must not cost a checkpoint.
             return hook.state_dict() if run is None else run.layers.call(hook, hook.state_dict)
 
         own = {"hooks": states_of(hooks, state_of), "effects": self._loaded_effects or effects_of(hooks, effects)}
@@ -45,13 +45,13 @@ class HookStates:
     def load(
         self, hooks: Mapping[str, Hook], run: HookedRun | None, state: Mapping[str, Any], resumes: bool = True
     ) -> None:
-        """Take over what `save` gave; hooks that are not on both sides are named in a warning.
+        """Load what `save` returned; a warning names hooks that are not on both sides.
 
         Args:
-            hooks: by their names in a checkpoint.
-            run: the running run, if there is one.
-            state: what `save` gave.
-            resumes: whether a fit goes on; else hooks take over the results of finished runs alone.
+            hooks: the hooks by their names in a checkpoint.
+            run: the current run, if there is one.
+            state: from `save`.
+            resumes: whether a fit goes on; else hooks load only the results of finished runs.
 
         Raises:
             ValueError: the state is of another version, or of other layers.
@@ -59,7 +59,7 @@ class HookStates:
         if state.get("version") != _VERSION:
             raise ValueError(
                 f"the checkpoint's HookCallback state has version {state.get('version')!r}, and this release "
-                f"reads version {_VERSION}: give the callback another name= to begin without it"
+                f"reads version {_VERSION}: give the callback another name= to start without it"
             )
         saved, ranks = state["hooks"], [state, *state.get("other_ranks", [])]
         restore({key: hook for key, hook in hooks.items() if key in saved}, ranks, resumes)
@@ -69,14 +69,14 @@ class HookStates:
         self.give_effects_to(run, hooks)
         if saved.keys() != hooks.keys():
             warnings.warn(
-                f"HookCallback: hooks in the checkpoint only: {sorted(saved.keys() - hooks.keys())}; "
-                f"hooks that the checkpoint has nothing for: {sorted(hooks.keys() - saved.keys())}. "
-                "Hooks are matched by hook_id, or by their order where they have none.",
+                f"HookCallback: hooks only in the checkpoint: {sorted(saved.keys() - hooks.keys())}; hooks without a "
+                f"state in it: {sorted(hooks.keys() - saved.keys())}. Hooks are matched by hook_id, or by their order "
+                "if they have none.",
                 stacklevel=3,
             )
 
     def give_effects_to(self, run: HookedRun | None, hooks: Mapping[str, Hook]) -> None:
-        """Let a run go on counting effects from what was loaded; without one they wait for the next."""
+        """Let a run continue the count of effects that was loaded; without a run it waits for the next one."""
         if run is None:
             return
         loaded, self._loaded_effects = self._loaded_effects, {}

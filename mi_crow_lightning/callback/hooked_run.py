@@ -1,4 +1,4 @@
-"""The hooks of one run: on the model from its start to its end, attached in the batches they are due in."""
+"""The hooks of one run: registered from its start to its end, attached in the batches in which they are due."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning.callback.idle_hooks import check_that_hooks_ran
 from mi_crow_lightning.hooks.compiled.fresh_graphs import FreshGraphs
 from mi_crow_lightning.hooks.compiled.rules import toggling_schedules
-from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.registry.silent_layers import report_silent_layers
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
 
@@ -24,23 +23,23 @@ __all__ = ["HookedRun"]
 
 
 class HookedRun:
-    """Hooks on a model, switched in the Trainer's time.
+    """The hooks of a run on its model, switched batch by batch.
 
     Args:
         root: layer names are relative to it.
         hooks: registered at once, all or none; nothing is attached until a batch begins.
         token_mask: from a batch to the mask of its real tokens.
-        names: what hooks are called in logs, by ID; a hook that is not in it by its ID.
-        graphs: the modules that run inside of compiled graphs, see `graphs_of`.
+        names: what hooks are called in logs, by ID; other hooks are called by their IDs.
+        graphs: the modules that run inside compiled graphs, see `graphs_of`.
 
     Attributes:
         layers: the registry.
         effects: what the hooks changed.
-        batches_seen: batches of the running stage so far, over all its dataloaders; of several ranks on the one that
-            had most, once they have exchanged it.
+        batches_seen: batches of the running stage so far, over all its dataloaders; with several ranks those of the
+            rank that had most, once they have exchanged it.
 
     Raises:
-        RegistrationError: a hook does not get onto its layers.
+        RegistrationError: a hook cannot be put on its layers.
     """
 
     def __init__(
@@ -68,22 +67,27 @@ class HookedRun:
 
     @property
     def moment(self) -> Moment | None:
-        """The running batch, or the last one."""
+        """The running batch, or the last one; ``None`` before the first."""
         return self.layers.running.moment
 
     @property
+    def stage(self) -> Stage | None:
+        """The running stage, or the last one; ``None`` before the first batch."""
+        return self.moment.stage if self.moment is not None else None
+
+    @property
     def detectors(self) -> list[Detector]:
-        """The hooks that may have readings."""
+        """The detectors, which may have readings."""
         return [hook for hook in self._registered() if isinstance(hook, Detector)]
 
     def begin(self, stages: Collection[Stage]) -> bool:
-        """Put the hooks into the compiled graphs of the run, if they are in some.
+        """Put hooks on the layers inside compiled graphs, if there are any.
 
         Args:
             stages: those of the run.
 
         Returns:
-            Whether graphs that were compiled earlier had to be forgotten.
+            Whether graphs that were compiled earlier were dropped.
         """
         if not self.layers.traced_hooks():
             return False
@@ -91,18 +95,21 @@ class HookedRun:
         return self._fresh_graphs.begin(variants=2 ** len(toggling_schedules(self.layers, stages)))
 
     def is_unread(self, hook: Hook) -> bool:
-        """Whether the hook was on in the running stage since its last reading there, and did not fail."""
-        stage = self.moment.stage if self.moment is not None else None
+        """Return whether the hook was on in the running stage since its last reading there, and did not fail."""
         unread = self._unread[hook.id] | (hook.resumed if isinstance(hook, Detector) else set())
-        return stage in unread and not hook.is_off_by_failure
+        return self.stage in unread and not hook.is_off_by_failure
 
     def share_states(self) -> Shares:
-        """What `is_unread` says, over all ranks, for `exchange`: the IDs of the hooks, which are read then.
+        """Find, for `exchange`, the hooks that are unread on any rank, and note that they are read now.
 
-        A hook that failed on one rank is switched off on all: its readings would be of some ranks and look like those
-        of all.
+        A hook that failed on one rank is switched off on all: its readings would come from some ranks and look like
+        those of all.
+
+        Returns:
+            The IDs of the hooks.
         """
-        assert self.moment is not None, "readings belong to a stage"
+        stage = self.stage
+        assert stage is not None, "readings belong to a stage"
         states = [[hook.is_off_by_failure, self.is_unread(hook)] for hook in self._hooks]
         if is_distributed():
             mine = torch.tensor([[self.batches_seen, 0], *states], dtype=torch.float64)
@@ -110,25 +117,24 @@ class HookedRun:
             self.batches_seen = int(batches)
         for hook, (failed, _) in zip(self._hooks, states, strict=True):
             if failed and not hook.is_off_by_failure:
-                _warn_of_failure_elsewhere(hook)
+                _warn_of_failure_on_another_rank(hook)
                 hook.switch_off_after_pass()
         unread = [hook for hook, (failed, on) in zip(self._hooks, states, strict=True) if on and not failed]
         for hook in unread:
-            self._unread[hook.id].discard(self.moment.stage)
+            self._unread[hook.id].discard(stage)
             if isinstance(hook, Detector):
-                hook.resumed.discard(self.moment.stage)
+                hook.resumed.discard(stage)
         return {hook.id for hook in unread}
 
     def begin_batch(self, moment: Moment, batch: Any) -> None:
-        """Attach the hooks that are due, and no others."""
-        new_stage = self.moment is None or self.moment.stage is not moment.stage
-        self.batches_seen = 1 if new_stage else self.batches_seen + 1
+        """Attach the hooks that are due in a batch, and take off the others."""
+        self.batches_seen = 1 + (self.batches_seen if self.stage is moment.stage else 0)
         self.layers.begin_batch(moment, batch, self._token_mask)
         for hook in self._registered():
             self.layers.set_due(hook, bool(self.layers.call(hook, partial(self._is_due, hook, moment))))
 
     def _is_due(self, hook: Hook, moment: Moment) -> bool:
-        """Whether the hook's schedule wants it; then its layers must still be there."""
+        """Return whether the hook's schedule wants it; if so, check that its layers are still in the model."""
         if hook.error is not None and not hook.enabled:
             return False  # off since it failed: if that was here, it would only fail and warn again
         due = hook.when().due(moment)
@@ -137,19 +143,19 @@ class HookedRun:
         return due
 
     def enter_stage(self, moment: Moment) -> None:
-        """Set the stage that readings are asked for, where no batch may have set it."""
-        if self.moment is None or self.moment.stage is not moment.stage:
+        """Set the stage that is read next, in case it had no batch."""
+        if self.stage is not moment.stage:
             self.batches_seen = 0
         self.pause()
         self.layers.begin_batch(moment)
 
     def end_batch(self) -> None:
-        """The batch is over, its backward pass too: nothing is attached any more."""
+        """End a batch, its backward pass included: note which hooks were on, and take all off."""
         self.layers.passes.settle()
         for hook in self._registered():
-            if self.moment is not None and self.layers.is_attached(hook):
-                self._was_on[hook.id].add(self.moment.stage)
-                self._unread[hook.id].add(self.moment.stage)
+            if self.stage is not None and self.layers.is_attached(hook):
+                self._was_on[hook.id].add(self.stage)
+                self._unread[hook.id].add(self.stage)
         self.pause()
 
     def pause(self) -> None:
@@ -158,11 +164,8 @@ class HookedRun:
             self.layers.set_due(hook, False)
 
     def _registered(self) -> list[Hook]:
-        """The hooks, but those that someone unregistered during the run."""
+        """Return the hooks without those that someone unregistered during the run."""
         return [hook for hook in self._hooks if hook.registered]
-
-    def _should_have_edited(self, hook: Controller, stage: Stage) -> bool:
-        return self.effects.changed_nothing(hook.id, stage) and not hook.may_be_idle and not hook.error
 
     def end(self) -> None:
         """Take the hooks off the model."""
@@ -170,38 +173,24 @@ class HookedRun:
         self._fresh_graphs.end()
 
     def check_that_hooks_ran(self, stage: Stage) -> None:
-        """Warn of layers that never ran though their hook was on in ``stage``.
+        """Warn of layers that never ran though their hook was on in ``stage``, and of controllers that changed nothing.
 
         Raises:
-            NeverFired: none of a controller's layers did.
+            NeverFired: no layer of a controller ran.
         """
-        for hook in self._registered():
-            sites = self.layers.sites(hook)
-            silent = [site for site in sites if stage not in site.fired]
-            if stage not in self._was_on[hook.id]:
-                continue
-            if len(silent) < len(sites) and isinstance(hook, Controller) and self._should_have_edited(hook, stage):
-                _warn_of_no_edit(hook, stage)
-            report_silent_layers(hook, sites, silent, f"stage {stage.value!r}")
+        hooks = [hook for hook in self._registered() if stage in self._was_on[hook.id]]
+        check_that_hooks_ran(hooks, self.layers, self.effects, stage)
 
 
-def _warn_of_failure_elsewhere(hook: Hook) -> None:
+def _warn_of_failure_on_another_rank(hook: Hook) -> None:
     warnings.warn(
-        f"{hook!r} failed on another rank, which says why, and is disabled on all ranks from now on: what it read "
-        "would be of some ranks only. hook.enable(), called on every rank, brings it back.",
+        f"{hook!r} failed on another rank, which says why, and is now disabled on all ranks: its readings would come "
+        "from some ranks only. To switch it on again, call hook.enable() on every rank.",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
-def _warn_of_no_edit(hook: Hook, stage: Stage) -> None:
-    warnings.warn(
-        f"{hook!r} ran in stage {stage.value!r} and changed nothing: either its tokens chose none, or what it returned "
-        "each time was None, or equal to what it was given, or that was not finite. An edit is what edit() returns.",
-        stacklevel=3,
-    )
-
-
 def _default_policy(hook: Hook) -> str:
-    """A monitor must not kill a long run; predictions that only look steered must not go out."""
+    """Return the policy: a monitor must not end a long run, and predictions that only look steered must not go out."""
     return "raise" if hook.edits else "disable"

@@ -1,4 +1,4 @@
-"""The states of hooks on several ranks in one checkpoint: each rank's own, or what all had together."""
+"""The states of hooks on several ranks in one checkpoint, and how they are joined if the number of ranks changes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ State = dict[str, Any]
 
 
 def states_of(hooks: Mapping[str, Hook], state_of: Callable[[Hook], State | None]) -> State:
-    """This rank's states of the hooks that have one; those that are alike on all ranks from the first alone."""
+    """Return this rank's states of hooks; a state that is alike on all ranks is only returned on the first."""
     first = not is_distributed() or distributed.get_rank() == 0
     states = {key: state_of(hook) for key, hook in hooks.items() if first or not hook.alike_on_all_ranks}
     return {key: state for key, state in states.items() if state is not None}
 
 
 def effects_of(hooks: Mapping[str, Hook], effects: Effects | None) -> State:
-    """What this rank's hooks changed so far."""
+    """Return what this rank's hooks changed so far."""
     return {key: effects.state(hook.id) for key, hook in hooks.items() if hook.edits} if effects is not None else {}
 
 
 def of_all_ranks(own: State, alone: bool = False) -> list[State]:
-    """What each rank has: all must take part, because the checkpoint is rank 0's.
+    """Return the states of each rank, for the checkpoint, which rank 0 writes: all ranks must take part.
 
     Args:
-        own: what this one has.
-        alone: whether this rank is no longer in step with the others, and has but its own.
+        own: those of this rank.
+        alone: whether this rank is no longer in step with the others, and returns only its own.
     """
     if alone or not is_distributed():
         return [own]
@@ -43,12 +43,12 @@ def of_all_ranks(own: State, alone: bool = False) -> list[State]:
 
 
 def restore(hooks: Mapping[str, Hook], ranks: Sequence[State], resumes: bool = True) -> None:
-    """Give each hook its own state back, or where there were more ranks, or fewer, the joined one.
+    """Load into each hook its state of this rank, or the joined state if there were more ranks, or fewer.
 
     Args:
-        hooks: by their names in the states.
-        ranks: what each rank had.
-        resumes: whether a fit goes on; else hooks take over the results of finished runs alone.
+        hooks: the hooks by their names in the states.
+        ranks: the states of each rank.
+        resumes: whether a fit goes on; else hooks load only the results of finished runs.
     """
     for key, hook in hooks.items():
         state = _own_or_joined(key, [of_rank["hooks"] for of_rank in ranks], hook.joined_state)
@@ -56,7 +56,7 @@ def restore(hooks: Mapping[str, Hook], ranks: Sequence[State], resumes: bool = T
 
 
 def own_effects(ranks: Sequence[State]) -> State:
-    """What `effects_of` gave on this rank, or where there were more ranks, or fewer, the joined one."""
+    """Return what `effects_of` returned on this rank, joined if there were more ranks, or fewer."""
     effects = [of_rank["effects"] for of_rank in ranks]
     return {key: _own_or_joined(key, effects, joined_effects) for key in effects[0]}
 

@@ -1,4 +1,4 @@
-"""From detectors to loggers: readings are collected, tagged, written and remembered."""
+"""The way from detectors to loggers: readings are collected, tagged, written and remembered."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effect
 from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryRow
 from mi_crow_lightning.loggers.layout import write_layout
@@ -32,10 +33,10 @@ _QUANTITIES = ("tokens", "fired", "mean_ratio", "max_ratio")
 
 
 class ReadingsLog:
-    """Writes what detectors have to say, and keeps the numbers.
+    """A log that writes the readings of detectors and keeps their numbers.
 
     Args:
-        scalars: which numbers become scalars, one of `SCALARS`.
+        scalars: the numbers that become scalars, one of `SCALARS`.
     """
 
     def __init__(self, scalars: str = "auto") -> None:
@@ -44,11 +45,11 @@ class ReadingsLog:
         self._laid_out: set[str] = set()
 
     def begin_run(self) -> None:
-        """A run begins, maybe with other loggers: they have no layout yet."""
+        """Forget the layouts that were written: the loggers of a new run have none."""
         self._laid_out.clear()
 
     def rows(self) -> list[HistoryRow]:
-        """All numbers written so far."""
+        """Return all numbers written so far."""
         return self._history.rows()
 
     def write(
@@ -58,40 +59,38 @@ class ReadingsLog:
         step: int | None = None,
         device: torch.device | None = None,
     ) -> dict[str, float]:
-        """Write the readings of all detectors in the running stage, and what hooks changed; begin the next ones.
+        """Write the readings of all detectors in the running stage, and what hooks changed; reset the detectors.
 
-        Where there are several ranks, all must take part.
+        With several ranks, all must take part.
 
         Args:
             run: the hooks.
-            loggers: where to; may be empty.
+            loggers: the loggers to write to; may be empty.
             step: the position on the x axis; ``None`` for the number of batches that the stage had.
-            device: where ranks exchange tensors; ``None`` for where these are.
+            device: where ranks exchange tensors; ``None`` for where the tensors are.
 
         Returns:
             The numbers by tag.
         """
-        assert run.moment is not None, "readings belong to a stage"
-        stage = run.moment.stage.value
-        readings = list(self._take_readings(run, device))
-        step = step if step is not None else run.batches_seen
-        read = LoggedStep(stage, step, readings)
+        assert run.stage is not None, "readings belong to a stage"
+        stage = run.stage.value
+        readings = list(self._take_readings(run, run.stage, device))
+        read = LoggedStep(stage, step if step is not None else run.batches_seen, readings)
         if not read.tagged:
             return {}
         _refuse_shared_tags(read.tagged)
         scalars = resolve_scalars(self.scalars, count_tags(run.layers))
-        self._history.add(stage, step, read.tagged)
+        self._history.add(stage, read.step, read.tagged)
         write(loggers, read, scalars)
         if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
             self._laid_out.add(stage)
             self._lay_out(read, loggers)
         return scalars_of(read.tagged)
 
-    def _take_readings(self, run: HookedRun, device: torch.device | None) -> Iterator[DetectorReadings]:
-        assert run.moment is not None, "readings belong to a stage"
-        # Every rank takes part with every detector: none knows which of them are on, or failed, on the others.
+    def _take_readings(self, run: HookedRun, stage: Stage, device: torch.device | None) -> Iterator[DetectorReadings]:
+        # Every rank takes part with every detector: it does not know which are on, or failed, on other ranks.
         sharing = run.detectors if is_distributed() else [one for one in run.detectors if run.is_unread(one)]
-        owners = [run.share_states(), run.effects.share(run.moment.stage), *(one.share() for one in sharing)]
+        owners = [run.share_states(), run.effects.share(stage), *(one.share() for one in sharing)]
         unread, effects, *merged = exchange(owners, device)
         for detector, of_all_ranks in zip(sharing, merged, strict=True):
             if detector.id not in unread:
@@ -116,40 +115,42 @@ class ReadingsLog:
 
 
 def _read(detector: Detector) -> list[Reading]:
-    """The detector's readings; what is no reading fails here, where the detector can be named."""
+    """Return the detector's readings; a wrong one fails here, where the error can name the detector."""
     readings = list(detector.readings())
     declared = detector.reading_names()
     for reading in readings:
         if not isinstance(reading, Reading):
-            raise TypeError(f"readings() must give Reading(layer, name, value), not {reading!r}")
+            raise TypeError(f"readings() must return Reading(layer, name, value), not {reading!r}")
         if not isinstance(reading.value, (int, float, Histogram)):
-            raise TypeError(f"the value of {reading!r} must be a number or a Histogram; of a tensor, give its .item()")
+            raise TypeError(
+                f"the value of {reading!r} must be a number or a Histogram; for a tensor return its .item()"
+            )
         if declared and reading.name not in declared:
-            raise ValueError(f"readings() gave {reading.name!r}, which is not in reading_names() {declared!r}")
+            raise ValueError(f"readings() returned {reading.name!r}, which is not in reading_names() {declared!r}")
     return readings
 
 
 def _by_block(
     detector: Detector, readings: Iterable[Reading], blocks: Mapping[str, int | None]
 ) -> list[tuple[int, Reading]]:
-    """The readings that make curves over the blocks, where each layer is in a block of its own."""
+    """Return the readings that make curves over the blocks, if no two layers are in the same block."""
     distinct = len(blocks) > 1 and len(set(blocks.values())) == len(blocks)
     chosen = [reading for reading in readings if reading.name in detector.by_block] if distinct else []
     return [(block, reading) for reading in chosen if (block := blocks.get(reading.layer)) is not None]
 
 
 def _of_effects(effects: Iterable[Effect]) -> Iterator[DetectorReadings]:
-    """What each hook changed, as readings under ``steering_<quantity>/<hook>/<layer>``."""
+    """Yield what each hook changed, as readings under ``steering_<quantity>/<hook>/<layer>``."""
     for hook, of_hook in groupby(effects, key=lambda effect: effect.hook):
         rows = [(f"{hook}/{effect.layer}", effect) for effect in of_hook]
         numbers = [(place, name, getattr(effect, name)) for place, effect in rows for name in _QUANTITIES]
-        # No token was changed where there is no ratio.
+        # There is no ratio if no token was changed.
         readings = [Reading(place, name, value) for place, name, value in numbers if not math.isnan(value)]
         yield DetectorReadings(readings, tuple(place for place, _ in rows), hook, prefix="steering")
 
 
 def _refuse_shared_tags(tagged: TaggedReadings) -> None:
-    """Detectors that declare their `reading_names` are refused at the start; others show only here."""
+    """Refuse a tag of two readings, which a start can only find among detectors that declare their `reading_names`."""
     tags = [tag for tag, _ in tagged]
     shared = next((tag for tag in tags if tags.count(tag) > 1), None) if len(set(tags)) < len(tags) else None
     if shared is not None:

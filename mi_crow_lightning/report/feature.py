@@ -9,7 +9,7 @@ __all__ = ["Feature", "Support"]
 
 
 class Support(str, Enum):
-    """Whether hooks work with something that a run uses."""
+    """How well hooks work with a thing that a run uses."""
 
     NOT_USED = "-"
     SUPPORTED = "supported"
@@ -20,7 +20,7 @@ class Support(str, Enum):
 
 @dataclass(frozen=True)
 class Feature:
-    """Something that a run may use.
+    """A thing that a run may use.
 
     Attributes:
         name: its name, e.g. ``"precision"``.

@@ -130,7 +130,7 @@ def _pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, ...]]
 
 
 class _Recorder(Detector):
-    """Notes the shape of the first output of each layer."""
+    """A detector that notes the shape of the first output of each layer."""
 
     def __init__(self) -> None:
         super().__init__("*")

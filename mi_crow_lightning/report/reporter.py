@@ -17,7 +17,7 @@ __all__ = ["Reporter"]
 
 
 class Reporter:
-    """Reports on each run of a callback once, when its hooks are registered."""
+    """The author of a callback's reports: one for each run, made when its hooks are registered."""
 
     def __init__(self) -> None:
         self._last: RunReport | None = None
@@ -29,7 +29,10 @@ class Reporter:
             NoReport: no run has come far enough to have one.
         """
         if self._last is None:
-            raise NoReport("there is a report once a run has begun and hooks found their layers, in its own process")
+            raise NoReport(
+                "there is no report yet: it is made when a run has begun and its hooks have found their layers, in the "
+                "process of the run"
+            )
         return self._last
 
     def begin(

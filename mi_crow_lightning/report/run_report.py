@@ -18,7 +18,7 @@ _WIDTH = 118
 
 @dataclass(frozen=True)
 class HookPlan:
-    """What a hook will do in a run.
+    """A hook's part in a run: its layers, its schedule and its tokens.
 
     Attributes:
         hook: its class, with its ID if one was given.
@@ -60,7 +60,7 @@ class HookedLayer:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run watches and steers, and whether that works with what else it uses.
+    """The report of a run: what it watches and steers, and whether that works with what else it uses.
 
     ``str()`` returns it as text.
 

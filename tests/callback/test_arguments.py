@@ -33,11 +33,11 @@ TWICE = Seen()
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"detectors": ["block:0"]}, TypeError, "detectors holds 'block:0', which is a str and no hook"),
-        ({"detectors": "block:0"}, TypeError, "detectors holds 'b', which is a str and no hook"),
-        ({"controllers": [nn.Linear(2, 2)]}, TypeError, "controllers holds Linear.*which is a Linear and no hook"),
-        ({"detectors": [Seen]}, TypeError, "detectors holds <class .*, which is a type and no hook"),
-        ({"detectors": 3}, TypeError, "detectors=3 must be a hook or several"),
+        ({"detectors": ["block:0"]}, TypeError, "detectors holds 'block:0', which is a str, not a hook"),
+        ({"detectors": "block:0"}, TypeError, "detectors holds 'b', which is a str, not a hook"),
+        ({"controllers": [nn.Linear(2, 2)]}, TypeError, "controllers holds Linear.*which is a Linear, not a hook"),
+        ({"detectors": [Seen]}, TypeError, "detectors holds <class .*, which is a type, not a hook"),
+        ({"detectors": 3}, TypeError, "detectors=3 must be a hook or a list of hooks"),
         ({"detectors": edit()}, TypeError, r"detectors holds Function.*put it into controllers=\[...\]"),
         ({"controllers": Seen()}, TypeError, r"controllers holds Seen.*put it into detectors=\[...\]"),
         ({"detectors": ActivationStatistics()}, ValueError, "names no layer: give layer_signature=, e.g. 'block:"),

@@ -185,7 +185,7 @@ def test_a_changed_set_of_hooks_is_told_by_name() -> None:
     old = HookCallback([Seen(hook_id="old"), Seen(hook_id="both")])
     old.detectors[1].disable()
     new = HookCallback([Seen(hook_id="both"), Seen(hook_id="new")])
-    with told(r"in the checkpoint only: \['old'\]; hooks that the checkpoint has nothing for: \['new'\]"):
+    with told(r"hooks only in the checkpoint: \['old'\]; hooks without a state in it: \['new'\]"):
         new.load_state_dict(old.state_dict())
     assert [hook.enabled for hook in new.detectors] == [False, True]
 

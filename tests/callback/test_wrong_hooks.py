@@ -231,11 +231,11 @@ class Reads(Detector):
 @pytest.mark.parametrize(
     ("given", "names", "message"),
     [
-        ({"mean": 1.0}, (), r"readings\(\) must give Reading\(layer, name, value\), not \{'mean': 1.0\}"),
-        (("model.0", "mean", 1.0), (), r"readings\(\) must give Reading"),
+        ({"mean": 1.0}, (), r"readings\(\) must return Reading\(layer, name, value\), not \{'mean': 1.0\}"),
+        (("model.0", "mean", 1.0), (), r"readings\(\) must return Reading"),
         (Reading("model.0", "mean", "high"), (), "must be a number or a Histogram"),
-        (Reading("model.0", "mean", torch.ones(2)), (), r"of a tensor, give its .item\(\)"),
-        (Reading("model.0", "mean", 1.0), ("std",), r"gave 'mean', which is not in reading_names\(\) \('std',\)"),
+        (Reading("model.0", "mean", torch.ones(2)), (), r"for a tensor return its .item\(\)"),
+        (Reading("model.0", "mean", 1.0), ("std",), r"returned 'mean', which is not in reading_names\(\) \('std',\)"),
     ],
 )
 def test_what_is_no_reading_disables_its_detector(given: Any, names: tuple[str, ...], message: str) -> None:

@@ -33,7 +33,7 @@ def test_a_plain_run_uses_nothing_special() -> None:
     }
     assert report.feature("strategy") == Feature("strategy", "SingleDeviceStrategy, 1 process", SUPPORTED)
     assert report.feature("precision") == Feature("precision", "32-true", SUPPORTED)
-    with pytest.raises(KeyError, match=r"'speed' is no feature of the report; it has: torch\.compile, strategy"):
+    with pytest.raises(KeyError, match=r"the report has no feature 'speed'; it has: torch\.compile, strategy"):
         report.feature("speed")
 
 

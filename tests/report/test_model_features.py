@@ -36,12 +36,12 @@ def wrapped_blocks(module: Module) -> Module:
         (lambda module: module, "fit", Support.NOT_USED, ""),
         (checkpointed, "fit", SUPPORTED, "a layer's second run is not observed; edits are repeated in it"),
         (wrapped_blocks, "fit", SUPPORTED, "a layer's second run is not observed; edits are repeated in it"),
-        (checkpointed, "predict", SUPPORTED, "without effect outside of fit"),
+        (checkpointed, "predict", SUPPORTED, "no effect outside fit"),
         (
             lambda module: asleep(checkpointed(module)),
             "fit",
             DEGRADED,
-            "does nothing in modules that are in evaluation mode: call .train() before fit",
+            "no effect in modules that are in evaluation mode: call .train() before fit",
         ),
     ],
 )

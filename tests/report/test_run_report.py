@@ -79,7 +79,9 @@ def test_a_controller_that_the_run_never_comes_to_is_told(stage: str, told_of: b
     off = steering()
     off.disable()
     watch = HookCallback([LayerActivationDetector("block:1")], [never, once, off])
-    words = rf"is off in all of this {stage}, by its schedule: Schedule\(stages=.'predict'.\).*\(stages='{stage}'\)"
+    words = (
+        rf"is off in this whole {stage}, because of its schedule Schedule\(stages=.'predict'.\).*\(stages='{stage}'\)"
+    )
     with warned(words, times=told_of):
         run(stage, trainer(watch), module_of("llama"), data_of("llama"))
     found = [plan.when for plan in watch.report().hooks]
@@ -162,7 +164,7 @@ def test_only_the_first_rank_tells(caplog: pytest.LogCaptureFixture, monkeypatch
 
 
 def test_there_is_no_report_before_a_run() -> None:
-    with pytest.raises(NoReport, match="there is a report once a run has begun"):
+    with pytest.raises(NoReport, match="there is no report yet: it is made when a run has begun"):
         HookCallback().report()
 
 
