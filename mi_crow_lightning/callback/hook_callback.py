@@ -287,8 +287,8 @@ class HookCallback(pl.Callback):
         hooks = [*self.controllers, *self.detectors]
         arguments = CallbackArguments(hooks, self.root, self.log_every_n_steps, self._log.scalars)
         if self.dry_run:
-            self._spawned_runs.begin(trainer_facts.spawns(trainer))
             self._reporter.rehearse(trainer, pl_module, arguments, _registries(trainer))
+            self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
         else:
             self._begin_run(trainer, pl_module, arguments)
 
@@ -297,7 +297,7 @@ class HookCallback(pl.Callback):
         self._run = run = HookedRun(root, arguments.hooks, self.token_mask, self._log_names(trainer), graphs)
         self._effects = run.effects
         self._states.give_effects_to(run, self._by_key())
-        self._spawned_runs.begin(trainer_facts.spawns(trainer))
+        self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
         try:
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))

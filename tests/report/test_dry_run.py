@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -168,6 +171,28 @@ def test_hooks_of_a_dry_run_can_be_used_for_real() -> None:
     assert detector.calls == []
     fit(module_of(), data_of(), HookCallback([detector]))
     assert len(detector.calls) == 5
+
+
+FORKED = """
+import torch
+from mi_crow_lightning import HookCallback
+from tests.callback.runs import Seen, data_of, module_of, run
+from tests.models import trainer
+
+torch.set_num_threads(1)
+watch = HookCallback([Seen()], dry_run=True)
+run("validate", trainer(watch), module_of(), data_of())
+print(watch.report().feature("strategy").value, flush=True)
+run("validate", trainer(watch, strategy="ddp_fork", devices=2), module_of(), data_of())
+watch.report()
+"""
+
+
+def test_the_report_of_a_dry_run_before_does_not_pass_for_that_of_a_forked_one() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    ran = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
+    assert ran.stdout.startswith("SingleDeviceStrategy")
+    assert "RanElsewhere: report() has no results of the last run" in ran.stderr
 
 
 def test_dry_run_must_be_a_bool() -> None:
