@@ -35,8 +35,8 @@ class HookedRun:
     Attributes:
         layers: the registry.
         effects: what the hooks changed.
-        batches_seen: batches of the running stage so far, over all its dataloaders; with several ranks those of the
-            rank that had most, once they have exchanged it.
+        batches_seen: batches of the run so far, over all its dataloaders; with several ranks those of the rank that
+            had most, once they have exchanged it.
 
     Raises:
         RegistrationError: a hook cannot be put on its layers.
@@ -128,7 +128,7 @@ class HookedRun:
 
     def begin_batch(self, moment: Moment, batch: Any) -> None:
         """Attach the hooks that are due in a batch, and take off the others."""
-        self.batches_seen = 1 + (self.batches_seen if self.stage is moment.stage else 0)
+        self.batches_seen += 1
         self.layers.begin_batch(moment, batch, self._token_mask)
         for hook in self._registered():
             self.layers.set_due(hook, bool(self.layers.call(hook, partial(self._is_due, hook, moment))))
@@ -144,8 +144,6 @@ class HookedRun:
 
     def enter_stage(self, moment: Moment) -> None:
         """Set the stage that is read next, in case it had no batch."""
-        if self.stage is not moment.stage:
-            self.batches_seen = 0
         self.pause()
         self.layers.begin_batch(moment)
 

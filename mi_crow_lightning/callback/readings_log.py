@@ -66,7 +66,7 @@ class ReadingsLog:
         Args:
             run: the hooks.
             loggers: the loggers to write to; may be empty.
-            step: the position on the x axis; ``None`` for the number of batches that the stage had.
+            step: the position on the x axis; ``None`` for the number of batches that the run had.
             device: where ranks exchange tensors; ``None`` for where the tensors are.
 
         Returns:

@@ -269,4 +269,4 @@ def test_the_report_tells_of_them(kind: str, value: str) -> None:
     trainer(watch).predict(module_of(prompted(kind)), loader(token_data(4)))
     feature = watch.report().feature("PEFT")
     assert (feature.value, feature.support.value) == (f"{value}, 3 learned tokens", "supported")
-    assert feature.note == "the learned tokens are tokens of the prompt, its first positions"
+    assert feature.note == "the learned tokens are the first positions of the prompt"
