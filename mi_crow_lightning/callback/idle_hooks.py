@@ -9,7 +9,7 @@ from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.registry.silent_layers import tell_of_silent
+from mi_crow_lightning.hooks.registry.silent_layers import report_silent_layers
 from mi_crow_lightning.hooks.schedules import Stage
 
 __all__ = ["check_that_hooks_ran"]
@@ -32,7 +32,7 @@ def check_that_hooks_ran(hooks: Iterable[Hook], layers: Layers, effects: Effects
         silent = [site for site in sites if stage not in site.fired]
         if len(silent) < len(sites) and isinstance(hook, Controller) and _is_without_effect(hook, effects, stage):
             _warn_of_no_edit(hook, stage)
-        tell_of_silent(hook, sites, silent, f"stage {stage.value!r}")
+        report_silent_layers(hook, sites, silent, f"stage {stage.value!r}")
 
 
 def _is_without_effect(hook: Controller, effects: Effects, stage: Stage) -> bool:
