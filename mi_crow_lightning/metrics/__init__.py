@@ -1,6 +1,6 @@
 """The maths: pure functions on flat buffers, and torchmetrics Metrics that hold the buffers.
 
-Nothing here knows of hooks, the Trainer or loggers. Names are resolved on first use, because importing
+Nothing here knows about hooks, the Trainer or loggers. Names are resolved on first use, because importing
 torchmetrics loads transformers: importing this package loads neither torch nor torchmetrics.
 """
 

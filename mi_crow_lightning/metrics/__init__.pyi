@@ -4,6 +4,7 @@ from mi_crow_lightning.metrics.activation import channel_statistics as channel_s
 from mi_crow_lightning.metrics.activation import statistics as statistics
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric as ActivationStatisticsMetric
 from mi_crow_lightning.metrics.histogram import Histogram as Histogram
+from mi_crow_lightning.metrics.known_statistics import register as register
 from mi_crow_lightning.metrics.log2_bins import EDGES as EDGES
 from mi_crow_lightning.metrics.one_pass.measure import measure as measure
 from mi_crow_lightning.metrics.one_pass.measure import summarize as summarize
@@ -14,3 +15,9 @@ from mi_crow_lightning.metrics.rows import Row as Row
 from mi_crow_lightning.metrics.rows import empty_rows as empty_rows
 from mi_crow_lightning.metrics.rows import merge as merge
 from mi_crow_lightning.metrics.rows import merge_all as merge_all
+from mi_crow_lightning.metrics.statistic import LARGEST as LARGEST
+from mi_crow_lightning.metrics.statistic import SMALLEST as SMALLEST
+from mi_crow_lightning.metrics.statistic import TOTAL as TOTAL
+from mi_crow_lightning.metrics.statistic import Merge as Merge
+from mi_crow_lightning.metrics.statistic import Statistic as Statistic
+from mi_crow_lightning.metrics.statistic import Sum as Sum

@@ -1,43 +1,24 @@
-"""The statistics of activations: their names, their formulas, and how they are read from a summary.
+"""Reading statistics from a summary, over the finite elements of the tokens that count.
 
-Over the ``n`` finite elements ``x`` of the tokens that count, in ``N`` tokens of ``D`` channels:
-
-==================  =============================================  ==================
-name                formula                                        unit
-==================  =============================================  ==================
-mean                sum(x) / n                                     the activations'
-std                 sqrt(M2 / n), M2 = sum((x - mean)**2)          the activations'
-rms                 sqrt(sum(x**2) / n) = sqrt(mean**2 + std**2)   the activations'
-min, max            smallest, largest x                            the activations'
-abs_max             largest abs(x)                                 the activations'
-token_norm_mean     sum over tokens of sqrt(sum(x**2)) / N         the activations'
-token_norm_max      largest sqrt(sum(x**2)) of a token             the activations'
-zero_share          number of x == 0 / n                           0 to 1
-dead_share          channels where all abs(x) <= threshold / D     0 to 1
-kurtosis            n * sum((x - mean)**4) / M2**2 - 3             none; normal: 0
-outlier_ratio       max over channels of r / median of r,          none; at least 1
-                    r = sqrt(sum(x**2) / N) of a channel
-nonfinite_count     number of nan and infinite elements            elements
-nonfinite_batch     first batch that held one                      batch index
-==================  =============================================  ==================
-
-Each is one number a layer. The moments and their merging are in ``rows.py`` (sources there); what each tells
-a reader is in the documentation, ``docs/reference/statistics.md``.
+The statistics and their formulas are declared in ``known_statistics.py``; the moments and how they merge are in
+``rows.py``, with the sources. What each statistic says about a layer is in ``docs/reference/statistics.md``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from mi_crow_lightning.metrics.histogram import Histogram
+from mi_crow_lightning.metrics.known_statistics import STATISTICS, groups_of, known_names, statistic, sums_of
 from mi_crow_lightning.metrics.log2_bins import EDGES
 from mi_crow_lightning.metrics.one_pass.measure import measure, summarize
 from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, check_rows, empty_rows, merge, merge_all
+from mi_crow_lightning.metrics.statistic import Sum
 
 __all__ = [
     "EDGES",
@@ -52,67 +33,32 @@ __all__ = [
     "groups_of",
     "histogram",
     "histogram_of",
+    "known_names",
     "measure",
     "merge",
     "merge_all",
     "statistics",
     "summarize",
+    "sums_of",
 ]
-
-_GROUPS = {
-    "mean": Group.MOMENTS,
-    "std": Group.MOMENTS,
-    "rms": Group.MOMENTS,
-    "min": Group.EXTREMES,
-    "max": Group.EXTREMES,
-    "abs_max": Group.EXTREMES,
-    "token_norm_mean": Group.TOKENS,
-    "token_norm_max": Group.TOKENS,
-    "zero_share": Group.EXTREMES,
-    "dead_share": Group.CHANNELS,
-    "kurtosis": Group.MOMENTS,
-    "outlier_ratio": Group.CHANNELS,
-    "nonfinite_count": Group.COUNTS,
-    "nonfinite_batch": Group.COUNTS,
-}
-STATISTICS: tuple[str, ...] = tuple(_GROUPS)
-"""The names of all statistics."""
-
-
-def groups_of(names: Iterable[str], histogram: bool = False, channels: bool = False) -> Group:
-    """Tell what has to be computed.
-
-    Args:
-        names: of `STATISTICS`.
-        histogram: whether the histogram is read too; it gives minimum, maximum and the first two moments.
-        channels: whether numbers of each channel are read.
-
-    Examples:
-        >>> groups_of(["mean", "token_norm_max"]) == Group.MOMENTS | Group.TOKENS
-        True
-    """
-    groups = Group.CHANNELS if channels else Group.COUNTS
-    if histogram:
-        groups |= Group.BINS | Group.MOMENTS | Group.EXTREMES
-    for name in names:
-        groups |= _GROUPS[name]
-    return groups
 
 
 @torch.no_grad()
-def statistics(rows: Tensor) -> dict[str, Tensor]:
-    """Read the statistics that rows hold: all but those of channels.
+def statistics(rows: Tensor, sums: Sequence[Sum] = (), names: Iterable[str] = STATISTICS) -> dict[str, Tensor]:
+    """Read the statistics that rows hold: all but those of channels, which `channel_statistics` reads.
 
     Args:
-        rows: ``(..., ROW_SIZE)``, for example ``(L, ROW_SIZE)``.
+        rows: ``(..., ROW_SIZE + S)``, for example those of ``L`` layers.
+        sums: the ``S`` further sums that the rows hold.
+        names: which statistics.
 
     Returns:
-        Name -> ``(...)`` float64; nan where nothing finite was seen, but for ``nonfinite_count``, and for
-        ``nonfinite_batch``, which is nan where there was none. ``kurtosis`` is nan where all elements are
-        equal.
+        Name -> ``(...)`` float64. A value is nan where nothing finite was seen, except ``nonfinite_count``;
+        ``nonfinite_batch`` is nan where no element was nan or infinite, and ``kurtosis`` where all elements are equal.
 
     Raises:
-        ValueError: the last dimension is not ``ROW_SIZE``.
+        ValueError: the last dimension is not ``ROW_SIZE + S``.
+        KeyError: a statistic is not known, or it needs a sum that the rows do not hold.
 
     Examples:
         >>> values = statistics(summarize(torch.tensor([[0.0, -4.0], [0.0, 0.0]])))
@@ -120,34 +66,24 @@ def statistics(rows: Tensor) -> dict[str, Tensor]:
         {'mean': -1.0, 'std': 1.732, 'rms': 2.0, 'min': -4.0, 'max': 0.0, 'abs_max': 4.0, 'token_norm_mean': 2.0, \
 'token_norm_max': 4.0, 'zero_share': 0.75, 'kurtosis': -0.667, 'nonfinite_count': 0.0, 'nonfinite_batch': nan}
     """
-    check_rows(rows)
-    field = dict(zip(Row, rows[..., : Row.BINS].unbind(-1), strict=False))
-    count, mean, m2 = field[Row.COUNT], field[Row.MEAN], field[Row.M2]
-    minimum, maximum, bad_batch = field[Row.MINIMUM], field[Row.MAXIMUM], field[Row.BAD_BATCH]
-    variance = m2 / count
-    seen = {
-        "mean": mean,
-        "std": variance.sqrt(),
-        "rms": (mean.square() + variance).sqrt(),
-        "min": minimum,
-        "max": maximum,
-        "abs_max": torch.maximum(minimum.abs(), maximum.abs()),
-        "token_norm_mean": field[Row.NORM_SUM] / field[Row.TOKENS],
-        "token_norm_max": field[Row.NORM_MAX],
-        "zero_share": field[Row.ZEROS] / count,
-        "kurtosis": field[Row.M4] / count / variance.square() - 3,
-    }
-    values = {name: torch.where(count > 0, value, math.nan) for name, value in seen.items()}
-    values["nonfinite_count"] = field[Row.NONFINITE].clone()
-    values["nonfinite_batch"] = torch.where(bad_batch.isinf(), math.nan, bad_batch)
+    check_rows(rows, sums)
+    numbers = rows.unbind(-1)
+    held = {field.name.lower(): numbers[field] for field in Row if field < Row.BINS}
+    held |= {one.name: number for one, number in zip(sums, numbers[ROW_SIZE:], strict=True)}
+    values = {}
+    for name in names:
+        one = statistic(name)
+        if one.value is not None:
+            value = one.value(held)
+            values[name] = torch.where(held["count"] > 0, value, math.nan) if one.nan_of_nothing else value
     return values
 
 
 def channel_rms(row: Tensor, channels: Tensor) -> Tensor:
-    """The root mean square of each channel over the tokens, ``(D,)``.
+    """Return the root mean square of each channel over the tokens, ``(D,)``.
 
     Args:
-        row: ``(ROW_SIZE,)``.
+        row: ``(ROW_SIZE + S,)``.
         channels: ``(2, D)``, see `Summary`.
     """
     return (channels[0] / row[Row.TOKENS]).sqrt()
@@ -157,17 +93,16 @@ def channel_rms(row: Tensor, channels: Tensor) -> Tensor:
 def channel_statistics(row: Tensor, channels: Tensor, dead_threshold: float = 0.0) -> dict[str, float]:
     """Read the statistics of one layer's channels.
 
-    Waits for the device: bring all layers to the host at once, then call this on each.
+    This waits for the device: bring all layers to the host at once, then call it on each.
 
     Args:
-        row: ``(ROW_SIZE,)``.
+        row: ``(ROW_SIZE + S,)``.
         channels: ``(2, D)``, see `Summary`.
-        dead_threshold: a channel none of whose absolute values is above this is dead.
+        dead_threshold: a channel is dead when none of its absolute values is above this.
 
     Returns:
-        ``dead_share`` and ``outlier_ratio``; nan where nothing was seen, or where activations of different
-        numbers of channels were. The ratio is ``inf`` where most channels are zero throughout, and nan where
-        all are.
+        ``dead_share`` and ``outlier_ratio``; nan where nothing was seen, or where the number of channels changed.
+        The ratio is ``inf`` where most channels are always zero, and nan where all are.
 
     Examples:
         >>> summary = measure(torch.tensor([[1.0, 0.0, 2.0], [1.0, 0.0, -6.0]]))
@@ -186,14 +121,14 @@ def channel_statistics(row: Tensor, channels: Tensor, dead_threshold: float = 0.
 def histogram(row: Tensor) -> Histogram:
     """Read the histogram of one row.
 
-    Copies the row to the host: bring all layers over at once, then call this on each.
+    This copies the row to the host: bring all layers over at once, then call it on each.
 
     Args:
-        row: ``(ROW_SIZE,)``.
+        row: ``(ROW_SIZE,)``, or longer: the histogram needs no further sums.
 
     Returns:
-        The counts between `EDGES`, with ``sum = n * mean`` and ``sum_squares = M2 + n * mean**2``;
-        minimum and maximum are 0.0 when nothing was seen. They may lie outside of the outermost edges.
+        The counts between `EDGES`, with ``sum = n * mean`` and ``sum_squares = M2 + n * mean**2``. Minimum and maximum
+        are 0.0 when nothing was seen, and may lie outside the outermost edges.
 
     Raises:
         ValueError: ``row`` is not one row.
@@ -203,13 +138,13 @@ def histogram(row: Tensor) -> Histogram:
         >>> values.minimum, values.maximum, values.total, values.sum, values.sum_squares
         (-3.0, 1.0, 2.0, -2.0, 10.0)
     """
-    if row.shape != (ROW_SIZE,):
-        raise ValueError(f"a histogram is read from one row of shape ({ROW_SIZE},), not {tuple(row.shape)}")
+    if row.dim() != 1 or len(row) < ROW_SIZE:
+        raise ValueError(f"a histogram is read from one row of at least {ROW_SIZE} numbers, not {tuple(row.shape)}")
     numbers = row.tolist()
     count, mean = numbers[Row.COUNT], numbers[Row.MEAN]
     return Histogram(
         edges=EDGES,
-        counts=tuple(numbers[Row.BINS :]),
+        counts=tuple(numbers[Row.BINS : ROW_SIZE]),
         minimum=numbers[Row.MINIMUM] if count else 0.0,
         maximum=numbers[Row.MAXIMUM] if count else 0.0,
         total=count,
@@ -219,7 +154,7 @@ def histogram(row: Tensor) -> Histogram:
 
 
 def histogram_of(values: Tensor) -> Histogram:
-    """The histogram of a few numbers, between the same edges: for example those of the channels.
+    """Return the histogram of a few numbers, for example one for each channel, between the same edges.
 
     Examples:
         >>> histogram_of(torch.tensor([1.0, 3.0])).sum

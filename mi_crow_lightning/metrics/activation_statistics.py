@@ -1,9 +1,8 @@
 """The state of many layers as one torchmetrics Metric: a thin shell that adds reset, moves and ranks.
 
-All arithmetic is in ``one_pass/`` and ``rows.py``. There is one state, so a synchronisation
-between ranks is one collective for the numbers, however many layers there are and however wide, and one more
-for the widths as long as a rank may not know them all (torchmetrics' own way needs a barrier and two gathers a
-state).
+All arithmetic is in ``one_pass/`` and ``rows.py``. There is one state, so a synchronisation between ranks is one
+collective for the numbers, however many layers there are and however wide, and one more for the widths until every
+rank is sure to know them all (torchmetrics' own way needs a barrier and two gathers for each state).
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
 from mi_crow_lightning.metrics.one_pass.buffers import empty_buffer, merge_buffers, place_of, split, widen, widths_in
 from mi_crow_lightning.metrics.one_pass.measure import as_tokens
 from mi_crow_lightning.metrics.one_pass.summary import Group
+from mi_crow_lightning.metrics.rows import Row
+from mi_crow_lightning.metrics.statistic import Sum
 
 
 class ActivationStatisticsMetric(Metric):
@@ -31,14 +32,15 @@ class ActivationStatisticsMetric(Metric):
     each other's counts. Creating, resetting and reducing in inference mode is safe: the buffer is always an
     ordinary tensor.
 
-    Memory: 80 float64 a layer and 2 a channel (0.9 MB for 100 layers of 512 channels), twice with the default
-    that ``reset`` copies. A layer's first activation tells how many channels it has. The buffer stays float64
-    under ``.half()``, ``.to(dtype)`` and ``set_dtype``: counts are exact up to ``2**53``, while a float32
+    Memory: 80 float64 for each layer and 2 for each channel (0.9 MB for 100 layers of 512 channels), and as much again
+    for the default that ``reset`` copies. A layer's first activation shows how many channels it has. The buffer stays
+    float64 under ``.half()``, ``.to(dtype)`` and ``set_dtype``: counts are exact up to ``2**53``, while a float32
     counter stops at ``2**24``. MPS has no float64; there the metric lives on the CPU.
 
     Args:
         layers: the layers' names, in order, or how many there are.
         groups: what to compute.
+        sums: the ``S`` further sums, see `sums_of`.
         **kwargs: torchmetrics' own, for example ``process_group``, ``sync_on_compute``.
 
     Raises:
@@ -62,20 +64,24 @@ class ActivationStatisticsMetric(Metric):
 
     buffer: Tensor
 
-    def __init__(self, layers: Sequence[str] | int, groups: Group = Group.ALL, **kwargs: Any) -> None:
+    def __init__(
+        self, layers: Sequence[str] | int, groups: Group = Group.ALL, sums: Sequence[Sum] = (), **kwargs: Any
+    ) -> None:
         # No cached result: it would go stale when the owner writes to the buffer, and a compute is cheap.
         super().__init__(**{"dist_sync_fn": gather, "compute_with_cache": False, **kwargs})
         self.layers = _names(layers)
         self.groups = groups
+        self.sums = tuple(sums)
         self.widths = [0] * len(self.layers)
         self._agreed = Group.CHANNELS not in groups  # whether all ranks are known to have the same widths
-        merge = partial(merge_buffers, layers=len(self.layers))
-        self.add_state("buffer", empty_buffer(self.widths), dist_reduce_fx=merge, persistent=True)
+        self._merge = partial(merge_buffers, layers=len(self.layers), sums=self.sums)
+        empty = empty_buffer(self.widths, sums=self.sums)
+        self.add_state("buffer", empty, dist_reduce_fx=self._merge, persistent=True)
 
     @property
     def rows(self) -> Tensor:
-        """The rows ``(L, ROW_SIZE)``, a view."""
-        return split(self.buffer, len(self.layers))[0]
+        """The rows ``(L, ROW_SIZE + S)``, a view."""
+        return split(self.buffer, len(self.layers), self.sums)[0]
 
     @property
     def update_called(self) -> bool:
@@ -87,7 +93,7 @@ class ActivationStatisticsMetric(Metric):
         self.accumulate(index, x, mask, batch)
 
     def accumulate(self, index: int, x: Tensor, mask: Tensor | None = None, batch: int | Tensor | None = None) -> None:
-        """Add one activation of one layer, without torchmetrics on the way: ``torch.compile`` makes one graph of it.
+        """Add one activation of one layer, without torchmetrics' wrappers, so that ``torch.compile`` makes one graph.
 
         There is no synchronisation when ``x`` and the metric are on one device.
 
@@ -95,8 +101,8 @@ class ActivationStatisticsMetric(Metric):
             index: which layer, ``0 <= index < L``.
             x: its activation, any shape and floating-point dtype, for example ``(B, T, D)``.
             mask: bool, of the shape of ``x``'s leading dimensions: True where elements count.
-            batch: which batch it is of; the first with a non-finite element is kept. In a compiled graph give a
-                tensor ``()``: an integer that changes would be compiled in, and anew each time.
+            batch: the index of its batch; the first batch with a non-finite element is kept. In a compiled graph give
+                a tensor ``()``: an integer would become a constant of the graph, compiled again for each batch.
 
         Raises:
             IndexError: there is no such layer.
@@ -115,42 +121,43 @@ class ActivationStatisticsMetric(Metric):
                     "cannot make room for them: run one pass before compiling, or call make_room"
                 )
             self.make_room(index, width)
-        accumulate(place_of(self.buffer, self.widths, index), tokens, keep, self.groups, batch)
+        place = place_of(self.buffer, self.widths, index, self.sums)
+        accumulate(place, tokens, keep, self.groups, batch, self.sums)
 
     def make_room(self, index: int, width: int) -> None:
-        """Give a layer room for its channels, before the first activation does."""
+        """Make room for a layer's channels before its first activation comes."""
         self._widen([*self.widths[:index], width, *self.widths[index + 1 :]])
 
     @torch.no_grad()
     def absorb(self, buffer: Tensor, widths: Sequence[int]) -> None:
-        """Add a buffer of as many layers, of these widths."""
+        """Add a buffer of the same layers and sums, of these widths."""
         widest = [max(pair) for pair in zip(self.widths, widths, strict=True)]
         if widest != self.widths:
             self._widen(widest)
         if widest != list(widths):
-            buffer = widen(buffer, widths, widest)
-        self.buffer.copy_(merge_buffers(torch.stack([self.buffer, buffer]), len(self.layers)))
+            buffer = widen(buffer, widths, widest, self.sums)
+        self.buffer.copy_(self._merge(torch.stack([self.buffer, buffer])))
 
     def split(self, buffer: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Rows ``(L, ROW_SIZE)`` and each layer's channels ``(2, D)``, as views of a buffer of this metric."""
-        rows, channels = split(buffer, len(self.layers))
+        """Return rows ``(L, ROW_SIZE + S)`` and each layer's channels ``(2, D)``: views of a buffer of this metric."""
+        rows, channels = split(buffer, len(self.layers), self.sums)
         return rows, channels.split(self.widths, dim=1)
 
     def compute(self) -> Tensor:
-        """Give the buffer over all ranks, float64 on the metric's device, as a copy; see `split`."""
+        """Return the buffer over all ranks, float64 on the metric's device, as a copy; see `split`."""
         return self.buffer
 
     def shares(self) -> Shares:
-        """The buffer over all ranks on the host, for `exchange`; the widths before it while ranks may differ."""
+        """Share the buffer, for `exchange`, and before it the widths while ranks may differ in them."""
         if not self._agreed and is_distributed():
             extremes = yield Share(self._widths_as_tensor(), _extremes)
             self._settle(extremes)
-        merged = yield Share(self.buffer, partial(merge_buffers, layers=len(self.layers)))
+        merged = yield Share(self.buffer, self._merge)
         return merged
 
     def load(self, buffer: Tensor) -> None:
-        """Go on from a buffer that another metric of as many layers had."""
-        self._widen(widths_in(buffer, len(self.layers)))
+        """Continue from the buffer of another metric with the same layers and sums."""
+        self._widen(widths_in(buffer, len(self.layers), self.sums))
         self.buffer = buffer.to(self.buffer, copy=True)
         self._agreed = Group.CHANNELS not in self.groups
 
@@ -182,8 +189,8 @@ class ActivationStatisticsMetric(Metric):
 
     def _widen(self, widths: list[int]) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self.buffer = widen(self.buffer, self.widths, widths)
-            self._defaults["buffer"] = empty_buffer(widths, self.buffer.device)
+            self.buffer = widen(self.buffer, self.widths, widths, self.sums)
+            self._defaults["buffer"] = empty_buffer(widths, self.buffer.device, self.sums)
         self.widths = widths
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -205,10 +212,14 @@ class ActivationStatisticsMetric(Metric):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # torchmetrics would keep the given tensor itself, on its device, and update it in place.
         if (buffer := state_dict.pop(f"{prefix}buffer", None)) is not None:
-            size = empty_buffer([0] * len(self.layers)).numel()
-            if len(buffer) < size or len(buffer) != size + 2 * sum(widths_in(buffer[:size], len(self.layers))):
+            layers = len(self.layers)
+            size = empty_buffer([0] * layers, sums=self.sums).numel()
+            rows, _ = split(buffer[:size], layers, self.sums) if len(buffer) >= size else (None, None)
+            if rows is None or len(buffer) != size + 2 * rows[:, Row.CHANNELS].sum().item():
+                also = f" with the sums {[one.name for one in self.sums]}" if self.sums else ""
                 raise ValueError(
-                    f"the saved buffer has {len(buffer)} numbers, which are not those of {len(self.layers)} layers"
+                    f"the saved buffer has {len(buffer)} numbers, which are not those of {layers} layers{also}: "
+                    "load it into a metric of the same layers and sums"
                 )
             self.load(buffer)
             state_dict[f"{prefix}buffer"] = self.buffer

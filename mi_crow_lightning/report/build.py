@@ -21,6 +21,7 @@ from mi_crow_lightning.report.feature import Feature
 from mi_crow_lightning.report.in_words import schedule_in_words, tokens_in_words
 from mi_crow_lightning.report.output_shapes import known_shape
 from mi_crow_lightning.report.run_report import HookedLayer, HookPlan, RunReport
+from mi_crow_lightning.report.statistic_forms import statistic_forms
 from mi_crow_lightning.report.tag_count import count_tags
 
 __all__ = ["CallbackArguments", "build_report"]
@@ -130,5 +131,6 @@ def _features(
         model_features.adapters(pl_module),
         model_features.quantisation(pl_module),
         model_features.attention_kernels(pl_module),
+        *statistic_forms(pl_module, layers),
         *trainer_features.loggers(trainer, resolve_scalars(arguments.scalars, count_tags(layers))),
     )

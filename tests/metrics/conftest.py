@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import pytest
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.metrics import known_statistics
+from mi_crow_lightning.metrics.one_pass import in_graph, on_cpu
 from mi_crow_lightning.metrics.one_pass import measure as one_pass
 from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
 from mi_crow_lightning.metrics.one_pass.measure import as_tokens, measure
 from mi_crow_lightning.metrics.one_pass.on_cuda import choice
 from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
+from mi_crow_lightning.metrics.statistic import Sum
 
 
 class Measure(Protocol):
-    def __call__(self, x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) -> Summary: ...
+    def __call__(
+        self, x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL, sums: Sequence[Sum] = ()
+    ) -> Summary: ...
 
 
 class Form(NamedTuple):
@@ -40,15 +45,19 @@ class Form(NamedTuple):
     offset: float
 
 
-def measure_as_traced(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) -> Summary:
+def measure_as_traced(
+    x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL, sums: Sequence[Sum] = ()
+) -> Summary:
     tokens, keep = as_tokens(x, mask)
     if x.numel() == 0:
-        return measure(x, mask, groups)
-    return measure_traced(tokens, keep, groups)
+        return measure(x, mask, groups, sums)
+    return measure_traced(tokens, keep, groups, sums)
 
 
-def measure_on_cuda(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL) -> Summary:
-    summary = measure(x.cuda(), None if mask is None else mask.cuda(), groups)
+def measure_on_cuda(
+    x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL, sums: Sequence[Sum] = ()
+) -> Summary:
+    summary = measure(x.cuda(), None if mask is None else mask.cuda(), groups, sums)
     return Summary(*(part.cpu() for part in summary))
 
 
@@ -67,6 +76,18 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> For
         request.getfixturevalue("kernel")
     measures = {"traced": measure_as_traced, "kernel": measure, "cuda": measure_on_cuda}
     return Form(request.param, measures[request.param], sums=2e-6, mean=5e-7, offset=5e-7)
+
+
+@pytest.fixture
+def own_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten when it ends."""
+    monkeypatch.setattr(known_statistics, "_known", {one.name: one for one in known_statistics._BUILT_IN})
+    monkeypatch.setattr(on_cpu, "SUMS", {})
+    monkeypatch.setattr(in_graph, "SUMS", {})
+    if WITH_KERNEL:
+        from mi_crow_lightning.metrics.one_pass.on_cuda import sums
+
+        monkeypatch.setattr(sums, "SUMS", {})
 
 
 @pytest.fixture

@@ -27,14 +27,17 @@ from mi_crow_lightning.metrics.activation import (
     groups_of,
     histogram,
     histogram_of,
+    known_names,
     statistics,
+    sums_of,
 )
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
 from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.one_pass.buffers import join_buffers, split
 from mi_crow_lightning.metrics.one_pass.graph_sums import LayerSums, take_sums
 from mi_crow_lightning.metrics.one_pass.summary import Group
-from mi_crow_lightning.metrics.rows import Row
+from mi_crow_lightning.metrics.rows import Row, with_sums
+from mi_crow_lightning.metrics.statistic import Sum
 
 __all__ = ["ActivationStatistics"]
 
@@ -50,8 +53,9 @@ class ActivationStatistics(Detector):
         layer_signature: which layers.
         statistics: names of `STATISTICS`: ``mean``, ``std``, ``rms``, ``min``, ``max``, ``abs_max``,
             ``token_norm_mean``, ``token_norm_max``, ``zero_share``, ``dead_share``, ``kurtosis``,
-            ``outlier_ratio``, ``nonfinite_count``, ``nonfinite_batch``; ``None`` for all. What is not
-            asked for is not computed. ``nonfinite_batch`` is read only where there was one, in a Trainer.
+            ``outlier_ratio``, ``nonfinite_count``, ``nonfinite_batch``, or of your own, see `register`; ``None``
+            for all of `STATISTICS`. What is not asked for is not computed. ``nonfinite_batch`` is read only where
+            there was one, in a Trainer.
         histogram: whether to give a histogram.
         per_channel: whether to give a histogram of the channels' root mean squares, ``channel_rms``.
         dead_threshold: a channel is dead when no absolute value since the last reading was above this.
@@ -115,7 +119,9 @@ class ActivationStatistics(Detector):
     def prepare_graph(self, device: torch.device) -> None:
         """Make the places that a graph adds to."""
         for stage in Stage:
-            self._in_graph[stage.value] = {layer: LayerSums(self._groups(), self._device) for layer in self._layers}
+            self._in_graph[stage.value] = {
+                layer: LayerSums(self._groups(), self._device, self._sums()) for layer in self._layers
+            }
 
     def why_not_traced(self) -> str | None:
         """Why its tokens cannot be told in a graph; ``None`` where they can."""
@@ -144,7 +150,7 @@ class ActivationStatistics(Detector):
         """The readings of every layer that was seen in the running stage; one copy to the host for all."""
         merged = self.over_ranks()
         rows, channels = self._metric(self._stage).split(merged)
-        values = {name: column.tolist() for name, column in statistics(rows).items()}
+        values = {name: column.tolist() for name, column in statistics(rows, self._sums(), self.statistics).items()}
         readings: list[Reading] = []
         for index, layer in enumerate(self._layers):
             if rows[index, Row.COUNT] + rows[index, Row.NONFINITE]:
@@ -179,8 +185,9 @@ class ActivationStatistics(Detector):
                 continue
             metric = self._settled(Stage.of(stage) if stage else None)
             on_host = metric.buffer.cpu().clone()
-            rows[stage], channels[stage] = split(on_host, len(self._layers))
-        return {**super().state_dict(), "layers": list(self._layers), "rows": rows, "channels": channels}
+            rows[stage], channels[stage] = split(on_host, len(self._layers), self._sums())
+        state = {**super().state_dict(), "layers": list(self._layers), "rows": rows, "channels": channels}
+        return {**state, **self._names_of_sums()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting from where `state_dict` was made.
@@ -202,12 +209,12 @@ class ActivationStatistics(Detector):
         parts: dict[str, list[Tensor]] = {}
         for state in states if rank == 0 else ():
             for stage, rows in state["rows"].items():
-                buffer = torch.cat([rows.flatten(), state["channels"][stage].flatten()])
-                parts.setdefault(stage, []).append(buffer)
+                parts.setdefault(stage, []).append(self._buffer(state, stage, rows))
         layers = len(states[0]["layers"])
-        joined = {stage: split(join_buffers(buffers, layers), layers) for stage, buffers in parts.items()}
+        sums = self._sums()
+        joined = {stage: split(join_buffers(buffers, layers, sums), layers, sums) for stage, buffers in parts.items()}
         rows, channels = ({stage: both[i] for stage, both in joined.items()} for i in range(2))
-        return {**super().joined_state(states, rank), "rows": rows, "channels": channels}
+        return {**super().joined_state(states, rank), "rows": rows, "channels": channels, **self._names_of_sums()}
 
     def _restore(self) -> None:
         loaded, self._loaded = self._loaded, {}
@@ -220,8 +227,7 @@ class ActivationStatistics(Detector):
                 f"watches {self._layers}: give it the same layers, or another hook_id"
             )
         for stage, rows in loaded["rows"].items():
-            buffer = torch.cat([rows.flatten(), loaded["channels"][stage].flatten()])
-            self._metric(Stage.of(stage) if stage else None).load(buffer)
+            self._metric(Stage.of(stage) if stage else None).load(self._buffer(loaded, stage, rows))
             if stage and (rows[:, Row.COUNT] + rows[:, Row.NONFINITE]).any():
                 self.resumed.add(Stage.of(stage))
 
@@ -232,7 +238,8 @@ class ActivationStatistics(Detector):
     def _metric(self, stage: Stage | None) -> ActivationStatisticsMetric:
         key = stage.value if stage is not None else ""
         if key not in self._metrics:
-            self._metrics[key] = ActivationStatisticsMetric(self._layers, self._groups()).to(self._device)
+            metric = ActivationStatisticsMetric(self._layers, self._groups(), self._sums())
+            self._metrics[key] = metric.to(self._device)
         return self._metrics[key]
 
     def _settled(self, stage: Stage | None) -> ActivationStatisticsMetric:
@@ -246,11 +253,25 @@ class ActivationStatistics(Detector):
     def _groups(self) -> Group:
         return groups_of(self.statistics, self.histogram, self.per_channel)
 
+    def _sums(self) -> tuple[Sum, ...]:
+        return sums_of(self.statistics)
+
+    def _names_of_sums(self) -> dict[str, list[str]]:
+        """For a checkpoint; nothing where there are no further sums."""
+        names = [one.name for one in self._sums()]
+        return {"sums": names} if names else {}
+
+    def _buffer(self, state: dict[str, Any], stage: str, rows: Tensor) -> Tensor:
+        """The buffer of a stage, with the sums that this detector needs."""
+        rows = with_sums(rows, state.get("sums", ()), self._sums())
+        return torch.cat([rows.flatten(), state["channels"][stage].flatten()])
+
 
 def _known(names: Sequence[str] | None) -> tuple[str, ...]:
     if names is None:
         return STATISTICS
-    unknown = [name for name in names if name not in STATISTICS]
+    unknown = [name for name in names if name not in known_names()]
     if isinstance(names, str) or unknown:
-        raise ValueError(f"statistics={names!r}: choose a list of names from {', '.join(STATISTICS)}")
+        raise ValueError(f"statistics={names!r}: choose a list of names from {', '.join(known_names())}")
+    sums_of(names)  # raises where two sums have one name
     return tuple(names)

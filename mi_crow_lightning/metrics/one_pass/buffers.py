@@ -1,14 +1,14 @@
-"""The state of many layers in one flat tensor: ``L`` rows, then a channel part as ragged as the layers are wide.
+"""The state of many layers in one flat tensor: ``L`` rows, then the channels of layers that differ in width.
 
-``[L * ROW_SIZE numbers | sums of squares, layer after layer | largest absolute values, layer after layer]``, all
-float64: one transfer or one gather moves everything. How wide a layer is stands in its row, so a buffer
-describes itself; the owner keeps the widths as integers too, because reading them back waits for the device.
+``[L rows of ROW_SIZE + S numbers | sums of squares, layer after layer | largest absolute values, layer after layer]``,
+all float64: one transfer or one gather moves everything. A row holds the width of its layer. The owner keeps the widths
+as integers too, because reading them back waits for the device, and the ``S`` further sums that the rows end with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,75 +16,81 @@ from torch.nn.functional import pad
 
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, empty_rows, merge_all
 
+if TYPE_CHECKING:
+    from mi_crow_lightning.metrics.statistic import Sum
+
 
 class Place(NamedTuple):
-    """The numbers of one layer, float64 and contiguous, to be read or written."""
+    """The numbers of one layer, float64 and contiguous, to read from or write to."""
 
-    row: Tensor  # (ROW_SIZE,)
+    row: Tensor  # (ROW_SIZE + S,)
     sums: Tensor  # (D,) sums of squares; (0,) without channels
     peaks: Tensor  # (D,) largest absolute values; (0,) without channels
 
 
-def empty_buffer(widths: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+def empty_buffer(widths: Sequence[int], device: torch.device | str | None = None, sums: Sequence[Sum] = ()) -> Tensor:
     """Make the buffer of layers that have seen nothing.
 
     Args:
         widths: the number of channels of each layer; 0 where it is not known, or not wanted.
         device: where to make it; None is torch's default device.
+        sums: the further sums.
 
     Examples:
         >>> rows, channels = split(empty_buffer([3, 0, 2]), 3)
         >>> tuple(rows.shape) == (3, ROW_SIZE), tuple(channels.shape)
         (True, (2, 5))
     """
-    rows = empty_rows(len(widths), device)
+    rows = empty_rows(len(widths), device, sums)
     for row, width in zip(rows, widths, strict=True):
         row[Row.CHANNELS] = width
     return torch.cat([rows.flatten(), rows.new_zeros(2 * sum(widths))])
 
 
-def split(buffer: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-    """The rows ``(L, ROW_SIZE)`` and the channel part ``(2, sum of widths)`` of a buffer, as views."""
-    rows, channels = buffer[: layers * ROW_SIZE], buffer[layers * ROW_SIZE :]
-    return rows.view(layers, ROW_SIZE), channels.view(2, -1)
+def split(buffer: Tensor, layers: int, sums: Sequence[Sum] = ()) -> tuple[Tensor, Tensor]:
+    """Return the rows ``(L, ROW_SIZE + S)`` and the channels ``(2, sum of widths)`` of a buffer, as views."""
+    row_size = ROW_SIZE + len(sums)
+    rows, channels = buffer[: layers * row_size], buffer[layers * row_size :]
+    return rows.view(layers, row_size), channels.view(2, -1)
 
 
-def place_of(buffer: Tensor, widths: Sequence[int], index: int) -> Place:
-    """Where the numbers of a layer are, as views.
+def place_of(buffer: Tensor, widths: Sequence[int], index: int, sums: Sequence[Sum] = ()) -> Place:
+    """Return the numbers of a layer, as views.
 
     Examples:
         >>> place = place_of(empty_buffer([3, 0, 2]), [3, 0, 2], 2)
         >>> len(place.row) == ROW_SIZE, len(place.sums), len(place.peaks)
         (True, 2, 2)
     """
-    sums, width = len(widths) * ROW_SIZE + sum(widths[:index]), widths[index]
+    size = ROW_SIZE + len(sums)
+    squares, width = len(widths) * size + sum(widths[:index]), widths[index]
     return Place(
-        buffer.narrow(0, index * ROW_SIZE, ROW_SIZE),
-        buffer.narrow(0, sums, width),
-        buffer.narrow(0, sums + sum(widths), width),
+        buffer.narrow(0, index * size, size),
+        buffer.narrow(0, squares, width),
+        buffer.narrow(0, squares + sum(widths), width),
     )
 
 
-def widths_in(buffer: Tensor, layers: int) -> list[int]:
-    """The widths that stand in the rows; waits for the device."""
-    return [int(width) for width in split(buffer, layers)[0][:, Row.CHANNELS].tolist()]
+def widths_in(buffer: Tensor, layers: int, sums: Sequence[Sum] = ()) -> list[int]:
+    """Return the widths that the rows hold; waits for the device."""
+    return [int(width) for width in split(buffer, layers, sums)[0][:, Row.CHANNELS].tolist()]
 
 
-def widen(buffer: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+def widen(buffer: Tensor, old: Sequence[int], new: Sequence[int], sums: Sequence[Sum] = ()) -> Tensor:
     """Make room for more channels.
 
-    A layer that has seen some channels and is given more is marked as mixed: its channels do not belong
-    together.
+    A layer that already has channels and is given more is marked as mixed: its channels do not belong together.
 
     Args:
-        buffer: of the widths ``old``.
+        buffer: one of the widths ``old``.
         old: the widths.
-        new: the widths to be; none smaller than the old one.
+        new: the new widths; none may be smaller than the old one.
+        sums: the further sums.
 
     Returns:
         A new buffer of the widths ``new``.
     """
-    rows, channels = split(buffer.clone(), len(old))
+    rows, channels = split(buffer.clone(), len(old), sums)
     parts = [channels]
     if list(old) != list(new):
         pieces = channels.split(list(old), dim=1)
@@ -97,26 +103,29 @@ def widen(buffer: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def merge_buffers(stacked: Tensor, layers: int) -> Tensor:
+def merge_buffers(stacked: Tensor, layers: int, sums: Sequence[Sum] = ()) -> Tensor:
     """Join the buffers of several ranks, all of the same widths: ``(R, size)`` to ``(size,)``.
 
     Examples:
         >>> merge_buffers(torch.stack([empty_buffer([1]), empty_buffer([1])]), 1).shape == empty_buffer([1]).shape
         True
     """
-    ranks, size = len(stacked), layers * ROW_SIZE
-    rows = merge_all(stacked[:, :size].reshape(ranks, layers, ROW_SIZE))
-    sums, peaks = stacked[:, size:].reshape(ranks, 2, -1).unbind(1)
-    return torch.cat([rows.flatten(), sums.sum(0), peaks.amax(0)])
+    ranks, row_size = len(stacked), ROW_SIZE + len(sums)
+    size = layers * row_size
+    rows = merge_all(stacked[:, :size].reshape(ranks, layers, row_size), sums)
+    squares, peaks = stacked[:, size:].reshape(ranks, 2, -1).unbind(1)
+    return torch.cat([rows.flatten(), squares.sum(0), peaks.amax(0)])
 
 
-def join_buffers(buffers: Sequence[Tensor], layers: int) -> Tensor:
+def join_buffers(buffers: Sequence[Tensor], layers: int, sums: Sequence[Sum] = ()) -> Tensor:
     """Join buffers of any widths.
 
     Args:
-        buffers: each of ``layers`` layers.
-        layers: how many.
+        buffers: the buffers, each of ``layers`` layers.
+        layers: the number of layers.
+        sums: the further sums.
     """
-    each = [widths_in(buffer, layers) for buffer in buffers]
+    each = [widths_in(buffer, layers, sums) for buffer in buffers]
     widest = [max(widths) for widths in zip(*each, strict=True)]
-    return merge_buffers(torch.stack([widen(one, old, widest) for one, old in zip(buffers, each, strict=True)]), layers)
+    wide = [widen(one, old, widest, sums) for one, old in zip(buffers, each, strict=True)]
+    return merge_buffers(torch.stack(wide), layers, sums)

@@ -7,6 +7,7 @@ what it made itself in inference mode could not be written to outside of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from mi_crow_lightning.metrics.one_pass.measure import as_tokens
 from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import Row, empty_rows
 
+if TYPE_CHECKING:
+    from mi_crow_lightning.metrics.statistic import Sum
+
 __all__ = ["LayerSums", "take_sums"]
 
 
@@ -26,6 +30,7 @@ class LayerSums:
     Args:
         groups: what to compute.
         device: where the sums are kept.
+        sums: the further sums.
 
     Attributes:
         place: the sums; ``None`` until the first activation.
@@ -37,17 +42,18 @@ class LayerSums:
         (2.0, [1.0, 3.0])
     """
 
-    def __init__(self, groups: Group, device: torch.device) -> None:
+    def __init__(self, groups: Group, device: torch.device, sums: Sequence[Sum] = ()) -> None:
         self.place: Place | None = None
         self._groups = groups
         self._device = device
+        self._sums = tuple(sums)
 
     def add(self, x: Tensor, mask: Tensor | None, batch: Tensor | None) -> None:
         """Add an activation; the arguments are those of `ActivationStatisticsMetric.accumulate`."""
         tokens, keep = as_tokens(x, mask)
         _make_room(self, tokens.shape[1])
         assert self.place is not None
-        accumulate(self.place, tokens, keep, self._groups, batch)
+        accumulate(self.place, tokens, keep, self._groups, batch, self._sums)
 
     def make_room(self, width: int) -> None:
         """Make the tensors, if there are none yet."""
@@ -57,15 +63,20 @@ class LayerSums:
     def empty_place(self, width: int) -> Place:
         """Tensors that have seen nothing."""
         with torch.inference_mode(False), torch.no_grad():
-            row = _empty_row(width, self._device)
+            row = self._empty_row(width)
             return Place(row, row.new_zeros(width), row.new_zeros(width))
 
     def clear(self) -> None:
-        """Begin anew, in the same tensors: a graph may hold on to them."""
+        """Start again from nothing, in the same tensors: a graph may hold on to them."""
         if self.place is not None:
-            self.place.row.copy_(_empty_row(len(self.place.sums), self._device))
+            self.place.row.copy_(self._empty_row(len(self.place.sums)))
             self.place.sums.zero_()
             self.place.peaks.zero_()
+
+    def _empty_row(self, width: int) -> Tensor:
+        row = empty_rows(1, self._device, self._sums)[0]
+        row[Row.CHANNELS] = width
+        return row
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -75,14 +86,8 @@ def _make_room(sums: LayerSums, width: int) -> bool:
     return True
 
 
-def _empty_row(width: int, device: torch.device) -> Tensor:
-    row = empty_rows(1, device)[0]
-    row[Row.CHANNELS] = width
-    return row
-
-
 def take_sums(layers: Sequence[LayerSums]) -> tuple[Tensor, list[int]] | None:
-    """The sums of layers as one buffer, and the layers' widths; ``None`` where none has any. They begin anew.
+    """Return the sums of layers as one buffer, with the layers' widths, and clear them; ``None`` where none has any.
 
     Examples:
         >>> sums = LayerSums(Group.ALL, torch.device("cpu"))

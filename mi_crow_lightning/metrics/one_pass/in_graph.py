@@ -8,14 +8,23 @@ Sums over a token are float32, sums over tokens float64.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mi_crow_lightning.metrics.log2_bins import BINS, MAX_EXPONENT, MIN_EXPONENT
+from mi_crow_lightning.metrics.one_pass.in_torch import declared_sums
 from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 from mi_crow_lightning.metrics.rows import Row
+
+if TYPE_CHECKING:
+    from mi_crow_lightning.metrics.statistic import Sum
+
+SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+"""By its name how a graph measures a further sum, from ``x (N, D)``, float32 (float64 for float64), which is 0 where
+``keep (N, D)`` is False, and ``keep``. A sum that is not here is traced as it is declared, in float64."""
 
 
 class _Format(NamedTuple):
@@ -31,13 +40,14 @@ _EXPONENTS = range(MIN_EXPONENT, MAX_EXPONENT + 1)
 _LANES = 2**13
 
 
-def measure_traced(tokens: Tensor, keep: Tensor | None, groups: Group) -> Summary:
+def measure_traced(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Sequence[Sum] = ()) -> Summary:
     """Summarise activations.
 
     Args:
         tokens: ``(N, D)``; neither is 0.
         keep: bool ``(N, 1)`` or ``(N, D)``; None for all.
         groups: what to compute.
+        sums: the further sums.
     """
     x = tokens if tokens.dtype == torch.float64 else tokens.float()
     form = _FORMATS[x.dtype]
@@ -63,7 +73,20 @@ def measure_traced(tokens: Tensor, keep: Tensor | None, groups: Group) -> Summar
         if Group.CHANNELS in groups:
             channels = torch.stack([squares.sum(0).double() * unit.square(), clean.abs().amax(0).double()])
     bins = _bins(clean, count) if Group.BINS in groups else torch.zeros(BINS, device=x.device)
-    return Summary(_row(values, bins, channels), channels)
+    row = _row(values, bins, channels)
+    return Summary(torch.cat([row, _further(clean, valid, sums)]) if sums else row, channels)
+
+
+def _further(clean: Tensor, valid: Tensor, sums: Sequence[Sum]) -> Tensor:
+    """The further sums, ``(S,)``."""
+    some = valid.any()
+    numbers = [
+        torch.where(some, SUMS[one.name](clean, valid).double(), one.merge.empty)
+        if one.name in SUMS
+        else declared_sums(clean, valid, [one])[0]
+        for one in sums
+    ]
+    return torch.stack(numbers)
 
 
 def _selected(tokens: Tensor, keep: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.one_pass.buffers import Place
     from mi_crow_lightning.metrics.one_pass.summary import Group
+    from mi_crow_lightning.metrics.statistic import Sum
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # A program goes over all channels of its tokens: few programs with much to do each would leave the device idle.
@@ -23,7 +25,7 @@ _refused: set[torch.device] = set()
 
 
 def suits(tokens: Tensor, keep: Tensor | None) -> bool:
-    """Whether the kernels are for this activation, ``(N, D)``, and its mask: they are several times faster."""
+    """Return whether the kernels take this activation, ``(N, D)``, and its mask: they are several times faster."""
     count, width = tokens.shape
     return (
         tokens.device.type in _devices
@@ -42,24 +44,56 @@ def launched(
 ) -> bool:
     """Launch the kernels for an activation that suits them; for the arguments see ``launch.py``.
 
-    Where they cannot be built, a warning tells why, once for each device.
+    Where they cannot be built, a warning says why, once for each device.
 
     Returns:
         Whether they were launched. If not, nothing was written.
     """
     from mi_crow_lightning.metrics.one_pass.on_cuda.launch import launch
 
+    return _ran(lambda: launch(tokens, keep, groups, to, add=add, batch=batch), tokens.device)
+
+
+def launched_sum(tokens: Tensor, keep: Tensor | None, one: Sum) -> Tensor | None:
+    """Launch the kernel for a further sum of an activation that suits the kernels.
+
+    Returns:
+        The sum, ``()`` float64; ``None`` where the sum has no form for Triton, or the kernel cannot be built.
+    """
+    from mi_crow_lightning.metrics.one_pass.on_cuda.launch import launch_sum
+    from mi_crow_lightning.metrics.one_pass.on_cuda.sums import SUMS
+
+    if one.name not in SUMS or tokens.device in _refused:
+        return None
+    parts: list[Tensor] = []
+    ran = _ran(lambda: parts.append(launch_sum(tokens, keep, SUMS[one.name], one.merge.empty)), tokens.device)
+    return one.merge.join(parts[0].double()) if ran else None
+
+
+def kernels_know(name: str) -> bool:
+    """Return whether a further sum has a form for Triton; loads triton."""
+    from mi_crow_lightning.metrics.one_pass.on_cuda.sums import SUMS
+
+    return name in SUMS
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    """Return whether activations on this device go to the kernels."""
+    return device.type in _devices and device not in _refused and _has_triton()
+
+
+def _ran(launch: Callable[[], object], device: torch.device) -> bool:
     try:
-        launch(tokens, keep, groups, to, add=add, batch=batch)
+        launch()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton, its compilers and the driver raise what they like
-        _refused.add(tokens.device)
+        _refused.add(device)
         warnings.warn(
-            f"the statistics kernel does not run on {tokens.device}, so plain torch operations take its place, "
+            f"the statistics kernel does not run on {device}, so plain torch operations take its place, "
             f"which are several times slower: {type(error).__name__}: {error}",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         return False
     return True

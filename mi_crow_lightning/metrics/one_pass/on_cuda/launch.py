@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from mi_crow_lightning.metrics.one_pass.buffers import Place
 from mi_crow_lightning.metrics.one_pass.on_cuda.finish import finish
 from mi_crow_lightning.metrics.one_pass.on_cuda.look import ALL, BY_ELEMENT, BY_TOKEN, FLOATS, INTS, look
+from mi_crow_lightning.metrics.one_pass.on_cuda.sums import sum_tiles
 from mi_crow_lightning.metrics.one_pass.summary import Group
 
 _WARPS = 8
@@ -40,19 +42,46 @@ def launch(tokens: Tensor, keep: Tensor | None, groups: Group, to: Place, *, add
     floats = tokens.new_empty(programs * FLOATS.value, dtype=torch.float32)
     ints = tokens.new_empty(programs * INTS.value, dtype=torch.int32)
     sums, peaks, units = _channel_parts(tokens, programs, tiles) if flags["CHANNELS"] else (floats, floats, floats)
-    mask = ALL if keep is None else BY_TOKEN if keep.shape[1] == 1 else BY_ELEMENT
     given = tokens if keep is None else keep
     vec = 16 // tokens.element_size()
     with _current(tokens.device):
         look[(programs,)](
             tokens, given, floats, ints, sums, peaks, units, count, width, *tokens.stride(), *given.stride(),
-            MASK=mask.value, **flags, ROWS=rows, COLS=cols, REP=_EACH // vec, VEC=vec,
+            MASK=_mask_kind(keep), **flags, ROWS=rows, COLS=cols, REP=_EACH // vec, VEC=vec,
             PLANES=(_EACH * tiles).bit_length(), num_warps=_WARPS, **_options(),
         )  # fmt: skip
         finish[(1 + (-(-width // _WIDE) if flags["CHANNELS"] else 0),)](
             *to, -1 if batch is None else batch, floats, ints, sums, peaks, units, programs, width, cols,
             ADD=add, **flags, MANY=_MANY, WIDE=_WIDE,
         )  # fmt: skip
+
+
+def launch_sum(tokens: Tensor, keep: Tensor | None, of: Any, empty: float) -> Tensor:
+    """Look at an activation and return a further sum of each tile of it, ``(number of tiles,)`` float32.
+
+    Args:
+        tokens: ``(N, D)``, as for `launch`.
+        keep: bool ``(N, 1)`` or ``(N, D)``; None for all.
+        of: the sum of a tile, see ``sums.py``.
+        empty: the sum of a tile where nothing counts.
+    """
+    count, width = tokens.shape
+    rows = _ROWS[-1]
+    cols = _TILE // rows
+    programs, tiles = -(-count // rows), -(-width // cols)
+    parts = tokens.new_empty(programs * tiles, dtype=torch.float32)
+    given = tokens if keep is None else keep
+    with _current(tokens.device):
+        sum_tiles[(programs * tiles,)](
+            tokens, given, parts, empty, count, width, tiles, *tokens.stride(), *given.stride(),
+            MASK=_mask_kind(keep), OF=of, ROWS=rows, COLS=cols, num_warps=_WARPS,
+        )  # fmt: skip
+    return parts
+
+
+def _mask_kind(keep: Tensor | None) -> int:
+    kind: int = (ALL if keep is None else BY_TOKEN if keep.shape[1] == 1 else BY_ELEMENT).value
+    return kind
 
 
 def _channel_parts(tokens: Tensor, programs: int, tiles: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from mi_crow_lightning.metrics.one_pass.buffers import Place
-from mi_crow_lightning.metrics.one_pass.on_cuda.launch import launch
+from mi_crow_lightning.metrics.one_pass.on_cuda.launch import launch, launch_sum
 from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import ROW_SIZE
 
@@ -53,8 +54,21 @@ def compile_for(capability: int, dtype: torch.dtype, shape: tuple[int, int], kee
     launch(torch.empty(shape, dtype=dtype), keep, groups, place, add=keep is None, batch=3)
 
 
+@triton.jit
+def abs_sum(v, valid):
+    return tl.sum(tl.abs(v))
+
+
+def compile_sum_for(capability: int, dtype: torch.dtype, shape: tuple[int, int], keep: Any) -> None:
+    triton.runtime.driver.set_active(NoDevice(capability))
+    launch_sum(torch.empty(shape, dtype=dtype), keep, abs_sum, 0.0)
+
+
 if __name__ == "__main__":
     JITFunction.run = compile_only
     compile_for(90, torch.bfloat16, (256, 768), None, Group.ALL)
     compile_for(80, torch.float32, (40, 64), torch.ones(40, 1, dtype=torch.bool), Group.ALL)
     compile_for(90, torch.float16, (3, 50), torch.ones(3, 50, dtype=torch.bool), Group.MOMENTS | Group.CHANNELS)
+    compile_sum_for(90, torch.bfloat16, (256, 768), None)
+    compile_sum_for(80, torch.float32, (40, 64), torch.ones(40, 1, dtype=torch.bool))
+    compile_sum_for(90, torch.float16, (3, 50), torch.ones(3, 50, dtype=torch.bool))
