@@ -105,8 +105,8 @@ class ActivationStatisticsMetric(Metric):
                 a tensor ``()``: an integer would become a constant of the graph, compiled again for each batch.
 
         Raises:
-            IndexError: there is no such layer.
-            TypeError, ValueError: those of `measure`.
+            IndexError: the metric has no such layer.
+            TypeError, ValueError: as `measure` does.
             RuntimeError: a graph is being compiled, and the layer's number of channels is not known.
         """
         if not 0 <= index < len(self.layers):
@@ -115,10 +115,10 @@ class ActivationStatisticsMetric(Metric):
         width = tokens.shape[1]
         if Group.CHANNELS in self.groups and width and not self.widths[index]:
             if torch.compiler.is_compiling():
-                # What a graph makes in inference mode could not be written to outside of it.
+                # A tensor that a graph makes in inference mode could not be written to later.
                 raise RuntimeError(
                     f"the number of channels of layer {self.layers[index]!r} is not known, and a compiled graph "
-                    "cannot make room for them: run one pass before compiling, or call make_room"
+                    "cannot make room for its channels: run one pass before compiling, or call make_room"
                 )
             self.make_room(index, width)
         place = place_of(self.buffer, self.widths, index, self.sums)
@@ -175,7 +175,7 @@ class ActivationStatisticsMetric(Metric):
         super().sync(dist_sync_fn or self.dist_sync_fn, process_group, should_sync, distributed_available)
 
     def _agree(self, group: Any) -> None:
-        """Make the widths those of the widest rank."""
+        """Widen every layer to the widest rank's width."""
         self._settle(_extremes(torch.stack(gather(self._widths_as_tensor(), group))))
 
     def _widths_as_tensor(self) -> Tensor:
@@ -195,14 +195,14 @@ class ActivationStatisticsMetric(Metric):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # add_state, reset, unsync, forward and .to() all set the state here. An inference tensor would
-        # kill the next update outside of inference mode ("Inplace update to inference tensor").
+        # kill the next update outside inference mode ("Inplace update to inference tensor").
         if name == "buffer" and value.is_inference():
             with torch.inference_mode(False):
                 value = value.clone()
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        # torchmetrics guards .half() but not .to(torch.float16): follow moves, never a change of dtype.
+        # torchmetrics guards .half() but not .to(torch.float16). Moves are followed, changes of dtype are not.
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
@@ -227,7 +227,7 @@ class ActivationStatisticsMetric(Metric):
 
 
 def _extremes(widths: Tensor) -> Tensor:
-    """The narrowest and the widest of each layer: ``(R, L)`` to ``(2, L)``."""
+    """Return the narrowest and the widest width of each layer: ``(R, L)`` to ``(2, L)``."""
     return torch.stack([widths.amin(0), widths.amax(0)])
 
 

@@ -1,6 +1,6 @@
 """Moments of labelled vectors in constant memory: of two classes, and of the differences of their pairs.
 
-Of each group the count, the mean and, where it is asked for, the scatter matrix (the sum of outer products of
+The count, the mean and, where it is asked for, the scatter matrix of each group (the sum of outer products of
 deviations from the mean) are kept in float64. Batches and ranks merge without cancellation.
 """
 
@@ -17,15 +17,15 @@ from mi_crow_lightning.metrics.collectives import gather
 __all__ = ["GROUPS", "ClassMoments", "GroupMoments", "merge_means", "reduce_moments"]
 
 GROUPS = ("negative", "positive", "difference")
-"""The groups: vectors of either class, and positive minus negative of each pair."""
+"""The groups: the vectors of each class, and for each pair positive minus negative."""
 
 
 class GroupMoments(NamedTuple):
     """Number, mean and covariance of one group of vectors.
 
     Attributes:
-        n: how many vectors.
-        mean: ``(D,)`` float64; zeros when there are none.
+        n: the number of vectors.
+        mean: ``(D,)`` float64; zeros when there are no vectors.
         covariance: ``(D, D)`` float64, divided by ``n - 1``; ``None`` when it was not kept.
     """
 
@@ -37,8 +37,8 @@ class GroupMoments(NamedTuple):
 class ClassMoments:
     """Running moments of the labelled vectors of one layer.
 
-    With ``n``, ``m`` and ``S`` the count, mean and scatter so far, and new vectors ``x_i``, the mean becomes
-    that of `merge_means`, and::
+    With ``n``, ``m`` and ``S`` the count, mean and scatter so far, and new vectors ``x_i``, `merge_means` gives the new
+    mean, and::
 
         S += n (m - mean)(m - mean)^T + sum_i (x_i - mean)(x_i - mean)^T
 
@@ -52,7 +52,7 @@ class ClassMoments:
         device: where the numbers are kept.
 
     Attributes:
-        count: ``(3,)``, vectors of each group.
+        count: ``(3,)``, the number of vectors of each group.
         mean: ``(3, D)``.
         scatter: ``(D, D)`` by group.
 
@@ -70,7 +70,7 @@ class ClassMoments:
         if isinstance(scatter, str) or (unknown := [group for group in scatter if group not in GROUPS]):
             wrong = scatter if isinstance(scatter, str) else unknown
             raise ValueError(f"scatter={wrong!r}: choose a list of groups from {', '.join(map(repr, GROUPS))}")
-        with torch.inference_mode(False):  # a run in inference mode must not leave tensors that no later one may write
+        with torch.inference_mode(False):  # tensors made in inference mode could not be written to later
             zeros = torch.zeros(len(GROUPS), width, dtype=torch.float64, device=device)
             self.mean = zeros
             self.count = zeros.new_zeros(len(GROUPS))
@@ -82,9 +82,9 @@ class ClassMoments:
 
         Args:
             x: ``(N, D)``, any floating-point dtype.
-            label: ``(N,)`` integers: 0 for the negative class, 1 for the positive one; others are left out.
-            pair: ``(N,)`` integers: a negative and a positive vector with one number are a pair. ``None``
-                when there are no pairs. Vectors without exactly one partner among these are in none.
+            label: ``(N,)`` integers: 0 for the negative class, 1 for the positive class; others are left out.
+            pair: ``(N,)`` integers: a negative and a positive vector with the same number are a pair. A vector without
+                exactly one partner among these vectors is in no pair. ``None`` when there are no pairs.
         """
         x = x.to(self.mean.device, torch.float64)
         negative, positive = label == 0, label == 1
@@ -96,7 +96,7 @@ class ClassMoments:
         self._add(torch.stack([x, x, difference]), torch.stack([negative, positive, paired]))
 
     def _add(self, x: Tensor, member: Tensor) -> None:
-        """Add ``x`` (3, N, D) to the groups that ``member`` (3, N) says."""
+        """Add ``x`` (3, N, D) to the groups where ``member`` (3, N) is True."""
         x = torch.where(member[..., None], x, 0.0)
         count = member.sum(1).double()
         mean = x.sum(1) / count.clamp(min=1)[:, None]
@@ -111,19 +111,19 @@ class ClassMoments:
         self.count.add_(count)
 
     def of(self, group: str) -> GroupMoments:
-        """The moments of one of the `GROUPS`; waits for the device."""
+        """Return the moments of one of the `GROUPS`; waits for the device."""
         i = GROUPS.index(group)
         n, scatter = int(self.count[i]), self.scatter.get(group)
         return GroupMoments(n, self.mean[i].clone(), None if scatter is None else scatter / max(n - 1, 1))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of all numbers, on the CPU."""
+        """Return copies of all numbers, on the CPU."""
         kept = {"count": self.count, "mean": self.mean, **self.scatter}
         return {name: tensor.detach().cpu().clone() for name, tensor in kept.items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device | str | None = None) -> ClassMoments:
-        """The moments that `tensors` was called on."""
+        """Make the moments again from what `tensors` returned."""
         scatter = [name for name in tensors if name in GROUPS]
         moments = cls(tensors["mean"].shape[1], scatter, device)
         for name, kept in {"count": moments.count, "mean": moments.mean, **moments.scatter}.items():
@@ -132,16 +132,16 @@ class ClassMoments:
 
 
 def _finite(x: Tensor, member: Tensor) -> Tensor:
-    """``x`` with zeros in the rows that are no member: a matrix product would spread their NaN to all."""
+    """Return ``x`` with zeros in the rows that are not members: a matrix product would spread their NaN to all."""
     return torch.where(member[:, None], x, 0.0)
 
 
 def merge_means(counts: Tensor, means: Tensor) -> Tensor:
-    """The means of the unions of disjoint sets: ``mean = sum_r (n_r / n) mean_r``.
+    """Return the means of the unions of disjoint sets: ``mean = sum_r (n_r / n) mean_r``.
 
     Args:
-        counts: ``(R, G)``, how many vectors the ``R`` sets have in each of ``G`` groups.
-        means: ``(R, G, D)``, their means.
+        counts: ``(R, G)``, the number of vectors that each of ``R`` sets has in each of ``G`` groups.
+        means: ``(R, G, D)``, the means of those vectors.
 
     Returns:
         ``(G, D)``; zeros where all sets are empty.
@@ -156,13 +156,13 @@ def merge_means(counts: Tensor, means: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reduce_moments(layers: Sequence[ClassMoments], group: Any = None) -> None:
-    """Make the moments of each rank those of all ranks together, in place.
+    """Replace the moments of each rank by those of all ranks together, in place.
 
-    One collective for counts and means, and one for each scatter matrix. All ranks must hold the same layers,
+    It takes one collective for counts and means, and one for each scatter matrix. All ranks must hold the same layers,
     of the same widths.
 
     Args:
-        layers: this rank's.
+        layers: this rank's moments, by layer.
         group: the process group, None for all ranks.
     """
     if not layers:

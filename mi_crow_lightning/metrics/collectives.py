@@ -1,4 +1,4 @@
-"""Tensors of all ranks: gathered, or merged into one; those of several owners in one collective."""
+"""Gathering the tensors of all ranks, or merging them into one; several owners share one collective."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Share", "Shares", "exchange", "gather", "gather_rows", "is_distribut
 
 
 class Share(NamedTuple):
-    """What one rank has of something that is to be known of all ranks together.
+    """The part that one rank contributes to a tensor of all ranks.
 
     Attributes:
-        tensor: this rank's, of one shape on all ranks; floating-point.
-        merge: from those of all ranks ``(R, ...)`` to one tensor.
+        tensor: this rank's part, floating-point, of the same shape on all ranks.
+        merge: from the parts of all ranks, ``(R, ...)``, to one tensor.
     """
 
     tensor: Tensor
@@ -24,19 +24,19 @@ class Share(NamedTuple):
 
 
 Shares = Generator[Share, Tensor, Any]
-"""Yields this rank's share of something, is sent that of all ranks on the host, and may yield another."""
+"""Yields this rank's share, is sent the merged tensor of all ranks on the host, and may yield another share."""
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several ranks."""
+    """Return whether this process is one of several ranks."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def gather(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Gather the tensors of all ranks in one collective: all have one shape, so none is asked for its own.
+    """Gather the tensors of all ranks, which have the same shape, in one collective.
 
     Args:
-        tensor: this rank's.
+        tensor: this rank's tensor.
         group: the process group, None for all ranks.
 
     Returns:
@@ -48,10 +48,10 @@ def gather(tensor: Tensor, group: Any = None) -> list[Tensor]:
 
 
 def gather_rows(rows: Tensor, group: Any = None) -> Tensor:
-    """Gather the rows of all ranks, of which each may have another number: two collectives.
+    """Gather the rows of all ranks, which may differ in number, in two collectives.
 
     Args:
-        rows: ``(n, ...)``, this rank's.
+        rows: ``(n, ...)``, this rank's rows.
         group: the process group, None for all ranks.
 
     Returns:
@@ -64,16 +64,17 @@ def gather_rows(rows: Tensor, group: Any = None) -> Tensor:
 
 
 def exchange(owners: Sequence[Shares], device: torch.device | str | None = None) -> list[Any]:
-    """Give each owner what all ranks have: one collective and one copy to the host for all that are yielded together.
+    """Send each owner the merged tensor of all ranks.
 
-    All ranks must call it with as many owners, in one order.
+    Shares that are yielded together take one collective and one copy to the host. All ranks must call this with the
+    same number of owners, in the same order.
 
     Args:
-        owners: each yields a share, is sent the merged one, and yields the next or returns.
+        owners: each yields a share, is sent the merged tensor, and yields the next share or returns.
         device: where collectives run; ``None`` for where the shares are.
 
     Returns:
-        What each owner returns.
+        The owners' return values.
 
     Examples:
         >>> def mean(x):

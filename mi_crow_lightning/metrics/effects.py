@@ -1,4 +1,4 @@
-"""How much edits change activations: a pure function of an activation before and after, and running sums of it."""
+"""How much edits change activations: a pure function of an activation before and after an edit, and running sums."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["Change", "EffectSums", "EffectValues", "measure_change", "merge_chan
 
 
 class Change(IntEnum):
-    """What stands where in the summary of changes."""
+    """The places of the numbers in a summary of changes."""
 
-    TOKENS = 0  # that were changed
-    RATED = 1  # those of them that have a finite ratio
+    TOKENS = 0  # changed tokens
+    RATED = 1  # changed tokens that have a finite ratio
     RATIOS = 2  # sum of the ratios
-    LARGEST = 3  # of the ratios; 0 when there is none
-    FIRED = 4  # edits that changed, or broke, at least one token
-    CALLS = 5  # edits made, those that changed nothing among them
-    BROKEN = 6  # tokens that were finite and are not any more
+    LARGEST = 3  # the largest ratio; 0 when there is none
+    FIRED = 4  # edits that changed or broke at least one token
+    CALLS = 5  # all edits, including those that changed nothing
+    BROKEN = 6  # tokens that were finite before the edit and not after it
 
 
 class EffectValues(NamedTuple):
-    """What can be read from a summary of changes.
+    """The values that are read from a summary of changes.
 
     Attributes:
-        tokens: how many tokens were changed.
-        fired: how many edits changed or broke at least one token; there is one edit for each call of the layer.
-        mean_ratio: mean of ``|change| / |activation|`` over the changed tokens; nan when there is none.
-        max_ratio: the largest of these; nan when there is none.
-        broken: how many tokens were finite before and not after.
+        tokens: the number of changed tokens.
+        fired: the number of edits that changed or broke at least one token; each call of the layer is one edit.
+        mean_ratio: the mean of ``|change| / |activation|`` over the changed tokens; nan when there is none.
+        max_ratio: the largest of these ratios; nan when there is none.
+        broken: the number of tokens that were finite before the edit and not after it.
     """
 
     tokens: int
@@ -49,13 +49,14 @@ class EffectValues(NamedTuple):
 def measure_change(before: Tensor, after: Tensor) -> Tensor:
     """Summarise one edit, without waiting for the device.
 
-    A token is what is left without the last dimension, or of ``(B, C, H, W)`` without dimension 1. It is changed when
-    the Euclidean norm of its change is above 0, and has a ratio when its own norm is, too; norms are float32 or better.
-    A token with elements that are not finite, before or after, counts as unchanged; as broken if only after.
+    The channels are the last dimension, or dimension 1 of ``(B, C, H, W)``, and tokens are all that is left. A token is
+    changed when the Euclidean norm of its change is above 0, and has a ratio when its own norm is above 0 too; norms
+    are float32 or better. A token with elements that are not finite, before or after, counts as unchanged; if only
+    after, it counts as broken.
 
     Args:
         before: the activation, floating-point.
-        after: the edited one, of the same shape.
+        after: the edited activation, of the same shape.
 
     Returns:
         ``(7,)`` float64 (float32 on MPS, which has none), see `Change`; ``CALLS`` is 1.
@@ -71,7 +72,7 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(before, dim=dim, dtype=wide)
     ratio = change / norm
     ratio = ratio.to(_sums_on(before.device)).nan_to_num_(0.0, 0.0, 0.0)
-    finite = change < math.inf  # not so for nan
+    finite = change < math.inf  # False for nan
     marks = torch.stack([finite & (change > 0), ratio > 0, ~finite & (norm < math.inf)])
     tokens, rated, broken = marks.reshape(3, ratio.numel()).sum(1, dtype=ratio.dtype).unbind()
     largest = ratio.amax() if ratio.numel() else ratio.sum()
@@ -95,7 +96,7 @@ class EffectSums:
     """Sums of changes at ``N`` places, for each stage.
 
     Args:
-        places: how many places.
+        places: the number of places.
         device: where the sums are kept.
 
     Examples:
@@ -112,29 +113,29 @@ class EffectSums:
         self._foreseen: dict[str, Tensor] = {}  # totals with what was shared, but not taken
 
     def prepare(self, stages: Iterable[str]) -> None:
-        """Make the sums of stages now: a graph of ``torch.compile``, which adds to them, cannot."""
+        """Make the sums of stages now: a graph of ``torch.compile`` adds to them and cannot make them."""
         for stage in stages:
             self._of(stage)
 
     def add(self, stage: str, place: int, before: Tensor, after: Tensor) -> None:
-        """Add one edit; it does not wait for the device."""
+        """Add one edit, without waiting for the device."""
         row = self._of(stage)[place]
         row.copy_(merge_changes(torch.stack([row, measure_change(before, after).to(row)])))
 
     def take(self, stage: str) -> list[EffectValues | None]:
-        """What was added in a stage since it was last taken, over all ranks; one copy to the host.
+        """Return what was added in a stage since the last call, over all ranks, with one copy to the host.
 
-        ``None`` where nothing was. It is a collective: all ranks must take part.
+        ``None`` stands where nothing was added. This is a collective: all ranks must take part.
         """
         taken: list[EffectValues | None] = exchange([self.share(stage)])[0]
         return taken
 
     def share(self, stage: str, keep: bool = False) -> Shares:
-        """The same, for `exchange`.
+        """Share what was added in a stage, for `exchange`.
 
         Args:
             stage: the stage.
-            keep: whether what was added stays for the next time; `totals` have it already.
+            keep: whether what was added stays for the next call; `totals` includes it already.
         """
         if stage not in self._rows and not is_distributed():
             return [None] * len(self._empty)  # nothing to wait for
@@ -147,18 +148,18 @@ class EffectSums:
         return [_values(row) for row in rows.tolist()]
 
     def totals(self, stage: str) -> list[EffectValues | None]:
-        """All that was taken in a stage so far."""
+        """Return all that was taken in a stage so far."""
         totals = self._foreseen.get(stage, self._totals.get(stage))
         return [None] * len(self._empty) if totals is None else [_values(row) for row in totals.tolist()]
 
     def state(self, places: Sequence[int]) -> dict[str, dict[str, Tensor]]:
-        """What was added at some places since it was taken, and what was taken, on the CPU: ``(len(places), 7)``."""
+        """Return what was added at some places and not taken, and what was taken: ``(len(places), 7)`` on the CPU."""
         index = list(places)
         kept = {"rows": self._rows, "totals": self._totals}
         return {name: {stage: rows[index].cpu() for stage, rows in of.items()} for name, of in kept.items()}
 
     def load(self, places: Sequence[int], state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Go on from what `state` gave, at these places."""
+        """Continue from what `state` returned, at these places."""
         index, on_host = list(places), self._empty.cpu()
         for name, kept, empty in (("rows", self._rows, self._empty), ("totals", self._totals, on_host)):
             for stage, rows in state[name].items():
@@ -167,7 +168,7 @@ class EffectSums:
 
     def _of(self, stage: str) -> Tensor:
         if stage not in self._rows:
-            with torch.inference_mode(False):  # the same ones serve prediction and training
+            with torch.inference_mode(False):  # one tensor serves prediction and training
                 self._rows[stage] = torch.zeros_like(self._empty)
         return self._rows[stage]
 

@@ -1,4 +1,4 @@
-"""The histogram as a value: what a detector computed on the device and a logger draws."""
+"""The histogram as a value: a detector computes it on the device, and a logger draws it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 
 class Histogram(NamedTuple):
-    """Counts between bin edges, with the moments TensorBoard's format asks for.
+    """Counts between bin edges, with the moments that TensorBoard's format asks for.
 
     Attributes:
-        edges: ascending bin edges, ``N + 1`` of them.
-        counts: number of elements in each of the ``N`` bins.
-        minimum: smallest element seen.
-        maximum: largest element seen.
-        total: number of elements (the sum of ``counts``).
-        sum: sum of the elements.
-        sum_squares: sum of the squared elements.
+        edges: the ``N + 1`` bin edges, ascending.
+        counts: the number of elements in each of the ``N`` bins.
+        minimum: the smallest element.
+        maximum: the largest element.
+        total: the number of elements (the sum of ``counts``).
+        sum: the sum of the elements.
+        sum_squares: the sum of the squared elements.
     """
 
     edges: tuple[float, ...]

@@ -1,8 +1,7 @@
 """Counting elements in fixed, symmetric, logarithmic bins, on the device and without a synchronisation.
 
-The bins are the same for every layer, step and rank, so counts add up; a power of two an edge means that an
-element's bin is its sign and its exponent, which are read from its bits: no logarithm rounds ``8.0`` into the
-wrong bin.
+The bins are the same for every layer, step and rank, so counts add up. Each edge is a power of two, so an element's
+bin is its sign and its exponent, read from its bits: no logarithm rounds ``8.0`` into the wrong bin.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ EDGES: tuple[float, ...] = tuple(-p for p in reversed(_POWERS)) + _POWERS
 
 
 class Bits(NamedTuple):
-    """Where an IEEE 754 format keeps its exponent."""
+    """The place of the exponent in an IEEE 754 format."""
 
     integer: torch.dtype  # of the same width
     mantissa: int  # bits below the exponent
-    exponents: int  # how many exponents there are
+    exponents: int  # number of exponents
     bias: int
 
 
@@ -44,9 +43,9 @@ _LANE_COUNTERS = 2**19
 def count_bins(x: Tensor) -> Tensor:
     """Count the elements of ``x`` in 65 bins that are symmetric about zero.
 
-    Bin ``CENTRE + 1 + (e - MIN_EXPONENT)`` holds ``2**e <= x < 2**(e + 1)`` and its mirror image the same of
-    ``-x``. What is smaller than ``2**-18``, zero too, is in the centre bin; what reaches ``2**14`` in the
-    outermost one.
+    Bin ``CENTRE + 1 + (e - MIN_EXPONENT)`` holds ``2**e <= x < 2**(e + 1)``, and its mirror image the same for ``-x``.
+    Elements smaller than ``2**-18``, and zeros, are in the centre bin; elements from ``2**14`` on are in the outermost
+    bin.
 
     Args:
         x: finite elements of any shape and floating-point dtype.
@@ -64,7 +63,7 @@ def count_bins(x: Tensor) -> Tensor:
 
 
 def count_exponents(x: Tensor) -> Tensor:
-    """How many elements of ``x``, of a dtype in `BITS`, have each exponent: ``(2, exponents)``, the negative first."""
+    """Count the elements of ``x``, of a dtype in `BITS`, by exponent: ``(2, exponents)``, negative elements first."""
     bits = BITS[x.dtype]
     # An arithmetic shift leaves the exponent, less `exponents` where the sign bit is set.
     keys = (x.contiguous().view(bits.integer) >> bits.mantissa).flatten().add_(bits.exponents)
@@ -72,7 +71,7 @@ def count_exponents(x: Tensor) -> Tensor:
 
 
 def bins_of_exponents(counts: Tensor, bits: Bits) -> Tensor:
-    """The 65 bins of `count_bins` from the counts of `count_exponents`."""
+    """Return the 65 bins of `count_bins` from the counts of `count_exponents`."""
     low, high = bits.bias + MIN_EXPONENT, bits.bias + MAX_EXPONENT
     small = counts[:, :low].sum()
     negative, positive = torch.cat([counts[:, low:high], counts[:, high:].sum(1, keepdim=True)], dim=1)  # (32,) each
@@ -80,13 +79,13 @@ def bins_of_exponents(counts: Tensor, bits: Bits) -> Tensor:
 
 
 def _count_keys(keys: Tensor, size: int) -> Tensor:
-    # Fastest on the CPU; elsewhere bincount asks for the largest key, which is a synchronisation.
+    # This is fastest on the CPU; elsewhere bincount asks for the largest key, which is a synchronisation.
     return torch.bincount(keys, minlength=size) if keys.device.type == "cpu" else _count_in_lanes(keys, size)
 
 
 def _count_in_lanes(keys: Tensor, size: int) -> Tensor:
     """Count keys by atomic additions."""
-    # Few exponents are in use: with one counter each, all threads would queue for the same addresses.
+    # Few exponents are in use: with one counter for each, all threads would queue for the same addresses.
     lanes = _LANE_COUNTERS // size
     lane = torch.arange(keys.numel(), device=keys.device) % lanes
     counters = torch.zeros(lanes * size, dtype=torch.int32, device=keys.device)

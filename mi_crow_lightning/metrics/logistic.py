@@ -1,4 +1,4 @@
-"""A logistic probe: the weights that tell two classes of vectors apart best."""
+"""A logistic probe: the weights that separate two classes of vectors best."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["logistic", "logistic_weights"]
 
 
 def logistic(x: Tensor, label: Tensor, strength: float = 1.0) -> Tensor:
-    """The direction of a logistic probe, scaled as all directions here: see `metrics.directions`.
+    """Return the direction of a logistic probe, scaled as `scaled` does.
 
     Args:
         x: ``(N, D)``.
         label: ``(N,)``, 0 or 1.
-        strength: how strong the weights are regularised.
+        strength: how strongly the weights are regularised.
 
     Returns:
         ``(D,)`` float64.
@@ -28,19 +28,19 @@ def logistic(x: Tensor, label: Tensor, strength: float = 1.0) -> Tensor:
 
 
 def logistic_weights(x: Tensor, label: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Weights and intercept of an L2-regularised logistic regression, in the units of ``x``.
+    """Return weights and intercept of an L2-regularised logistic regression, in the units of ``x``.
 
-    With ``z`` the features of ``x`` standardised to mean 0 and standard deviation 1 and ``y = +-1``, it minimises::
+    With ``z`` the features of ``x`` standardised to mean 0 and standard deviation 1 and ``y = +-1``, they minimise::
 
         sum_i log(1 + exp(-y_i (w . z_i + b))) + strength / 2 |w|^2
 
-    and returns ``w / std`` and the intercept that belongs to it. Features that never vary get weight 0. The optimiser
-    is L-BFGS in float64; it draws no random numbers.
+    and what is returned is ``w / std`` and the intercept that belongs to it. Features that never vary get weight 0. The
+    optimiser is L-BFGS in float64; it draws no random numbers.
 
     Args:
         x: ``(N, D)``, finite.
-        label: ``(N,)``, 0 or 1, both of which occur.
-        strength: how strong the weights are regularised, positive.
+        label: ``(N,)``, 0 or 1; both must occur.
+        strength: how strongly the weights are regularised, positive.
 
     Returns:
         ``(D,)`` and ``()``, float64.
@@ -98,5 +98,8 @@ def _minimise(z: Tensor, sign: Tensor, strength: float) -> tuple[Tensor, Tensor]
 def _delta(x: Tensor, label: Tensor) -> Tensor:
     positive = label == 1
     if not (positive.any() and (~positive).any()):
-        raise ValueError(f"two classes are needed, and of {len(label)} samples {int(positive.sum())} are positive")
+        raise ValueError(
+            f"two classes are needed, and of {len(label)} samples {int(positive.sum())} are positive: "
+            "give samples of both"
+        )
     return x[positive].mean(0) - x[~positive].mean(0)

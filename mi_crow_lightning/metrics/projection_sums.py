@@ -16,14 +16,14 @@ __all__ = ["ProjectionSums", "ProjectionValues"]
 
 
 class ProjectionValues(NamedTuple):
-    """What can be read from the projections on one direction, at one layer.
+    """The values that are read from the projections on one direction, at one layer.
 
     Attributes:
-        mean: mean projection of the tokens, in units of the activation.
-        std: their standard deviation (population).
+        mean: the tokens' mean projection, in units of the activation.
+        std: the standard deviation of the projections (population).
         min: the smallest projection.
-        max: the largest.
-        cosine: mean cosine of the tokens.
+        max: the largest projection.
+        cosine: the tokens' mean cosine.
     """
 
     mean: float
@@ -37,9 +37,10 @@ class ProjectionSums:
     """Sums of the projections on ``K`` directions at ``L`` layers, for each stage.
 
     Args:
-        layers: how many layers.
-        vectors: how many directions.
-        device: where the sums are kept; they are float64, which Apple's GPUs do not have, so there it is the CPU.
+        layers: the number of layers.
+        vectors: the number of directions.
+        device: where the sums are kept. They are float64, which Apple's GPUs do not have: for those they are kept on
+            the CPU.
 
     Examples:
         >>> from mi_crow_lightning.metrics.collectives import exchange
@@ -56,36 +57,36 @@ class ProjectionSums:
         self._rows: dict[str, Tensor] = {}
 
     def prepare(self, stages: Iterable[str]) -> None:
-        """Make the sums of stages now: a graph of ``torch.compile``, which adds to them, cannot."""
+        """Make the sums of stages now: a graph of ``torch.compile`` adds to them and cannot make them."""
         for stage in stages:
             self._of(stage)
 
     def add(self, stage: str, layer: int, seen: Tensor) -> None:
-        """Add the summary of one pass, ``(K, 6)``, at one layer; it does not wait for the device."""
+        """Add the summary of one pass, ``(K, 6)``, at one layer, without waiting for the device."""
         rows = self._of(stage)[layer]
         rows.copy_(merge_projections(torch.stack([rows, seen.to(rows.device)])))
 
     def share(self, stage: str) -> Shares:
-        """The sums over all ranks, for `exchange`; `values_of` reads them."""
+        """Share the sums, for `exchange`; `values_of` reads the merged ones."""
         rows = yield Share(self._of(stage), merge_projections)
         return rows
 
     @staticmethod
     def values_of(rows: Tensor) -> list[list[ProjectionValues | None]]:
-        """What is read of sums ``(L, K, 6)``: ``L`` lists of ``K``, ``None`` where nothing was seen."""
+        """Read the values of sums ``(L, K, 6)``: ``L`` lists of ``K``, ``None`` where nothing was seen."""
         return [[_values(row) for row in of_layer] for of_layer in rows.tolist()]
 
     def reset(self, stage: str) -> None:
-        """Forget what was summed up in a stage."""
+        """Set the sums of a stage back to nothing."""
         if stage in self._rows:
             self._rows[stage].copy_(empty_projections(*self._shape, device=self._device))
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the sums on the CPU, by stage."""
+        """Return a copy of the sums on the CPU, by stage."""
         return {stage: rows.cpu().clone() for stage, rows in self._rows.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         for stage in {*self._rows, *state}:
             self.reset(stage)
         for stage, rows in state.items():
@@ -93,7 +94,7 @@ class ProjectionSums:
 
     def _of(self, stage: str) -> Tensor:
         if stage not in self._rows:
-            with torch.inference_mode(False):  # the same ones serve prediction and training
+            with torch.inference_mode(False):  # one tensor serves prediction and training
                 self._rows[stage] = empty_projections(*self._shape, device=self._device)
         return self._rows[stage]
 

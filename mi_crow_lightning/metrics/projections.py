@@ -1,7 +1,7 @@
 """Projections of activations on directions, and their running summary: pure functions.
 
-A projection is the length of the component along a unit vector, ``x @ u``, in units of the activation; a cosine is that
-over the activation's own length.
+A projection is the length of the component along a unit vector, ``x @ u``, in units of the activation; a cosine is the
+projection divided by the activation's own length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Projection", "empty_projections", "merge_projections", "onto", "proj
 
 
 class Projection(IntEnum):
-    """What stands where in the summary of the projections on one direction."""
+    """The places of the numbers in a summary of the projections on one direction."""
 
     COUNT = 0  # tokens
     MEAN = 1
@@ -28,9 +28,9 @@ class Projection(IntEnum):
 
 
 def project(x: Tensor, units: Tensor) -> Tensor:
-    """Components of activations along unit vectors, in one matrix product.
+    """Return the components of activations along unit vectors, by one matrix product.
 
-    In the dtype of ``x``, also under autocast, which would take both to half precision.
+    It is computed in the dtype of ``x`` under autocast too, which would take both to half precision.
 
     Args:
         x: ``(..., D)``.
@@ -48,7 +48,7 @@ def project(x: Tensor, units: Tensor) -> Tensor:
 
 
 def onto(components: Tensor, units: Tensor) -> Tensor:
-    """What lies along unit vectors: ``(..., K)`` components and ``(K, D)`` unit vectors to ``(..., D)``."""
+    """Return the vectors ``(..., D)`` that have these components ``(..., K)`` along unit vectors ``(K, D)``."""
     with _without_autocast(components):
         return components @ units
 
@@ -59,7 +59,7 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def empty_projections(*shape: int, device: torch.device | str | None = None) -> Tensor:
-    """Summaries that have seen nothing, the neutral element of `merge_projections`: ``(*shape, 6)`` float64."""
+    """Make summaries that have seen nothing, the neutral element of `merge_projections`: ``(*shape, 6)`` float64."""
     rows = torch.zeros(*shape, len(Projection), dtype=torch.float64, device=device)
     rows[..., Projection.MINIMUM], rows[..., Projection.MAXIMUM] = math.inf, -math.inf
     return rows
@@ -67,12 +67,12 @@ def empty_projections(*shape: int, device: torch.device | str | None = None) -> 
 
 @torch.no_grad()
 def summarize_projections(along: Tensor, norms: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Summarise the projections of the tokens that count, and are finite.
+    """Summarise the projections of the tokens that count and are finite.
 
     Args:
         along: ``(..., K)``, the projections.
         norms: ``(...)``, the tokens' Euclidean norms.
-        mask: bool, of the leading dimensions of ``norms``: True where tokens count. ``None`` for all.
+        mask: bool, of the shape of ``norms``' leading dimensions: True where tokens count. ``None`` for all.
 
     Returns:
         ``(K, 6)`` float64, see `Projection`.
@@ -101,13 +101,13 @@ def summarize_projections(along: Tensor, norms: Tensor, mask: Tensor | None = No
 
 @torch.no_grad()
 def merge_projections(stacked: Tensor) -> Tensor:
-    """Join summaries of disjoint sets of tokens into that of their union.
+    """Join summaries of disjoint sets of tokens into the summary of their union.
 
     ``M2 = sum(M2_i + n_i (mean_i - mean)**2)``, as in Chan, Golub, LeVeque 1983 ("Algorithms for computing the sample
     variance", The American Statistician 37(3)): nothing is subtracted that is larger than the result.
 
     Args:
-        stacked: ``(R, ..., 6)``, for example those of ``R`` ranks.
+        stacked: ``(R, ..., 6)``, for example the summaries of ``R`` ranks.
 
     Returns:
         ``(..., 6)``, a new tensor.

@@ -98,7 +98,7 @@ def merge(a: Tensor, b: Tensor, sums: Sequence[Sum] = ()) -> Tensor:
 
 @torch.no_grad()
 def merge_all(stacked: Tensor, sums: Sequence[Sum] = ()) -> Tensor:
-    """Join the summaries of disjoint sets of elements into that of their union.
+    """Join the summaries of disjoint sets of elements into the summary of their union.
 
     With ``n = sum(n_i)``, ``mean = sum(n_i / n * mean_i)`` and ``d_i = mean_i - mean``::
 

@@ -1,4 +1,4 @@
-"""How well numbers tell two classes apart."""
+"""How well numbers separate two classes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["Separability", "separability"]
 
 
 class Separability(NamedTuple):
-    """How far apart the held-out samples of two classes lie at one layer, along one direction.
+    """The distance between the held-out samples of two classes at one layer, along one direction.
 
     Attributes:
-        layer: name of the layer.
-        auroc: area under the ROC curve: the probability that a positive sample projects further than a
-            negative one, ties counted half. 1 is perfect, 0.5 is chance.
-        n: how many samples.
-        d_prime: difference of the class means in units of the root of the mean class variance. It tells layers
-            apart where ``auroc`` is 1 at several.
+        layer: the layer's name.
+        auroc: the area under the ROC curve: the probability that a positive sample projects further than a
+            negative one, with ties counted half. 1 is perfect, 0.5 is chance.
+        n: the number of samples.
+        d_prime: the difference of the class means in units of the root of the mean class variance. It ranks layers
+            where ``auroc`` is 1 at several.
     """
 
     layer: str
@@ -29,10 +29,10 @@ class Separability(NamedTuple):
 
 
 def separability(layer: str, scores: Tensor, label: Tensor) -> Separability:
-    """Measure how well ``scores`` tell the classes apart.
+    """Measure how well ``scores`` separate the classes.
 
     Args:
-        layer: name of the layer.
+        layer: the layer's name.
         scores: ``(N,)``, for example projections on a direction.
         label: ``(N,)`` integers, 0 or 1.
 
@@ -48,12 +48,14 @@ def separability(layer: str, scores: Tensor, label: Tensor) -> Separability:
     scores, positive = scores.double(), label == 1
     if positive.all() or not positive.any():
         raise ValueError(
-            f"{layer!r}: both classes are needed, and of {len(label)} samples {int(positive.sum())} are positive"
+            f"{layer!r}: both classes are needed, and of {len(label)} samples {int(positive.sum())} are positive: give "
+            "samples of both"
         )
     if not torch.isfinite(scores).all():
-        raise ValueError(f"{layer!r}: {int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
-    # Only the order counts. As they are, torchmetrics would put scores outside of [0, 1] through a sigmoid, where
-    # those beyond 40 become equal.
+        bad = int((~torch.isfinite(scores)).sum())
+        raise ValueError(f"{layer!r}: {bad} of {len(scores)} scores are not finite: leave those samples out")
+    # Only the order counts. torchmetrics would put scores outside [0, 1] through a sigmoid, where those beyond 40
+    # become equal.
     order = torch.unique(scores, return_inverse=True)[1].double() / len(scores)
     groups = scores[positive], scores[~positive]
     spread = torch.stack([group.var(unbiased=False) for group in groups]).mean().sqrt()

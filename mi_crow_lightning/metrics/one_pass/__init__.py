@@ -1,1 +1,1 @@
-"""Everything about an activation in one look, in the form that suits its device, and the buffers it is added to."""
+"""One look at an activation, in the form that suits its device, and the buffers that it is added to."""

@@ -1,7 +1,7 @@
-"""The sums of one layer in tensors of their own, as a graph of ``torch.compile`` adds to them.
+"""The sums of one layer in separate tensors, to which a graph of ``torch.compile`` adds.
 
-How wide the layer is shows when the graph is made, and then its tensors are, too: a graph can write to tensors, and
-what it made itself in inference mode could not be written to outside of it.
+The tensors are made while the graph is made, when the layer's width shows: a graph can write to tensors, but a tensor
+that it made itself in inference mode could not be written to later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["LayerSums", "take_sums"]
 
 
 class LayerSums:
-    """The summary of what a layer gave since it was last taken.
+    """The summary of a layer's activations since it was last taken.
 
     Args:
         groups: what to compute.
@@ -61,7 +61,7 @@ class LayerSums:
             self.place = self.empty_place(width if Group.CHANNELS in self._groups else 0)
 
     def empty_place(self, width: int) -> Place:
-        """Tensors that have seen nothing."""
+        """Make tensors that have seen nothing."""
         with torch.inference_mode(False), torch.no_grad():
             row = self._empty_row(width)
             return Place(row, row.new_zeros(width), row.new_zeros(width))

@@ -28,7 +28,7 @@ SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
 
 
 class _Format(NamedTuple):
-    """How a floating-point format keeps its exponent."""
+    """The place of the exponent in a floating-point format."""
 
     integer: torch.dtype  # of the same width
     mantissa: int  # bits below the exponent
@@ -50,7 +50,7 @@ def measure_traced(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Seq
         sums: the further sums.
     """
     x = tokens if tokens.dtype == torch.float64 else tokens.float()
-    form = _FORMATS[x.dtype]
+    ieee = _FORMATS[x.dtype]
     valid = x.isfinite() if keep is None else x.isfinite() & keep
     clean = torch.where(valid, x, 0)
     count = valid.sum().double()
@@ -61,9 +61,9 @@ def measure_traced(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Seq
         values[Row.ZEROS] = (valid & (x == 0)).sum().double()
     channels = torch.zeros(2, 0, dtype=torch.float64, device=x.device)
     if groups & (Group.MOMENTS | Group.TOKENS | Group.CHANNELS):
-        exponent = (clean.abs().amax().view(form.integer) >> form.mantissa).clamp(1, 2 * form.bias - 1)
-        unit = (exponent << form.mantissa).view(x.dtype).double()
-        scaled = clean * ((2 * form.bias - exponent) << form.mantissa).view(x.dtype)
+        exponent = (clean.abs().amax().view(ieee.integer) >> ieee.mantissa).clamp(1, 2 * ieee.bias - 1)
+        unit = (exponent << ieee.mantissa).view(x.dtype).double()
+        scaled = clean * ((2 * ieee.bias - exponent) << ieee.mantissa).view(x.dtype)
         squares = scaled * scaled
         if Group.MOMENTS in groups:
             values |= _moments(scaled, valid, count, unit)
@@ -78,7 +78,7 @@ def measure_traced(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Seq
 
 
 def _further(clean: Tensor, valid: Tensor, sums: Sequence[Sum]) -> Tensor:
-    """The further sums, ``(S,)``."""
+    """Return the further sums, ``(S,)``."""
     some = valid.any()
     numbers = [
         torch.where(some, SUMS[one.name](clean, valid).double(), one.merge.empty)
@@ -118,7 +118,7 @@ def _moments(scaled: Tensor, valid: Tensor, count: Tensor, unit: Tensor) -> dict
 
 
 def _bins(clean: Tensor, count: Tensor) -> Tensor:
-    """The histogram's counts; ``count`` is the number of elements that are not zeros in place of others."""
+    """Return the histogram's counts; ``count`` is the number of elements that count: zeros stand for the others."""
     if clean.device.type == "cpu":
         positive, negative = _compared(clean), _compared(-clean)
     else:
@@ -136,9 +136,9 @@ def _compared(x: Tensor) -> Tensor:
 
 def _added(x: Tensor) -> tuple[Tensor, Tensor]:
     """Count the positive and the negative elements of each exponent by atomic additions."""
-    form, side = _FORMATS[x.dtype], len(_EXPONENTS)
+    ieee, side = _FORMATS[x.dtype], len(_EXPONENTS)
     # Number 0 is for elements below the first exponent, then the positive ones follow, and the negative ones.
-    place = ((x.abs().view(form.integer) >> form.mantissa) - (form.bias + MIN_EXPONENT - 1)).clamp(0, side)
+    place = ((x.abs().view(ieee.integer) >> ieee.mantissa) - (ieee.bias + MIN_EXPONENT - 1)).clamp(0, side)
     key = torch.where((x < 0) & (place > 0), place + side, place).flatten().long()
     # With one counter for each bin all threads would queue for the same few.
     key = key + (2 * side + 1) * (torch.arange(len(key), device=key.device) % _LANES)
@@ -148,7 +148,7 @@ def _added(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row(values: dict[Row, Tensor], bins: Tensor, channels: Tensor) -> Tensor:
-    """An empty row with some numbers filled in."""
+    """Return an empty row with these numbers filled in."""
     blank = {Row.MINIMUM: math.inf, Row.BAD_BATCH: math.inf, Row.MAXIMUM: -math.inf, Row.CHANNELS: channels.shape[1]}
     head = [
         values[field] if field in values else bins.new_full((), blank.get(field, 0), dtype=torch.float64)

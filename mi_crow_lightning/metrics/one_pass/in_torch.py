@@ -93,7 +93,7 @@ def _declared(one: Sum, x: Tensor, keep: Tensor) -> Tensor:
 
 
 def _chunk(x: Tensor, mask: Tensor | None) -> _Chunk:
-    """The chunk with zeros for what is left out."""
+    """Return the chunk with zeros for what is left out."""
     clean = x.nan_to_num(0.0, 0.0, 0.0)
     counts = (x - x).add_(1.0).nan_to_num_(0.0)  # nan where x is nan or infinite
     if mask is None:
@@ -108,7 +108,7 @@ def _chunk(x: Tensor, mask: Tensor | None) -> _Chunk:
 
 
 def _moments(chunk: _Chunk, wide: Tensor, work: Tensor) -> dict[Row, Tensor]:
-    """Overwrites ``wide``, the elements in float64, and ``work``: fresh memory costs more than arithmetic."""
+    """Return the moments. ``wide``, the elements in float64, and ``work`` are overwritten: fresh memory is slow."""
     mean = wide.sum() / chunk.n.clamp(min=1)
     d = wide.sub_(mean)
     d.mul_(chunk.counts)
@@ -126,7 +126,7 @@ def _extremes(chunk: _Chunk) -> dict[Row, Tensor]:
 
 
 def _peaks(x: Tensor) -> Tensor:
-    """The largest absolute value of each channel, ``(D,)``."""
+    """Return the largest absolute value of each channel, ``(D,)``."""
     return torch.maximum(x.amax(0), -x.amin(0)).double()
 
 
@@ -137,7 +137,7 @@ def _bins(chunk: _Chunk) -> Tensor:
 
 
 def _row(values: dict[Row, Tensor], bins: Tensor | None, channels: Tensor) -> Tensor:
-    """An empty row with some numbers filled in."""
+    """Return an empty row with these numbers filled in."""
     empty = {Row.MINIMUM: math.inf, Row.BAD_BATCH: math.inf, Row.MAXIMUM: -math.inf, Row.CHANNELS: channels.shape[1]}
     head = [
         values[field] if field in values else channels.new_full((), empty.get(field, 0.0))

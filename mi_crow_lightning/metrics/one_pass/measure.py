@@ -70,7 +70,7 @@ def measure(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL, su
 
     Raises:
         TypeError: ``x`` is not floating-point, or ``mask`` is not bool.
-        ValueError: ``mask``'s shape is not that of ``x``'s leading dimensions.
+        ValueError: ``mask`` does not have the shape of ``x``'s leading dimensions.
 
     Examples:
         >>> measure(torch.tensor([[3.0, -4.0], [0.0, 4.0]]), groups=Group.CHANNELS).channels
@@ -84,7 +84,7 @@ def as_tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the arguments of `measure` as ``(N, D)``, and ``(N, 1)`` or, if the mask chooses elements, ``(N, D)``.
 
     Raises:
-        TypeError, ValueError: those of `measure`.
+        TypeError, ValueError: as `measure` does.
     """
     _check(x, mask)
     return _tokens(x.detach(), mask)
@@ -148,13 +148,13 @@ def _check(x: Tensor, mask: Tensor | None) -> None:
         raise TypeError(f"the mask must be torch.bool, not {mask.dtype}; for an attention mask pass mask.bool()")
     if mask.shape != x.shape[: mask.dim()]:
         raise ValueError(
-            f"the mask's shape {tuple(mask.shape)} is not that of the leading dimensions "
+            f"the mask's shape {tuple(mask.shape)} is not the shape of the leading dimensions "
             f"of the activations' {tuple(x.shape)}"
         )
 
 
 def _tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """``x`` as ``(N, D)``, channels last, and the mask as ``(N, 1)``, or ``(N, D)`` if it chooses elements."""
+    """Return ``x`` as ``(N, D)``, channels last, and the mask as ``(N, 1)``, or ``(N, D)`` if it chooses elements."""
     if x.dim() == 4 and (mask is None or mask.dim() < 2):
         x = x.movedim(1, -1)
     width = x.shape[-1] if x.dim() else 1

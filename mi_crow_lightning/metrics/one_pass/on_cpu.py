@@ -1,8 +1,8 @@
-"""`measure` for what numpy can read: finite activations in the host's memory, in the calling thread.
+"""The form for what numpy can read: finite activations in the host's memory, in the calling thread.
 
-Torch shares a hundred thousand elements among threads, and then waits longer for them than it computes; its every
-small call costs microseconds, and so does fresh memory. Here a call is cheap, and some thousand elements at a time
-stay in a core's own cache.
+Torch shares a hundred thousand elements among threads, and then waits for the threads longer than it computes. Each of
+its small calls costs microseconds, and so does fresh memory. Here calls are cheap, and a few thousand elements at a
+time stay in a core's own cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mi_crow_lightning.metrics.rows import Row, empty_rows
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.statistic import Sum
 
-_CHUNK = 2**15  # elements in work at a time: torch, which counts the exponents, takes no second thread for these
+_CHUNK = 2**15  # elements at a time: torch, which counts the exponents, takes no second thread for so few
 
 _Array = NDArray[np.floating[Any]]
 
@@ -65,7 +65,7 @@ def measure_at_hand(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Se
 
 
 def _further(x: _Array, sums: Sequence[Sum], parts: dict[str, list[float]]) -> Tensor:
-    """The further sums ``(S,)``, from those of numpy's chunks, or from ``x`` where numpy does not know the sum."""
+    """Return the further sums ``(S,)``: from numpy's chunks, or from ``x`` where numpy does not know the sum."""
     of_chunks = {name: torch.tensor(numbers, dtype=torch.float64) for name, numbers in parts.items()}
     found = {one.name: one.merge.join(of_chunks[one.name]) for one in sums if one.name in of_chunks}
     if rest := [one for one in sums if one.name not in found]:
@@ -75,11 +75,11 @@ def _further(x: _Array, sums: Sequence[Sum], parts: dict[str, list[float]]) -> T
 
 
 class _Seen:
-    """What is seen so far of an activation whose mean is known.
+    """The sums so far of an activation whose mean is known.
 
     Args:
         x: the activation, ``(N, D)``.
-        mean: of all its elements.
+        mean: the mean of all its elements.
         groups: what to compute.
         sums: the names of the further sums, all in `SUMS`.
     """
@@ -148,7 +148,7 @@ class _Seen:
 
 
 def _read_only(x: _Array) -> _Array:
-    """A view that refuses writes: the numbers may be the model's own."""
+    """Return a view that refuses writes: the numbers may be the model's own."""
     view = x.view()
     view.flags.writeable = False
     return view

@@ -1,4 +1,4 @@
-"""What is computed of an activation, and what is kept of it."""
+"""The groups of numbers that can be computed for an activation, and the summary that is kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Group(Flag):
-    """Statistics that are computed together; what is in no chosen group is not computed."""
+    """Sums that are computed together; a group that is not chosen is not computed."""
 
     COUNTS = 0  # elements, non-finite elements, tokens: always
     MOMENTS = auto()  # mean, M2, M3, M4
@@ -21,11 +21,11 @@ class Group(Flag):
 
 
 class Summary(NamedTuple):
-    """What is kept of an activation, or of a part of one.
+    """The numbers that are kept of an activation, or of a part of one.
 
     Attributes:
-        row: ``(ROW_SIZE,)``, see `Row`.
-        channels: ``(2, D)``, of each channel the sum of squares and the largest absolute value; ``(2, 0)``
+        row: ``(ROW_SIZE + S,)``, see `Row`; ``S`` further sums stand at its end.
+        channels: ``(2, D)``, the sum of squares and the largest absolute value of each channel; ``(2, 0)``
             when the channels were not asked for.
     """
 

@@ -23,7 +23,7 @@ _LOG2_PIECES = tl.constexpr(5)
 
 @triton.jit
 def words(v):
-    """The word of each element, all less than ``2**13``, and the same but 0 where it is not negative."""
+    """Return the word of each element, all less than ``2**13``, and the same but 0 where it is not negative."""
     exponent = tl.maximum(tl.abs(v), _BELOW).to(tl.int32, bitcast=True) >> 23
     word = 1 << (exponent - _BELOW_EXPONENT)
     return word, tl.where(v < 0, word, 0)
@@ -31,7 +31,7 @@ def words(v):
 
 @triton.jit
 def no_counts(ROWS: tl.constexpr, COLS: tl.constexpr, PLANES: tl.constexpr):
-    """Planes of nothing, for counts below ``2**PLANES``."""
+    """Return empty planes, for counts below ``2**PLANES``."""
     planes = ()
     for _ in tl.static_range(PLANES):
         planes = planes + (tl.zeros([ROWS, COLS], tl.int32),)
@@ -60,7 +60,7 @@ def add(planes, tile, REP: tl.constexpr, VEC: tl.constexpr):
 
 @triton.jit
 def _pieces(tile, REP: tl.constexpr, VEC: tl.constexpr):
-    """What one thread holds of a tile, as single elements: moves nothing where a thread holds such a piece."""
+    """Return one thread's part of a tile as single elements: moves nothing where a thread holds such a piece."""
     R: tl.constexpr = tile.shape[0] // REP
     C: tl.constexpr = tile.shape[1] // VEC
     pieces = (tl.reshape(tl.permute(tl.reshape(tile, [REP, R, C, VEC]), [1, 2, 0, 3]), [R, C, REP * VEC]),)
@@ -78,7 +78,7 @@ def _pieces(tile, REP: tl.constexpr, VEC: tl.constexpr):
 
 @triton.jit
 def counts(planes):
-    """What was counted: ``(32,)`` int32."""
+    """Return the counts, ``(32,)`` int32."""
     place = tl.arange(0, PLACES)
     total = tl.zeros([planes[0].shape[0], planes[0].shape[1], PLACES], tl.int32)
     for p in tl.static_range(len(planes)):

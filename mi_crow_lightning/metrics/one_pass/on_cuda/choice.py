@@ -1,4 +1,4 @@
-"""Whether an activation goes to the kernels. Importing this loads no triton, which may be missing."""
+"""The choice whether an activation goes to the kernels. Importing this does not load triton, which may be missing."""
 
 from __future__ import annotations
 

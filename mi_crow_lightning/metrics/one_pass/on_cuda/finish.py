@@ -1,7 +1,7 @@
-"""The second kernel: joins what the programs of the first have seen, in float64 and always in the same order.
+"""The second kernel: joins the sums of the first kernel's programs, in float64 and always in the same order.
 
-Program 0 makes the row, the others make the channels. With ``ADD`` they are added to what stands there, else they
-replace it. The formulas and their sources are in ``rows.py``.
+Program 0 makes the row, the others make the channels. With ``ADD`` they are added to the numbers there, else they
+replace them. The formulas and their sources are in ``rows.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def finish(
     ADD: tl.constexpr, MOMENTS: tl.constexpr, EXTREMES: tl.constexpr, NORMS: tl.constexpr, CHANNELS: tl.constexpr,
     BINS: tl.constexpr, MANY: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Make the row ``(ROW_SIZE,)`` and the numbers of the channels, ``(D,)`` each; ``batch`` is -1 where not known."""
+    """Make the row ``(ROW_SIZE,)`` and the numbers of the channels, ``(D,)`` each; an unknown ``batch`` is -1."""
     if tl.program_id(0) == 0:
         _moments(row, floats, ints, programs, ADD, MOMENTS, MANY)
         _rest(row, batch, floats, ints, programs, ADD, EXTREMES, NORMS, MANY)
@@ -51,7 +51,7 @@ def finish(
 
 @triton.jit
 def _moments(row, floats, ints, programs, ADD: tl.constexpr, MOMENTS: tl.constexpr, MANY: tl.constexpr):
-    """Count, mean, M2, M3 and M4."""
+    """Write count, mean, M2, M3 and M4."""
     whole = ()
     for k in tl.static_range(5):
         whole = whole + (_before(row + _COUNT + k, 0.0, ADD),)
@@ -63,7 +63,7 @@ def _moments(row, floats, ints, programs, ADD: tl.constexpr, MOMENTS: tl.constex
 
 @triton.jit
 def _of_programs(floats, ints, start, programs, MOMENTS: tl.constexpr, MANY: tl.constexpr):
-    """Each program's count, mean, M2, M3 and M4."""
+    """Return each program's count, mean, M2, M3 and M4."""
     n = _load(ints + look.FINITE, start, programs, look.INTS, MANY)
     if not MOMENTS:
         return n, n * 0, n * 0, n * 0, n * 0
@@ -83,7 +83,7 @@ def _of_programs(floats, ints, start, programs, MOMENTS: tl.constexpr, MANY: tl.
 
 @triton.jit
 def _union(parts):
-    """Those of all programs together, about a mean that is one of theirs and then moved: equal ones stay exact."""
+    """Return the moments of all programs together, about one of their means, then moved: equal means stay exact."""
     n, means, m2, m3, m4 = parts
     highest = tl.max(tl.where(n > 0, means, float("-inf")), 0)
     count = tl.sum(n, 0)
@@ -102,7 +102,7 @@ def _union(parts):
 
 @triton.jit
 def _joined(a, b):
-    """Those of two sets."""
+    """Return the moments of two sets together."""
     n = a[0] + b[0]
     share = b[0] / tl.maximum(n, 1)
     mean = a[1] + share * (b[1] - a[1])
@@ -205,7 +205,7 @@ def _channels(
 
 @triton.jit
 def _load(at, start, programs, STRIDE: tl.constexpr, MANY: tl.constexpr):
-    """A number of each program, float64, and 0 for those that there are not."""
+    """Return a number of each program, float64, and 0 beyond the last program."""
     program = start + tl.arange(0, MANY)
     return tl.load(at + program.to(tl.int64) * STRIDE, mask=program < programs, other=0).to(tl.float64)
 

@@ -30,9 +30,9 @@ def launch(tokens: Tensor, keep: Tensor | None, groups: Group, to: Place, *, add
         tokens: ``(N, D)`` bfloat16, float16 or float32; neither is 0.
         keep: bool ``(N, 1)`` or ``(N, D)``; None for all.
         groups: what to compute.
-        to: where to.
-        add: whether to add, else what stands there is replaced.
-        batch: which batch it is of, None if that is not known.
+        to: where to write.
+        add: whether to add to the numbers there; else they are replaced.
+        batch: the batch's index; None if it is not known.
     """
     count, width = tokens.shape
     rows = _rows(count, tokens.device)
@@ -85,14 +85,14 @@ def _mask_kind(keep: Tensor | None) -> int:
 
 
 def _channel_parts(tokens: Tensor, programs: int, tiles: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What the programs see of each channel, and the units of their tiles."""
+    """Make room for what the programs see of each channel, and for the units of their tiles."""
     size = programs * tokens.shape[1]
     both = tokens.new_empty(2 * size, dtype=torch.float32)
     return both[:size], both[size:], tokens.new_empty(programs * tiles, dtype=torch.float32)
 
 
 def _rows(count: int, device: torch.device) -> int:
-    """The most tokens a program can have while each multiprocessor has two programs."""
+    """Return the most tokens that a program can have while each multiprocessor has two programs."""
     return next((rows for rows in _ROWS if count >= rows * _programs_at_once(device)), _ROWS[-1])
 
 

@@ -1,10 +1,10 @@
 """The first kernel: reads the activation, once, and writes what each program has seen of it.
 
-A program has ``ROWS`` tokens and goes over their channels, ``COLS`` at a time. What it adds up it keeps in each
-thread's own registers; threads meet once a tile for the channels, and once at the end for all else. Everything is
-float32, made safe by two things: numbers are divided by a power of two, the *unit*, that has been no smaller than
-any element so far, and moments are taken about a *shift*, the mean of the first tile. Both are written down with the
-sums, and the second kernel puts the programs together in float64.
+A program has ``ROWS`` tokens and goes over their channels, ``COLS`` at a time. It keeps its sums in each thread's own
+registers; threads meet once a tile for the channels, and once at the end for all else. Everything is float32, made safe
+by two things: numbers are divided by a power of two, the *unit*, which no element so far exceeds by much, and
+moments are taken about a *shift*, the mean of the first tile. Both are written down with the sums, and the second
+kernel joins the programs in float64.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _write_floats(at, own, squares, shift, unit, MOMENTS: tl.constexpr, EXTREMES
 
 @triton.jit
 def _power(exponent):
-    """The power of two with this exponent in its bits."""
+    """Return the power of two with this exponent in its bits."""
     return (exponent << 23).to(tl.float32, bitcast=True)
 
 
