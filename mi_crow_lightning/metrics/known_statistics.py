@@ -98,8 +98,10 @@ def statistic(name: str) -> Statistic:
     """Return the statistic of this name.
 
     Raises:
-        KeyError: no statistic has it.
+        KeyError: no statistic has it in this process.
     """
+    if name not in _known:
+        raise KeyError(f"no statistic {name!r} is known in this process: register it where its module is imported")
     return _known[name]
 
 
@@ -119,7 +121,7 @@ def groups_of(names: Iterable[str], histogram: bool = False, channels: bool = Fa
     if histogram:
         groups |= Group.BINS | Group.MOMENTS | Group.EXTREMES
     for name in names:
-        groups |= _known[name].groups
+        groups |= statistic(name).groups
     return groups
 
 
@@ -130,7 +132,7 @@ def sums_of(names: Iterable[str]) -> tuple[Sum, ...]:
         >>> sums_of(STATISTICS)
         ()
     """
-    return _distinct([_known[name] for name in names])
+    return _distinct([statistic(name) for name in names])
 
 
 def _distinct(statistics: Iterable[Statistic]) -> tuple[Sum, ...]:

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(3).to(dtype)
+
+
 def numpys(tokens: np.ndarray, dead_threshold: float = 0.0) -> dict[str, float]:
     """All statistics of tokens ``(N, D)``, from their definitions, over the finite elements."""
     finite = np.isfinite(tokens)

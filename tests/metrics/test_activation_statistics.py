@@ -1,4 +1,4 @@
-"""The Metric: its state, its modes, its ranks. The arithmetic is tested in test_activation.py."""
+"""The Metric: its state, its modes, its ranks. The arithmetic is tested in one_pass/test_measure.py."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -268,6 +269,12 @@ def test_registered_statistics_are_measured_only_where_they_are_asked_for() -> N
         ActivationStatistics("0", statistics=["cubic_maen"])
     with pytest.raises(KeyError, match="cubes"):
         statistics(empty_rows(1), names=["cubic_mean"])
+    # To a spawned process a detector takes names alone; there the module that registers is imported again.
+    assert pickle.loads(pickle.dumps(ActivationStatistics("0", statistics=["cubic_mean"]))).statistics == (
+        "cubic_mean",
+    )
+    with pytest.raises(KeyError, match=r"no statistic 'quartic_mean' is known in this process: register it"):
+        sums_of(["quartic_mean"])
 
 
 def test_a_registration_that_would_mean_two_things() -> None:

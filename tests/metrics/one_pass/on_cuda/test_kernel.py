@@ -1,4 +1,4 @@
-"""What is the kernels' own: tiles, units and shifts, and when they are used. The numbers are in test_activation.py."""
+"""The kernels alone: tiles, units and shifts, and when they are used. The numbers are in one_pass/test_measure.py."""
 
 from __future__ import annotations
 
