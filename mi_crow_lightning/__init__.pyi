@@ -27,6 +27,7 @@ from mi_crow_lightning.hooks import ScaleController as ScaleController
 from mi_crow_lightning.hooks import Schedule as Schedule
 from mi_crow_lightning.hooks import Stage as Stage
 from mi_crow_lightning.hooks import SteeringController as SteeringController
+from mi_crow_lightning.hooks import SummingDetector as SummingDetector
 from mi_crow_lightning.hooks import TokenController as TokenController
 from mi_crow_lightning.hooks import Tokens as Tokens
 from mi_crow_lightning.hooks import attached as attached

@@ -4,6 +4,7 @@
 `attached`                 puts hooks on a model for the length of a ``with`` block
 `Layers`                   the registry: put hooks on layers, switch them, take them off
 `Detector`                 a hook that observes: override ``observe(x, ctx)``
+`SummingDetector`          a detector whose readings follow from sums: override ``measure`` and ``values``
 `Controller`               a hook that edits: override ``edit(x, ctx)``
 `Hook`, `HookType`         what both are; for everything else override ``_hook_fn``
 `LayerActivationDetector`  keeps activations

@@ -23,6 +23,7 @@ from mi_crow_lightning.hooks.schedules import Moment as Moment
 from mi_crow_lightning.hooks.schedules import Not as Not
 from mi_crow_lightning.hooks.schedules import Schedule as Schedule
 from mi_crow_lightning.hooks.schedules import Stage as Stage
+from mi_crow_lightning.hooks.summing_detector import SummingDetector as SummingDetector
 from mi_crow_lightning.hooks.token_controller import TokenController as TokenController
 from mi_crow_lightning.hooks.tokens import Tokens as Tokens
 from mi_crow_lightning.hooks.vector_controller import VectorController as VectorController

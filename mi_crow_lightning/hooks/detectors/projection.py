@@ -7,7 +7,7 @@ layer, direction and stage, and the projections of the last pass, are kept on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,21 +17,19 @@ from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.conditions import Beyond, Of
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.directions import check_width, unit_vector
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, ends_alike
-from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.registry.last_pass import LastPass
-from mi_crow_lightning.hooks.schedules import EVALUATIONS, LoggedSteps, Schedule, Stage, When
+from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
+from mi_crow_lightning.hooks.summing_detector import SummingDetector
 from mi_crow_lightning.hooks.tokens import Tokens
-from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
-from mi_crow_lightning.metrics.projections import Projection, merge_projections, project, summarize_projections
+from mi_crow_lightning.metrics.projections import project, summarize_projections
 
 __all__ = ["ProjectionDetector"]
 
 
-class ProjectionDetector(Detector):
+class ProjectionDetector(SummingDetector):
     """Streams the projections of activations on directions: mean, std, min, max, and mean cosine.
 
     With the unit vector ``u`` of a direction, a token's projection is ``x @ u``, in units of the activation, and its
@@ -72,15 +70,12 @@ class ProjectionDetector(Detector):
         tokens: Tokens | str = "all",
         **options: Any,
     ) -> None:
-        super().__init__(layer_signature, **options)
+        super().__init__(layer_signature, tokens=tokens, **options)
         self._directions = _checked(vector, vectors)
-        self.tokens = Tokens.of(tokens)
-        self._layers: list[str] = []
+        self.names = tuple(_joined(one, name) for one in self._directions for name in ProjectionValues._fields)
         self._blocks: dict[str, int | None] = {}  # the block of each layer
         self._units: dict[str, Tensor] = {}  # (K, D) by layer
         self._casts = Casts()
-        self._sums = ProjectionSums(0, len(self._directions), torch.device("cpu"))
-        self._loaded: dict[str, Any] = {}
         self._last: LastPass[_Pass] = LastPass()
 
     @property
@@ -107,61 +102,20 @@ class ProjectionDetector(Detector):
         self._units = {layer: self._units_of(layer, index) for layer, index in blocks.items()}
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
-        """Make new buffers, filled with what a checkpoint brought, if one did."""
-        self._layers = list(layers)
-        self._sums = ProjectionSums(len(layers), len(self._directions), device)
+        """Make new sums, filled with what a checkpoint brought, if one did."""
+        super().prepare(layers, device)
         self._last.clear()
-        self._restore()
 
     def prepare_graph(self, device: torch.device) -> None:
         """Make the sums of all stages, and have the directions where the graph runs."""
-        self._sums.prepare(stage.value for stage in Stage)
+        super().prepare_graph(device)
         if device.type != "mps":
             self._units = {layer: units.to(device) for layer, units in self._units.items()}
-
-    def why_not_traced(self) -> str | None:
-        """Why its tokens cannot be told in a graph; ``None`` where they can."""
-        return self.tokens.why_not_traced()
-
-    def observe(self, x: Tensor, ctx: HookContext) -> None:
-        """Add the chosen tokens of ``x``.
-
-        Raises:
-            VectorMismatch: the directions are not as wide as ``x``.
-        """
-        units = self._units[ctx.layer]
-        check_width(units.shape[-1], x, ctx, "the direction")
-        along = project(x, self._casts.of(units, x))
-        norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
-        if not torch.compiler.is_compiling():  # a graph keeps nothing of a pass; who asks for it is told so
-            self._last.note(ctx, _Pass(along, norms))
-        seen = summarize_projections(along, norms, self.tokens.mask(x, ctx))
-        self._sums.add(_key(ctx.stage), self._layers.index(ctx.layer), seen)
 
     @property
     def tag_prefix(self) -> str:
         """First part of the tags of its readings."""
         return self.name or "projection"
-
-    def reading_names(self) -> tuple[str, ...]:
-        """``mean``, ``std``, ``min``, ``max`` and ``cosine`` of each direction, after its name if it has one."""
-        return tuple(_joined(direction, name) for direction in self._directions for name in ProjectionValues._fields)
-
-    def share(self) -> Shares:
-        """The sums of the running stage."""
-        return self._sums.share(_key(self.context.stage if self.context else None))
-
-    def readings(self) -> Iterator[Reading]:
-        """The readings of every layer that was seen in the running stage; one copy to the host for all."""
-        of_layers = self._sums.values_of(self.over_ranks())
-        for layer, of_vectors in zip(self._layers, of_layers, strict=True):
-            for vector, values in zip(self._directions, of_vectors, strict=True):
-                for name, value in values._asdict().items() if values is not None else ():
-                    yield Reading(layer, _joined(vector, name), value)
-
-    def reset(self) -> None:
-        """Forget what was summed up in the running stage."""
-        self._sums.reset(_key(self.context.stage if self.context else None))
 
     def running(
         self, ctx: HookContext, *, of: Of = "projection", vector: str | None = None, layer: str | int | None = None
@@ -220,56 +174,38 @@ class ProjectionDetector(Detector):
         self.index_of(vector)
         return Beyond(self, False, bound, of, vector, layer)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The switch, and what was summed up in training since the last readings.
+    # A row is a summary of each direction's projections, which no column by itself makes.
 
-        An evaluation is read at its end: one that was cut short is not gone on with.
-        """
-        if self._loaded:  # a checkpoint may be written before the run begins
-            return {**self._loaded, **super().state_dict()}
-        rows = {stage: sums for stage, sums in self._sums.state().items() if stage not in EVALUATIONS}
-        seen = {"layers": list(self._layers), "vectors": list(self._directions), "rows": rows}
-        return {**super().state_dict(), **seen}
+    _summed = "projections"
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was made.
+    def _make_sums(self, layers: int, device: torch.device) -> ProjectionSums:
+        return ProjectionSums(layers, len(self._directions), device)
+
+    def _of_what(self) -> dict[str, list[str]]:
+        return {"layers": list(self._layers), "vectors": list(self._directions)}
+
+    def _row(self, x: Tensor, mask: Tensor | None, ctx: HookContext, layer: int) -> Tensor:
+        """Return the summaries of the chosen tokens, ``(K, 6)``.
 
         Raises:
-            ValueError: the state is of other layers or directions.
+            VectorMismatch: the directions are not as wide as ``x``.
         """
-        super().load_state_dict(state)
-        self._loaded = state
-        if self.registered:  # else `prepare` takes it up
-            self._restore()
+        units = self._units[ctx.layer]
+        check_width(units.shape[-1], x, ctx, "the direction")
+        along = project(x, self._casts.of(units, x))
+        norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+        if not torch.compiler.is_compiling():  # a graph keeps nothing of a pass; a controller that asks gets an error
+            self._last.note(ctx, _Pass(along, norms))
+        return summarize_projections(along, norms, mask)
 
-    def forget_run(self) -> None:
-        """Drop the sums of an earlier run, and keep those that were loaded for the next."""
-        self._sums.load({})
-
-    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
-        """Rank 0 goes on from what all ranks had seen together, the others from nothing."""
-        parts: dict[str, list[Tensor]] = {}
-        for state in states if rank == 0 else ():
-            for stage, rows in state["rows"].items():
-                parts.setdefault(stage, []).append(rows)
-        joined = {stage: merge_projections(torch.stack(rows)) for stage, rows in parts.items()}
-        return {**super().joined_state(states, rank), "rows": joined}
-
-    def _restore(self) -> None:
-        loaded, self._loaded = self._loaded, {}
-        self.resumed.clear()
-        if not loaded.get("rows"):
-            return
-        here = {"layers": self._layers, "vectors": list(self._directions)}
-        for what, names in here.items():
-            if loaded[what] != names:
-                raise ValueError(
-                    f"{self!r}: the checkpoint's projections are of the {what} {loaded[what]}, and the detector has "
-                    f"{names}: give it the same, or another hook_id"
-                )
-        self._sums.load(loaded["rows"])
-        self.resumed |= {
-            Stage.of(one) for one, sums in loaded["rows"].items() if one and sums[..., Projection.COUNT].any()
+    def _read(self, row: Tensor) -> dict[str, float]:
+        (of_vectors,) = ProjectionSums.values_of(row[None])
+        found = zip(self._directions, of_vectors, strict=True)
+        return {
+            _joined(vector, name): value
+            for vector, values in found
+            if values is not None
+            for name, value in values._asdict().items()
         }
 
     def _units_of(self, layer: str, index: int | None) -> Tensor:
@@ -308,10 +244,6 @@ class ProjectionDetector(Detector):
 class _Pass(NamedTuple):
     along: Tensor  # (B, T, K)
     norms: Tensor  # (B, T)
-
-
-def _key(stage: Stage | None) -> str:
-    return stage.value if stage is not None else ""
 
 
 def _joined(direction: str, name: str) -> str:

@@ -1,0 +1,143 @@
+"""`SummingDetector` in graphs of `torch.compile`: the numbers of the uncompiled run, in graphs of one piece."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+
+from mi_crow_lightning import HookCallback, Schedule, SummingDetector
+from mi_crow_lightning.errors import RegistrationError
+from tests.callback.runs import run, told
+from tests.hooks.summing import PositiveShare, Spread, Traced, assert_numpys, numpys, values_of
+from tests.models import Module, handles, llama, loader, token_data, trainer
+
+# Of what dynamo does, see tests/callback/test_compiled.py.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+EVERY = Schedule()
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+NEEDS = pytest.mark.skipif(not COMPILER, reason="inductor needs a C++ compiler")
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+class Silent(Module):
+    """Does not log: Lightning's ``self.log`` cannot be traced."""
+
+    def log(self, *args: Any, **options: Any) -> None:
+        pass
+
+
+def compiled_fit(detector: SummingDetector | None, backend: Any, **model: Any) -> HookCallback:
+    """A fit with validation, of batches of 4, 4, 4, 2; the whole step is compiled, or nothing without a backend."""
+    module = Silent(llama(num_hidden_layers=2, attention_dropout=0.0, **model))
+    watch = HookCallback([detector] if detector is not None else [], log_every_n_steps=2)
+    compiled: Any = torch.compile(module, backend=backend, dynamic=False) if backend is not None else module
+    run("fit", trainer(watch, num_sanity_val_steps=0), compiled, token_data(14))
+    assert not handles(module)
+    return watch
+
+
+@pytest.fixture(scope="module")
+def bare_graphs() -> int:
+    """How many graphs the run has without a detector."""
+    torch._dynamo.reset()
+    counted = CompileCounterWithBackend("eager")
+    compiled_fit(None, counted)
+    return counted.frame_count
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        (PositiveShare, "eager"),
+        (Spread, "aot_eager"),
+        (Traced, "aot_eager"),
+        pytest.param(Spread, "inductor", marks=NEEDS),
+    ],
+)
+def test_a_compiled_step_has_the_numbers_in_graphs_of_one_piece(
+    bare_graphs: int, kind: type[SummingDetector], backend: str
+) -> None:
+    counted = CompileCounterWithBackend(backend)
+    detector = kind("block:*", schedule=EVERY)
+    found, expected = (
+        compiled_fit(one, how) for one, how in ((detector, counted), (kind("block:*", schedule=EVERY), None))
+    )
+    assert [row[:-1] for row in found.history()] == [row[:-1] for row in expected.history()] != []
+    values = [[row.value for row in watch.history()] for watch in (found, expected)]
+    # The layers' own outputs differ by rounding, where the backend is not eager.
+    assert values[0] == (values[1] if backend == "eager" else pytest.approx(values[1], rel=1e-3, abs=2e-3))
+    assert sum(counters["graph_break"].values()) == 0
+    assert counted.frame_count == bare_graphs  # on all the time: not one graph more
+
+
+@pytest.mark.usefixtures("fresh")
+def test_in_a_graph_padding_counts_not() -> None:
+    module = Silent(llama(num_hidden_layers=2))
+    outputs, seen = [], [batch["attention_mask"].numpy().astype(bool) for batch in loader(token_data(10))]
+    handle = module.model.model.layers[1].register_forward_hook(  # type: ignore[index,union-attr]
+        lambda layer, args, output: outputs.append(output.detach().double().numpy())
+    )
+    run("validate", trainer(), module, token_data(10))
+    handle.remove()
+    watch = HookCallback(Spread("block:1"))
+    run("validate", trainer(watch), torch.compile(module, backend="eager"), token_data(10))  # type: ignore[arg-type]
+    tokens = np.concatenate([x[mask] for x, mask in zip(outputs, seen, strict=True)])
+    assert_numpys(values_of(watch, "validate"), {"model.model.layers.1": numpys(tokens)})
+
+
+class Broken(PositiveShare):
+    def measure(self, x, mask, ctx):
+        if ctx.batch_idx == 1:
+            raise ValueError(f"broke at {ctx.layer}, block {ctx.index}, in {ctx.stage.value}")
+        return super().measure(x, mask, ctx)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_an_error_in_a_graph_is_dealt_with_as_on_error_says() -> None:
+    with told("ValueError: broke at model.model.layers.1, block 1, in train", RuntimeWarning) as texts:
+        watch = compiled_fit(Broken("block:1", schedule=Schedule("train")), "eager")
+    assert len(texts) == 1 and watch.history() == [] and not watch.detectors[0].enabled
+
+
+class Nosy(PositiveShare):
+    def measure(self, x, mask, ctx):
+        return super().measure(x + len(ctx.args), mask, ctx)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_an_operation_does_not_know_is_said() -> None:
+    with told(r"ctx\.args is not known to `measure` in a graph of torch\.compile\. Say traceable", RuntimeWarning):
+        compiled_fit(Nosy("block:1", schedule=EVERY), "eager")
+
+
+def test_some_are_refused_in_graphs() -> None:
+    class Does(PositiveShare):
+        def observe(self, x, ctx):
+            super().observe(x, ctx)
+
+    class No(PositiveShare):
+        traceable = False
+
+    for detector, message in (
+        (Does(1), "what Does does is not known to be traceable"),
+        (No(1), "what No does is not known to be traceable"),
+        (PositiveShare(1, tokens="last"), "tokens='last' depend on where the prompt ends"),
+    ):
+        with pytest.raises(RegistrationError, match=message):
+            compiled_fit(detector, "eager")
