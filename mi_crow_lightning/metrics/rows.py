@@ -42,7 +42,9 @@ class Row(IntEnum):
     BINS = 15
 
 
-ROW_SIZE = Row.BINS + BINS  # where further sums start, one number each
+ROW_SIZE = Row.BINS + BINS
+"""The built-in numbers of a row; further sums follow them, one number each."""
+
 _SMALLEST = slice(Row.MINIMUM, Row.BAD_BATCH + 1)
 _LARGEST = slice(Row.MAXIMUM, Row.MIXED + 1)
 
