@@ -41,12 +41,12 @@ class Silent(Module):
         pass
 
 
-def compiled_fit(detector: SummingDetector | None, backend: Any, **model: Any) -> HookCallback:
+def compiled_fit(detector: SummingDetector | None, backend: Any, stage: str = "fit") -> HookCallback:
     """A fit with validation, of batches of 4, 4, 4, 2; the whole step is compiled, or nothing without a backend."""
-    module = Silent(llama(num_hidden_layers=2, attention_dropout=0.0, **model))
+    module = Silent(llama(num_hidden_layers=2, attention_dropout=0.0))
     watch = HookCallback([detector] if detector is not None else [], log_every_n_steps=2)
     compiled: Any = torch.compile(module, backend=backend, dynamic=False) if backend is not None else module
-    run("fit", trainer(watch, num_sanity_val_steps=0), compiled, token_data(14))
+    run(stage, trainer(watch, num_sanity_val_steps=0), compiled, token_data(14))
     assert not handles(module)
     return watch
 
@@ -63,12 +63,7 @@ def bare_graphs() -> int:
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     ("kind", "backend"),
-    [
-        (PositiveShare, "eager"),
-        (Spread, "aot_eager"),
-        (Traced, "aot_eager"),
-        pytest.param(Spread, "inductor", marks=NEEDS),
-    ],
+    [(PositiveShare, "eager"), (Traced, "aot_eager"), pytest.param(Spread, "inductor", marks=NEEDS)],
 )
 def test_a_compiled_step_has_the_numbers_in_graphs_of_one_piece(
     bare_graphs: int, kind: type[SummingDetector], backend: str
@@ -110,8 +105,8 @@ class Broken(PositiveShare):
 
 @pytest.mark.usefixtures("fresh")
 def test_an_error_in_a_graph_is_dealt_with_as_on_error_says() -> None:
-    with told("ValueError: broke at model.model.layers.1, block 1, in train", RuntimeWarning) as texts:
-        watch = compiled_fit(Broken("block:1", schedule=Schedule("train")), "eager")
+    with told("ValueError: broke at model.model.layers.1, block 1, in validate", RuntimeWarning) as texts:
+        watch = compiled_fit(Broken("block:1"), "eager", "validate")
     assert len(texts) == 1 and watch.history() == [] and not watch.detectors[0].enabled
 
 
@@ -123,7 +118,7 @@ class Nosy(PositiveShare):
 @pytest.mark.usefixtures("fresh")
 def test_what_an_operation_does_not_know_is_said() -> None:
     with told(r"ctx\.args is not known to `measure` in a graph of torch\.compile\. Say traceable", RuntimeWarning):
-        compiled_fit(Nosy("block:1", schedule=EVERY), "eager")
+        compiled_fit(Nosy("block:1"), "eager", "validate")
 
 
 def test_some_are_refused_in_graphs() -> None:
