@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.context import HookContext, Place
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, Stage
@@ -87,7 +87,7 @@ class SummingDetector(Detector):
         """Return the ``K`` numbers that one activation adds to the sums.
 
         It is called without gradients and without autocast. In a graph of ``torch.compile`` it runs as the Python that
-        it is, as one operation of the graph; ``ctx`` then has no ``args``, ``kwargs`` and ``facts``. Where the class
+        it is, as one operation of the graph; ``ctx`` then knows the place and the batch, not the pass. Where the class
         that overrides it says ``traceable = True``, it is compiled with the model instead, so that nothing in it may
         depend on values: no ``x[mask]``.
 
@@ -248,19 +248,11 @@ class SummingDetector(Detector):
 
     def _measured_in_graph(self, x: Tensor, mask: Tensor | None, layer: int) -> Tensor:
         """As `_measured`, for a graph that calls it; an error is dealt with as outside of a graph."""
-        registry, base = self._registry, self.context
-        row = None
-        if registry is not None and base is not None and self.enabled:
-            match = registry.sites(self)[layer].match
-            ctx = _PlaceInGraph(
-                registry,
-                match.name,
-                match.index,
-                moment=base.moment,
-                batch=base.batch,
-                token_mask=base.token_mask,
-            )
-            row = registry.call(self, partial(self._measured, x, mask, ctx))
+        base, row = self.context, None
+        if base is not None and self.enabled:
+            match = base.layers.sites(self)[layer].match
+            ctx = _ContextInGraph(Place(base.layers, self, match.name, match.index), base.running)
+            row = base.layers.call(self, partial(self._measured, x, mask, ctx))
         return row if row is not None else self._sums.empty
 
     def _read(self, row: Tensor) -> dict[str, float]:
@@ -312,11 +304,11 @@ def _shape(x: Tensor, mask: Tensor | None, detector: int, layer: int) -> Tensor:
     return torch.empty(row.shape, dtype=row.dtype, device=row.device)  # not its like: it is a real tensor
 
 
-class _PlaceInGraph(HookContext):
-    """The context of an operation in a graph, which knows nothing of the layer's inputs."""
+class _ContextInGraph(HookContext):
+    """The context of an operation in a graph, which knows nothing of the layer's inputs and of the pass."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("args", "kwargs", "facts"):
+        if name in ("args", "kwargs", "output", "activation", "facts"):
             raise AttributeError(
                 f"ctx.{name} is not known to `measure` in a graph of torch.compile. Say traceable = True in the class "
                 "that overrides `measure`, so that it is compiled with the model, or run without torch.compile."

@@ -17,7 +17,7 @@ from mi_crow_lightning import HookCallback, Schedule, SummingDetector, attached
 from mi_crow_lightning.hooks import Layers
 from mi_crow_lightning.metrics.running_sums import masked_sum
 from tests.callback.runs import assert_bit_equal, checkpointed, data_of, fingerprint, fit, module_of, run
-from tests.hooks import sums_on_two_ranks as script
+from tests.hooks import program_sums_on_ranks as script
 from tests.hooks.controllers.cases import BATCH, REAL, original
 from tests.hooks.summing import PositiveShare, Spread, assert_numpys, numpys, values_of
 from tests.models import WIDTH, Module, llama, loader, token_data, trainer

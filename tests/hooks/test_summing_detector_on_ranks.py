@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.hooks import sums_on_two_ranks as script
+from tests.hooks import program_sums_on_ranks as script
 from tests.hooks.summing import numpys
 from tests.models import trainer
 
@@ -25,7 +25,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sums")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.hooks.sums_on_two_ranks", str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.hooks.program_sums_on_ranks", str(folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)

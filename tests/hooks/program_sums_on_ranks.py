@@ -1,4 +1,4 @@
-"""A script: a `SummingDetector` on two CPU processes, ``python -m tests.hooks.sums_on_two_ranks FOLDER``.
+"""A script: a `SummingDetector` on two CPU processes, ``python -m tests.hooks.program_sums_on_ranks FOLDER``.
 
 Ranks have batches of different sizes, in predict also another number of them. Each writes its readings and what a plain
 hook saw to ``FOLDER/<rank>.pt``.
