@@ -88,7 +88,10 @@ class Tokens(pl.Callback):
 
 
 def watching() -> HookCallback:
-    return HookCallback(Spread("block:*", hook_id="spread", schedule=Schedule()), name="watch")
+    always = Spread("block:*", hook_id="spread", schedule=Schedule())
+    # It sees nothing between a checkpoint and the reading, and is read all the same.
+    early = Spread("block:*", hook_id="early", name="early", schedule=Schedule(stages="train", batches=[0]))
+    return HookCallback([always, early], name="watch")
 
 
 def fit(ckpt_path: Path | None = None, *callbacks: pl.Callback, **options: Any) -> HookCallback:

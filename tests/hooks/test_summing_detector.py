@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -215,7 +216,7 @@ def test_a_fit_goes_on_in_the_middle_of_an_epoch_to_the_bit(tmp_path: Path, at: 
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
     whole = script.fit(None, saver, enable_checkpointing=True)
     resumed = script.fit(tmp_path / f"step={at}.ckpt")
-    assert script.rows(resumed) == script.rows(whole) and len(script.rows(whole)) == 12
+    assert script.rows(resumed) == script.rows(whole) and len(script.rows(whole)) == 24
 
 
 def registered(detector: SummingDetector) -> nn.Module:
@@ -239,6 +240,19 @@ def test_a_state_is_taken_before_and_after_it_is_registered() -> None:
         assert list(twin.readings()) == list(detector.readings()) != []
         twin.forget_run()
         assert list(twin.readings()) == []
+
+
+def test_an_evaluation_is_not_kept() -> None:
+    """One that was cut short is not gone on with."""
+    kept: list[Any] = []
+
+    class Keep(pl.Callback):
+        def on_validation_batch_end(self, *event: Any) -> None:
+            kept.append(detector.state_dict()["rows"])
+
+    detector = Spread("block:1", schedule=EVERY)
+    run("fit", trainer(HookCallback(detector), Keep()), module_of("llama"), data_of("llama"))
+    assert kept[-1].keys() == {"train"} and "validate" in detector._sums.state()
 
 
 def test_a_state_of_something_else_is_refused() -> None:
