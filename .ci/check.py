@@ -55,6 +55,8 @@ def pytest_of(file: str, root: Path = ROOT) -> list[str]:
     path = Path(file)
     if path.parts[0] == PACKAGE and path.suffix == ".py":
         return [*_of_module(path, root), file, *PUBLIC]
+    if path.parts[0] == PACKAGE and path.suffix == ".pyi":
+        return PUBLIC  # the list of what a package exports
     if path.parts[0] == "tests" and path.suffix == ".py":
         return [file] if path.name.startswith("test_") else _importing(path, root)
     if path.suffix == ".md" and (path.parts[0] == "docs" or file == "README.md"):
@@ -108,8 +110,8 @@ def _of_page(path: Path, root: Path) -> Iterator[str]:
 
 def commands(files: list[str], root: Path = ROOT) -> list[list[str]]:
     """The checks of some files, each as the arguments of Python's ``-m``."""
-    python = [file for file in files if file.endswith(".py")]
-    typed = [file for file in python if file.startswith(PACKAGE)]
+    python = [file for file in files if file.endswith((".py", ".pyi"))]
+    typed = [file for file in python if file.startswith(PACKAGE) and file.endswith(".py")]
     tests = list(dict.fromkeys(test for file in files for test in pytest_of(file, root)))
     checks = [["ruff", "check", *python], ["ruff", "format", "--check", *python]] if python else []
     return [*checks, *([["mypy", *typed]] if typed else []), ["pytest", "-q", *tests]]

@@ -87,6 +87,7 @@ def test_a_module_asks_for_its_tests_its_doctests_and_the_public_ones(
         ("tests/hooks/test_detectors.py", ["tests/hooks/test_detectors.py"]),
         ("tests/hooks/shared.py", ["tests/hooks/test_detector.py", "tests/hooks/test_private.py"]),
         ("docs/how/page.md", [f"{BLOCKS}[docs/how/page.md]", f"{FENCES}[docs/how/page.md]", LINKS]),
+        ("mi_crow_lightning/hooks/__init__.pyi", PUBLIC),
         ("docs/plain.md", [f"{FENCES}[docs/plain.md]", LINKS]),
         ("README.md", [f"{FENCES}[README.md]", LINKS]),
         ("docs/api/hooks.md", [f"{FENCES}[docs/api/hooks.md]", LINKS, PUBLIC[1]]),

@@ -45,7 +45,7 @@ def test_the_test_passes(written: ModuleType) -> None:
 def test_the_paths_are_there() -> None:
     section = PAGE.read_text(encoding="utf-8")
     root = PAGE.parent
-    for path in ("mi_crow_lightning/hooks/__init__.py", "tests/test_public_api.py", "tests/test_api_pages.py"):
+    for path in ("mi_crow_lightning/hooks/__init__.pyi", "tests/test_public_api.py", "tests/test_api_pages.py"):
         assert f"`{path}`" in section and (root / path).is_file()
     for path in ("docs/reference/api/detectors.md", "docs/reference/statistics.md", "docs/how-to/own_hooks.md"):
         assert path in section and (root / path).is_file()
