@@ -32,7 +32,7 @@ def check_hooks(
         if hook.layer_signature is None:
             raise ValueError(f"{hook!r} names no layer: give layer_signature=, e.g. 'block:*' for every block")
         if ids.count(hook.id) > 1:
-            if not hook.has_given_id:
+            if not hook._has_given_id:
                 raise ValueError(f"{hook!r} is given twice, or together with a copy of itself: make a second hook")
             raise ValueError(f"two hooks have the ID {hook.id!r} (or one is given twice): IDs must differ")
     return observing, editing

@@ -98,7 +98,7 @@ class HookCallback(pl.Callback):
         self._reporter = Reporter()
         self._spawned_runs = SpawnedRuns()
         for hook in (*self.detectors, *self.controllers):
-            hook.elsewhere = self._spawned_runs
+            hook._spawned_runs = self._spawned_runs
 
     def history(self) -> list[HistoryRow]:
         """Return all numbers written since this callback was made, with or without a logger.

@@ -97,7 +97,7 @@ class HookedRun:
     def is_unread(self, hook: Hook) -> bool:
         """Return whether the hook was on in the running stage since its last reading there, and did not fail."""
         unread = self._unread[hook.id] | (hook.resumed if isinstance(hook, Detector) else set())
-        return self.stage in unread and not hook.is_off_by_failure
+        return self.stage in unread and not hook._is_off_by_failure
 
     def share_states(self) -> Shares:
         """Find, for `exchange`, the hooks that are unread on any rank, and note that they are read now.
@@ -110,15 +110,15 @@ class HookedRun:
         """
         stage = self.stage
         assert stage is not None, "readings belong to a stage"
-        states = [[hook.is_off_by_failure, self.is_unread(hook)] for hook in self._hooks]
+        states = [[hook._is_off_by_failure, self.is_unread(hook)] for hook in self._hooks]
         if is_distributed():
             mine = torch.tensor([[self.batches_seen, 0], *states], dtype=torch.float64)
             (batches, _), *states = (yield Share(mine, lambda ranks: ranks.amax(0))).tolist()
             self.batches_seen = int(batches)
         for hook, (failed, _) in zip(self._hooks, states, strict=True):
-            if failed and not hook.is_off_by_failure:
+            if failed and not hook._is_off_by_failure:
                 _warn_of_failure_on_another_rank(hook)
-                hook.switch_off_after_pass()
+                hook._switch_off_after_pass()
         unread = [hook for hook, (failed, on) in zip(self._hooks, states, strict=True) if on and not failed]
         for hook in unread:
             self._unread[hook.id].discard(stage)

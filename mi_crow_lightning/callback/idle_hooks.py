@@ -37,7 +37,7 @@ def check_that_hooks_ran(hooks: Iterable[Hook], layers: Layers, effects: Effects
 
 def _is_without_effect(hook: Controller, effects: Effects, stage: Stage) -> bool:
     """Return whether a controller changed nothing, though it did not fail and is not one that may be idle."""
-    return effects.changed_nothing(hook.id, stage) and not hook.may_be_idle and not hook.error
+    return effects.changed_nothing(hook.id, stage) and not hook._may_be_idle and not hook.error
 
 
 def _warn_of_no_edit(hook: Hook, stage: Stage) -> None:

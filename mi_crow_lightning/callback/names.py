@@ -15,7 +15,7 @@ _live: WeakValueDictionary[str, object] = WeakValueDictionary()  # unnamed callb
 
 def state_keys(hooks: Sequence[Hook]) -> dict[str, Hook]:
     """Return the hooks by their names in checkpoints: the ID of a hook if it was given one, else its place."""
-    return {hook.id if hook.has_given_id else f"{i}:{type(hook).__name__}": hook for i, hook in enumerate(hooks)}
+    return {hook.id if hook._has_given_id else f"{i}:{type(hook).__name__}": hook for i, hook in enumerate(hooks)}
 
 
 def describe(hooks: Sequence[Hook], name: str | None) -> str:
@@ -59,8 +59,8 @@ def readable_names(hooks: Sequence[Hook]) -> list[str]:
         ['ScaleController', 'ScaleController-2', 'half']
     """
     names: dict[int, str] = {}
-    for index, hook in sorted(enumerate(hooks), key=lambda one: not one[1].has_given_id):  # given IDs stay as they are
-        base = hook.id if hook.has_given_id else type(hook).__name__
+    for index, hook in sorted(enumerate(hooks), key=lambda one: not one[1]._has_given_id):  # given IDs stay as they are
+        base = hook.id if hook._has_given_id else type(hook).__name__
         tries = (_numbered(base, "-", number) for number in itertools.count(1))
         names[index] = next(name for name in tries if name not in names.values())
     return [names[index] for index in range(len(hooks))]

@@ -19,7 +19,7 @@ State = dict[str, Any]
 def states_of(hooks: Mapping[str, Hook], state_of: Callable[[Hook], State | None]) -> State:
     """Return this rank's states of hooks; a state that is alike on all ranks is only returned on the first."""
     first = not is_distributed() or distributed.get_rank() == 0
-    states = {key: state_of(hook) for key, hook in hooks.items() if first or not hook.alike_on_all_ranks}
+    states = {key: state_of(hook) for key, hook in hooks.items() if first or not hook._alike_on_all_ranks}
     return {key: state for key, state in states.items() if state is not None}
 
 
@@ -51,8 +51,8 @@ def restore(hooks: Mapping[str, Hook], ranks: Sequence[State], resumes: bool = T
         resumes: whether a fit goes on; else hooks load only the results of finished runs.
     """
     for key, hook in hooks.items():
-        state = _own_or_joined(key, [of_rank["hooks"] for of_rank in ranks], hook.joined_state)
-        (hook.load_state_dict if resumes else hook.load_results)(state)
+        state = _own_or_joined(key, [of_rank["hooks"] for of_rank in ranks], hook._joined_state)
+        (hook.load_state_dict if resumes else hook._load_results)(state)
 
 
 def own_effects(ranks: Sequence[State]) -> State:

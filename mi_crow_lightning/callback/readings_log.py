@@ -95,7 +95,7 @@ class ReadingsLog:
         for detector, of_all_ranks in zip(sharing, merged, strict=True):
             if detector.id not in unread:
                 continue
-            detector.receive(of_all_ranks)
+            detector._receive(of_all_ranks)
             readings = run.layers.call(detector, partial(_read, detector)) or []
             blocks = {site.match.name: site.match.index for site in run.layers.sites(detector)}
             signature, points = str(detector.layer_signature), _by_block(detector, readings, blocks)

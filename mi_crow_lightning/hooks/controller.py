@@ -39,7 +39,7 @@ class Controller(Hook):
     _edits = True
 
     @property
-    def may_be_idle(self) -> bool:
+    def _may_be_idle(self) -> bool:
         """Whether the controller may change nothing in a whole stage; if not, a warning reports it."""
         return False
 
@@ -65,11 +65,6 @@ class Controller(Hook):
             return None
         checked = checked_edit(new, x)
         return put_output(output, checked) if forward else put_input(input, ctx.kwargs, checked)
-
-    def _edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
-        """Return what `edit` makes of ``x``, checked; ``None`` where nothing changes."""
-        new = self.edit(x, ctx)
-        return None if new is None or new is x else checked_edit(new, x)
 
     def modify_activations(self, module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> Tensor | None:
         """Return the edited activation; by default the result of `edit`.

@@ -136,7 +136,7 @@ class Detector(Hook):
         return None
         yield  # a generator
 
-    def receive(self, merged: Tensor | None) -> None:
+    def _receive(self, merged: Tensor | None) -> None:
         """Keep the merged result of `share` for the next `over_ranks`."""
         self._of_all_ranks = merged
 

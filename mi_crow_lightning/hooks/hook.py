@@ -21,6 +21,16 @@ __all__ = ["ON_ERROR", "Hook", "HookError", "HookType"]
 
 ON_ERROR = ("raise", "disable", "warn")
 
+# What a subclass overrides or asks, and a user of a hook does not: tab completion on a hook leaves them out.
+_FOR_SUBCLASSES = frozenset(
+    {
+        *("prepare", "prepare_graph", "check_layers", "default_schedule", "traceable", "why_not_traced"),
+        *("state_dict", "load_state_dict", "forget_run", "resumed", "share", "over_ranks", "by_block"),
+        *("process_activation", "process_activations", "modify_activations", "observe", "edit", "change", "measure"),
+        *("reading_names", "reset", "tag_prefix", "when", "observes", "edits", "is_enabled", "registered"),
+    }
+)
+
 
 class Hook:
     """An object that torch calls at one or more layers.
@@ -46,14 +56,13 @@ class Hook:
         hook_type: whether it runs before or after the layer.
         schedule: when it is on, or ``None`` for the default.
         on_error: what happens when it fails, or ``None`` for the default.
-        elsewhere: where its callback's runs took place, if it belongs to a callback.
         error: the last `HookError` of this hook that a warning reported, without its traceback.
 
     Raises:
         ValueError, TypeError: an argument is not one of the values named above.
     """
 
-    alike_on_all_ranks = False  # whether `state_dict` is the same on every rank: a checkpoint needs one copy
+    _alike_on_all_ranks = False  # whether `state_dict` is the same on every rank: a checkpoint needs one copy
 
     # A class that is both a Detector and a Controller, in either order of its bases, has both.
     _observes = False
@@ -80,13 +89,13 @@ class Hook:
         self.layer_signature = layer_signature
         self.hook_type = HookType.of(hook_type)
         self.id = hook_id if hook_id is not None else str(uuid.uuid4())
-        self.has_given_id = hook_id is not None
+        self._has_given_id = hook_id is not None
         self.schedule = schedule
         self.on_error = on_error
         self.error: HookError | None = None
         self._enabled = True
         self._off_by_failure = False
-        self.elsewhere: SpawnedRuns | None = None
+        self._spawned_runs: SpawnedRuns | None = None
         self._outside: HookContext | None = None  # the context outside a call
         self._registry: Registry | None = None
 
@@ -124,7 +133,7 @@ class Hook:
         return self._edits or not self._observes
 
     @property
-    def is_off_by_failure(self) -> bool:
+    def _is_off_by_failure(self) -> bool:
         """Whether the hook was switched off because it failed."""
         return self._off_by_failure
 
@@ -145,7 +154,7 @@ class Hook:
         """Switch the hook off: it stays registered and costs nothing."""
         self._switch(False)
 
-    def switch_off_after_pass(self) -> None:
+    def _switch_off_after_pass(self) -> None:
         """Switch the hook off because it failed, until `enable` or the next run.
 
         torch may be iterating over the handles now, so they are removed at the next refresh.
@@ -171,17 +180,17 @@ class Hook:
         """The same as `context`, under the name that mi-crow uses."""
         return self.context
 
-    def set_context(self, context: HookContext | None) -> None:
+    def _set_context(self, context: HookContext | None) -> None:
         """Set the context outside a call; called by the registry."""
         self._outside = context
 
-    def set_registry(self, registry: Registry | None, context: HookContext | None) -> None:
+    def _set_registry(self, registry: Registry | None, context: HookContext | None) -> None:
         """Set where the hook is registered, or forget it with ``None``; called by the registry."""
         self._registry = registry
         self._outside = context
         if registry is not None:
-            if self.elsewhere is not None:
-                self.elsewhere.begin(spawned=False)
+            if self._spawned_runs is not None:
+                self._spawned_runs.begin(spawned=False)
             self._off_by_failure, self.error = False, None
 
     @property
@@ -198,7 +207,7 @@ class Hook:
         return Schedule(stages="predict") if self.edits else LoggedSteps()
 
     @property
-    def vector_models(self) -> tuple[str, ...]:
+    def _vector_models(self) -> tuple[str, ...]:
         """Names of the models that its vectors were made from, where known; any other model causes a warning."""
         return ()
 
@@ -238,7 +247,7 @@ class Hook:
         """Restore what `state_dict` returned, before or after the hook is registered."""
         self._switch(bool(state["enabled"]))
 
-    def load_results(self, state: dict[str, Any]) -> None:
+    def _load_results(self, state: dict[str, Any]) -> None:
         """Restore only the results of finished runs, for a run that is not a fit and resumes nothing.
 
         Args:
@@ -248,7 +257,7 @@ class Hook:
     def forget_run(self) -> None:
         """Drop the sums that an earlier run left; called when a run is set up, before a checkpoint is read."""
 
-    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+    def _joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
         """Return the state from which one rank continues when the checkpoint was written by another number of ranks.
 
         Args:
@@ -261,8 +270,12 @@ class Hook:
         """Return the state of an unregistered hook, so that a copy or pickle does not take the model along."""
         return {**self.__dict__, "_outside": None, "_registry": None}
 
+    def __dir__(self) -> list[str]:
+        """Return the names for tab completion: those that a user of the hook needs."""
+        return [name for name in super().__dir__() if name not in _FOR_SUBCLASSES]
+
     def __repr__(self) -> str:
-        given = f", id={self.id!r}" if self.has_given_id else ""
+        given = f", id={self.id!r}" if self._has_given_id else ""
         return f"{type(self).__name__}(layer_signature={self.layer_signature!r}{given})"
 
 

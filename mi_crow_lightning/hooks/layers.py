@@ -163,14 +163,14 @@ class Layers:
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
         hook.check_layers({match.name: match.index for match in matches})
-        warn_of_another_model(repr(hook), hook.vector_models, self.root)
+        warn_of_another_model(repr(hook), hook._vector_models, self.root)
         device = _device(matches[0].module, self.root)
         hook.prepare(names, device)
         if any(match.module in self.graphs for match in matches):
             hook.prepare_graph(device)
         hook.layer_signature, hook.hook_type = signature, kind
         self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), due)
-        hook.set_registry(self, self._base_context(hook))
+        hook._set_registry(self, self._base_context(hook))
         try:
             self.refresh(hook)
         except BaseException:  # one layer took no handle: those on the others must not stay
@@ -188,7 +188,7 @@ class Layers:
         if registration is None:
             return False
         registration.remove()
-        registration.hook.set_registry(None, None)
+        registration.hook._set_registry(None, None)
         return True
 
     def unregister_all_hooks(self) -> None:
@@ -288,7 +288,7 @@ class Layers:
             self._shared.traced.begin(running)
         self.passes.reset()
         for hook in self.get_hooks():
-            hook.set_context(self._base_context(hook))
+            hook._set_context(self._base_context(hook))
 
     def set_due(self, hook: Hook, due: bool) -> None:
         """Set whether the hook's schedule wants it on now: a hook that is not due has no handle on the model."""

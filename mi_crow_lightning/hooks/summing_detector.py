@@ -180,7 +180,7 @@ class SummingDetector(Detector):
         """Drop the sums of an earlier run, and keep those that were loaded for the next."""
         self._sums.load({})
 
-    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+    def _joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
         """Return what all ranks had seen together for rank 0, and nothing for the others."""
         parts: dict[str, list[Tensor]] = {}
         for state in states if rank == 0 else ():
@@ -188,7 +188,7 @@ class SummingDetector(Detector):
                 parts.setdefault(stage, []).append(rows)
         merge = self._make_sums(0, torch.device("cpu")).merge
         joined = {stage: merge(torch.stack(rows)) for stage, rows in parts.items()}
-        return {**super().joined_state(states, rank), "rows": joined}
+        return {**super()._joined_state(states, rank), "rows": joined}
 
     def _restore(self) -> None:
         loaded, self._loaded = self._loaded, {}

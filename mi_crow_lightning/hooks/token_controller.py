@@ -87,7 +87,7 @@ class TokenController(Controller):
         self._strengths = Strengths(value)
 
     @property
-    def may_be_idle(self) -> bool:
+    def _may_be_idle(self) -> bool:
         """Whether a condition, or the strength, may leave everything unchanged."""
         return self.condition is not None or not self._strengths.number
 
@@ -126,12 +126,6 @@ class TokenController(Controller):
             return edited
         # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.
         return torch.where(self._wide(chosen, x, ctx), edited, x)
-
-    def _edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
-        """Return the result of `edit`; this class's `edit` has already checked it, before choosing tokens."""
-        if type(self).edit is TokenController.edit:
-            return self.edit(x, ctx)
-        return super()._edit(x, ctx)
 
     def _wide(self, chosen: Tensor, x: Tensor, ctx: HookContext) -> Tensor:
         """Return the mask with trailing dimensions added to match ``x``; it is kept with the pass, like the mask."""

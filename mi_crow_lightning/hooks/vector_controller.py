@@ -141,7 +141,7 @@ class VectorController(TokenController):
         self._vectors.move(device)
 
     @property
-    def vector_models(self) -> tuple[str, ...]:
+    def _vector_models(self) -> tuple[str, ...]:
         """Name of the model that the vector was made from, if it was given as a `SteeringVector`."""
         return (self._vectors.model,)
 

@@ -114,7 +114,7 @@ def _hooked_layer(sites: list[Site]) -> HookedLayer:
 
 def _label(hook: Hook) -> str:
     kind = type(hook).__name__
-    return f"{kind} {hook.id!r}" if hook.has_given_id else kind
+    return f"{kind} {hook.id!r}" if hook._has_given_id else kind
 
 
 def _features(

@@ -246,7 +246,7 @@ def test_ranks_of_a_checkpoint_are_joined() -> None:
         model(part)
         states.append(detector.state_dict())
     _, detector = detector_on(["cubic_mean", "nearest_to_one"])
-    detector.load_state_dict(detector.joined_state(states, rank=0))
+    detector.load_state_dict(detector._joined_state(states, rank=0))
     cubic = ((x.double().abs() ** 3).mean() ** (1 / 3)).item()
     assert read(detector) == pytest.approx(
         {"cubic_mean": cubic, "nearest_to_one": (x.double() - 1).abs().min().item()}, rel=1e-12

@@ -76,9 +76,9 @@ class ClampController(VectorController):
         return unit_vector(value, name)
 
     @property
-    def may_be_idle(self) -> bool:
+    def _may_be_idle(self) -> bool:
         """Whether it may change nothing in a whole stage, as when all tokens lie within the range."""
-        return self.value is None or super().may_be_idle
+        return self.value is None or super()._may_be_idle
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """Return ``x`` with its projection at the value, or within the range.

@@ -204,7 +204,7 @@ class ActivationStatistics(Detector):
         """Drop the sums of an earlier run, and keep those that were loaded for the next."""
         self._metrics.clear()
 
-    def joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
+    def _joined_state(self, states: Sequence[dict[str, Any]], rank: int) -> dict[str, Any]:
         """Rank 0 goes on from what all ranks had seen together, the others from nothing."""
         parts: dict[str, list[Tensor]] = {}
         for state in states if rank == 0 else ():
@@ -214,7 +214,7 @@ class ActivationStatistics(Detector):
         sums = self._sums()
         joined = {stage: split(join_buffers(buffers, layers, sums), layers, sums) for stage, buffers in parts.items()}
         rows, channels = ({stage: both[i] for stage, both in joined.items()} for i in range(2))
-        return {**super().joined_state(states, rank), "rows": rows, "channels": channels, **self._names_of_sums()}
+        return {**super()._joined_state(states, rank), "rows": rows, "channels": channels, **self._names_of_sums()}
 
     def _restore(self) -> None:
         loaded, self._loaded = self._loaded, {}

@@ -79,7 +79,7 @@ class ContrastDetector(Detector):
         tensor([5., 1.])
     """
 
-    alike_on_all_ranks = True
+    _alike_on_all_ranks = True
     by_block = ("auroc", "d_prime")
 
     def __init__(
@@ -228,8 +228,8 @@ class ContrastDetector(Detector):
         Raises:
             NothingExtracted: no held-out samples were scored since the vectors were extracted.
         """
-        if self.elsewhere is not None:
-            self.elsewhere.refuse("ContrastDetector")
+        if self._spawned_runs is not None:
+            self._spawned_runs.refuse("ContrastDetector")
         if not self._contrast.scores:
             todo = "held_out is None" if self.held_out is None else f"run {self.held_out.value} on labelled batches"
             raise NothingExtracted(f"no held-out samples were scored since {self.stage.value}: {todo}")
@@ -245,8 +245,8 @@ class ContrastDetector(Detector):
 
     def _finished(self) -> Extraction:
         """Return the result of the last run; in a bare loop, which has no end event, of what was seen so far."""
-        if self.elsewhere is not None:
-            self.elsewhere.refuse("ContrastDetector")
+        if self._spawned_runs is not None:
+            self._spawned_runs.refuse("ContrastDetector")
         if self._contrast.unfinished and self._moment is None:
             self._batch = None
             self._contrast.finish_extraction(self._layers, self._device)
@@ -269,9 +269,9 @@ class ContrastDetector(Detector):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
-        self.load_results(state)
+        self._load_results(state)
 
-    def load_results(self, state: dict[str, Any]) -> None:
+    def _load_results(self, state: dict[str, Any]) -> None:
         """Restore the vectors and scores, in whatever run a checkpoint is loaded."""
         self._model = state["model"]
         self._contrast.extraction = Extraction.from_tensors(state["extraction"]) if state["extraction"] else None

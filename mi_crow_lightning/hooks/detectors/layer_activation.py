@@ -120,8 +120,8 @@ class LayerActivationDetector(Detector):
         Raises:
             RanElsewhere: the run was in processes of ``ddp_spawn`` or the like.
         """
-        if self.elsewhere is not None:
-            self.elsewhere.refuse("get_captured()")
+        if self._spawned_runs is not None:
+            self._spawned_runs.refuse("get_captured()")
         return self.tensor_metadata.get("activations")
 
     def clear_captured(self) -> None:

@@ -88,7 +88,7 @@ class ProjectionDetector(SummingDetector):
         return LoggedSteps() | Schedule(stages="predict")
 
     @property
-    def vector_models(self) -> tuple[str, ...]:
+    def _vector_models(self) -> tuple[str, ...]:
         """The models of the directions that are `SteeringVector`s."""
         return tuple(direction.model for direction in self._directions.values())
 

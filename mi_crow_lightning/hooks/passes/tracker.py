@@ -181,12 +181,6 @@ class Passes(Generic[H]):
         if not here.calls:  # no ancestor was called, so the layer's own call is the whole pass
             self.settle()
 
-    def note_acted(self, site: object, facts: PassFacts) -> None:
-        """Note that a hook had its effect in a pass, so that a recompute repeats it."""
-        self.acted.add(site)
-        if facts.acted is not None:
-            facts.acted.add(site)
-
     def note_idle(self, site: object, facts: PassFacts) -> None:
         """Note that a hook did not have its effect in a pass."""
         self.acted.discard(site)

@@ -88,8 +88,9 @@ class _Unfit(Exception):
 
 
 def _fitting(x: Tensor, ctx: HookContext) -> Tensor | None:
-    if ctx.token_mask is not None and not ctx.facts.generating:
-        mask = ctx.token_mask(ctx.batch)
+    given = ctx.running.token_mask
+    if given is not None and not ctx.facts.generating:
+        mask = given(ctx.batch)
         if x.dim() == 3 and ctx.layout is Layout.USUAL and mask.shape != x.shape[:2]:
             raise TokensUnknown(
                 f"token_mask returned shape {tuple(mask.shape)} for {ctx.layer!r}, whose activation has shape "
@@ -164,7 +165,7 @@ def _laid_on(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
     Raises:
         _Unfit: ``real`` describes other tokens.
     """
-    layout = ctx.layout.of(x)
+    layout = ctx.layout if ctx.layout is Layout.USUAL else ctx.layout.of(x)
     if layout is Layout.PACKED:
         return None  # there is no padding in it
     if layout is not Layout.USUAL:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mi_crow_lightning.errors import HookError, NoTensorFound
 from mi_crow_lightning.hooks.activations import put_input, put_output, take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.controller import Controller
+from mi_crow_lightning.hooks.controller import Controller, checked_edit
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -22,6 +22,7 @@ from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.tracker import Passes
 from mi_crow_lightning.hooks.registry.replacement import replacement
 from mi_crow_lightning.hooks.registry.write_guard import out_of_inference, written
+from mi_crow_lightning.hooks.token_controller import TokenController
 
 __all__ = ["call", "call_again", "call_in_graph", "call_observe", "observes_only", "way_to", "wrapped"]
 
@@ -39,9 +40,9 @@ def observes_only(hook: Hook) -> bool:
 
 def way_to(hook: Hook) -> Way:
     """Return the shortest way to the method that a hook overrides: a controller's `edit` is called with the tensor."""
-    if not hook.observes and _inherits(hook, Controller, "_hook_fn", "_edited", "modify_activations"):
-        return _by_edit
-    return _by_hook_fn
+    if hook.observes or not _inherits(hook, Controller, "_hook_fn", "_edited", "modify_activations"):
+        return _by_hook_fn
+    return _by_change if _inherits(hook, TokenController, "edit") else _by_edit
 
 
 def _inherits(hook: Hook, base: type[Hook], *names: str) -> bool:
@@ -113,7 +114,9 @@ def call(hook: Hook, way: Way, ctx: HookContext, module: nn.Module, passes: Pass
         passes.failed(wrapped(hook, error, ctx), hook)
         return None
     if site is not None:
-        passes.note_acted(site, ctx.facts)
+        passes.acted.add(site)
+        if ctx.facts.acted is not None:
+            ctx.facts.acted.add(site)
     return result
 
 
@@ -132,11 +135,11 @@ def call_again(hook: Hook, way: Way, ctx: HookContext, module: nn.Module) -> Any
 def call_in_graph(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
     """Call a hook while its layer is traced into a graph, without catching errors or reading thread state."""
     outside = hook._outside
-    hook.set_context(ctx)
+    hook._set_context(ctx)
     try:
         return _by_hook_fn(hook, ctx, module)
     finally:
-        hook.set_context(outside)
+        hook._set_context(outside)
 
 
 def wrapped(hook: Hook, error: Exception, ctx: HookContext) -> HookError:
@@ -151,20 +154,32 @@ def wrapped(hook: Hook, error: Exception, ctx: HookContext) -> HookError:
         batch_idx=ctx.batch_idx,
         shape=tuple(x.shape) if x is not None else None,
         hook_class=type(hook).__name__,
-        has_given_id=hook.has_given_id,
+        has_given_id=hook._has_given_id,
     )
     wrapped.__cause__ = error
     return wrapped
 
 
+def _by_change(hook: TokenController, ctx: HookContext, module: nn.Module) -> Any:
+    """Call the `edit` of `TokenController` itself, which checks the result of `change` before it chooses tokens."""
+    x = ctx.activation
+    if x is not None and x is ctx.output:
+        return hook.edit(x, ctx)
+    return _put(hook.edit(_activation(hook, ctx), ctx), hook, ctx)
+
+
 def _by_edit(hook: Controller, ctx: HookContext, module: nn.Module) -> Any:
-    x = ctx.activation if ctx.activation is not None else _take(ctx, hook.hook_type)  # raises if there is none
-    new = hook._edit(x, ctx)
-    if new is None:
-        return None
-    if hook.hook_type is HookType.PRE_FORWARD:
-        return put_input(ctx.args, ctx.kwargs, new)
-    return new if isinstance(ctx.output, Tensor) else put_output(ctx.output, new)
+    x = _activation(hook, ctx)
+    new = hook.edit(x, ctx)
+    return _put(None if new is None or new is x else checked_edit(new, x), hook, ctx)
+
+
+def _put(new: Tensor | None, hook: Hook, ctx: HookContext) -> Any:
+    """Return the layer's output or inputs with ``new`` in the place of the activation; ``None`` for nothing."""
+    if new is None or isinstance(ctx.output, Tensor):
+        return new
+    forward = hook.hook_type is HookType.FORWARD
+    return put_output(ctx.output, new) if forward else put_input(ctx.args, ctx.kwargs, new)
 
 
 def _by_hook_fn(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
@@ -175,6 +190,10 @@ def _by_hook_fn(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
             "detectors only observe. Subclass Controller or Hook to change activations."
         )
     return replacement(result, hook.hook_type, ctx)
+
+
+def _activation(hook: Hook, ctx: HookContext) -> Tensor:
+    return ctx.activation if ctx.activation is not None else _take(ctx, hook.hook_type)  # raises if there is none
 
 
 def _take(ctx: HookContext, hook_type: HookType) -> Tensor:

@@ -37,7 +37,7 @@ def act_on(errors: Sequence[tuple[HookError, Hook, str]], outputs: Any) -> None:
 def _warn_of(error: HookError, hook: Hook, policy: str) -> None:
     text = "".join(traceback.format_exception(error.original_error)).rstrip()
     if policy == "disable":
-        hook.switch_off_after_pass()
+        hook._switch_off_after_pass()
         outcome = "The hook is disabled from now on and the run goes on without it; hook.enable() switches it on again."
     else:
         outcome = "The run goes on without the hook's effect in this pass."

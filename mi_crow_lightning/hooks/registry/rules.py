@@ -49,7 +49,7 @@ def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
     if "id" not in vars(hook):
         raise TypeError(f"{type(hook).__name__}.__init__ must call super().__init__(...)")
     if hook.id in taken_ids:
-        what = f"a hook with ID {hook.id!r}" if hook.has_given_id else f"{hook!r}, or a copy of it,"
+        what = f"a hook with ID {hook.id!r}" if hook._has_given_id else f"{hook!r}, or a copy of it,"
         raise HookConflict(f"{what} is already registered here: unregister it first")
     if hook.registered:
         raise HookConflict(
