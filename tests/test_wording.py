@@ -20,7 +20,6 @@ STILL_TO_DO = (
     "addressing/model_names.py",
     "callback",
     "hooks/__init__.py",
-    "hooks/beyond.py",
     "hooks/conditions.py",
     "hooks/context.py",
     "hooks/controller.py",
