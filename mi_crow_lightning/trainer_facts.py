@@ -41,7 +41,7 @@ __all__ = [
 
 
 def is_fitting(trainer: pl.Trainer) -> bool:
-    """Return whether the Trainer is in ``fit``; a validation may be part of one, or run on its own."""
+    """Return whether the Trainer is in ``fit``; a validation may be part of one, or run without one."""
     return trainer.state.fn == TrainerFn.FITTING
 
 

@@ -1,4 +1,4 @@
-"""What models are called, and whether vectors were made from the model that they are used on."""
+"""Names of models, and whether vectors were made from the model that they are used on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REVISION = re.compile(r"[0-9a-f]{40}")  # the folder of a download: any model's
 
 
 def configured_names(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The modules in ``model`` that have a configuration, each with its ``name_or_path``, which may be empty."""
+    """Yield the modules in ``model`` that have a configuration, each with its ``name_or_path``, which may be empty."""
     for module in model.modules():
         name = getattr(getattr(module, "config", None), "name_or_path", None)
         if isinstance(name, str):

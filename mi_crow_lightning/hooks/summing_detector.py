@@ -1,8 +1,8 @@
-"""The base of a detector of one's own: say what one activation adds, and what is read from the sums.
+"""The base of a detector that you write: say what one activation adds, and what is read from the sums.
 
-All else is done here: each stage has its own sums, in float64 on the layer's device; ranks are joined in the one
-collective of a log step; a reading begins anew after each; checkpoints hold the sums, so that a resumed run goes on bit
-for bit, on another number of ranks too; padding is left out; in a graph of ``torch.compile`` the numbers are the same.
+All else is done here. Each stage has its own sums, in float64 on the layer's device. One collective of a log step joins
+the ranks, and after each reading the sums start from nothing. Checkpoints hold them, so that a resumed run goes on bit
+for bit, on another number of ranks too. Padding is left out. In a graph of ``torch.compile`` the numbers are the same.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class SummingDetector(Detector):
         return RunningSums(layers, merge.empty, merge, device)
 
     def _of_what(self) -> dict[str, list[str]]:
-        """What must be the same where sums of a checkpoint are loaded."""
+        """Return the facts that must be the same where sums of a checkpoint are loaded."""
         return {"layers": list(self._layers), "merge": _kinds(self)}
 
     def _row(self, x: Tensor, mask: Tensor | None, ctx: HookContext, layer: int) -> Tensor:
@@ -223,7 +223,7 @@ class SummingDetector(Detector):
         return self._measured(x, mask, ctx)
 
     def _measured(self, x: Tensor, mask: Tensor | None, ctx: HookContext) -> Tensor:
-        """The row that one pass adds."""
+        """Return the row that one pass adds."""
         tokens = _as_sum(mask.sum() if mask is not None else x.shape[:-1].numel(), x)
         try:
             with _without_autocast(x):
@@ -247,7 +247,7 @@ class SummingDetector(Detector):
         return given.to(_widest(given))
 
     def _measured_in_graph(self, x: Tensor, mask: Tensor | None, layer: int) -> Tensor:
-        """As `_measured`, for a graph that calls it; an error is dealt with as outside of a graph."""
+        """Return the same as `_measured`, for a graph that calls it; an error is handled as outside a graph."""
         base, row = self.context, None
         if base is not None and self.enabled:
             match = base.layers.sites(self)[layer].match
@@ -256,7 +256,7 @@ class SummingDetector(Detector):
         return row if row is not None else self._sums.empty
 
     def _read(self, row: Tensor) -> dict[str, float]:
-        """The readings of one layer's row."""
+        """Return the readings of one layer's row."""
         if not row[0]:
             return {}
         given = self.values(row[1:])
@@ -320,7 +320,7 @@ class _ContextInGraph(HookContext):
 
 
 def _declared(detector: SummingDetector) -> list[str]:
-    """How each of a detector's sums is merged.
+    """Return how each of a detector's sums is merged.
 
     Raises:
         TypeError, ValueError: something that a subclass must say is missing or wrong.
@@ -354,7 +354,7 @@ def _kinds(detector: SummingDetector) -> list[str]:
 
 
 def _is_traced(cls: type[SummingDetector]) -> bool:
-    """Whether the class that overrides `measure` says that it can be traced."""
+    """Return whether the class that overrides `measure` says that it can be traced."""
     return next(bool(vars(base).get("traceable")) for base in cls.__mro__ if "measure" in vars(base))
 
 
@@ -373,7 +373,7 @@ def _described(value: object) -> str:
 
 
 def _as_sum(value: Tensor | float, x: Tensor) -> Tensor:
-    """A number as a tensor ``()`` where ``x`` is; one of Python's is written there without a copy from the host."""
+    """Return a number as a tensor ``()`` where ``x`` is; one of Python's is written there without a copy."""
     dtype = _widest(x)
     return (
         value.to(x.device, dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=x.device)

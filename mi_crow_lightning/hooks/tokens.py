@@ -73,7 +73,7 @@ class Tokens:
         chosen = {name: value for name, value in given.items() if value is not None} or {"which": "all"}
         if len(chosen) > 1:
             raise ValueError(
-                f"Tokens takes only one of which, positions, window, ids and where, but got {' and '.join(chosen)}: "
+                f"Tokens takes one choice (which, positions, window, ids or where), but got {' and '.join(chosen)}: "
                 "combine two choices with & or |, as in Tokens('generated') & Tokens(ids={13})"
             )
         ((self.kind, value),) = chosen.items()
@@ -252,7 +252,7 @@ def _choice(joined: str, other: object) -> Tokens:
 
 
 def put_where(mask: Tensor | None, edited: Tensor, x: Tensor) -> Tensor:
-    """Return ``edited`` at the chosen positions, and ``x`` elsewhere, bit-equal: for a controller of your own.
+    """Return ``edited`` at the chosen positions, and ``x`` elsewhere, bit-equal: for a controller that you write.
 
     Args:
         mask: ``(B, T)`` bool, or ``None`` for every position.

@@ -90,7 +90,7 @@ def register(new: Statistic) -> None:
 
 
 def known_names() -> tuple[str, ...]:
-    """The names of all statistics: the built-in ones, then those that were registered."""
+    """Return the names of all statistics: the built-in ones, then those that were registered."""
     return tuple(_known)
 
 

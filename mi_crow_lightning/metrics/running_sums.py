@@ -97,7 +97,7 @@ class RunningSums:
             row.copy_(self.merge(torch.stack([row, seen])))
 
     def share(self, stage: str) -> Shares:
-        """The sums ``(L, *row)`` over all ranks, for `exchange`."""
+        """Share the sums ``(L, *row)``, for `exchange`."""
         rows = yield Share(self._of(stage), self.merge)
         return rows
 
@@ -107,7 +107,7 @@ class RunningSums:
             self._rows[stage].copy_(self._nothing)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the sums on the CPU, by stage."""
+        """Return a copy of the sums on the CPU, by stage."""
         return {stage: rows.cpu().clone() for stage, rows in self._rows.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -45,9 +45,9 @@ def _largest(stacked: Tensor) -> Tensor:
 TOTAL = Merge(0.0, _total)
 """Sums that are added."""
 SMALLEST = Merge(math.inf, _smallest)
-"""Minima, of which the smallest is kept."""
+"""Minima: the smallest is kept."""
 LARGEST = Merge(-math.inf, _largest)
-"""Maxima, of which the largest is kept."""
+"""Maxima: the largest is kept."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ __all__ = ["statistic_forms"]
 
 
 def statistic_forms(pl_module: pl.LightningModule, layers: Layers) -> list[Feature]:
-    """The sums that torch operations measure, because the form in use does not know them: none where it knows all."""
+    """Return the sums that torch operations measure because the form in use does not know them."""
     graphs = facts.graphs_of_module(pl_module)
     left: dict[str, set[str]] = {}  # by form
     for hook in layers.get_hooks():

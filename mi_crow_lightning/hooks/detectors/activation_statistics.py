@@ -53,9 +53,9 @@ class ActivationStatistics(Detector):
         layer_signature: which layers.
         statistics: names of `STATISTICS`: ``mean``, ``std``, ``rms``, ``min``, ``max``, ``abs_max``,
             ``token_norm_mean``, ``token_norm_max``, ``zero_share``, ``dead_share``, ``kurtosis``,
-            ``outlier_ratio``, ``nonfinite_count``, ``nonfinite_batch``, or of your own, see `register`; ``None``
-            for all of `STATISTICS`. What is not asked for is not computed. ``nonfinite_batch`` is read only where
-            there was one, in a Trainer.
+            ``outlier_ratio``, ``nonfinite_count``, ``nonfinite_batch``, or one that you declared, see `register`;
+            ``None`` for all of `STATISTICS`. Only the chosen ones are computed. ``nonfinite_batch`` is read only
+            where there was one, in a Trainer.
         histogram: whether to give a histogram.
         per_channel: whether to give a histogram of the channels' root mean squares, ``channel_rms``.
         dead_threshold: a channel is dead when no absolute value since the last reading was above this.
@@ -124,7 +124,7 @@ class ActivationStatistics(Detector):
             }
 
     def why_not_traced(self) -> str | None:
-        """Why its tokens cannot be told in a graph; ``None`` where they can."""
+        """Return why its tokens are not known in a graph; ``None`` where they are."""
         return self.tokens.why_not_traced()
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
@@ -138,16 +138,16 @@ class ActivationStatistics(Detector):
             self._metric(ctx.stage).accumulate(self._layers.index(ctx.layer), x, mask, ctx.batch_idx)
 
     def reading_names(self) -> tuple[str, ...]:
-        """The chosen statistics, and ``histogram`` and ``channel_rms`` if they are given."""
+        """Return the chosen statistics, and ``histogram`` and ``channel_rms`` if they are given."""
         given = {"histogram": self.histogram, "channel_rms": self.per_channel}
         return (*self.statistics, *(name for name, wanted in given.items() if wanted))
 
     def share(self) -> Shares:
-        """The sums of the running stage."""
+        """Share the sums of the running stage."""
         return self._settled(self._stage).shares()
 
     def readings(self) -> list[Reading]:
-        """The readings of every layer that was seen in the running stage; one copy to the host for all."""
+        """Return the readings of every layer that was seen in the running stage; one copy to the host for all."""
         merged = self.over_ranks()
         rows, channels = self._metric(self._stage).split(merged)
         values = {name: column.tolist() for name, column in statistics(rows, self._sums(), self.statistics).items()}
@@ -173,7 +173,7 @@ class ActivationStatistics(Detector):
         self._settled(self._stage).reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The switch, and what was seen in training since the last readings.
+        """Return the switch, and what was seen in training since the last readings.
 
         An evaluation is read at its end: one that was cut short is not gone on with.
         """
@@ -243,7 +243,7 @@ class ActivationStatistics(Detector):
         return self._metrics[key]
 
     def _settled(self, stage: Stage | None) -> ActivationStatisticsMetric:
-        """The stage's metric, with what graphs have added up."""
+        """Return the stage's metric, with what graphs have added up."""
         metric = self._metric(stage)
         in_graph = self._in_graph.get(stage.value if stage is not None else "", {})
         if (taken := take_sums(list(in_graph.values()))) is not None:
@@ -257,12 +257,12 @@ class ActivationStatistics(Detector):
         return sums_of(self.statistics)
 
     def _names_of_sums(self) -> dict[str, list[str]]:
-        """For a checkpoint; nothing where there are no further sums."""
+        """Name the further sums in a checkpoint; nothing where there are none."""
         names = [one.name for one in self._sums()]
         return {"sums": names} if names else {}
 
     def _buffer(self, state: dict[str, Any], stage: str, rows: Tensor) -> Tensor:
-        """The buffer of a stage, with the sums that this detector needs."""
+        """Return the buffer of a stage, with the sums that this detector needs."""
         rows = with_sums(rows, state.get("sums", ()), self._sums())
         return torch.cat([rows.flatten(), state["channels"][stage].flatten()])
 

@@ -1,6 +1,6 @@
 """Projections of activations on given directions, as readings and as a condition for controllers.
 
-How far the residual stream lies along a direction tells how much of what the direction stands for a model shows, for
+How far the residual stream lies along a direction shows how strong in a model is what the direction stands for, for
 example a trait of its persona, while it is trained or used. One matrix product per layer and pass; 48 bytes for each
 layer, direction and stage, and the projections of the last pass, are kept on the layer's device.
 """
@@ -46,7 +46,7 @@ class ProjectionDetector(SummingDetector):
             see `Hook`.
 
     Raises:
-        TypeError, ValueError: neither or both of ``vector`` and ``vectors`` are given, or one is no finite direction.
+        TypeError, ValueError: neither or both of ``vector`` and ``vectors`` are given, or a direction is not finite.
 
     Examples:
         >>> from torch import nn, tensor
@@ -120,7 +120,7 @@ class ProjectionDetector(SummingDetector):
     def running(
         self, ctx: HookContext, *, of: Of = "projection", vector: str | None = None, layer: str | int | None = None
     ) -> Tensor:
-        """The projections, or cosines, of all tokens in the running pass: for a controller's ``when``.
+        """Return the projections, or cosines, of all tokens in the running pass: for a controller's ``when``.
 
         Args:
             ctx: the context of the controller that asks.
@@ -153,7 +153,7 @@ class ProjectionDetector(SummingDetector):
     def above(
         self, bound: float, *, of: Of = "projection", vector: str | None = None, layer: str | int | None = None
     ) -> Beyond:
-        """A condition for a controller's ``when``: true for tokens whose projection is above ``bound``.
+        """Return a condition for a controller's ``when``: true for tokens whose projection is above ``bound``.
 
         The arguments are those of `running`. A copy or pickle of it takes the detector along.
 
@@ -170,7 +170,7 @@ class ProjectionDetector(SummingDetector):
     def below(
         self, bound: float, *, of: Of = "projection", vector: str | None = None, layer: str | int | None = None
     ) -> Beyond:
-        """As `above`: true for tokens whose projection is below ``bound``."""
+        """Return the condition that is true for tokens whose projection is below ``bound``."""
         self.index_of(vector)
         return Beyond(self, False, bound, of, vector, layer)
 
@@ -216,7 +216,7 @@ class ProjectionDetector(SummingDetector):
         return torch.stack(units)
 
     def _layer_for(self, ctx: HookContext, layer: str | int | None) -> str:
-        """The layer that a controller asks about."""
+        """Return the layer that a controller asks about."""
         found = [name for name, index in self._blocks.items() if layer in (None, index) or ends_alike(layer, name)]
         if layer is None and ctx.layer in self._blocks:
             return ctx.layer
@@ -228,7 +228,7 @@ class ProjectionDetector(SummingDetector):
         )
 
     def index_of(self, vector: str | None) -> int:
-        """Where a direction stands among the detector's, by its name.
+        """Return where a direction stands among the detector's, by its name.
 
         Raises:
             ValueError: there is none of that name, or several and no name is given.

@@ -123,7 +123,7 @@ class Passes(Generic[H]):
         module = next((called for called in reversed(here.calls) if called in modules), modules[0])
         known, ended = here.tokens.get(module), self._ended[module]
         if not recomputing or (known is None and ended.is_empty):
-            return known or PassFacts(takes_mask=True)  # the layer was called on its own
+            return known or PassFacts(takes_mask=True)  # the layer was called directly
         again = known if module in here.calls else None  # if checkpointed as a whole, the module itself is called again
         return ended.repeated() or again or PassFacts(takes_mask=True, lost=True)
 

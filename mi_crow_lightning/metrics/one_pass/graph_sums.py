@@ -81,7 +81,7 @@ class LayerSums:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _make_room(sums: LayerSums, width: int) -> bool:
-    """In a graph this runs once, while the graph is made."""
+    """Make room for the channels; in a graph this runs once, while the graph is made."""
     sums.make_room(width)
     return True
 

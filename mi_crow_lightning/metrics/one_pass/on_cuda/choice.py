@@ -29,7 +29,7 @@ def suits(tokens: Tensor, keep: Tensor | None) -> bool:
     count, width = tokens.shape
     return (
         tokens.device.type in _devices
-        and type(tokens) is Tensor  # a subclass may have no memory of its own
+        and type(tokens) is Tensor  # a subclass may have no memory
         and tokens.dtype in _DTYPES
         and 0 < width <= (_WIDEST if count >= _MANY_TOKENS else _WIDE)
         and count > 0
