@@ -8,8 +8,6 @@ from mi_crow_lightning.metrics.known_statistics import register as register
 from mi_crow_lightning.metrics.log2_bins import EDGES as EDGES
 from mi_crow_lightning.metrics.one_pass.measure import measure as measure
 from mi_crow_lightning.metrics.one_pass.measure import summarize as summarize
-from mi_crow_lightning.metrics.one_pass.summary import Group as Group
-from mi_crow_lightning.metrics.one_pass.summary import Summary as Summary
 from mi_crow_lightning.metrics.rows import ROW_SIZE as ROW_SIZE
 from mi_crow_lightning.metrics.rows import Row as Row
 from mi_crow_lightning.metrics.rows import empty_rows as empty_rows
@@ -21,3 +19,5 @@ from mi_crow_lightning.metrics.statistic import TOTAL as TOTAL
 from mi_crow_lightning.metrics.statistic import Merge as Merge
 from mi_crow_lightning.metrics.statistic import Statistic as Statistic
 from mi_crow_lightning.metrics.statistic import Sum as Sum
+from mi_crow_lightning.metrics.summary import Group as Group
+from mi_crow_lightning.metrics.summary import Summary as Summary

@@ -16,9 +16,9 @@ from mi_crow_lightning.metrics.histogram import Histogram
 from mi_crow_lightning.metrics.known_statistics import STATISTICS, groups_of, known_names, statistic, sums_of
 from mi_crow_lightning.metrics.log2_bins import EDGES
 from mi_crow_lightning.metrics.one_pass.measure import measure, summarize
-from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, check_rows, empty_rows, merge, merge_all
 from mi_crow_lightning.metrics.statistic import Sum
+from mi_crow_lightning.metrics.summary import Group, Summary
 
 __all__ = [
     "EDGES",

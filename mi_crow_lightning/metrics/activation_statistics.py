@@ -19,9 +19,9 @@ from mi_crow_lightning.metrics.collectives import Share, Shares, gather, is_dist
 from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
 from mi_crow_lightning.metrics.one_pass.buffers import empty_buffer, merge_buffers, place_of, split, widen, widths_in
 from mi_crow_lightning.metrics.one_pass.measure import as_tokens
-from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.statistic import Sum
+from mi_crow_lightning.metrics.summary import Group
 
 
 class ActivationStatisticsMetric(Metric):

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.statistic import Statistic, Sum
+from mi_crow_lightning.metrics.summary import Group
 
 __all__ = ["STATISTICS", "groups_of", "known_names", "register", "statistic", "sums_of"]
 

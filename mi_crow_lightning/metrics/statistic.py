@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mi_crow_lightning.metrics.one_pass.summary import Group
+from mi_crow_lightning.metrics.summary import Group
 
 
 class Merge(NamedTuple):

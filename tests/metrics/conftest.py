@@ -16,8 +16,8 @@ from mi_crow_lightning.metrics.one_pass import measure as one_pass
 from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
 from mi_crow_lightning.metrics.one_pass.measure import as_tokens, measure
 from mi_crow_lightning.metrics.one_pass.on_cuda import choice
-from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 from mi_crow_lightning.metrics.statistic import Sum
+from mi_crow_lightning.metrics.summary import Group, Summary
 
 
 class Measure(Protocol):

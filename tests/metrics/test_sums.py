@@ -21,8 +21,8 @@ from mi_crow_lightning.metrics.known_statistics import STATISTICS, known_names, 
 from mi_crow_lightning.metrics.one_pass import in_graph, on_cpu
 from mi_crow_lightning.metrics.one_pass import measure as one_pass
 from mi_crow_lightning.metrics.one_pass.graph_sums import LayerSums, take_sums
-from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import ROW_SIZE, empty_rows, merge_all, with_sums
+from mi_crow_lightning.metrics.summary import Group
 from tests.metrics.conftest import Form, measure_as_traced
 
 pytestmark = pytest.mark.usefixtures("own_statistics")

@@ -35,9 +35,9 @@ from mi_crow_lightning.metrics.activation_statistics import ActivationStatistics
 from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.one_pass.buffers import join_buffers, split
 from mi_crow_lightning.metrics.one_pass.graph_sums import LayerSums, take_sums
-from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import Row, with_sums
 from mi_crow_lightning.metrics.statistic import Sum
+from mi_crow_lightning.metrics.summary import Group
 
 __all__ = ["ActivationStatistics"]
 

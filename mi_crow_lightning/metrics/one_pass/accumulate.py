@@ -14,8 +14,8 @@ from torch import Tensor
 from mi_crow_lightning.metrics.one_pass.buffers import Place
 from mi_crow_lightning.metrics.one_pass.measure import measure_tokens, sums_after_kernels
 from mi_crow_lightning.metrics.one_pass.on_cuda.choice import launched, suits
-from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, merge_all
+from mi_crow_lightning.metrics.summary import Group
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.statistic import Sum

@@ -15,8 +15,8 @@ from torch import Tensor
 from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
 from mi_crow_lightning.metrics.one_pass.buffers import Place
 from mi_crow_lightning.metrics.one_pass.measure import as_tokens
-from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import Row, empty_rows
+from mi_crow_lightning.metrics.summary import Group
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.statistic import Sum

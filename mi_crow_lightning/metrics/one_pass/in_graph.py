@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mi_crow_lightning.metrics.log2_bins import BINS, MAX_EXPONENT, MIN_EXPONENT
 from mi_crow_lightning.metrics.one_pass.in_torch import declared_sums
-from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 from mi_crow_lightning.metrics.rows import Row
+from mi_crow_lightning.metrics.summary import Group, Summary
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.statistic import Sum

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.metrics.log2_bins import BINS, CENTRE, count_bins
-from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 from mi_crow_lightning.metrics.rows import Row
+from mi_crow_lightning.metrics.summary import Group, Summary
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.statistic import Sum

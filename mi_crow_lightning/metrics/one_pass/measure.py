@@ -24,8 +24,8 @@ from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
 from mi_crow_lightning.metrics.one_pass.in_torch import measure_in_torch, sums_in_torch
 from mi_crow_lightning.metrics.one_pass.on_cpu import is_at_hand, measure_at_hand
 from mi_crow_lightning.metrics.one_pass.on_cuda.choice import launched, launched_sum, suits
-from mi_crow_lightning.metrics.one_pass.summary import Group, Summary
 from mi_crow_lightning.metrics.rows import ROW_SIZE, empty_rows, merge_all
+from mi_crow_lightning.metrics.summary import Group, Summary
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.statistic import Sum

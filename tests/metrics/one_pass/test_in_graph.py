@@ -16,7 +16,7 @@ from mi_crow_lightning.hooks import Layers
 from mi_crow_lightning.metrics.activation import EDGES, Row, measure
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
 from mi_crow_lightning.metrics.one_pass import in_graph
-from mi_crow_lightning.metrics.one_pass.summary import Group
+from mi_crow_lightning.metrics.summary import Group
 
 WIDTH = 12
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")

@@ -24,7 +24,7 @@ from mi_crow_lightning.metrics.activation import (
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
 from mi_crow_lightning.metrics.one_pass import measure as one_pass
 from mi_crow_lightning.metrics.one_pass import on_cpu
-from mi_crow_lightning.metrics.one_pass.summary import Group
+from mi_crow_lightning.metrics.summary import Group
 from tests.metrics.conftest import Form
 from tests.metrics.reference import log2_counts, normal
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.one_pass.buffers import Place
-    from mi_crow_lightning.metrics.one_pass.summary import Group
     from mi_crow_lightning.metrics.statistic import Sum
+    from mi_crow_lightning.metrics.summary import Group
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # A program goes over all channels of its tokens: few programs with much to do each would leave the device idle.

@@ -13,7 +13,7 @@ from mi_crow_lightning.metrics.one_pass.buffers import Place
 from mi_crow_lightning.metrics.one_pass.on_cuda.finish import finish
 from mi_crow_lightning.metrics.one_pass.on_cuda.look import ALL, BY_ELEMENT, BY_TOKEN, FLOATS, INTS, look
 from mi_crow_lightning.metrics.one_pass.on_cuda.sums import sum_tiles
-from mi_crow_lightning.metrics.one_pass.summary import Group
+from mi_crow_lightning.metrics.summary import Group
 
 _WARPS = 8
 _EACH = 32  # elements of a tile that a thread holds

@@ -18,8 +18,8 @@ from triton.runtime.jit import JITFunction
 
 from mi_crow_lightning.metrics.one_pass.buffers import Place
 from mi_crow_lightning.metrics.one_pass.on_cuda.launch import launch, launch_sum
-from mi_crow_lightning.metrics.one_pass.summary import Group
 from mi_crow_lightning.metrics.rows import ROW_SIZE
+from mi_crow_lightning.metrics.summary import Group
 
 
 class NoDevice:
