@@ -41,6 +41,12 @@ class ColumnMerge:
         self.kinds = tuple(kinds)
         self.empty = torch.tensor([MERGES[kind] for kind in kinds], dtype=torch.float64)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ColumnMerge) and self.kinds == other.kinds
+
+    def __hash__(self) -> int:
+        return hash(self.kinds)
+
     @property
     def only_sums(self) -> bool:
         """Whether every column is added up."""

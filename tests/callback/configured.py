@@ -136,8 +136,8 @@ def contents(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset, range)):
         return (type(value), [contents(one) for one in value])
     if hasattr(value, "__dict__") and not callable(value) and not isinstance(value, type):
-        no_argument = {"_state_key", "_spawned_runs", "elsewhere"}  # these tell callbacks and runs apart
-        by_chance = no_argument if getattr(value, "has_given_id", False) else {*no_argument, "id"}
+        no_argument = {"_state_key", "_spawned_runs"}  # these tell callbacks and runs apart
+        by_chance = no_argument if getattr(value, "_has_given_id", False) else {*no_argument, "id"}
         return (type(value), contents({k: v for k, v in vars(value).items() if k not in by_chance}))
     if isinstance(value, nn.Module):
         return (type(value), vars(value).get("factor"))

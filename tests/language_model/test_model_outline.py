@@ -191,11 +191,11 @@ a_number = 3
     ("name", "message"),
     [
         ("no.such.module:model", "'no.such.module' cannot be imported: ModuleNotFoundError: No module named 'no'"),
-        (f"{__name__}:alikke", f"'{__name__}:alikke': there is no 'alikke' in '{__name__}'; closest: alike"),
+        (f"{__name__}:alikke", f"'{__name__}:alikke': '{__name__}' has no 'alikke'; closest: alike"),
         (f"{__name__}:a_number", "is a int: name a function, a class or an instance of nn.Module"),
         (f"{__name__}:fails", "called without arguments, raised RuntimeError: no weights here"),
         (f"{__name__}:saved", "called without arguments, raised TypeError: saved() missing 2 required"),
-        (f"{__name__}:dict", "there is no 'dict' in"),
+        (f"{__name__}:dict", "has no 'dict'"),
         ("builtins:dict", "'builtins:dict' returned a dict, and must return an nn.Module"),
     ],
 )
