@@ -130,8 +130,8 @@ class TokenController(Controller):
     def _wide(self, chosen: Tensor, x: Tensor, ctx: HookContext) -> Tensor:
         """Return the mask with trailing dimensions added to match ``x``; it is kept with the pass, like the mask."""
         kept = ctx.facts.derived if self.condition is None else None
-        if kept is not None and chosen in kept:
-            wide: Tensor = kept[chosen]
+        wide: Tensor | None = None if kept is None else kept.get(chosen)
+        if wide is not None:
             return wide
         wide = chosen.reshape(*chosen.shape, *[1] * (x.dim() - chosen.dim()))
         if kept is not None:

@@ -15,6 +15,8 @@ from mi_crow_lightning.hooks.token_controller import TokenController
 
 __all__ = ["VectorController"]
 
+_is_compiling = torch.compiler.is_compiling
+
 
 class VectorController(TokenController):
     """A controller that edits along a vector; a subclass overrides `change`, and `checked` if it keeps another form.
@@ -117,10 +119,18 @@ class VectorController(TokenController):
         Raises:
             VectorMismatch: the vector is not as wide as ``x``.
         """
-        if not isinstance(strength, float) or torch.compiler.is_compiling():
+        if not isinstance(strength, float) or _is_compiling():
             return self._product(x, strength, ctx)
         kept = self._scaled.get(ctx.place.layer)
-        if kept is not None and kept.serves(x, strength):
+        if (
+            kept is not None
+            and strength is kept.strength  # not ==: 0.0 == -0.0
+            and x.dtype is kept.dtype
+            and x.size(-1) == kept.width
+            and x.device == kept.device
+            and kept.vector._version == kept.version
+            and not kept.vector.requires_grad
+        ):
             return kept.product
         vector = self._vectors.at(ctx)
         if vector.requires_grad or vector.is_inference():  # it is learned, or does not say when it was written to
@@ -128,7 +138,7 @@ class VectorController(TokenController):
         with torch.inference_mode(False), torch.no_grad():
             product = self._product(x, strength, ctx)
         if _may_be_kept(product):
-            kinds = (x.dtype, x.get_device(), x.size(-1))
+            kinds = (x.dtype, x.device, x.size(-1))
             self._scaled[ctx.layer] = _Scaled(product, strength, vector, vector._version, *kinds)
         return product
 
@@ -168,18 +178,8 @@ class _Scaled(NamedTuple):
     vector: Tensor
     version: int  # of the vector: torch counts what is written to it
     dtype: torch.dtype
-    device: int
+    device: torch.device
     width: int
-
-    def serves(self, x: Tensor, strength: float) -> bool:
-        return (
-            strength is self.strength  # not ==: 0.0 == -0.0
-            and x.dtype is self.dtype
-            and x.size(-1) == self.width
-            and x.get_device() == self.device
-            and self.vector._version == self.version
-            and not self.vector.requires_grad
-        )
 
 
 def _may_be_kept(product: Tensor) -> bool:

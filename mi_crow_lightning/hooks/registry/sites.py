@@ -76,7 +76,7 @@ class Site(InertWhenCopied):
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self.token_sources = token_sources
-        self._shared = shared
+        self._shared, self._threads = shared, shared.passes.threads
         self._path = path
         self._watched = watched
         self._watchers = watchers
@@ -128,11 +128,11 @@ class Site(InertWhenCopied):
         # Inside a backward pass, a layer runs only because gradient checkpointing runs it again.
         if _graph_task() != -1:
             return self._again(module, args, kwargs, output)
-        here = passes.threads.state
+        here = self._threads.state
         facts = None if self._has_several_sources else here.tokens.get(self._source)
         if facts is None:
             facts = passes.facts_at(self.token_sources)
-        if not hook._enabled or hook._off_by_failure or hook.id in here.failed:
+        if not hook._enabled or hook._off_by_failure or (here.failed and hook.id in here.failed):
             passes.note_idle(self, facts)
             return None
         if facts.encoder is not None:
