@@ -79,7 +79,9 @@ def test_passes_add_up_to_all_their_tokens(sizes: list[int], seed: int, shift: f
 def test_ranks_merge_like_passes_and_empty_ones_add_nothing() -> None:
     x = torch.randn(6, 4, D)
     whole, parts = summary(x), [summary(part) for part in x.split([1, 3, 2])]
-    torch.testing.assert_close(merge_projections(torch.stack([*parts, empty_projections(3)])), whole)
+    # The projections are float32 products, which differ in their last bits with the number of rows.
+    merged = merge_projections(torch.stack([*parts, empty_projections(3)]))
+    torch.testing.assert_close(merged, whole, rtol=1e-5, atol=1e-5)
     assert torch.equal(merge_projections(torch.stack([whole, empty_projections(3)])), whole)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from mi_crow_lightning.errors import HookError
+from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.recomputes import EndedCalls, next_node
 from mi_crow_lightning.hooks.passes.token_call import Generation, read_facts
@@ -26,6 +26,8 @@ from mi_crow_lightning.hooks.passes.token_module import Signature, virtual_token
 __all__ = ["Passes"]
 
 H = TypeVar("H")
+
+_IDLE = "idle"  # stands before a site that did not act
 
 
 class _ThreadPass:
@@ -40,16 +42,10 @@ class _ThreadPass:
         errors: their errors, each with its hook.
         first_widths: for each token module, the width of the first pass with an empty cache.
         generations: the running calls of ``generate``, outermost first.
-        of: the batch that all of this belongs to.
     """
 
     def __init__(self) -> None:
-        self.of: object = None
         self.generations: list[Generation] = []
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything except the running calls of ``generate``."""
         self.tokens: dict[nn.Module | None, PassFacts] = {}
         self.first_widths: dict[nn.Module, int] = {}
         self.cut_short()
@@ -85,7 +81,6 @@ class Passes(Generic[H]):
         self.threads = _Threads()
         self.acted: set[object] = set()
         self._over = over
-        self._batch = object()  # a new object in each batch
         self._signatures: dict[nn.Module, Signature] = {}
         self._ended: dict[nn.Module | None, EndedCalls] = {None: EndedCalls()}
 
@@ -103,9 +98,9 @@ class Passes(Generic[H]):
 
     def reset(self) -> None:
         """Forget all passes, because the next batch begins; errors of an interrupted pass are lost too."""
-        here = self.threads.state
-        self._batch = here.of = object()
-        here.clear()
+        generations = self.threads.state.generations
+        self.threads = _Threads()  # nothing of the batch before counts, in other threads either
+        self.threads.state.generations = generations
         self.acted.clear()
         self._ended = {module: EndedCalls() for module in self._ended}
 
@@ -140,9 +135,6 @@ class Passes(Generic[H]):
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that an ancestor is called."""
         here = self.threads.state
-        if here.of is not self._batch:  # another thread began a batch
-            here.clear()
-            here.of = self._batch
         if module in here.calls:
             here.cut_short()  # as after a Ctrl-C: torch does not report that these calls are over
         if not here.calls:
@@ -185,11 +177,23 @@ class Passes(Generic[H]):
         """Note that a hook did not have its effect in a pass."""
         self.acted.discard(site)
         if facts.acted is not None:
-            facts.acted.discard(site)
+            facts.acted.add((_IDLE, site))
 
-    def acted_in(self, site: object, facts: PassFacts) -> bool:
-        """Return whether a hook had its effect in a pass that is recomputed."""
-        return site in (self.acted if facts.acted is None else facts.acted)
+    def acted_in(self, site: object, facts: PassFacts, layer: str) -> bool:
+        """Return whether a hook had its effect in a pass that is recomputed.
+
+        Raises:
+            TokensUnknown: the layer was called several times in the pass, and the hook acted in some of the calls only.
+        """
+        if facts.acted is None:
+            return site in self.acted
+        if site in facts.acted and (_IDLE, site) in facts.acted:
+            raise TokensUnknown(
+                f"gradient checkpointing runs {layer!r} again, and it is not known which earlier call that repeats: "
+                "the layer was called several times in this pass, and a hook on it was off or failed in some of them. "
+                "Keep the hook on, or train without checkpointing."
+            )
+        return site in facts.acted
 
     def has_failed(self, hook_id: str) -> bool:
         """Return whether the hook failed in the running pass."""

@@ -76,7 +76,7 @@ class Site(InertWhenCopied):
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self.token_sources = token_sources
-        self._shared, self._threads = shared, shared.passes.threads
+        self._shared = shared
         self._path = path
         self._watched = watched
         self._watchers = watchers
@@ -128,7 +128,7 @@ class Site(InertWhenCopied):
         # Inside a backward pass, a layer runs only because gradient checkpointing runs it again.
         if _graph_task() != -1:
             return self._again(module, args, kwargs, output)
-        here = self._threads.state
+        here = passes.threads.state
         facts = None if self._has_several_sources else here.tokens.get(self._source)
         if facts is None:
             facts = passes.facts_at(self.token_sources)
@@ -154,7 +154,7 @@ class Site(InertWhenCopied):
         """Repeat in a recompute the effect that the hook had, if any; a detector has already seen the activation."""
         passes = self._shared.passes
         facts = passes.facts_at(self.token_sources, recomputing=True) if self._edits else None
-        if facts is None or not passes.acted_in(self, facts):
+        if facts is None or not passes.acted_in(self, facts, self.match.name):
             return None
         facts, layout = facts.at_layer(args, kwargs), layout_of_call(self._layout, args)
         ctx = HookContext(self.place, self._shared.running, facts, layout, args, kwargs, output, recomputing=True)

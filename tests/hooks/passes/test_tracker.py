@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mi_crow_lightning.errors import TokensUnknown
-from mi_crow_lightning.hooks import Controller, Detector, Layers, SteeringController, Tokens
+from mi_crow_lightning.hooks import Controller, Detector, Layers, Moment, Stage, SteeringController, Tokens
 from tests.models import BLOCKS, WIDTH, llama
 
 VECTOR = torch.linspace(-1, 1, WIDTH)
@@ -201,6 +201,84 @@ class Blocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         before = self.before(x)
         return checkpoint(self.after, before, use_reentrant=False) if self.checkpointed else self.after(before)  # type: ignore
+
+
+class Twice(Blocks):
+    """Calls its layers twice in a pass; between the two calls something may happen."""
+
+    def __init__(self, checkpointed: bool, between: Callable[[], None]) -> None:
+        super().__init__(checkpointed)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        self.between()
+        return super().forward(x)
+
+
+def test_where_a_hook_acted_in_one_of_two_calls_of_a_pass_a_recompute_is_refused() -> None:
+    model = Twice(True, lambda: None)
+    Layers(model).register_hook(None, FailsOnce(1))
+    with pytest.warns(RuntimeWarning, match="not in this pass"):
+        loss = model(torch.ones(2, 4)).sum()
+    with pytest.raises(TokensUnknown, match=r"runs 'after.0' again, .* the layer was called several times"):
+        loss.backward()
+
+
+def test_a_hook_that_is_switched_off_between_two_calls_of_a_pass_is_not_repeated_in_both() -> None:
+    hook = FailsOnce(None)
+    model = Twice(True, hook.disable)
+    layers = Layers(model)
+    layers.register_hook(None, hook)
+    layers.begin_batch(Moment(Stage.TRAIN))  # in which handles stay, for recomputes
+    loss = model(torch.ones(2, 4)).sum()
+    assert hook.calls == 1
+    with pytest.raises(TokensUnknown, match=r"a hook on it was off or failed in some of them"):
+        loss.backward()
+
+
+def test_a_hook_that_failed_in_the_first_call_of_a_pass_is_repeated_in_none() -> None:
+    def gradients(checkpointed: bool) -> list[Any]:
+        model = Twice(checkpointed, lambda: None)
+        Layers(model).register_hook(None, FailsOnce(0))
+        with pytest.warns(RuntimeWarning, match="not in this pass"):
+            model(torch.ones(2, 4)).sum().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    assert all(torch.equal(*pair) for pair in zip(gradients(True), gradients(False), strict=True))
+
+
+class Masked(nn.Module):
+    """A block behind the call of a language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Identity()
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.block(inputs_embeds)  # type: ignore[no-any-return]
+
+
+def test_another_thread_forgets_the_passes_of_an_earlier_batch() -> None:
+    """Where a layer is called on its own after a new batch began, the mask of the batch before does not count."""
+    model, asks, x = Masked(), Asks(Tokens("all")), torch.ones(3, 8, 2)
+    layers = Layers(model)
+    layers.register_hook("block", asks)
+    begun, seen = threading.Event(), threading.Event()
+
+    def run() -> None:
+        model(x, attention_mask=LEFT)
+        seen.set()
+        begun.wait(60)
+        model.block(x)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    seen.wait(60)
+    layers.begin_batch(None)
+    begun.set()
+    thread.join(60)
+    assert torch.equal(asks.masks[0], LEFT.bool()) and asks.masks[1] is None
 
 
 @pytest.mark.parametrize("failing", [None, 0, 1, 2])
