@@ -114,7 +114,7 @@ def commands(files: list[str], root: Path = ROOT) -> list[list[str]]:
     typed = [file for file in python if file.startswith(PACKAGE) and file.endswith(".py")]
     tests = list(dict.fromkeys(test for file in files for test in pytest_of(file, root)))
     checks = [["ruff", "check", *python], ["ruff", "format", "--check", *python]] if python else []
-    return [*checks, *([["mypy", *typed]] if typed else []), ["pytest", "-q", *tests]]
+    return [*checks, *([["mypy", *typed]] if typed else []), ["pytest", "-q", "-n", "2", *tests]]
 
 
 def main(paths: list[str]) -> int:

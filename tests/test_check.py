@@ -121,8 +121,8 @@ def test_each_kind_of_file_has_its_checks(check: Any, project: Path) -> None:
     lint, form, types, tests = check.commands([module, test, page], project)
     assert lint == ["ruff", "check", module, test] and form == ["ruff", "format", "--check", module, test]
     assert types == ["mypy", module]
-    assert tests == ["pytest", "-q", *HOOKS[:2], module, *PUBLIC, test, f"{FENCES}[{page}]", LINKS]
-    assert check.commands([page], project) == [["pytest", "-q", f"{FENCES}[{page}]", LINKS]]
+    assert tests == ["pytest", "-q", "-n", "2", *HOOKS[:2], module, *PUBLIC, test, f"{FENCES}[{page}]", LINKS]
+    assert check.commands([page], project) == [["pytest", "-q", "-n", "2", f"{FENCES}[{page}]", LINKS]]
 
 
 def test_the_files_of_this_project_are_found(check: Any) -> None:
