@@ -12,7 +12,9 @@
 """
 
 from mi_crow_lightning._lazy import attach
+from mi_crow_lightning._moved import install
 
+install()
 _exported, _listed, __all__ = attach(__name__, __file__)
 
 

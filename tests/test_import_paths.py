@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import mi_crow_lightning as mcl
+from mi_crow_lightning._moved import MOVED
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,6 +80,8 @@ mi_crow_lightning.store.local_store: LocalStore
 mi_crow_lightning.store.detector_store: DetectorStore TensorMetadata
 mi_crow_lightning.vectors.contrast_detector: ContrastDetector
 mi_crow_lightning.vectors.steering_vector: SteeringVector
+mi_crow_lightning.metrics.effects: Change EffectSums EffectValues measure_change merge_changes
+mi_crow_lightning.metrics.directions: mean_difference principal_difference scaled
 mi_crow_lightning.vectors.collate: LabelCollator PairCollator
 mi_crow_lightning.vectors.fit: model_name
 mi_crow_lightning.vectors.formats.control_vector: read_control_vector write_control_vector
@@ -136,11 +139,25 @@ def test_what_could_be_imported_can_be(module: str, names: list[str]) -> None:
 
 
 def test_old_places_give_the_same_objects() -> None:
-    from mi_crow_lightning.store.detector_store import DetectorStore
-    from mi_crow_lightning.store.store import Store
     from mi_crow_lightning.vectors.contrast_detector import ContrastDetector
 
+    from mi_crow_lightning.store.detector_store import DetectorStore
+    from mi_crow_lightning.store.store import Store
+
     assert ContrastDetector is mcl.ContrastDetector is mcl.vectors.ContrastDetector and DetectorStore is Store
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_moved_module_is_the_module_of_today(old: str) -> None:
+    today = importlib.import_module(f"mi_crow_lightning.{MOVED[old]}")
+    spec = today.__spec__
+    assert importlib.import_module(f"mi_crow_lightning.{old}") is today
+    assert today.__spec__ is spec and today.__name__ == f"mi_crow_lightning.{MOVED[old]}"
+
+
+def test_a_module_that_never_existed_is_still_not_found() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"mi_crow_lightning\.metrics\.effect'"):
+        importlib.import_module("mi_crow_lightning.metrics.effect")
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").glob("*.[py]*"))]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
-from mi_crow_lightning.hooks.passes.layouts import Layout
 from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
@@ -69,7 +69,7 @@ class HookContext(NamedTuple):
         place: the hook's place.
         running: the running batch.
         facts: the facts about the tokens of the running pass.
-        layout: which dimensions of the layer's activation are samples and tokens.
+        axes: which dimensions of the layer's activation are samples and tokens.
         args: positional inputs of the layer.
         kwargs: keyword inputs of the layer.
         output: the layer's output; ``None`` before the layer.
@@ -80,7 +80,7 @@ class HookContext(NamedTuple):
     place: Place
     running: RunningBatch = NO_BATCH
     facts: PassFacts = PassFacts()
-    layout: Layout = Layout.USUAL
+    axes: Axes = Axes.USUAL
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = _NO_KWARGS
     output: Any = None

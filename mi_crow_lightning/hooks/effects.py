@@ -14,8 +14,8 @@ from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, Stage
+from mi_crow_lightning.metrics.changes import EffectSums, EffectValues, merge_changes
 from mi_crow_lightning.metrics.collectives import Shares, exchange
-from mi_crow_lightning.metrics.effects import EffectSums, EffectValues, merge_changes
 
 __all__ = ["Effect", "Effects", "joined_effects"]
 

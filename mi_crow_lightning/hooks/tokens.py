@@ -16,8 +16,8 @@ from torch import Tensor
 from mi_crow_lightning._arguments import not_known, plain, whole
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
-from mi_crow_lightning.hooks.passes.layouts import Layout
 from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.positions.span import Span
 
@@ -118,7 +118,7 @@ class Tokens:
             )
         if self._is_all:
             return real_tokens(x, ctx)
-        kept = None if self._reads_values or ctx.layout is not Layout.USUAL else facts.derived
+        kept = None if self._reads_values or ctx.axes is not Axes.USUAL else facts.derived
         key = (self, editing, x.shape, x.get_device())
         if kept is not None and key in kept:
             mask: Tensor = kept[key]
@@ -129,9 +129,9 @@ class Tokens:
         return mask
 
     def _chosen(self, x: Tensor, ctx: HookContext, editing: bool) -> Tensor:
-        layout = ctx.layout.of(x)
-        if x.dim() != 3 or layout is not Layout.USUAL:
-            given = "has" if layout is Layout.USUAL else f"gives {layout.value}, with"
+        axes = ctx.axes.of(x)
+        if x.dim() != 3 or axes is not Axes.USUAL:
+            given = "has" if axes is Axes.USUAL else f"gives {axes.value}, with"
             raise TokensUnknown(
                 f"tokens={self._text} needs an activation (batch, tokens, features), and {ctx.layer!r} {given} "
                 f"shape {tuple(x.shape)}: use tokens='all', or choose another layer"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mi_crow_lightning.metrics.directions import scaled
+from mi_crow_lightning.metrics.class_directions import scaled
 
 __all__ = ["logistic", "logistic_weights"]
 

@@ -11,7 +11,7 @@ import torch
 
 from mi_crow_lightning.errors import StoreKeyError
 from mi_crow_lightning.store.files import write_atomically
-from mi_crow_lightning.store.layout import Layout, batches_in, keys_in, layers_in
+from mi_crow_lightning.store.folders import Folders, batches_in, keys_in, layers_in
 from mi_crow_lightning.store.metadata import from_json_file, to_json
 from mi_crow_lightning.store.missing import missing
 from mi_crow_lightning.store.store import Store, TensorMetadata
@@ -53,52 +53,52 @@ class LocalStore(Store):
         super().__init__(Path(base_path).absolute(), runs_prefix)
         if self.base_path.exists() and not self.base_path.is_dir():
             raise NotADirectoryError(f"base_path {str(base_path)!r} is a file; a store needs a folder")
-        self._layout = Layout(self.base_path, runs_prefix)
+        self._folders = Folders(self.base_path, runs_prefix)
 
     # --- single tensors ---
 
     def put_tensor(self, key: str, tensor: torch.Tensor) -> Path:
-        path = self._layout.free(key)
-        if self._layout.is_runs(key):
+        path = self._folders.free(key)
+        if self._folders.is_runs(key):
             raise StoreKeyError(f"key {key!r} lies among the runs. Allowed: another folder; for a run use put().")
         write_atomically(path, to_bytes(tensor))
         return path
 
     def get_tensor(self, key: str) -> torch.Tensor:
-        path = self._layout.free(key)
+        path = self._folders.free(key)
         if path.is_file():
             return read_tensor(path)
         names = sorted(p.name for p in path.parent.glob("[!.]*") if p.is_file())
         raise missing("tensor", path.name, names, path.parent)
 
     def put(self, run_id: str, batch_index: int, layer: str, key: str, tensor: torch.Tensor) -> Path:
-        path = self._layout.tensor(self._layout.batch(run_id, batch_index), layer, key)
+        path = self._folders.tensor(self._folders.batch(run_id, batch_index), layer, key)
         write_atomically(path, to_bytes(tensor))
         return path
 
     def get(self, run_id: str, batch_index: int, layer: str, key: str) -> torch.Tensor:
-        path = self._layout.tensor(self._layout.batch(run_id, batch_index), layer, key)
+        path = self._folders.tensor(self._folders.batch(run_id, batch_index), layer, key)
         if path.is_file():
             return read_tensor(path)
-        folder = self._layout.existing_layer(run_id, batch_index, layer)
+        folder = self._folders.existing_layer(run_id, batch_index, layer)
         raise missing("key", key, keys_in(folder), folder)
 
     # --- what is there ---
 
     def list_runs(self) -> list[str]:
-        return self._layout.runs()
+        return self._folders.runs()
 
     def list_run_batches(self, run_id: str) -> list[int]:
-        return batches_in(self._layout.existing_run(run_id))
+        return batches_in(self._folders.existing_run(run_id))
 
     def list_layers(self, run_id: str, batch_index: int) -> list[str]:
-        return layers_in(self._layout.existing_batch(run_id, batch_index))
+        return layers_in(self._folders.existing_batch(run_id, batch_index))
 
     def list_keys(self, run_id: str, batch_index: int, layer: str) -> list[str]:
-        return keys_in(self._layout.existing_layer(run_id, batch_index, layer))
+        return keys_in(self._folders.existing_layer(run_id, batch_index, layer))
 
     def delete_run(self, run_id: str) -> None:
-        path = self._layout.run(run_id)
+        path = self._folders.run(run_id)
         if path.is_symlink():
             path.unlink()
         elif path.is_dir():
@@ -110,12 +110,12 @@ class LocalStore(Store):
     # --- whole batches ---
 
     def put_run_batch(self, run_id: str, batch_index: int, tensors: Batch) -> str:
-        path = self._layout.batch_file(run_id, batch_index)
+        path = self._folders.batch_file(run_id, batch_index)
         write_atomically(path, batch_to_bytes(tensors))
         return self._relative(path)
 
     def get_run_batch(self, run_id: str, batch_index: int) -> Batch:
-        path = self._layout.batch_file(run_id, batch_index)
+        path = self._folders.batch_file(run_id, batch_index)
         if path.is_file():
             return read_batch(path)
         layers = self.list_layers(run_id, batch_index)
@@ -128,45 +128,45 @@ class LocalStore(Store):
     # --- metadata ---
 
     def put_run_metadata(self, run_id: str, meta: dict[str, Any]) -> str:
-        path = self._layout.run(run_id, "meta.json")
+        path = self._folders.run(run_id, "meta.json")
         write_atomically(path, to_json(meta))
         return self._relative(path)
 
     def get_run_metadata(self, run_id: str) -> dict[str, Any]:
-        self._layout.existing_run(run_id)
-        path = self._layout.run(run_id, "meta.json")
+        self._folders.existing_run(run_id)
+        path = self._folders.run(run_id, "meta.json")
         return from_json_file(path) if path.is_file() else {}
 
     def put_detector_metadata(
         self, run_id: str, batch_index: int, metadata: dict[str, Any], tensor_metadata: TensorMetadata
     ) -> str:
-        folder = self._layout.batch(run_id, batch_index)
+        folder = self._folders.batch(run_id, batch_index)
         self._write(folder, metadata, tensor_metadata)
         return self._relative(folder)
 
     def get_detector_metadata(self, run_id: str, batch_index: int) -> tuple[dict[str, Any], TensorMetadata]:
-        return self._read(self._layout.existing_batch(run_id, batch_index))
+        return self._read(self._folders.existing_batch(run_id, batch_index))
 
     def put_run_detector_metadata(self, run_id: str, metadata: dict[str, Any], tensor_metadata: TensorMetadata) -> str:
         parts = self._parts(run_id)
-        folder = self._layout.part(run_id, parts[-1] + 1 if parts else 0)
+        folder = self._folders.part(run_id, parts[-1] + 1 if parts else 0)
         self._write(folder, metadata, tensor_metadata)
         return self._relative(folder.parent)
 
     def get_run_detector_metadata(self, run_id: str) -> list[tuple[dict[str, Any], TensorMetadata]]:
-        self._layout.existing_run(run_id)
-        return [self._read(self._layout.part(run_id, n)) for n in self._parts(run_id)]
+        self._folders.existing_run(run_id)
+        return [self._read(self._folders.part(run_id, n)) for n in self._parts(run_id)]
 
     def _parts(self, run_id: str) -> list[int]:
         # A part without its metadata is one that a killed process did not finish: it is written over.
-        there = batches_in(self._layout.part(run_id, 0).parent)
-        return [n for n in there if self._layout.metadata(self._layout.part(run_id, n)).is_file()]
+        there = batches_in(self._folders.part(run_id, 0).parent)
+        return [n for n in there if self._folders.metadata(self._folders.part(run_id, n)).is_file()]
 
     def _write(self, folder: Path, metadata: dict[str, Any], tensor_metadata: TensorMetadata) -> None:
         if isinstance(metadata, dict) and _NAMES in metadata:
             raise ValueError(f"metadata[{_NAMES!r}] is kept for the store's own list of tensors")
         tensors = {
-            self._layout.tensor(folder, layer, key): tensor
+            self._folders.tensor(folder, layer, key): tensor
             for layer, by_key in tensor_metadata.items()
             for key, tensor in by_key.items()
         }
@@ -174,12 +174,12 @@ class LocalStore(Store):
         to_json(metadata)  # for its errors, before the store's own key joins it
         files = {path: to_bytes(tensor) for path, tensor in tensors.items()}
         # Last, so that the metadata never names a tensor that is not there.
-        files[self._layout.metadata(folder)] = to_json({**metadata, _NAMES: names})
+        files[self._folders.metadata(folder)] = to_json({**metadata, _NAMES: names})
         for path, data in files.items():
             write_atomically(path, data)
 
     def _read(self, folder: Path) -> tuple[dict[str, Any], TensorMetadata]:
-        path = self._layout.metadata(folder)
+        path = self._folders.metadata(folder)
         if not path.is_file():
             return {}, {}
         metadata = from_json_file(path)
@@ -191,7 +191,7 @@ class LocalStore(Store):
         raise ValueError(f"{str(path)!r} was not written by a store: it has no {_NAMES!r}")
 
     def _read_one(self, folder: Path, layer: str, key: str) -> torch.Tensor:
-        path = self._layout.tensor(folder, layer, key)
+        path = self._folders.tensor(folder, layer, key)
         if not path.is_file():
             raise missing("key", key, keys_in(path.parent), path.parent)
         return read_tensor(path)

@@ -23,7 +23,7 @@ from mi_crow_lightning import (
     SteeringController,
 )
 from mi_crow_lightning.hooks.effects import joined_effects
-from mi_crow_lightning.metrics.effects import Change
+from mi_crow_lightning.metrics.changes import Change
 from tests.callback.runs import OnEvent, Seen, assert_bit_equal, told
 from tests.callback.test_checkpoints import Plain, Resumable, crash_at, files
 from tests.metrics.noted import Noted
@@ -169,7 +169,7 @@ def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(tmp_path: Path) -> N
     assert longer[0].effects() == whole[0].effects()
     fired = {effect.hook: effect.fired for effect in short[0].effects()}
     assert fired == {"number": 6, "vector": 6, "warm": 5, "switched": 3}
-    # Steps 4 and 5 are told in effects(), and still to be read if the run goes on.
+    # Steps 4 and 5 are counted in effects(), and still to be read if the run goes on.
     assert short[0].state_dict()["effects"]["number"]["rows"]["train"][0, Change.FIRED] == 2
 
 

@@ -1,4 +1,4 @@
-"""Recurrent networks and torch's own transformer: where the tokens are, and where they cannot be told."""
+"""Recurrent networks and torch's own transformer: where the tokens are, and where that is not known."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.class_moments import GROUPS, GroupMoments
 from mi_crow_lightning.metrics.separability import Separability
 from mi_crow_lightning.vectors.extraction.contrast import Contrast
-from mi_crow_lightning.vectors.extraction.directions import METHODS, Extraction
 from mi_crow_lightning.vectors.extraction.labels import Column, facts_of
+from mi_crow_lightning.vectors.extraction.layer_moments import METHODS, Extraction
 from mi_crow_lightning.vectors.fit import model_name
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
-from mi_crow_lightning.hooks.passes.layouts import Layout
 
 __all__ = ["first_column", "real_so_far", "real_tokens", "tokens_of_pass"]
 
@@ -51,7 +51,7 @@ def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor |
         TokensUnknown: the user's ``token_mask`` does not fit the activation, or another mask does not and must.
     """
     kept = ctx.facts.derived
-    if kept is None or ctx.layout is not Layout.USUAL:
+    if kept is None or ctx.axes is not Axes.USUAL:
         return _real(x, ctx, must_fit)[0]
     key = (x.shape, x.get_device())
     found = kept.get(key, _UNKNOWN)
@@ -91,7 +91,7 @@ def _fitting(x: Tensor, ctx: HookContext) -> Tensor | None:
     given = ctx.running.token_mask
     if given is not None and not ctx.facts.generating:
         mask = given(ctx.batch)
-        if x.dim() == 3 and ctx.layout is Layout.USUAL and mask.shape != x.shape[:2]:
+        if x.dim() == 3 and ctx.axes is Axes.USUAL and mask.shape != x.shape[:2]:
             raise TokensUnknown(
                 f"token_mask returned shape {tuple(mask.shape)} for {ctx.layer!r}, whose activation has shape "
                 f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
@@ -165,11 +165,11 @@ def _laid_on(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
     Raises:
         _Unfit: ``real`` describes other tokens.
     """
-    layout = ctx.layout if ctx.layout is Layout.USUAL else ctx.layout.of(x)
-    if layout is Layout.PACKED:
+    axes = ctx.axes if ctx.axes is Axes.USUAL else ctx.axes.of(x)
+    if axes is Axes.PACKED:
         return None  # there is no padding in it
-    if layout is not Layout.USUAL:
-        raise _Unfit(f"{ctx.layer!r} gives {layout.value}, which an attention mask does not fit")
+    if axes is not Axes.USUAL:
+        raise _Unfit(f"{ctx.layer!r} gives {axes.value}, which an attention mask does not fit")
     real = real.to(x.device)
     if x.dim() == 3:
         if real.shape[0] == 1:
@@ -192,7 +192,7 @@ def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
     if x.dim() != 3 or not isinstance(ctx.batch, Mapping):
         return None
     mask = ctx.batch.get("attention_mask")
-    if isinstance(mask, Tensor) and (mask.shape == x.shape[:2] or ctx.layout is not Layout.USUAL):
+    if isinstance(mask, Tensor) and (mask.shape == x.shape[:2] or ctx.axes is not Axes.USUAL):
         return _laid_on(mask != 0, x, ctx)
     if isinstance(mask, Tensor) and mask.shape == x.shape[1::-1]:
         raise _Unfit(f"{ctx.layer!r}: the batch's attention mask {tuple(mask.shape)} lies across {tuple(x.shape)}")

@@ -39,9 +39,9 @@ def check_rows_are_samples(x: Tensor, ctx: HookContext) -> None:
     Raises:
         TokensUnknown: the rows are something else.
     """
-    layout = ctx.layout.of(x)
-    if not layout.samples_first:
+    axes = ctx.axes.of(x)
+    if not axes.samples_first:
         raise TokensUnknown(
-            f"{ctx.layer!r} gives {layout.value}, so the part of each sample cannot be found in its activation "
+            f"{ctx.layer!r} gives {axes.value}, so the part of each sample cannot be found in its activation "
             f"{tuple(x.shape)}: use one value for all samples, or choose another layer"
         )

@@ -13,10 +13,10 @@ from mi_crow_lightning.addressing.signatures import Match
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
+from mi_crow_lightning.hooks.passes.axes import axes_of, axes_of_call
 from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
-from mi_crow_lightning.hooks.passes.layouts import layout_of, layout_of_call
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.registry.calling import (
@@ -80,7 +80,7 @@ class Site(InertWhenCopied):
         self._path = path
         self._watched = watched
         self._watchers = watchers
-        self._layout = layout_of(match.name, match.module, watched)
+        self._axes = axes_of(match.name, match.module, watched)
         self._handle: RemovableHandle | OutsideHandle | None = None
         self._way, self._observes_only, self._edits = way_to(hook), observes_only(hook), hook.edits
         self._source = token_sources[0] if token_sources else None
@@ -137,9 +137,9 @@ class Site(InertWhenCopied):
             return None
         if facts.encoder is not None:
             facts = facts.at_layer(args, kwargs)
-        layout = self._layout if not args or isinstance(args[0], Tensor) else layout_of_call(self._layout, args)
+        axes = self._axes if not args or isinstance(args[0], Tensor) else axes_of_call(self._axes, args)
         x = output if isinstance(output, Tensor) else None  # before a layer, or in a tuple, it is found later
-        fields = (self.place, batch, facts, layout, args, kwargs, output, x, False)
+        fields = (self.place, batch, facts, axes, args, kwargs, output, x, False)
         ctx = _new(HookContext, fields)
         if self._observes_only:
             return call_observe(hook, ctx, module, passes)  # type: ignore[arg-type]
@@ -156,8 +156,8 @@ class Site(InertWhenCopied):
         facts = passes.facts_at(self.token_sources, recomputing=True) if self._edits else None
         if facts is None or not passes.acted_in(self, facts, self.match.name):
             return None
-        facts, layout = facts.at_layer(args, kwargs), layout_of_call(self._layout, args)
-        ctx = HookContext(self.place, self._shared.running, facts, layout, args, kwargs, output, recomputing=True)
+        facts, axes = facts.at_layer(args, kwargs), axes_of_call(self._axes, args)
+        ctx = HookContext(self.place, self._shared.running, facts, axes, args, kwargs, output, recomputing=True)
         return call_again(self.hook, self._way, ctx, module)
 
     def _in_graph(
@@ -166,7 +166,7 @@ class Site(InertWhenCopied):
         """Call the hook while the layer is traced into a graph."""
         facts = self._watchers.graph_call(self._source).facts if self._source is not None else PassFacts()
         facts = (facts or PassFacts(takes_mask=True)).at_layer(args, kwargs)
-        ctx = HookContext(self.place, batch, facts, self._layout, args, kwargs, output)
+        ctx = HookContext(self.place, batch, facts, self._axes, args, kwargs, output)
         result = call_in_graph(self.hook, ctx, module)
         if result is not None and self._shared.effects is not None:
             self._shared.effects.note(self.hook.id, self.hook.hook_type, ctx, result)

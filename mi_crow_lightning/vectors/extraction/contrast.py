@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.metrics.separability import Separability
-from mi_crow_lightning.vectors.extraction.directions import Extraction
 from mi_crow_lightning.vectors.extraction.held_out import HeldOut
 from mi_crow_lightning.vectors.extraction.labels import BatchFacts
+from mi_crow_lightning.vectors.extraction.layer_moments import Extraction
 from mi_crow_lightning.vectors.extraction.row_means import RowMeans
 
 __all__ = ["Contrast"]

@@ -15,7 +15,7 @@ from torch import nn
 
 from mi_crow_lightning import ContrastDetector, HookCallback
 from mi_crow_lightning.metrics.class_moments import GROUPS
-from mi_crow_lightning.vectors.extraction.directions import Extraction
+from mi_crow_lightning.vectors.extraction.layer_moments import Extraction
 from mi_crow_lightning.vectors.extraction.row_means import Rows
 from tests.hooks.detectors.contrasts import Reader, batches, texts
 from tests.models import llama, trainer

@@ -56,8 +56,8 @@ def test_the_real_package_steers_alike() -> None:
 
 def test_the_real_package_finds_the_same_principal_component() -> None:
     package = pytest.importorskip("steering_vectors")
+    from mi_crow_lightning.metrics.class_directions import principal_difference
     from mi_crow_lightning.metrics.class_moments import ClassMoments
-    from mi_crow_lightning.metrics.directions import principal_difference
 
     negative, positive = torch.randn(2, 12, 6)
     moments = ClassMoments(6, ["difference"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.metrics.class_directions import _first_eigenvector, mean_difference, principal_difference
 from mi_crow_lightning.metrics.class_moments import ClassMoments
-from mi_crow_lightning.metrics.directions import _first_eigenvector, mean_difference, principal_difference
 from mi_crow_lightning.metrics.logistic import logistic, logistic_weights
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mi_crow_lightning.metrics.changes import EffectSums, EffectValues, measure_change, merge_changes
 from mi_crow_lightning.metrics.collectives import exchange
-from mi_crow_lightning.metrics.effects import EffectSums, EffectValues, measure_change, merge_changes
 
 
 def numpys(*edits: tuple[Tensor, Tensor]) -> EffectValues:

@@ -1,6 +1,6 @@
-"""The layouts of activations whose dimensions are not (batch, tokens, features).
+"""The order of an activation's axes, for layers where it is not (batch, tokens, features).
 
-Shapes do not show the layout: four rows of four tokens look the same either way. If one of torch's own modules, or the
+Shapes do not show the order: four rows of four tokens look the same either way. If one of torch's own modules, or the
 way that a layer is called, shows it, choices of tokens and values of samples are refused rather than applied along the
 wrong dimension.
 """
@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Layout", "layout_of", "layout_of_call"]
+__all__ = ["Axes", "axes_of", "axes_of_call"]
 
 _CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
 
 
-class Layout(Enum):
+class Axes(Enum):
     """The way that a layer arranges tokens; the value describes it in messages."""
 
     USUAL = "(batch, tokens, features)"
@@ -28,19 +28,19 @@ class Layout(Enum):
     PACKED = "the tokens of a PackedSequence in one row, by time step"
     ROUTED = "the tokens routed to its experts, in one row and in another order"
 
-    def of(self, x: Tensor) -> Layout:
-        """Return the layout of an activation: tokens in one row have two dimensions, other layouts have three."""
-        in_one_row = self in (Layout.PACKED, Layout.ROUTED)
-        return self if in_one_row or x.dim() == 3 else Layout.USUAL
+    def of(self, x: Tensor) -> Axes:
+        """Return the axes of one activation: tokens in one row have two dimensions, other orders have three."""
+        in_one_row = self in (Axes.PACKED, Axes.ROUTED)
+        return self if in_one_row or x.dim() == 3 else Axes.USUAL
 
     @property
     def samples_first(self) -> bool:
         """Whether the first dimension holds the samples, or all tokens, one sample after the other."""
-        return self in (Layout.USUAL, Layout.CHANNELS_FIRST)
+        return self in (Axes.USUAL, Axes.CHANNELS_FIRST)
 
 
-def layout_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> Layout:
-    """Return the layout that follows from a layer's name, class and ancestors.
+def axes_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> Axes:
+    """Return the axes that follow from a layer's name, class and ancestors.
 
     Args:
         name: its name; a layer below a module ``experts`` is called with the tokens that are routed there.
@@ -48,20 +48,20 @@ def layout_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> La
         ancestors: the modules that hold it.
 
     Examples:
-        >>> layout_of("rnn", nn.LSTM(2, 2), []).value
+        >>> axes_of("rnn", nn.LSTM(2, 2), []).value
         '(tokens, batch, features), because batch_first=True is not set'
     """
     if "experts" in name.split(".")[:-1]:
-        return Layout.ROUTED
+        return Axes.ROUTED
     if isinstance(layer, _CHANNELS_FIRST):
-        return Layout.CHANNELS_FIRST
+        return Axes.CHANNELS_FIRST
     time_first = any(_is_time_first(module) for module in (layer, *ancestors))
-    return Layout.TIME_FIRST if time_first else Layout.USUAL
+    return Axes.TIME_FIRST if time_first else Axes.USUAL
 
 
-def layout_of_call(layout: Layout, args: tuple[Any, ...]) -> Layout:
-    """Return the layout of one call of a layer with a given layout."""
-    return Layout.PACKED if args and isinstance(args[0], PackedSequence) else layout
+def axes_of_call(axes: Axes, args: tuple[Any, ...]) -> Axes:
+    """Return the axes of one call of a layer that usually has the given ones."""
+    return Axes.PACKED if args and isinstance(args[0], PackedSequence) else axes
 
 
 def _is_time_first(module: nn.Module) -> bool:

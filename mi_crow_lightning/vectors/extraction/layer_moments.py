@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.errors import CaptureBudgetExceeded
+from mi_crow_lightning.metrics.class_directions import mean_difference, principal_difference
 from mi_crow_lightning.metrics.class_moments import GROUPS, ClassMoments, reduce_moments
 from mi_crow_lightning.metrics.collectives import gather, gather_rows, is_distributed
-from mi_crow_lightning.metrics.directions import mean_difference, principal_difference
 from mi_crow_lightning.metrics.logistic import logistic
 from mi_crow_lightning.vectors.extraction.row_means import Rows
 

@@ -24,7 +24,7 @@ from mi_crow_lightning.store.keys import (
 )
 from mi_crow_lightning.store.missing import missing
 
-__all__ = ["Layout", "batches_in", "keys_in", "layers_in"]
+__all__ = ["Folders", "batches_in", "keys_in", "layers_in"]
 
 _METADATA = "metadata.json"
 
@@ -51,7 +51,7 @@ def batches_in(run: Path) -> list[int]:
     return sorted(found)
 
 
-class Layout:
+class Folders:
     """Checked paths below one base folder. Nothing here writes.
 
     Args:
@@ -62,7 +62,7 @@ class Layout:
         StoreKeyError: from every method, for a name that is refused or a link that leads out of ``base``.
 
     Examples:
-        >>> Layout(Path("/data"), "runs").batch("a", 3).as_posix()
+        >>> Folders(Path("/data"), "runs").batch("a", 3).as_posix()
         '/data/runs/a/batch_3'
     """
 
