@@ -3,5 +3,6 @@ from mi_crow_lightning.language_model.generated import GeneratedText as Generate
 from mi_crow_lightning.language_model.generated import by_strength as by_strength
 from mi_crow_lightning.language_model.inference import Inference as Inference
 from mi_crow_lightning.language_model.language_model import LanguageModel as LanguageModel
+from mi_crow_lightning.language_model.positions import with_positions as with_positions
 from mi_crow_lightning.language_model.prediction_writer import PredictionWriter as PredictionWriter
 from mi_crow_lightning.language_model.texts import TextCollator as TextCollator

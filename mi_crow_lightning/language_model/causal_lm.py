@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.language_model.generated import GeneratedText, records_of
 from mi_crow_lightning.language_model.generation import Generation
 from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
+from mi_crow_lightning.language_model.positions import positions_of, takes_positions
 from mi_crow_lightning.language_model.shown_texts import ShownTexts
 from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, readers_of, refuse_unread, strengths_of
 from mi_crow_lightning.language_model.texts import (
@@ -23,7 +23,6 @@ from mi_crow_lightning.language_model.texts import (
     check_batch,
     check_left_padding,
     labels_of,
-    positions_of,
 )
 
 __all__ = ["CausalLMModule"]
@@ -160,7 +159,7 @@ class CausalLMModule(pl.LightningModule):
         inputs, labels = _inputs(batch), labels_of(batch)
         if labels.shape[1] < 2:
             raise ValueError("every text of the batch is a single token, so nothing can be predicted: use longer texts")
-        if "position_ids" not in inputs and "attention_mask" in inputs and self._takes_positions():
+        if "position_ids" not in inputs and "attention_mask" in inputs and takes_positions(self.model):
             inputs["position_ids"] = positions_of(inputs["attention_mask"])
         loss = getattr(self.model(**inputs, labels=labels), "loss", None)
         if not isinstance(loss, Tensor):
@@ -168,9 +167,6 @@ class CausalLMModule(pl.LightningModule):
                 f"{type(self.model).__name__} returned no loss: use a causal model of transformers, which returns one"
             )
         return loss, (labels[:, 1:] != -100).sum()
-
-    def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(self.model.forward).parameters
 
     def configure_optimizers(self) -> Any:
         """Return AdamW over the parameters that take gradients. Override this to use another optimizer."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.language_model.positions import with_positions
 
 __all__ = ["Inference"]
 
@@ -57,10 +58,10 @@ class Inference:
 
         Returns:
             The model's output, and the encodings it was called with: ``input_ids`` and ``attention_mask``, each
-            ``(B, T)``.
+            ``(B, T)``. Texts padded on the left are read with position IDs that do not count the padding.
 
         Raises:
-            TypeError, ValueError: ``texts`` is not a sequence of strings, or is empty.
+            TypeError, ValueError: ``texts`` is not a sequence of strings, is empty, or has a text without any token.
             HookError: a hook failed. The pass went on, and the error's ``outputs`` holds its result.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -68,6 +69,7 @@ class Inference:
         if not texts:
             raise ValueError("texts is empty: give at least one text")
         encodings = self._lm.tokenize(texts, **(tok_kwargs or {}))
+        _check_each_has_tokens(texts, encodings)
         model, device = self._lm.model, self._lm.device
         with (
             torch.inference_mode(),
@@ -75,7 +77,7 @@ class Inference:
             _evaluating(model),
             self._controllers(with_controllers),
         ):
-            return model(**encodings), encodings
+            return model(**with_positions(model, encodings)), encodings
 
     @contextmanager
     def _controllers(self, wanted: bool) -> Iterator[None]:
@@ -88,6 +90,16 @@ class Inference:
         finally:
             for hook in off:
                 hook.enable()
+
+
+def _check_each_has_tokens(texts: Sequence[str], encodings: Mapping[str, Tensor]) -> None:
+    """Refuse texts that have no token, before the model is called with them."""
+    ids, mask = encodings["input_ids"], encodings.get("attention_mask")
+    lengths = mask.sum(1).tolist() if mask is not None else [ids.shape[1]] * len(ids)
+    empty = [place for place, length in enumerate(lengths) if not length]
+    if empty:
+        texts_said = ", ".join(f"{place} ({texts[place]!r})" for place in empty[:5])
+        raise ValueError(f"texts without any token, at places {texts_said}: leave them out, or give each a word")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From texts to batches: token IDs padded to one length, and the labels and positions of a causal model."""
+"""From texts to batches: token IDs padded to one length, and the labels of a causal model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
 
-__all__ = ["TextCollator", "are_texts", "check_batch", "check_left_padding", "labels_of", "positions_of"]
+__all__ = ["TextCollator", "are_texts", "check_batch", "check_left_padding", "labels_of"]
 
 _SIDES = ("left", "right")
 
@@ -152,17 +152,3 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
     not_predicted = mask == 0
     not_predicted[:, 1:] |= mask[:, :-1] == 0
     return ids.masked_fill(not_predicted, -100)
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """Count positions without padding, as ``generate`` does.
-
-    Args:
-        mask: ``(B, T)``, 0 where a token is padding.
-
-    Examples:
-        >>> import torch
-        >>> positions_of(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]))
-        tensor([[0, 0, 0, 1], [0, 1, 2, 2]])
-    """
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
