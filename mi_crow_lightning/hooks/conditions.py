@@ -125,6 +125,7 @@ def _fitted(holds: Any, x: Tensor, ctx: HookContext) -> Tensor | bool:
     if rows is None or rows.dim() > 2 or rows.shape != x.shape[: rows.dim()]:
         raise ConditionMismatch(
             f"when returned a mask of shape {tuple(holds.shape)} for {ctx.layer!r}, whose activation has shape "
-            f"{tuple(x.shape)}: it must return a bool, or a bool tensor (B,) or (B, T) = {tuple(x.shape[:2])}"
+            f"{tuple(x.shape)}: it must return a bool, or a bool tensor (B,) or (B, T) = {tuple(x.shape[:2])}, "
+            "with one value for each row or token"
         )
     return rows.to(x.device)

@@ -92,6 +92,7 @@ class Layers:
         self.language_model = language_model
         self.store = store
         self.graphs = graphs or {}
+        self.unmasked: dict[Stage | None, bool] = {}
         self._on_error = on_error
         self._begin()
 

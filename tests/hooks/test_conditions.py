@@ -47,6 +47,7 @@ def test_both_must_choose_a_token(tokens: str, chosen: Tensor, holds: Any, mask:
     assert torch.equal(touched(lambda x, ctx: holds, tokens), chosen & mask)
 
 
+@pytest.mark.filterwarnings("ignore:the token IDs .* look padded:UserWarning")
 def test_without_a_mask_the_condition_alone_decides() -> None:
     model = llama().eval()
     for call, holds, expected in (

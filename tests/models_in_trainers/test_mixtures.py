@@ -124,6 +124,7 @@ def test_an_expert_has_no_samples_and_no_positions(choice: dict[str, Any]) -> No
         trainer(HookCallback(controllers=steer)).predict(routed(), loader(token_data(4)))
 
 
+@pytest.mark.filterwarnings("ignore:the token IDs .* look padded:UserWarning")
 def test_an_expert_that_no_token_was_routed_to_is_told_of() -> None:
     module = routed()
     module.model.model.layers[1].mlp.experts.append(Expert())  # type: ignore[union-attr,index]

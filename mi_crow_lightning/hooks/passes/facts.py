@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeGuard
 
@@ -28,6 +28,7 @@ class PassFacts:
         input_ids: the token IDs ``(B, T)`` of this pass; ``None`` if the module was called with embeddings.
         position_ids: the position IDs as they were passed.
         embedded: tokens of each row, if the module was called with embeddings.
+        embedded_rows: the number of rows, if the module was called with embeddings.
         prompt_width: columns of the prompt, padding included; ``None`` if the whole pass is prompt.
         prompt_mask: the attention mask that ``generate`` was called with.
         side: ``"encoder"`` or ``"decoder"`` if the model has both.
@@ -35,6 +36,9 @@ class PassFacts:
         encoder_mask: the attention mask of these states.
         generating: whether the pass belongs to a call of ``generate``.
         takes_mask: whether the model takes an attention mask at all.
+        unseen: whether the layer has a model around it that takes a mask, and that model was not called.
+        pad_ids: the IDs that the model's config names as padding, or else as the end of a text.
+        mask_is_padding: whether the mask is one of torch's own modules, in which True is padding.
         unreadable: the type of the mask, if it cannot be read.
         lost: whether this is a recompute of a pass that is not known.
         acted: the sites whose hook had its effect in this pass, so that a recompute repeats it; ``None`` if nobody
@@ -48,6 +52,7 @@ class PassFacts:
     input_ids: Tensor | None = None
     position_ids: Tensor | None = None
     embedded: int | None = None
+    embedded_rows: int | None = None
     prompt_width: int | None = None
     prompt_mask: Tensor | None = None
     side: Literal["encoder", "decoder"] | None = None
@@ -55,6 +60,9 @@ class PassFacts:
     encoder_mask: Tensor | None = None
     generating: bool = False
     takes_mask: bool = False
+    unseen: bool = False
+    pad_ids: tuple[int, ...] = ()
+    mask_is_padding: bool = False
     unreadable: str | None = None
     lost: bool = False
     acted: set[object] | None = field(default=None, repr=False)
@@ -65,6 +73,21 @@ class PassFacts:
         """The number of tokens in each row of this pass; ``None`` if it is not known."""
         # Read from the IDs: a compiled graph accepts other shapes, but an integer is compiled in as a constant.
         return self.input_ids.shape[1] if is_sequence(self.input_ids) else self.embedded
+
+    @property
+    def rows(self) -> int | None:
+        """The number of rows of this pass; ``None`` if it is not known."""
+        return self.input_ids.shape[0] if is_sequence(self.input_ids) else self.embedded_rows
+
+    def is_of_tokens(self, mask: Any) -> bool:
+        """Return whether a mask has one column for each token of the cache and the pass."""
+        if self.rows is None or self.tokens is None or not isinstance(mask, Tensor):
+            return False
+        return mask.shape == (self.rows, (self.past or 0) + self.tokens)
+
+    def with_mask(self, mask: Tensor | None) -> PassFacts:
+        """Return the facts with a mask that a module around the token module was given."""
+        return self if mask is None else replace(self, mask=mask)
 
     def at_layer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassFacts:
         """Return the facts of a layer's input: in cross-attention, keys and values belong to the encoder's tokens."""

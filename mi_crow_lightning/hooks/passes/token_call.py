@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mi_crow_lightning.hooks.passes.facts import PassFacts, is_sequence
-from mi_crow_lightning.hooks.passes.token_module import TOKEN_INPUTS, Signature
+from mi_crow_lightning.hooks.passes.token_module import Signature
 
 __all__ = ["Generation", "of_beams", "read_facts"]
 
@@ -25,11 +25,40 @@ class Generation:
         width: columns of the prompt, padding included; ``None`` until the first pass shows it.
         mask: the attention mask it was called with, ``(B, width)``.
         columns: how many columns each model without a key-value cache has received so far.
+        caches: the caches it uses, each with the prompt's width of its sequence. The first is that of the prompt;
+            classifier-free guidance runs a second sequence in the same call, with a cache and a prompt of its own.
+        second: the width of the first pass of a second sequence, whose cache is not known yet.
     """
 
     width: int | None = None
     mask: Tensor | None = None
     columns: dict[nn.Module, int] = field(default_factory=dict)
+    caches: list[tuple[Any, int]] = field(default_factory=list)
+    second: int | None = None
+
+    def prompt_of(self, cache: Any, past: int, tokens: int | None) -> tuple[int | None, Tensor | None]:
+        """Return the width and the mask of the prompt whose sequence a pass continues.
+
+        Args:
+            cache: the cache that the pass was given; ``None`` if it was given none.
+            past: the tokens in it.
+            tokens: the tokens of the pass.
+        """
+        if self.width is None and tokens is not None:
+            self.width = past + tokens
+        if self.width is None or tokens is None or isinstance(cache, (tuple, list)):
+            return self.width, self.mask
+        if cache is None:  # without a cache at all, or the first pass of a second sequence
+            if not self.caches:
+                return self.width, self.mask
+            self.second = tokens
+            return tokens, None
+        for place, (known, width) in enumerate(self.caches):
+            if known is cache:
+                return width, self.mask if place == 0 else None
+        is_second = bool(self.caches) and past in (0, self.second)
+        self.caches.append((cache, (past or tokens) if is_second else self.width))
+        return self.caches[-1][1], None if is_second else self.mask
 
     def state_length(self, module: nn.Module, tokens: int) -> int:
         """Return how many tokens a recurrent model's state holds before a pass: all tokens it has received, or none.
@@ -64,22 +93,21 @@ def read_facts(
         kept: whether tensors that follow from the facts are kept with them.
         acted: the set that collects the sites whose hook has its effect in the pass.
     """
-    names, prefix = signature.names, signature.prefix
+    names = signature.names
     past = _cache_length(given.get("past_key_values")) if "past_key_values" in names else None
     side = signature.side
-    ids, embeddings = (given.get(f"{prefix}{name}") for name in TOKEN_INPUTS)
-    embedded = embeddings.shape[1] if is_sequence(embeddings) else None
+    ids, embeddings = signature.tokens_of(given)
+    embedded_rows, embedded = embeddings.shape[:2] if is_sequence(embeddings) else (None, None)
     tokens = ids.shape[1] if is_sequence(ids) else embedded
-    mask = _one_mask(given.get(f"{prefix}attention_mask"))
+    mask = _one_mask(signature.mask_of(given))
     stateful = any(given.get(name) is not None for name in _STATES)
     if past is None and generation is not None and tokens is not None and any(name in names for name in _STATES):
         past = generation.state_length(module, tokens)
         mask = _grown(generation.mask, given, past + tokens) if mask is None and past else mask
     width = first_width if past and past != learned else None
+    prompt_mask = None
     if generation is not None and side != "encoder":
-        if generation.width is None and tokens is not None:
-            generation.width = (past or 0) + tokens
-        width = generation.width
+        width, prompt_mask = generation.prompt_of(given.get("past_key_values"), past or 0, tokens)
     states = given.get("encoder_hidden_states")
     return PassFacts(
         mask=_tensor(mask),
@@ -88,14 +116,17 @@ def read_facts(
         input_ids=_tensor(ids),
         position_ids=_tensor(given.get("position_ids")),
         embedded=embedded,
+        embedded_rows=embedded_rows,
         prompt_width=width,
-        prompt_mask=generation.mask if generation is not None and side != "encoder" else None,
+        prompt_mask=prompt_mask,
         side=side,
         # A weak reference: states are as large as an activation, and no hook may keep one alive after its pass.
         encoder=weakref.ref(states) if isinstance(states, Tensor) else None,
-        encoder_mask=_tensor(given.get("encoder_attention_mask")),
+        encoder_mask=_tensor(signature.keys_mask_of(given)),
         generating=generation is not None,
         takes_mask=True,
+        pad_ids=signature.pad_ids,
+        mask_is_padding=signature.padding_mask is not None,
         unreadable=None if mask is None or isinstance(mask, Tensor) else type(mask).__name__,
         acted=acted,
         derived={} if kept else None,
@@ -126,8 +157,10 @@ def _grown(prompt: Tensor | None, given: Mapping[str, Any], columns: int) -> Ten
 
 
 def _one_mask(mask: Any) -> Any:
-    """Return the full-attention mask, which shows every token, from a model's masks by kind of attention."""
-    return mask.get("full_attention", mask) if isinstance(mask, Mapping) else mask
+    """Return one of a model's masks by kind of attention; each shows every token of the pass, see `columns_of`."""
+    if not isinstance(mask, Mapping):
+        return mask
+    return mask.get("full_attention", next(iter(mask.values()), None))
 
 
 def _tensor(value: Any) -> Tensor | None:

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
-__all__ = ["TOKEN_INPUTS", "Signature", "token_module", "virtual_tokens"]
+__all__ = ["TOKEN_INPUTS", "Signature", "takes_a_mask", "token_module", "virtual_tokens"]
 
 TOKEN_INPUTS = ("input_ids", "inputs_embeds")
+_TORCH_INPUTS = {"src_key_padding_mask": "src", "tgt_key_padding_mask": "tgt", "key_padding_mask": "query"}
 _OTHER_INPUTS = ("pixel_values", "pixel_values_videos", "input_features", "input_values")  # images, videos, sounds
 
 
 def token_module(ancestors: Sequence[nn.Module]) -> nn.Module | None:
     """Return the module among a layer's ancestors, innermost first, whose call says which tokens are real.
 
-    This is the innermost module that takes token IDs or embeddings together with an ``attention_mask``, or else
-    the innermost with a mask. (An inner mask may describe keys, as in cross-attention, and an outer mask another
-    model's tokens.) The search ends at a model of images or sounds: the text beside them has its own tokens.
+    This is the innermost module that takes token IDs or embeddings together with an ``attention_mask`` (by name, or
+    among any keywords) or one of torch's own that takes a key padding mask; or else the innermost with a mask. (An
+    inner mask may describe keys, as in cross-attention, and an outer mask another model's tokens.) The search ends at a
+    model of images or sounds: the text beside them has its own tokens.
     """
     first = None
     for module in ancestors:
         names = _parameters_of(module)
         takes_tokens = any(name in names for name in TOKEN_INPUTS)
+        if takes_tokens and takes_a_mask(module):
+            return module
+        if _torch_mask(names) is not None:
+            return first or module
         if "attention_mask" in names:
-            if takes_tokens:
-                return module
             first = first or module
         if not takes_tokens and any(name in names for name in _OTHER_INPUTS):
             return first or module
@@ -43,26 +47,63 @@ class Signature:
         names: the names of the parameters, in order.
         side: ``"encoder"`` or ``"decoder"`` if a model has both.
         prefix: the prefix of the arguments for its tokens: ``"decoder_"`` if it takes two texts.
+        padding_mask: the argument of torch's own modules in which True is padding; ``None`` in other modules.
+        pad_ids: the IDs that the model's config names as padding, or else as the end of a text.
     """
 
     names: tuple[str, ...]
     side: Literal["encoder", "decoder"] | None
     prefix: str
+    padding_mask: str | None = None
+    pad_ids: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, module: nn.Module, ancestors: Sequence[nn.Module]) -> Signature:
         """Return the signature of a token module, where ``ancestors`` are the modules around one of its layers."""
         names = _parameters_of(module)
         if "decoder_input_ids" in names:  # around both sides: a layer on neither, such as a head, follows the decoder
-            return cls(names, "decoder", "decoder_")
+            return cls(names, "decoder", "decoder_", pad_ids=_pad_ids(module))
+        if "attention_mask" not in names and (padding_mask := _torch_mask(names)) is not None:
+            return cls(names, None, "", padding_mask)
         side = _side(module, names)
         if side is None and "past_key_values" not in names and any(map(_takes_no_text, (module, *ancestors))):
             side = "encoder"
-        return cls(names, side, "")
+        return cls(names, side, "", pad_ids=_pad_ids(module))
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call, by parameter name."""
         return {**dict(zip(self.names, args, strict=False)), **kwargs} if args else kwargs
+
+    def mask_of(self, given: Mapping[str, Any]) -> Any:
+        """Return the mask of the module's own tokens among the arguments of a call."""
+        if self.padding_mask is None:
+            return None if self._masks_keys(given) else given.get(f"{self.prefix}attention_mask")
+        if self.padding_mask == "key_padding_mask" and given.get("key") is not given.get("query"):
+            return None  # the keys are other tokens
+        return given.get(self.padding_mask)
+
+    def keys_mask_of(self, given: Mapping[str, Any]) -> Any:
+        """Return the mask of the tokens that the module's tokens attend to in cross-attention."""
+        return given.get("attention_mask" if self._masks_keys(given) else "encoder_attention_mask")
+
+    def texts_mask_of(self, given: Mapping[str, Any]) -> Any:
+        """Return the mask of the only text that the module is called with; ``None`` if it takes two."""
+        return None if self.prefix else given.get("attention_mask")
+
+    def tokens_of(self, given: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the token IDs and the embeddings among the arguments of a call."""
+        if self.padding_mask is not None:
+            return None, given.get(_TORCH_INPUTS[self.padding_mask])
+        ids, embeddings = (given.get(f"{self.prefix}{name}") for name in TOKEN_INPUTS)
+        return ids, embeddings
+
+    def _masks_keys(self, given: Mapping[str, Any]) -> bool:
+        """Return whether this is a cross-attention whose only mask is that of its keys, as in diffusers."""
+        return (
+            given.get("encoder_hidden_states") is not None
+            and "encoder_attention_mask" not in self.names
+            and not any(name in self.names for name in TOKEN_INPUTS)
+        )
 
 
 def virtual_tokens(module: Any) -> int:
@@ -73,6 +114,27 @@ def virtual_tokens(module: Any) -> int:
     config = getattr(module, "active_peft_config", None)
     is_on = getattr(config, "is_prompt_learning", False) and not getattr(module, "_adapters_disabled", False)
     return int(config.num_virtual_tokens) if config is not None and is_on else 0
+
+
+def takes_a_mask(module: nn.Module) -> bool:
+    """Return whether a module can be called with ``attention_mask=``, by name or among any keywords."""
+    parameters = inspect.signature(module.forward).parameters
+    return "attention_mask" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _pad_ids(module: nn.Module) -> tuple[int, ...]:
+    config = getattr(module, "config", None)
+    for name in ("pad_token_id", "eos_token_id"):
+        ids = getattr(config, name, None)
+        if isinstance(ids, int):
+            return (ids,)
+        if isinstance(ids, (list, tuple)) and ids:
+            return tuple(ids)
+    return ()
+
+
+def _torch_mask(names: Sequence[str]) -> str | None:
+    return next((name for name in _TORCH_INPUTS if name in names), None)
 
 
 def _parameters_of(module: nn.Module) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.recomputes import EndedCalls, next_node
 from mi_crow_lightning.hooks.passes.token_call import Generation, read_facts
-from mi_crow_lightning.hooks.passes.token_module import Signature, virtual_tokens
+from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, virtual_tokens
 
 __all__ = ["Passes"]
 
@@ -35,6 +35,7 @@ class _ThreadPass:
 
     Attributes:
         calls: the watched modules that are being called, outermost first.
+        masks: for each running call around a token module, the attention mask that it was given.
         tokens: for each token module, the facts of its running call, or of its last call in the batch; under ``None``
             the facts of the running pass for layers without a token module.
         starts: for each token module, and under ``None`` for the pass, the number of the call's first autograd node.
@@ -53,6 +54,7 @@ class _ThreadPass:
     def cut_short(self) -> None:
         """Forget the running pass."""
         self.calls: list[nn.Module] = []
+        self.masks: dict[nn.Module, Any] = {}
         self.starts: dict[nn.Module | None, int] = {}
         self.errors: list[tuple[HookError, Any]] = []
         self.failed: set[str] = set()
@@ -82,6 +84,7 @@ class Passes(Generic[H]):
         self.acted: set[object] = set()
         self._over = over
         self._signatures: dict[nn.Module, Signature] = {}
+        self._outer: dict[nn.Module, Signature] = {}
         self._ended: dict[nn.Module | None, EndedCalls] = {None: EndedCalls()}
 
     def read_tokens_at(self, module: nn.Module, ancestors: list[nn.Module]) -> Signature:
@@ -94,6 +97,8 @@ class Passes(Generic[H]):
         if module not in self._signatures:
             self._signatures[module] = Signature.of(module, ancestors)
             self._ended[module] = EndedCalls()
+            outside = ancestors[ancestors.index(module) + 1 :] if module in ancestors else []
+            self._outer.update({outer: Signature.of(outer, []) for outer in outside if takes_a_mask(outer)})
         return self._signatures[module]
 
     def reset(self) -> None:
@@ -118,7 +123,7 @@ class Passes(Generic[H]):
         module = next((called for called in reversed(here.calls) if called in modules), modules[0])
         known, ended = here.tokens.get(module), self._ended[module]
         if not recomputing or (known is None and ended.is_empty):
-            return known or PassFacts(takes_mask=True)  # the layer was called directly
+            return known or PassFacts(takes_mask=True, unseen=True)  # the layer was called directly
         again = known if module in here.calls else None  # if checkpointed as a whole, the module itself is called again
         return ended.repeated() or again or PassFacts(takes_mask=True, lost=True)
 
@@ -141,6 +146,9 @@ class Passes(Generic[H]):
             here.tokens[None] = PassFacts(generating=bool(here.generations), acted=_acted(), derived={})
             here.starts[None] = next_node()
         here.calls.append(module)
+        if module in self._outer:
+            outer = self._outer[module]
+            here.masks[module] = outer.texts_mask_of(outer.given(args, kwargs))
         signature = self._signatures.get(module)
         if signature is not None:
             here.tokens[module] = self._read(module, signature, signature.given(args, kwargs))
@@ -153,6 +161,7 @@ class Passes(Generic[H]):
             return
         while here.calls.pop() is not module:
             pass  # calls that a BaseException interrupted
+        here.masks.pop(module, None)
         if module in here.starts:
             self._end(module)
         if not here.calls:
@@ -219,6 +228,8 @@ class Passes(Generic[H]):
         learned = max(map(virtual_tokens, here.calls))
         width = here.first_widths.get(module)
         facts = read_facts(module, given, signature, generation, width, learned, kept=True, acted=_acted())
+        if facts.mask is None and facts.unreadable is None and here.masks and signature.side is None:
+            facts = facts.with_mask(next(filter(facts.is_of_tokens, reversed(here.masks.values())), None))
         if not facts.past and facts.tokens is not None:
             # In a user's own decoding loop, the first pass with an empty cache is the prompt.
             here.first_widths[module] = facts.tokens

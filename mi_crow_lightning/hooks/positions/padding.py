@@ -5,12 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
+from mi_crow_lightning.hooks.passes.token_call import of_beams
+from mi_crow_lightning.hooks.positions.mask_forms import columns_of, only_themselves
+from mi_crow_lightning.hooks.positions.unmasked import warn_if_padded
 
 __all__ = ["first_column", "real_so_far", "real_tokens", "tokens_of_pass"]
 
@@ -102,9 +106,59 @@ def _fitting(x: Tensor, ctx: HookContext) -> Tensor | None:
             f"the attention mask that {ctx.layer!r}'s model was called with is a {ctx.facts.unreadable}, which does "
             "not show the padding. Pass HookCallback(token_mask=...), or use another attention implementation."
         )
-    if ctx.facts.mask is not None:
-        return _laid_on(_mask_of_pass(ctx.facts.mask, x, ctx.facts), x, ctx)
-    return None if ctx.facts.takes_mask else _batch_mask(x, ctx)
+    facts = ctx.facts
+    if facts.mask is not None:
+        real = _laid_on(_mask_of_pass(x, facts), x, ctx)
+        return real if real is None else _without_guards(real, x, ctx)
+    found = _batch_mask(x, ctx) if not facts.takes_mask or facts.unseen or _is_of_batch(facts, ctx.batch) else None
+    if found is None:
+        _check_shape(x, ctx)
+        warn_if_padded(ctx)
+    return found
+
+
+def _is_of_batch(facts: PassFacts, batch: object) -> bool:
+    """Return whether a model was called with the batch's own tokens, so that the batch's mask is theirs."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return not facts.generating and not facts.past and ids is not None and ids is facts.input_ids
+
+
+def _without_guards(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor:
+    """Return real tokens of a mask of pairs without those that the batch's own mask shows to be padding.
+
+    Raises:
+        _Unfit: some tokens see only themselves, and no other mask shows whether they are padding.
+    """
+    mask = ctx.facts.mask
+    if mask is None or mask.dim() == 2 or x.dim() != 3 or torch.compiler.is_compiling():
+        return real
+    alone = only_themselves(mask)
+    if alone is None or not alone.any():
+        return real
+    given = ctx.batch.get("attention_mask") if isinstance(ctx.batch, Mapping) else None
+    if isinstance(given, Tensor) and given.shape == real.shape and not ctx.facts.generating:
+        return real & (given.to(real.device) != 0)
+    warnings.warn(
+        f"{ctx.layer!r}: {int(alone.sum())} tokens see only themselves in the attention mask {tuple(mask.shape)}, "
+        "which does not show whether they are padding, so they count. Pass HookCallback(token_mask=...) to say which "
+        "tokens are real.",
+        stacklevel=5,
+    )
+    return real
+
+
+def _check_shape(x: Tensor, ctx: HookContext) -> None:
+    """Refuse an activation whose shape shows that it is not a sequence of the tokens that the model was called with.
+
+    Raises:
+        _Unfit: its rows or columns are others.
+    """
+    rows, tokens = ctx.facts.rows, ctx.facts.tokens
+    if rows is None or tokens is None or x.dim() != 3 or x.shape[1] == 1 or ctx.axes is not Axes.USUAL:
+        return
+    if x.shape[1] != tokens or x.shape[0] not in (1, rows):
+        unfit = f"{ctx.layer!r} gives {tuple(x.shape)} and the model was called with (batch, tokens) = {(rows, tokens)}"
+        raise _Unfit(unfit, f"{unfit}, so tokens cannot be chosen: use tokens='all', or choose another layer")
 
 
 def real_so_far(shape: tuple[int, int], first: int, real: Tensor, facts: PassFacts) -> Tensor:
@@ -127,7 +181,9 @@ def real_so_far(shape: tuple[int, int], first: int, real: Tensor, facts: PassFac
         return real
     if facts.mask is None:
         return real.new_ones(rows, first + tokens)
-    so_far = _columns_of(facts.mask).to(real.device)[:, : first + tokens]
+    grown = _grown_prompt(facts, first + tokens) if facts.mask.dim() > 2 else None
+    known = columns_of(facts.mask, facts.mask_is_padding) if grown is None else grown
+    so_far = known.to(real.device)[:, : first + tokens]
     if so_far.shape[1] != first + tokens:
         raise TokensUnknown(
             f"the attention mask {tuple(facts.mask.shape)} does not cover the {first} tokens before this "
@@ -136,24 +192,37 @@ def real_so_far(shape: tuple[int, int], first: int, real: Tensor, facts: PassFac
     return so_far.expand(rows, -1)
 
 
-def _columns_of(mask: Tensor) -> Tensor:
-    """Return an attention mask in any of the usual forms as (B, columns) bool."""
-    if mask.dim() == 2:
-        return mask != 0
-    # (B, 1, Tq, Tk) or (B, Tq, Tk): the last query may see every real token
-    last = mask.reshape(mask.shape[0], -1, *mask.shape[-2:])[:, 0, -1]
-    # An additive mask holds 0 (or a small bias) for real tokens, and a very negative number for the rest.
-    return last > -1000.0 if last.is_floating_point() else last != 0
+def _grown_prompt(facts: PassFacts, columns: int) -> Tensor | None:
+    """Return the real columns of the sequence so far, ``(rows, columns)``, from the mask of the prompt of ``generate``.
 
-
-def _mask_of_pass(mask: Tensor, x: Tensor, facts: PassFacts) -> Tensor:
-    """Return an attention mask in any of the usual forms, cut to the columns of this pass: (B, T) bool.
-
-    If its columns are not those of the cache and the pass, it is returned whole and will not fit: the second
-    dimension of the activation then is not a sequence of these tokens (but of latents, for example).
+    A mask of pairs does not show them all: a window hides earlier tokens, and a static cache of a window writes new
+    tokens over old ones, so that its columns are not those of the sequence. What is generated is real.
     """
+    prompt, rows = facts.prompt_mask, facts.rows
+    if prompt is None or rows is None or prompt.shape[1] > columns or len(prompt) > rows:
+        return None
+    return nn.functional.pad(of_beams(prompt, rows) != 0, (0, columns - prompt.shape[1]), value=True)
+
+
+def _mask_of_pass(x: Tensor, facts: PassFacts) -> Tensor:
+    """Return the attention mask, in any of the usual forms, cut to the columns of this pass: (B, T) bool.
+
+    If its columns are not those of the cache and the pass, or its queries not those of the pass, it is returned whole
+    and will not fit: the second dimension of the activation then is not a sequence of these tokens (but of latents, or
+    of queries that attend to them).
+    """
+    mask = facts.mask
+    assert mask is not None
+    if mask.dim() > 2 and facts.past is not None and facts.tokens is not None:
+        grown = _grown_prompt(facts, facts.past + facts.tokens)
+        if grown is not None:
+            return grown[:, facts.past :]
+    real = columns_of(mask, facts.mask_is_padding)
+    if facts.tokens is None and mask.dim() > 2:  # nothing but their number shows that they are the same tokens
+        return real
     tokens = tokens_of_pass(x, facts) if facts.tokens is not None or x.dim() >= 3 else mask.shape[-1]
-    real = _columns_of(mask)
+    if mask.dim() > 2 and mask.shape[-2] not in (1, tokens):
+        return real
     if mask.dim() == 2 and not facts.past_unknown and real.shape[1] != (facts.past or 0) + tokens:
         return real
     return real[:, -tokens:] if facts.past is None else real[:, facts.past : facts.past + tokens]
@@ -190,6 +259,8 @@ def _laid_on(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
 def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
     """Return the batch's own mask, for models that take none; warn if there are tokens but no mask."""
     if x.dim() != 3 or not isinstance(ctx.batch, Mapping):
+        if ctx.facts.unseen and x.dim() == 3:
+            _say_unknown(ctx, "the model around it was not called, and there is no batch with a mask")
         return None
     mask = ctx.batch.get("attention_mask")
     if isinstance(mask, Tensor) and (mask.shape == x.shape[:2] or ctx.axes is not Axes.USUAL):
@@ -197,10 +268,18 @@ def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
     if isinstance(mask, Tensor) and mask.shape == x.shape[1::-1]:
         raise _Unfit(f"{ctx.layer!r}: the batch's attention mask {tuple(mask.shape)} lies across {tuple(x.shape)}")
     token_ids = ctx.batch.get("input_ids")
+    if ctx.facts.takes_mask and not ctx.facts.unseen:
+        return None  # the model could have been given a mask, and usually is not where nothing is padded
     if mask is None and isinstance(token_ids, Tensor) and token_ids.shape == x.shape[:2]:
-        warnings.warn(
-            f"{ctx.layer!r}: neither the model nor the batch has an attention mask, so every token counts, "
-            "including padding. Pass HookCallback(token_mask=...) to say which tokens are real.",
-            stacklevel=2,
-        )
+        _say_unknown(ctx, "neither the model nor the batch has an attention mask")
+    elif ctx.facts.unseen:
+        _say_unknown(ctx, "the model around it was not called, and the batch has no attention mask that fits")
     return None
+
+
+def _say_unknown(ctx: HookContext, why: str) -> None:
+    warnings.warn(
+        f"{ctx.layer!r}: {why}, so every token counts, including padding. "
+        "Pass HookCallback(token_mask=...) to say which tokens are real.",
+        stacklevel=5,
+    )

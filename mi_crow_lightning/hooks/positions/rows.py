@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.facts import PassFacts
 
 __all__ = ["check_rows_are_samples", "of_rows"]
 
@@ -13,7 +14,9 @@ __all__ = ["check_rows_are_samples", "of_rows"]
 def of_rows(values: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
     """Return the value for each row of an activation, from the values of the samples.
 
-    Beam search and ``num_return_sequences`` make the same number of adjacent rows from each sample.
+    Inside ``generate``, beam search and ``num_return_sequences`` make the same number of adjacent rows from each
+    sample; a layer may put all tokens in one row, one sample after the other. Elsewhere nothing shows which rows belong
+    to a sample: DPO, for example, puts all rejected answers after all chosen ones.
 
     Args:
         values: ``(B, ...)``, one for each sample.
@@ -21,16 +24,25 @@ def of_rows(values: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
         ctx: the hook's context.
 
     Returns:
-        ``(rows, ...)``; ``None`` if the samples do not have equally many rows.
+        ``(rows, ...)``; ``None`` if the samples do not have equally many rows, or it is not known which are theirs.
 
     Raises:
         TokensUnknown: the layer's first dimension is known to be something else.
     """
     check_rows_are_samples(x, ctx)
-    if not len(values) or len(x) % len(values):
-        return None
-    each = len(x) // len(values)
-    return values if each == 1 else values.repeat_interleave(each, 0)
+    if len(x) == len(values):
+        return values
+    each, rest = divmod(len(x), max(1, len(values)))
+    is_expanded = each > 0 and not rest and (len(values) == 1 or _are_adjacent(len(values), x, ctx.facts))
+    return values.repeat_interleave(each, 0) if is_expanded else None
+
+
+def _are_adjacent(samples: int, x: Tensor, facts: PassFacts) -> bool:
+    """Return whether the rows of a sample are known to be adjacent."""
+    rows, tokens = facts.rows, facts.tokens
+    if facts.generating:
+        return rows is None or len(x) in (rows, rows * (tokens or 1))
+    return rows == samples and x.dim() == 2 and len(x) == samples * (tokens or 1)  # all tokens in one row
 
 
 def check_rows_are_samples(x: Tensor, ctx: HookContext) -> None:
@@ -39,6 +51,12 @@ def check_rows_are_samples(x: Tensor, ctx: HookContext) -> None:
     Raises:
         TokensUnknown: the rows are something else.
     """
+    rows, tokens = ctx.facts.rows, ctx.facts.tokens
+    if x.dim() == 3 and rows != tokens and x.shape[:2] == (tokens, rows):
+        raise TokensUnknown(
+            f"{ctx.layer!r} gives {tuple(x.shape)} and the model was called with (batch, tokens) = {(rows, tokens)}, "
+            "so its rows are tokens and not samples: use one value for all samples, or choose another layer"
+        )
     axes = ctx.axes.of(x)
     if not axes.samples_first:
         raise TokensUnknown(

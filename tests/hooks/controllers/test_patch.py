@@ -25,6 +25,7 @@ def captured(signature: str, call: dict[str, Tensor], **options: Any) -> Any:
     return detector.get_captured()
 
 
+@pytest.mark.filterwarnings("ignore:the token IDs .* look padded:UserWarning")
 def test_a_run_patched_everywhere_is_the_other_run() -> None:
     call = {"input_ids": BATCH["input_ids"]}
     source = captured("block:*", {"input_ids": OTHER["input_ids"]})

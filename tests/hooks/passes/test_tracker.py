@@ -259,6 +259,7 @@ class Masked(nn.Module):
         return self.block(inputs_embeds)  # type: ignore[no-any-return]
 
 
+@pytest.mark.filterwarnings("ignore:.*the model around it was not called:UserWarning")
 def test_another_thread_forgets_the_passes_of_an_earlier_batch() -> None:
     """Where a layer is called on its own after a new batch began, the mask of the batch before does not count."""
     model, asks, x = Masked(), Asks(Tokens("all")), torch.ones(3, 8, 2)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks import (
     ActivationStatistics,
-    Detector,
     FunctionController,
     Layers,
     Moment,
@@ -20,34 +19,12 @@ from mi_crow_lightning.hooks import (
     SteeringController,
     Tokens,
 )
+from tests.hooks.positions.masks import Mask, mask_of
 from tests.models import bert, gpt2, llama, vit
 
 IDS = torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 7]])
 MASK = (IDS != 0).long()
 TRUE, FALSE = True, False
-
-
-class Mask(Detector):
-    """The mask of its last call; every element where there is none."""
-
-    def __init__(self, signature: Any, which: str = "all") -> None:
-        super().__init__(layer_signature=signature)
-        self.tokens = Tokens(which)
-        self.calls: list[Tensor] = []
-
-    def observe(self, x: Tensor, ctx: Any) -> None:
-        mask = self.tokens.mask(x, ctx)
-        self.calls.append(torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask)
-
-
-def mask_of(model: nn.Module, signature: Any = "block:1", which: str = "all", **call: Any) -> list[list[int]]:
-    detector = Mask(signature, which)
-    layers = Layers(model)
-    layers.register_hook(None, detector)
-    model(**call)
-    layers.unregister_hook(detector)
-    return detector.calls[-1].int().tolist()
-
 
 REAL = MASK.tolist()
 FULL = torch.ones(2, 5, dtype=torch.int).tolist()
@@ -55,6 +32,7 @@ NONE = torch.zeros(2, 5, dtype=torch.int).tolist()
 ENDS = [[0, 0, 0, 0, 1]] * 2
 
 
+@pytest.mark.filterwarnings("ignore:the token IDs .* look padded:UserWarning")
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_in_a_training_forward_all_tokens_are_prompt(make: Any, mode: str) -> None:

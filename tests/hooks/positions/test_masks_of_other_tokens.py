@@ -1,0 +1,172 @@
+"""Masks that describe other tokens than the layer's, and masks that do not arrive at the layer's model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, FNetConfig, FNetModel, T5Config, T5Model
+
+from mi_crow_lightning.hooks import ActivationStatistics, SteeringController, attached
+from tests.hooks.positions.masks import mask_of
+
+IDS = torch.tensor([[5, 6, 0, 0, 0, 0], [7, 8, 9, 10, 11, 12]])
+REAL = IDS != 0
+TEXT = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
+ONE: dict[str, Any] = dict(statistics=["mean"], histogram=False)
+
+
+class CrossAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = nn.Linear(8, 8), nn.Linear(5, 8), nn.Linear(5, 8)
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        q, k, v = self.to_q(hidden_states), self.to_k(encoder_hidden_states), self.to_v(encoder_hidden_states)
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+
+
+class Denoiser(nn.Module):
+    """A cross-attention as in diffusers: the mask becomes a bias (B, 1, keys) on the way in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = CrossAttention()
+
+    def forward(self, sample: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor) -> Tensor:
+        bias = ((1 - encoder_attention_mask.float()) * -10000.0)[:, None]
+        attended: Tensor = self.attention(sample, encoder_hidden_states, attention_mask=bias)
+        return attended
+
+
+@pytest.mark.parametrize("pixels", [4, 6])
+def test_a_mask_of_keys_is_not_laid_on_queries(pixels: int) -> None:
+    net, sample, text = Denoiser(), torch.randn(2, pixels, 8), torch.randn(2, 6, 5)
+    hook = ActivationStatistics("attention.to_q", **ONE)
+    with torch.no_grad(), attached(net, hook) as layers:
+        net(sample, text, TEXT)
+        (reading,) = layers.take_readings()
+        assert reading.value == pytest.approx(net.attention.to_q(sample).mean().item(), rel=1e-5, abs=1e-7)
+    with torch.no_grad(), attached(net, SteeringController("attention.to_q", torch.ones(8), strength=3.0)):
+        steered = net(sample, text, TEXT)
+    assert (steered != net(sample, text, TEXT)).any(-1).all()
+
+
+def test_a_mask_of_keys_is_laid_on_keys() -> None:
+    net, sample, text = Denoiser(), torch.randn(2, 6, 8), torch.randn(2, 6, 5)
+    with torch.no_grad(), attached(net, ActivationStatistics("attention.to_k", **ONE)) as layers:
+        net(sample, text, TEXT)
+        (reading,) = layers.take_readings()
+    expected = net.attention.to_k(text)[TEXT.bool()].mean().item()
+    assert reading.value == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block = nn.Embedding(64, 8), nn.Linear(8, 8)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        out: Tensor = self.block(self.embed(input_ids))
+        return out
+
+
+class Keywords(Inner):
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        return super().forward(input_ids)
+
+
+class Outer(nn.Module):
+    """A model that takes a mask and does not hand it on, as RWKV's."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        out: Tensor = self.inner(input_ids)
+        return out
+
+
+def test_a_mask_that_the_outer_model_keeps_for_itself_is_asked_for() -> None:
+    for inner in (Inner(), Keywords()):
+        assert mask_of(Outer(inner), "inner.block", input_ids=IDS, attention_mask=REAL.long()) == REAL.int().tolist()
+
+
+def test_a_mask_among_other_keywords_is_read() -> None:
+    assert mask_of(Keywords(), "block", input_ids=IDS, attention_mask=REAL.long()) == REAL.int().tolist()
+    sizes = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, intermediate_size=32)
+    found = mask_of(FNetModel(FNetConfig(**sizes)).eval(), "encoder.layer.1", input_ids=IDS, attention_mask=REAL.long())
+    assert found == REAL.int().tolist()
+
+
+def test_the_mask_of_a_text_is_not_that_of_its_translation() -> None:
+    """An encoder's mask stays with the encoder, even if the decoder's text is just as long."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    model = T5Model(T5Config(**sizes)).eval()
+    call = dict(input_ids=IDS, attention_mask=REAL.long(), decoder_input_ids=IDS.flip(0) + 1)
+    assert mask_of(model, "encoder.block.1", **call) == REAL.int().tolist()
+    assert mask_of(model, "decoder.block.1", **call) == torch.ones(2, 6, dtype=torch.int).tolist()
+
+
+class Embedder(nn.Module):
+    """Calls ``forward`` of its model itself, as sentence-transformers 6.2 does: no hook of that model runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+        self.model = BertModel(BertConfig(vocab_size=50, **sizes))
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        out: Tensor = self.model.forward(**batch).last_hidden_state
+        return out
+
+
+def mean_in_an_embedder(batch: Any) -> tuple[float, Tensor]:
+    torch.manual_seed(0)
+    net, seen, layer = Embedder().eval(), [], "model.encoder.layer.1.intermediate"
+    net.get_submodule(layer).register_forward_hook(lambda module, args, out: seen.append(out.double()))
+    with torch.no_grad(), attached(net, ActivationStatistics(layer, **ONE)) as layers:
+        layers.begin_batch(None, batch)
+        net({"input_ids": IDS, "attention_mask": REAL.long()})
+        (reading,) = layers.take_readings()
+    return reading.value, seen[0]
+
+
+def test_where_the_model_was_not_called_the_batch_says_which_tokens_are_real() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        value, x = mean_in_an_embedder({"input_ids": IDS, "attention_mask": REAL.long()})
+    assert value == pytest.approx(x[REAL].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [None, {"labels": IDS}])
+def test_where_nothing_says_it_a_warning_does(batch: Any) -> None:
+    with pytest.warns(UserWarning, match=r"the model around it was not called.*including padding.*token_mask"):
+        value, x = mean_in_an_embedder(batch)
+    assert value == pytest.approx(x.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_torchs_own_padding_masks(floats: bool) -> None:
+    """True is padding there; inside, nn.TransformerEncoder makes an additive mask of it."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+    encoder = nn.TransformerEncoder(layer, 2).train()
+    padding = torch.zeros(2, 6).masked_fill(~REAL, -torch.inf) if floats else ~REAL
+    for at in ("layers.1.linear1", "layers.0"):
+        found = mask_of(encoder, at, src=torch.randn(2, 6, 32), src_key_padding_mask=padding)
+        assert found == REAL.int().tolist()
+
+
+def test_torchs_decoder_has_a_mask_of_its_own() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerDecoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+    decoder = nn.TransformerDecoder(layer, 2).train()
+    call = dict(tgt=torch.randn(2, 6, 32), memory=torch.randn(2, 6, 32))
+    call |= dict(tgt_key_padding_mask=~REAL, memory_key_padding_mask=~REAL.flip(0))
+    assert mask_of(decoder, "layers.1.linear1", **call) == REAL.int().tolist()
