@@ -11,7 +11,10 @@ from mi_crow_lightning.hooks.schedules import AllOf, AnyOf, LoggedSteps, Not, Sc
 from mi_crow_lightning.hooks.token_controller import TokenController
 from mi_crow_lightning.hooks.tokens import Tokens
 
-__all__ = ["schedule_in_words", "tokens_in_words"]
+__all__ = ["ALL_TOKENS", "NO_MASK", "schedule_in_words", "tokens_in_words"]
+
+ALL_TOKENS = "all but padding"
+NO_MASK = "every position (no mask found)"
 
 
 def schedule_in_words(when: When, every: int) -> str:
@@ -111,7 +114,7 @@ def _named(which: str, edits: bool) -> str:
 
 
 _NAMED = {
-    "all": "all but padding",
+    "all": ALL_TOKENS,
     "prompt": "the prompt",
     "generated": "what is generated",
     "last": "the last token of each row",

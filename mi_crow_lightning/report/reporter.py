@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import lightning.pytorch as pl
 
 from mi_crow_lightning.errors import NoReport
 from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.report.build import CallbackArguments, build_report
+from mi_crow_lightning.report.in_words import ALL_TOKENS, NO_MASK
 from mi_crow_lightning.report.info_log import log_info
 from mi_crow_lightning.report.refusals import run_refusals, trial_registration
 from mi_crow_lightning.report.run_report import RunReport
@@ -21,9 +24,10 @@ class Reporter:
 
     def __init__(self) -> None:
         self._last: RunReport | None = None
+        self._unmasked: Mapping[Stage | None, bool] = {}
 
     def last(self) -> RunReport:
-        """Return the report of the current run, or of the last one.
+        """Return the report of the current run, or of the last one, and what the run has shown about padding so far.
 
         Raises:
             NoReport: no run has come far enough to have one.
@@ -33,7 +37,7 @@ class Reporter:
                 "there is no report yet: it is made when a run has begun and its hooks have found their layers, in the "
                 "process of the run"
             )
-        return self._last
+        return _without_masks(self._last) if any(self._unmasked.values()) else self._last
 
     def begin(
         self,
@@ -56,6 +60,7 @@ class Reporter:
             RegistrationError: the first of the report's refusals.
         """
         refused = run_refusals(trainer, layers, registries)
+        self._unmasked = layers.unmasked
         self._log(build_report(trainer, pl_module, arguments, layers, refused))
         if refused:
             raise refused[0]
@@ -78,3 +83,9 @@ class Reporter:
     def _log(self, report: RunReport) -> None:
         self._last = report
         log_info(str(report))
+
+
+def _without_masks(report: RunReport) -> RunReport:
+    """Return the report of a run whose batches are padded and have no mask."""
+    hooks = (replace(plan, tokens=plan.tokens.replace(ALL_TOKENS, NO_MASK)) for plan in report.hooks)
+    return replace(report, hooks=tuple(hooks))

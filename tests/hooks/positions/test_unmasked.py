@@ -50,7 +50,9 @@ def steering() -> dict[str, Any]:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_it_is_said_once_and_names_the_cure(kind: Any, side: str) -> None:
     ids = PADDED if side == "left" else PADDED.flip(1)
-    (said,) = warned(HookCallback(**kind()), [{"input_ids": ids}] * 3)
+    watch = HookCallback(**kind())
+    (said,) = warned(watch, [{"input_ids": ids}] * 3)
+    assert "every position (no mask found)" in str(watch.report()) and "all but padding" not in str(watch.report())
     assert "look padded" in said and "token_mask" in said and "(2, 8)" in said
 
 
@@ -58,7 +60,9 @@ def test_it_is_said_once_and_names_the_cure(kind: Any, side: str) -> None:
 def test_with_a_mask_from_anywhere_nothing_is_said(kind: Any) -> None:
     mask = (PADDED != 0).long()
     assert not warned(HookCallback(**kind(), token_mask=lambda batch: batch["input_ids"] != 0), [{"input_ids": PADDED}])
-    assert not warned(HookCallback(**kind()), [{"input_ids": PADDED, "attention_mask": mask}])
+    watch = HookCallback(**kind())
+    assert not warned(watch, [{"input_ids": PADDED, "attention_mask": mask}])
+    assert "all but padding" in str(watch.report())
 
 
 def test_nothing_is_said_of_texts_that_are_not_padded() -> None:
