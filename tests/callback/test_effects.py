@@ -300,6 +300,7 @@ def test_edits_under_a_condition_count_where_it_holds() -> None:
     assert effect.tokens < whole.effects()[0].tokens and effect.fired <= whole.effects()[0].fired
 
 
+@pytest.mark.filterwarnings("ignore:the token IDs .* look padded:UserWarning")
 def test_counting_leaves_the_run_as_it_is() -> None:
     """Weights after a steered fit are those of the same edits by a plain torch hook."""
     ours, by_hand = Module(llama(attention_dropout=0.0)), Module(llama(attention_dropout=0.0))

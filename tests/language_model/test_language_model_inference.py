@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel
 
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import Detector, FunctionController, LayerActivationDetector
-from mi_crow_lightning.language_model import LanguageModel
+from mi_crow_lightning.language_model import LanguageModel, with_positions
 from mi_crow_lightning.store import LocalStore
 from tests.models import assert_same_handles, handles
 from tests.tiny_gpt2 import BLOCKS, TEXTS, WIDTH, save_gpt2, tokenizer
@@ -38,7 +38,7 @@ def unhooked(folder) -> GPT2LMHeadModel:
 
 def reference(model: GPT2LMHeadModel, encodings):
     with torch.no_grad():
-        return model(**encodings, output_hidden_states=True)
+        return model(**with_positions(model, encodings), output_hidden_states=True)
 
 
 class Broken(Detector):

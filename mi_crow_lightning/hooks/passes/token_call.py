@@ -26,7 +26,7 @@ class Generation:
         mask: the attention mask it was called with, ``(B, width)``.
         columns: how many columns each model without a key-value cache has received so far.
         caches: the caches it uses, each with the prompt's width of its sequence. The first is that of the prompt;
-            classifier-free guidance runs a second sequence in the same call, with a cache and a prompt of its own.
+            classifier-free guidance runs a second sequence in the same call, with its own cache and prompt.
         second: the width of the first pass of a second sequence, whose cache is not known yet.
     """
 
