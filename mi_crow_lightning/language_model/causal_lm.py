@@ -14,6 +14,7 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.language_model.generated import GeneratedText, records_of
 from mi_crow_lightning.language_model.generation import Generation
 from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
+from mi_crow_lightning.language_model.plain_values import plain_entries
 from mi_crow_lightning.language_model.positions import positions_of, takes_positions
 from mi_crow_lightning.language_model.shown_texts import ShownTexts
 from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, readers_of, refuse_unread, strengths_of
@@ -39,6 +40,9 @@ class CausalLMModule(pl.LightningModule):
     - **fit** and **validate** log the mean loss of the predicted tokens as ``train/loss`` and ``val/loss``; **test**
       logs it as ``test/loss``. Padding never counts, on either side.
     - **predict** returns a list of `GeneratedText` for each batch.
+
+    Arguments that are plain values become hyperparameters, those of a subclass too. Modules, tokenizers, datasets and
+    other objects do not, under any name: pass them again to ``load_from_checkpoint``.
 
     Args:
         model: a causal language model of transformers, or its name or folder, see `load_model`. A model that is
@@ -98,11 +102,15 @@ class CausalLMModule(pl.LightningModule):
         self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
         self._shown = ShownTexts(log_text)
         self._readers: list[Hook] = []
-        # Plain values, so that a checkpoint can be loaded with weights_only. A module is saved with its weights.
         generation, sweep = self.generation.hyperparameters(), self.sweep
         places = {"model": model, "tokenizer": tokenizer}
-        model, tokenizer = (str(place) if isinstance(place, Path) else place for place in places.values())
         self.save_hyperparameters(ignore=[name for name, place in places.items() if not isinstance(place, (str, Path))])
+
+    def _set_hparams(self, hp: Any) -> None:
+        """Keep only plain values, in whichever way Lightning collected them: also those of a subclass."""
+        # Not in save_hyperparameters, which a subclass may call again, and which copies all that is set here.
+        hp = self._to_hparams_dict(hp)
+        super()._set_hparams(plain_entries(hp) if isinstance(hp, dict) else hp)
 
     @property
     def sweep(self) -> list[float] | None:
