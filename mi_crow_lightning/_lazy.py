@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from mi_crow_lightning._moved import answer_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -35,6 +37,9 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     def __getattr__(name: str) -> Any:
         module = modules.get(name)
         if module is None:
+            answer = answer_of(package.rpartition(".")[-1], name)
+            if answer is not None:
+                raise ImportError(answer)  # of an AttributeError, `from package import name` would drop the message
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(module), name)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mi_crow_lightning as mcl
-from mi_crow_lightning._moved import MOVED
+from mi_crow_lightning._moved import GONE, GONE_NAMES, MOVED
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,9 +95,13 @@ OF_MI_CROW = """
 mi_crow_lightning.hooks: Controller Detector FunctionController Hook HookError HookType LayerActivationDetector
 mi_crow_lightning.hooks.controller: Controller
 mi_crow_lightning.hooks.detector: Detector
-mi_crow_lightning.hooks.hook: Hook HookError HookType
+mi_crow_lightning.hooks.hook: HOOK_FUNCTION_INPUT HOOK_FUNCTION_OUTPUT Hook HookError HookType
+mi_crow_lightning.hooks.implementations.function_controller: FunctionController
+mi_crow_lightning.hooks.implementations.layer_activation_detector: LayerActivationDetector
 mi_crow_lightning.language_model: LanguageModel
+mi_crow_lightning.language_model.inference: InferenceEngine
 mi_crow_lightning.language_model.language_model: LanguageModel
+mi_crow_lightning.language_model.layers: LanguageModelLayers
 mi_crow_lightning.store: LocalStore Store
 mi_crow_lightning.store.local_store: LocalStore
 mi_crow_lightning.store.store: Store
@@ -158,6 +163,77 @@ def test_a_moved_module_is_the_module_of_today(old: str) -> None:
 def test_a_module_that_never_existed_is_still_not_found() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"mi_crow_lightning\.metrics\.effect'"):
         importlib.import_module("mi_crow_lightning.metrics.effect")
+
+
+@pytest.mark.parametrize("gone", GONE)
+def test_a_module_of_mi_crow_that_is_gone_says_what_to_use(gone: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match=re.escape(GONE[gone])) as raised:
+        importlib.import_module(f"mi_crow_lightning.{gone}")
+    assert raised.value.name == f"mi_crow_lightning.{gone}"
+
+
+@pytest.mark.parametrize("below", ["datasets.text_dataset", "mechanistic.sae.modules"])
+def test_so_does_what_was_below_it(below: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match="which is a module of mi-crow"):
+        importlib.import_module(f"mi_crow_lightning.{below}")
+
+
+def test_the_folder_of_mi_crow_s_hooks_holds_no_second_copy_of_a_module() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("mi_crow_lightning.hooks.implementations.hook")
+
+
+@pytest.mark.parametrize("name", GONE_NAMES["hooks"])
+def test_a_name_that_a_package_no_longer_has_says_what_to_use(name: str) -> None:
+    with pytest.raises(ImportError, match="write a Detector"):
+        exec(f"from mi_crow_lightning.hooks import {name}")
+
+
+def objects() -> dict[str, Any]:
+    model = torch.nn.Sequential(torch.nn.Identity())
+    lm = mcl.LanguageModel(model, None)
+    return {
+        "Hook": mcl.LayerActivationDetector("0"),
+        "Layers": lm.layers,
+        "Inference": lm.inference,
+        "LanguageModel": lm,
+    }
+
+
+@pytest.mark.parametrize(("owner", "name"), [(owner, name) for owner in objects() for name in GONE_NAMES[owner]])
+def test_an_attribute_of_mi_crow_says_what_to_use(owner: str, name: str) -> None:
+    thing = objects()[owner]
+    with pytest.raises(AttributeError, match=re.escape(GONE_NAMES[owner][name])):
+        getattr(thing, name)
+    assert not hasattr(thing, name)
+
+
+def test_a_class_method_of_mi_crow_says_what_to_use() -> None:
+    with pytest.raises(AttributeError, match=r"use LanguageModel\(model, tokenizer\)"):
+        mcl.LanguageModel.from_local("folder")  # type: ignore[attr-defined]
+
+
+class Broken(mcl.Detector):
+    @property
+    def width(self) -> int:
+        raise AttributeError("no activation was seen")
+
+
+class Learned(mcl.Detector, torch.nn.Module):
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        mcl.Detector.__init__(self, "0")
+        self.probe = torch.nn.Linear(2, 2)
+
+
+def test_other_attributes_behave_as_without_answers() -> None:
+    with pytest.raises(AttributeError, match="'Layers' object has no attribute 'no_such'"):
+        _ = objects()["Layers"].no_such
+    with pytest.raises(AttributeError, match="no activation was seen"):
+        _ = Broken("0").width
+    assert isinstance(Learned().probe, torch.nn.Linear)
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = Learned().no_such
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").glob("*.[py]*"))]

@@ -14,7 +14,7 @@ from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
-__all__ = ["HookContext", "Place", "Registry"]
+__all__ = ["HookContext", "Place", "Registry", "Unregistered"]
 
 
 class Registry(Protocol):
@@ -38,6 +38,40 @@ class Registry(Protocol):
 
     def has_failed(self, hook: Any) -> bool:
         """Return whether a hook failed in the running pass."""
+
+
+@dataclass(eq=False)
+class Unregistered:
+    """The registry of a hook that is called directly, as in a unit test: one layer is all that it knows.
+
+    Attributes:
+        root: the layer.
+        hook: the hook.
+    """
+
+    root: nn.Module
+    hook: Any
+    language_model: Any = None
+    store: Any = None
+
+    def get_hooks(self) -> list[Any]:
+        """Return the hook alone."""
+        return [self.hook]
+
+    def list_layers(self) -> list[str]:
+        """Return no layer: the only one has no name."""
+        return []
+
+    def refresh(self, hook: Any) -> None:
+        """Do nothing: there are no handles."""
+
+    def is_attached(self, hook: Any) -> bool:
+        """Return whether it is the hook that is called."""
+        return hook is self.hook
+
+    def has_failed(self, hook: Any) -> bool:
+        """Return ``False``: what the hook raises goes to the caller."""
+        return False
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,20 +54,22 @@ class Controller(Hook):
 
     def _edited(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> Any:
         ctx = self.context
-        assert ctx is not None, "a hook has a context while it runs"
         forward = self.hook_type is HookType.FORWARD
-        x = ctx.activation
-        if x is None or not (output is ctx.output if forward else input is ctx.args):
-            x = take_output(output) if forward else take_input(input, ctx.kwargs)
+        x, kwargs = (ctx.activation, ctx.kwargs) if ctx is not None else (None, {})
+        if x is None or ctx is None or not (output is ctx.output if forward else input is ctx.args):
+            x = take_output(output) if forward else take_input(input, kwargs)
         inputs = next((value for value in input if isinstance(value, Tensor)), None) if forward else x
         new = self.modify_activations(module, inputs, x)
         if new is None or new is x:
             return None
         checked = checked_edit(new, x)
-        return put_output(output, checked) if forward else put_input(input, ctx.kwargs, checked)
+        return put_output(output, checked) if forward else put_input(input, kwargs, checked)
 
     def modify_activations(self, module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> Tensor | None:
         """Return the edited activation; by default the result of `edit`.
+
+        You may call this directly, as in a unit test: a hook that is not registered gets a context that knows the
+        layer alone.
 
         Args:
             module: the layer.
@@ -77,8 +79,12 @@ class Controller(Hook):
         Returns:
             A tensor of the same shape, dtype and device, or ``None`` to change nothing.
         """
-        assert output is not None and self.context is not None
-        return self.edit(output, self.context)
+        forward = self.hook_type is HookType.FORWARD
+        x = inputs if output is None and not forward else output
+        if x is None:
+            return None
+        args = () if inputs is None else (inputs,)
+        return self.edit(x, self.context or self._context_alone(module, x, args, output if forward else None))
 
     def edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
         """Change one activation of one layer.

@@ -82,22 +82,26 @@ class Detector(Hook):
     def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:
         """Take the activation out of the layer's input or output, and `observe` it.
 
+        You may call this directly, as in a unit test: a hook that is not registered gets a context that knows the
+        layer alone.
+
         Raises:
             NoTensorFound: there is no tensor in it.
         """
         ctx = self.context
-        assert ctx is not None, "a hook has a context while it runs"
         forward = self.hook_type is HookType.FORWARD
-        if ctx.activation is not None and (output is ctx.output if forward else input is ctx.args):
+        if ctx is None:
+            x = take_output(output) if forward else take_input(input, {})
+            self._observe(x, self._context_alone(module, x, input, output if forward else None))
+        elif ctx.activation is not None and (output is ctx.output if forward else input is ctx.args):
             self._observe(ctx.activation, ctx)
         else:
             self._observe(take_output(output) if forward else take_input(input, ctx.kwargs), ctx)
 
     def process_activation(self, output: Any) -> None:
         """Observe the layer's output: a short form of `process_activations`, for use in your own ``_hook_fn``."""
-        ctx = self.context
-        assert ctx is not None, "a hook has a context while it runs"
-        self._observe(take_output(output), ctx)
+        x = take_output(output)
+        self._observe(x, self.context or self._context_alone(nn.Identity(), x, (), output))
 
     def _observe(self, x: Tensor, ctx: HookContext) -> None:
         with torch.no_grad():

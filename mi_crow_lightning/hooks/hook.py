@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.errors import HookError
-from mi_crow_lightning.hooks.context import HookContext, Registry
+from mi_crow_lightning.hooks.context import HookContext, Place, Registry, Unregistered
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.passes.axes import axes_of
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 from mi_crow_lightning.spawned_runs import SpawnedRuns
 
-__all__ = ["ON_ERROR", "Hook", "HookError", "HookType"]
+__all__ = ["HOOK_FUNCTION_INPUT", "HOOK_FUNCTION_OUTPUT", "ON_ERROR", "Hook", "HookError", "HookType"]
 
 ON_ERROR = ("raise", "disable", "warn")
+
+# The names that mi-crow has for what torch passes to ``_hook_fn``.
+HOOK_FUNCTION_INPUT: TypeAlias = Sequence[Tensor]
+HOOK_FUNCTION_OUTPUT: TypeAlias = Tensor | Sequence[Tensor] | None
 
 # What a subclass overrides or asks, and a user of a hook does not: tab completion on a hook leaves them out.
 _FOR_SUBCLASSES = frozenset(
@@ -32,6 +38,7 @@ _FOR_SUBCLASSES = frozenset(
 )
 
 
+@answers_for_old_names
 class Hook:
     """An object that torch calls at one or more layers.
 
@@ -67,6 +74,8 @@ class Hook:
     # A class that is both a Detector and a Controller, in either order of its bases, has both.
     _observes = False
     _edits = False
+
+    _alone_at: str | None = None  # the layer for which the hook was prepared by a direct call
 
     #: Whether the hook may be traced into a graph of ``torch.compile``. A subclass that overrides what the hook does
     #: must set this itself.
@@ -180,6 +189,27 @@ class Hook:
         """The same as `context`, under the name that mi-crow uses."""
         return self.context
 
+    def _context_alone(self, module: nn.Module, x: Tensor, args: tuple[Any, ...], output: Any) -> HookContext:
+        """Return a bare context for a call that no registry makes, as in a unit test.
+
+        It knows the layer, under the name of the hook's signature, and that every token counts. The hook is prepared
+        for that layer at the first such call.
+
+        Args:
+            module: the layer.
+            x: the activation.
+            args: the layer's inputs.
+            output: its output; ``None`` before the layer.
+        """
+        layer = str(self.layer_signature) if self.layer_signature is not None else type(module).__name__
+        index = self.layer_signature if isinstance(self.layer_signature, int) else None
+        if self._alone_at != layer:
+            self.check_layers({layer: index})
+            self.prepare([layer], x.device)
+            self._alone_at = layer
+        place = Place(Unregistered(module, self), self, layer, index)
+        return HookContext(place, axes=axes_of(layer, module, ()), args=args, output=output, activation=x)
+
     def _set_context(self, context: HookContext | None) -> None:
         """Set the context outside a call; called by the registry."""
         self._outside = context
@@ -188,6 +218,7 @@ class Hook:
         """Set where the hook is registered, or forget it with ``None``; called by the registry."""
         self._registry = registry
         self._outside = context
+        self._alone_at = None
         if registry is not None:
             if self._spawned_runs is not None:
                 self._spawned_runs.begin(spawned=False)

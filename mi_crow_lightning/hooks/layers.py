@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.addressing.model_names import warn_of_another_model
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Match, resolve
@@ -44,6 +45,7 @@ _T = TypeVar("_T")
 _sequence = itertools.count()  # numbers registrations across all registries: one model may have two
 
 
+@answers_for_old_names
 class Layers:
     """The layers of a model and the hooks on them.
 
@@ -385,6 +387,9 @@ class Layers:
         if hook.on_error is not None:
             return hook.on_error
         return self._on_error(hook) if callable(self._on_error) else self._on_error
+
+
+LanguageModelLayers = Layers  # its name in mi-crow
 
 
 def _readings_of(detector: Detector) -> list[Reading]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.language_model.positions import with_positions
 
@@ -29,6 +30,7 @@ class TokenizingModel(Protocol):
         """Turn texts into one padded batch."""
 
 
+@answers_for_old_names
 class Inference:
     """Inference with a `LanguageModel`: texts in, its outputs out.
 
@@ -90,6 +92,9 @@ class Inference:
         finally:
             for hook in off:
                 hook.enable()
+
+
+InferenceEngine = Inference  # its name in mi-crow
 
 
 def _check_each_has_tokens(texts: Sequence[str], encodings: Mapping[str, Tensor]) -> None:

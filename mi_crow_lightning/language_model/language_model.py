@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.language_model.inference import Inference
 from mi_crow_lightning.language_model.loading import load_model, load_tokenizer
@@ -16,6 +17,7 @@ from mi_crow_lightning.language_model.loading import load_model, load_tokenizer
 __all__ = ["LanguageModel"]
 
 
+@answers_for_old_names
 class LanguageModel:
     """A language model whose layers can be hooked outside a Trainer.
 
