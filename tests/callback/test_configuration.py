@@ -101,7 +101,14 @@ CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
     "detectors": (
         {
             "detectors": [
-                ours("LayerActivationDetector", "block:1", target_dtype="torch.float16", device="cpu", keep="all"),
+                ours(
+                    "LayerActivationDetector",
+                    "block:1",
+                    target_dtype="torch.float16",
+                    device="cpu",
+                    keep="all",
+                    tokens="last",
+                ),
                 ours("ContrastDetector", "block:1", label="joy", classes=["a", 1], tokens="last"),
                 ours("ContrastDetector", "block:2", on_error="disable", held_out=None),
                 one(f"{HERE}.Along", layer_signature="lm_head", most=2, name="own", schedule=one("LoggedSteps")),
@@ -109,7 +116,7 @@ CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
         },
         lambda: HookCallback(
             [
-                LayerActivationDetector("block:1", target_dtype=torch.float16, device="cpu", keep="all"),
+                LayerActivationDetector("block:1", target_dtype=torch.float16, device="cpu", keep="all", tokens="last"),
                 ContrastDetector("block:1", label="joy", classes=["a", 1], tokens="last"),
                 ContrastDetector("block:2", on_error="disable", held_out=None),
                 configured.Along("lm_head", most=2.0, name="own", schedule=LoggedSteps()),

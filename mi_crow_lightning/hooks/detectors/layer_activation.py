@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
-from mi_crow_lightning.errors import CaptureBudgetExceeded
+from mi_crow_lightning.errors import CaptureBudgetExceeded, TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.passes.axes import Axes
+from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Schedule, Stage, When
+from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.activation import histogram, merge_all, statistics, summarize
 from mi_crow_lightning.metrics.collectives import Share, Shares
 from mi_crow_lightning.metrics.rows import Row, empty_rows
@@ -36,13 +39,17 @@ class LayerActivationDetector(Detector):
         keep: ``"last"`` keeps the last call of each layer, ``"all"`` every call since `clear_captured`.
         max_bytes: the most bytes that may be held. A capture beyond that is refused, and the others stay.
         device: the device of the copies; ``None`` for that of the activation.
+        tokens: which positions to keep, see `Tokens`: ``(B, T, D)`` is then kept as ``(N, D)``, row after row,
+            without padding. By default all of the activation is kept in its own shape, padding included.
         hook_type: see `Hook`.
         **options: ``name``, ``before_edits``, ``store``, ``schedule``, ``on_error``, see `Detector`.
 
     Attributes:
         tensor_metadata: ``["activations"]`` is the tensor, or a list of tensors with ``keep="all"``. If the signature
             means several layers, it is a dict of these by layer name.
-        metadata: ``["activations_shape"]`` has the shapes, in the same form.
+        metadata: ``["activations_shape"]`` has the shapes, in the same form. With ``tokens``,
+            ``["tokens_per_row"]`` has how many of the ``N`` tokens are of each row: ``captured.split(counts)`` takes
+            them apart. It is ``None`` where the layer lays the tokens of all rows in one.
 
     Raises:
         ValueError: ``keep`` or ``max_bytes`` is not one of those named above.
@@ -67,6 +74,7 @@ class LayerActivationDetector(Detector):
         keep: Literal["last", "all"] = "last",
         max_bytes: int = 2**30,
         device: torch.device | str | None = "cpu",
+        tokens: Tokens | str | None = None,
         hook_type: HookType | str = HookType.FORWARD,
         **options: Any,
     ) -> None:
@@ -79,6 +87,8 @@ class LayerActivationDetector(Detector):
         self.keep = keep
         self.max_bytes = max_bytes
         self.device = torch.device(device) if device is not None else None
+        self.tokens = Tokens.of(tokens) if tokens is not None else None
+        self._per_row: dict[str, list[list[int] | None]] = {}
         self._held: dict[str, list[Tensor]] = {}
         self._unread: dict[str, Stage | None] = {}  # layers captured since the last reading, and in which stage
         self._layers: list[str] = []
@@ -101,18 +111,39 @@ class LayerActivationDetector(Detector):
 
         Raises:
             CaptureBudgetExceeded: the copies would take more than ``max_bytes``.
+            TokensUnknown: ``tokens`` is given, and the activation is not a sequence or its tokens are not known.
         """
         dtype = self.target_dtype or x.dtype
         replaced = self._held.get(ctx.layer, []) if self.keep == "last" else []
-        self._refuse_growth(x.numel() * dtype.itemsize - _bytes(replaced), ctx.layer)
+        chosen = self._chosen(x, ctx)
+        kept = x.numel() if chosen is None else int(chosen.sum()) * x.shape[-1]
+        self._refuse_growth(kept * dtype.itemsize - _bytes(replaced), ctx.layer)
         with torch.inference_mode(False):
-            copy = x.to(device=self.device or x.device, dtype=dtype, copy=True)
+            taken = x if chosen is None else x[chosen]  # (N, D)
+            copy = taken.to(device=self.device or x.device, dtype=dtype, copy=chosen is None)
         if self.keep == "last":
-            self._held[ctx.layer] = [copy]
+            self._held[ctx.layer], self._per_row[ctx.layer] = [copy], []
         else:
             self._held.setdefault(ctx.layer, []).append(copy)
+        if chosen is not None:
+            counts = chosen.sum(1).tolist() if chosen.dim() == 2 else None
+            self._per_row.setdefault(ctx.layer, []).append(counts)
         self._unread[ctx.layer] = ctx.stage
         self._publish(ctx.layer)
+
+    def _chosen(self, x: Tensor, ctx: HookContext) -> Tensor | None:
+        """Return which positions of ``x`` to keep, bool of its leading dimensions; ``None`` for ``x`` as it is."""
+        if self.tokens is None:
+            return None
+        if ctx.axes.of(x) is not Axes.USUAL or x.dim() not in (2, 3):
+            raise TokensUnknown(
+                f"tokens={self.tokens!r} needs an activation (batch, tokens, features), and {ctx.layer!r} gives "
+                f"{tuple(x.shape)}: leave tokens out to keep all of it, or choose another layer"
+            )
+        # A choice that leaves nothing out would only be warned of a mask that does not fit; here padding is left out.
+        of_all = self.tokens.kind == "which" and self.tokens.value == "all"
+        mask = real_tokens(x, ctx, must_fit=True) if of_all else self.tokens.mask(x, ctx)
+        return mask if mask is not None else x.new_ones(x.shape[:-1], dtype=torch.bool)
 
     def get_captured(self) -> Any:
         """Return ``tensor_metadata["activations"]``, or ``None`` if nothing was seen.
@@ -128,8 +159,10 @@ class LayerActivationDetector(Detector):
         """Forget all held activations."""
         self._held.clear()
         self._unread.clear()
+        self._per_row.clear()
         self.tensor_metadata.pop("activations", None)
-        self.metadata.pop("activations_shape", None)
+        for name in ("activations_shape", "tokens_per_row"):
+            self.metadata.pop(name, None)
 
     def reading_names(self) -> tuple[str, ...]:
         """Return the names: histogram, mean, std, and mean Euclidean norm of the last dimension."""
@@ -172,15 +205,18 @@ class LayerActivationDetector(Detector):
             )
 
     def _publish(self, layer: str) -> None:
-        held = self._held[layer]
-        value: Any = held[0] if self.keep == "last" else held
-        shape: Any = tuple(held[0].shape) if self.keep == "last" else [tuple(tensor.shape) for tensor in held]
+        held, shapes = self._held[layer], [tuple(tensor.shape) for tensor in self._held[layer]]
+        self._put(self.tensor_metadata, "activations", layer, held)
+        self._put(self.metadata, "activations_shape", layer, shapes)
+        if self.tokens is not None:
+            self._put(self.metadata, "tokens_per_row", layer, self._per_row[layer])
+
+    def _put(self, into: dict[str, Any], name: str, layer: str, values: list[Any]) -> None:
+        value = values[0] if self.keep == "last" else values
         if self._several:
-            self.tensor_metadata.setdefault("activations", {})[layer] = value
-            self.metadata.setdefault("activations_shape", {})[layer] = shape
+            into.setdefault(name, {})[layer] = value
         else:
-            self.tensor_metadata["activations"] = value
-            self.metadata["activations_shape"] = shape
+            into[name] = value
 
 
 def _bytes(tensors: list[Tensor]) -> int:
