@@ -6,6 +6,7 @@ Functions only; nothing is kept or changed. Lightning's private names are read h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
@@ -22,6 +23,7 @@ from mi_crow_lightning.hooks.schedules import Moment, Stage
 __all__ = [
     "batches_that_stepped",
     "callbacks_of",
+    "dataloaders_in_turn",
     "find_root",
     "graphs_of_module",
     "is_compiled_as_a_whole",
@@ -103,6 +105,19 @@ def log_interval(trainer: pl.Trainer, own: int | None) -> int:
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
     """Return the Trainer's callbacks."""
     return list(vars(trainer)["callbacks"])
+
+
+def dataloaders_in_turn(trainer: pl.Trainer, stage: Stage) -> int:
+    """Return how many dataloaders an evaluation runs one after the other; 1 where it takes a batch of each at once."""
+    loops: dict[Stage, Any] = {
+        Stage.VALIDATE: trainer.fit_loop.epoch_loop.val_loop if is_fitting(trainer) else trainer.validate_loop,
+        Stage.TEST: trainer.test_loop,
+        Stage.PREDICT: trainer.predict_loop,
+    }
+    loop = loops.get(stage)
+    if loop is None or not getattr(loop, "_is_sequential", True):  # predict knows no other way
+        return 1
+    return int(loop.num_dataloaders)
 
 
 def moment_of(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.loggers.scalar_choice import SCALARS
 
-__all__ = ["check_flag", "check_hooks", "check_options"]
+__all__ = ["check_flag", "check_hooks", "check_options", "check_per_dataloader"]
 
 
 def check_hooks(
@@ -74,6 +75,22 @@ def check_options(
 def _check_interval(log_every_n_steps: int) -> None:
     if isinstance(log_every_n_steps, bool) or not isinstance(log_every_n_steps, int) or log_every_n_steps < 1:
         raise ValueError(f"log_every_n_steps={log_every_n_steps!r} must be a whole number, 1 or more")
+
+
+def check_per_dataloader(value: bool, detectors: Iterable[Hook]) -> bool:
+    """Return ``value`` if it is a bool and, where it is true, every detector can be read for each dataloader.
+
+    Raises:
+        TypeError: it is not a bool.
+        ValueError: a detector's reading is of a whole stage.
+    """
+    whole = next((one for one in detectors if isinstance(one, Detector) and one._ends_stage), None)
+    if check_flag("per_dataloader", value) and whole is not None:
+        raise ValueError(
+            f"per_dataloader=True reads detectors after each dataloader, and {whole!r} gives one result for all "
+            "dataloaders of a stage: put it into another HookCallback, without per_dataloader"
+        )
+    return value
 
 
 def check_flag(name: str, value: bool) -> bool:

@@ -15,7 +15,8 @@ import torch
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.callback import start_warnings
-from mi_crow_lightning.callback.arguments import check_flag, check_hooks, check_options
+from mi_crow_lightning.callback.arguments import check_flag, check_hooks, check_options, check_per_dataloader
+from mi_crow_lightning.callback.dataloaders import Dataloaders
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun
 from mi_crow_lightning.callback.names import describe, log_names, state_key_after, state_keys, unique_state_key
@@ -54,6 +55,9 @@ class HookCallback(pl.Callback):
             500 tags a stage, else ``"summary"``, which is logged when the run starts. TensorBoard's event file
             holds every number in any case, see `mi_crow_lightning.loggers.read_compact`.
         token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that get no attention mask.
+        per_dataloader: whether each of several dataloaders of an evaluation has its own readings, whose tags end in
+            ``/dataloader_idx_<i>``, as those of ``self.log(add_dataloader_idx=True)``. By default one reading covers
+            all of them.
         dry_run: match layers and report as usual, and attach nothing: the run is the one without the callback.
 
     Raises:
@@ -77,6 +81,7 @@ class HookCallback(pl.Callback):
         log_every_n_steps: int | None = None,
         scalars: Literal["auto", "all", "summary", "none"] = "auto",
         token_mask: Callable[[Any], Any] | None = None,
+        per_dataloader: bool = False,
         dry_run: bool = False,
     ) -> None:
         self.detectors, self.controllers = check_hooks(detectors, controllers)
@@ -85,6 +90,7 @@ class HookCallback(pl.Callback):
         self.name = name
         self.log_every_n_steps = log_every_n_steps
         self.token_mask = token_mask
+        self.per_dataloader = check_per_dataloader(per_dataloader, self.detectors)
         self.dry_run = check_flag("dry_run", dry_run)
         self.description = describe([*self.detectors, *self.controllers], name)
         self._state_key = unique_state_key(self, self.description, named=name is not None)
@@ -92,6 +98,7 @@ class HookCallback(pl.Callback):
         self._interrupted = False
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._log = ReadingsLog(scalars)
+        self._dataloaders = Dataloaders(self.per_dataloader)
         self._effects: Effects | None = None
         self._states = HookStates()
         self._resumes = True
@@ -149,6 +156,7 @@ class HookCallback(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer_facts.is_fitting(trainer):
             self._pause()  # a training batch whose end event was skipped may have left handles
+            self._dataloaders.begin()
         else:
             self._register(trainer, pl_module)
 
@@ -284,6 +292,7 @@ class HookCallback(pl.Callback):
         self._trainer = weakref.ref(trainer)
         self._interrupted = False
         self._log.begin_run()
+        self._dataloaders.begin()
         hooks = [*self.controllers, *self.detectors]
         arguments = CallbackArguments(hooks, self.root, self.log_every_n_steps, self._log.scalars)
         if self.dry_run:
@@ -337,6 +346,8 @@ class HookCallback(pl.Callback):
         self, trainer: pl.Trainer, stage: Stage, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._run is not None and not trainer.sanity_checking:
+            if stage is not Stage.TRAIN:
+                self._read_dataloaders(trainer, stage, begins=dataloader_idx)
             moment = trainer_facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
             self._run.begin_batch(moment, batch)
 
@@ -351,15 +362,23 @@ class HookCallback(pl.Callback):
     def _finish_evaluation(self, trainer: pl.Trainer, stage: Stage) -> None:
         if self._run is None or trainer.sanity_checking:
             return
-        moment = trainer_facts.moment_of(trainer, stage, 0, log_every_n_steps=self.log_every_n_steps)
-        self._run.enter_stage(moment)
-        self._write(trainer, moment.step if stage is Stage.VALIDATE else None)
+        self._read_dataloaders(trainer, stage)
         self._run.check_that_hooks_ran(stage)
 
-    def _write(self, trainer: pl.Trainer, step: int | None) -> None:
+    def _read_dataloaders(self, trainer: pl.Trainer, stage: Stage, begins: int | None = None) -> None:
+        """Write the readings of the dataloaders that are over: those before ``begins``, or at the end all."""
+        assert self._run is not None, "readings belong to a run"
+        for dataloader_idx in self._dataloaders.over(trainer, stage, begins):
+            moment = trainer_facts.moment_of(
+                trainer, stage, 0, dataloader_idx or 0, log_every_n_steps=self.log_every_n_steps
+            )
+            self._run.enter_stage(moment)
+            self._write(trainer, moment.step if stage is Stage.VALIDATE else None, dataloader_idx)
+
+    def _write(self, trainer: pl.Trainer, step: int | None, dataloader_idx: int | None = None) -> None:
         """Write readings to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
         assert self._run is not None, "readings belong to a run"
-        scalars = self._log.write(self._run, trainer.loggers, step, trainer.strategy.root_device)
+        scalars = self._log.write(self._run, trainer.loggers, step, trainer.strategy.root_device, dataloader_idx)
         values = torch.tensor(list(scalars.values())).unbind()  # making a tensor for each would take four times as long
         trainer.callback_metrics.update(zip(scalars, values, strict=True))
 

@@ -58,6 +58,7 @@ class ReadingsLog:
         loggers: Sequence[MetricsLogger],
         step: int | None = None,
         device: torch.device | None = None,
+        dataloader_idx: int | None = None,
     ) -> dict[str, float]:
         """Write the readings of all detectors in the running stage, and what hooks changed; reset the detectors.
 
@@ -68,6 +69,7 @@ class ReadingsLog:
             loggers: the loggers to write to; may be empty.
             step: the position on the x axis; ``None`` for the number of batches that the run had.
             device: where ranks exchange tensors; ``None`` for where the tensors are.
+            dataloader_idx: the dataloader that the readings are of, for their tags; ``None`` for all together.
 
         Returns:
             The numbers by tag.
@@ -75,7 +77,7 @@ class ReadingsLog:
         assert run.stage is not None, "readings belong to a stage"
         stage = run.stage.value
         readings = list(self._take_readings(run, run.stage, device))
-        read = LoggedStep(stage, step if step is not None else run.batches_seen, readings)
+        read = LoggedStep(stage, step if step is not None else run.batches_seen, readings, dataloader_idx)
         if not read.tagged:
             return {}
         _refuse_shared_tags(read.tagged)

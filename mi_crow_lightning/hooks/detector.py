@@ -56,6 +56,7 @@ class Detector(Hook):
 
     _observes = True
     by_block: tuple[str, ...] = ()
+    _ends_stage = False  # whether a reading ends more than a row of sums, so that a stage has only one
 
     def __init__(
         self,

@@ -95,7 +95,8 @@ def _numbers(files: list[Path]) -> Iterator[HistoryRow]:
     for schema, address, step, values in _tensors(files, "statistic"):
         stage, name, layers = schema["stage"], schema["name"], schema["layers"]
         if address not in tags:
-            tags[address] = [tag(Reading(layer, name, 0.0), stage, schema["prefix"]) for layer in layers]
+            prefix, loader = schema["prefix"], schema.get("dataloader_idx")
+            tags[address] = [tag(Reading(layer, name, 0.0), stage, prefix, loader) for layer in layers]
         for written_as, layer, value in zip(tags[address], layers, values, strict=True):
             yield HistoryRow(stage, step, written_as, layer, name, value)
 

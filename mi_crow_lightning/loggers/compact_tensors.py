@@ -61,23 +61,23 @@ def compact(step: LoggedStep) -> list[CompactTensor]:
         >>> json.loads(tensor.schema)["layers"]
         ['h.0', 'h.1', 'h.2']
     """
-    return [tensor for detector in step.detectors for tensor in _of_detector(detector, step.stage)]
+    return [tensor for detector in step.detectors for tensor in _of_detector(detector, step.stage, step.dataloader_idx)]
 
 
-def _of_detector(detector: DetectorReadings, stage: str) -> Iterator[CompactTensor]:
+def _of_detector(detector: DetectorReadings, stage: str, dataloader_idx: int | None) -> Iterator[CompactTensor]:
     by_name: dict[str, dict[str, float]] = {}
     for layer, name, value, _ in detector.readings:
         if not isinstance(value, Histogram):
             by_name.setdefault(name, {})[layer] = value
         elif any(value.counts):
-            address, schema = _histogram_schema(detector.prefix, name, stage, layer, value.edges)
+            address, schema = _histogram_schema(detector.prefix, name, stage, layer, value.edges, dataloader_idx)
             check_edges(value, address)
             yield CompactTensor(address, _counts(value.counts), schema)
     watched = frozenset(detector.layers)
     for name, by_layer in by_name.items():
         # A reading may be of something other than a watched layer, such as the total of all.
         layers = detector.layers if by_layer.keys() <= watched else tuple(by_layer)
-        address, schema = _statistic_schema(detector.prefix, name, stage, layers)
+        address, schema = _statistic_schema(detector.prefix, name, stage, layers, dataloader_idx)
         with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, as in a scalar
             values = np.array([by_layer.get(layer, np.nan) for layer in layers]).astype(np.float32)
         yield CompactTensor(address, values, schema)
@@ -91,18 +91,30 @@ def _counts(counts: tuple[float, ...]) -> NDArray[Any]:
 
 # Steps repeat the same schemas, and the schemas of histograms are long.
 @lru_cache(maxsize=8192)
-def _statistic_schema(prefix: str, name: str, stage: str, layers: tuple[str, ...]) -> tuple[str, str]:
+def _statistic_schema(
+    prefix: str, name: str, stage: str, layers: tuple[str, ...], dataloader_idx: int | None
+) -> tuple[str, str]:
     """Return the tag and the schema of a statistic."""
-    schema, digest = _json(kind="statistic", prefix=prefix, name=name, stage=stage, layers=layers)
+    of_loader = _of_loader(dataloader_idx)
+    schema, digest = _json(kind="statistic", prefix=prefix, name=name, stage=stage, layers=layers, **of_loader)
     return tag(Reading(f"#{digest}", name, 0.0), stage, prefix), schema
 
 
 @lru_cache(maxsize=8192)
-def _histogram_schema(prefix: str, name: str, stage: str, layer: str, edges: tuple[float, ...]) -> tuple[str, str]:
+def _histogram_schema(
+    prefix: str, name: str, stage: str, layer: str, edges: tuple[float, ...], dataloader_idx: int | None
+) -> tuple[str, str]:
     """Return the tag and the schema of a layer's histogram."""
-    schema, digest = _json(kind="histogram", prefix=prefix, name=name, stage=stage, layer=layer, edges=edges)
+    of_loader = _of_loader(dataloader_idx)
+    schema, digest = _json(
+        kind="histogram", prefix=prefix, name=name, stage=stage, layer=layer, edges=edges, **of_loader
+    )
     empty = Histogram((), (), 0.0, 0.0, 0.0, 0.0, 0.0)
-    return f"{tag(Reading(layer, name, empty), stage, prefix)}#{digest}", schema
+    return f"{tag(Reading(layer, name, empty), stage, prefix, dataloader_idx)}#{digest}", schema
+
+
+def _of_loader(dataloader_idx: int | None) -> dict[str, int]:
+    return {} if dataloader_idx is None else {"dataloader_idx": dataloader_idx}
 
 
 def _json(**schema: Any) -> tuple[str, str]:

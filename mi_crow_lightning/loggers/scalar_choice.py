@@ -68,7 +68,7 @@ def shown(step: LoggedStep, scalars: str) -> TaggedReadings:
     if scalars == "none":
         return []
     return [
-        (tag(reading, step.stage, detector.prefix), reading)
+        (tag(reading, step.stage, detector.prefix, step.dataloader_idx), reading)
         for detector in step.detectors
         for reading in _summary(detector)
     ]

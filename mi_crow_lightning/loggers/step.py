@@ -39,6 +39,7 @@ class LoggedStep:
         stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
         step: the position on the x axis.
         detectors: the readings of each detector.
+        dataloader_idx: the dataloader that was read; ``None`` for all together.
 
     Examples:
         >>> two = [Reading("h.0", "rms", 1.0), Reading("h.1", "rms", 3.0)]
@@ -50,12 +51,13 @@ class LoggedStep:
     stage: str
     step: int
     detectors: Sequence[DetectorReadings]
+    dataloader_idx: int | None = None
 
     @cached_property
     def tagged(self) -> TaggedReadings:
         """Every reading with its tag."""
         return [
-            (tag(reading, self.stage, detector.prefix), reading)
+            (tag(reading, self.stage, detector.prefix, self.dataloader_idx), reading)
             for detector in self.detectors
             for reading in detector.readings
         ]
@@ -64,7 +66,7 @@ class LoggedStep:
     def by_block(self) -> list[tuple[str, int, Reading]]:
         """The points of the curves over the blocks: tag, block, reading."""
         return [
-            (tag_by_block(reading.name, self.stage, detector.prefix), block, reading)
+            (tag_by_block(reading.name, self.stage, detector.prefix, self.dataloader_idx), block, reading)
             for detector in self.detectors
             for block, reading in detector.by_block
         ]

@@ -81,6 +81,7 @@ class ContrastDetector(Detector):
 
     _alike_on_all_ranks = True
     by_block = ("auroc", "d_prime")
+    _ends_stage = True  # its vectors are of all samples of a stage
 
     def __init__(
         self,
