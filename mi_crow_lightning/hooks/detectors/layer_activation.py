@@ -142,7 +142,10 @@ class LayerActivationDetector(Detector):
             )
         # A choice that leaves nothing out would only be warned of a mask that does not fit; here padding is left out.
         of_all = self.tokens.kind == "which" and self.tokens.value == "all"
-        mask = real_tokens(x, ctx, must_fit=True) if of_all else self.tokens.mask(x, ctx)
+        try:
+            mask = real_tokens(x, ctx, must_fit=True) if of_all else self.tokens.mask(x, ctx)
+        except TokensUnknown as error:
+            raise TokensUnknown(f"{error}. Without tokens= all of it is kept, padding included") from None
         return mask if mask is not None else x.new_ones(x.shape[:-1], dtype=torch.bool)
 
     def get_captured(self) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mi_crow_lightning import HookCallback, HookError, LayerActivationDetector, Layers, Tokens
-from mi_crow_lightning.errors import CaptureBudgetExceeded
+from mi_crow_lightning.errors import CaptureBudgetExceeded, TokensUnknown
 from tests.models import Module, llama
 
 IDS = torch.tensor([[0, 0, 5, 7], [3, 4, 5, 6]])
@@ -148,8 +148,10 @@ class Pooled(nn.Module):
 def test_a_mask_of_other_tokens_is_refused_and_not_ignored() -> None:
     model = Pooled()
     detector = watched(model, "latents", tokens="all")
-    with pytest.raises(HookError, match="does not fit the activation"):
-        model(IDS, attention_mask=MASK)
+    for mask in (MASK, None):
+        with pytest.raises(HookError, match=r"'latents'.*Without tokens= all of it is kept") as raised:
+            model(IDS, attention_mask=mask)
+        assert isinstance(raised.value.original_error, TokensUnknown)  # not the warning of a detector that counts all
     assert detector.get_captured() is None
 
 
