@@ -32,6 +32,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mi_crow_lightning._messages import message_of
+
 __all__ = [
     "ActivationError",
     "CaptureBudgetExceeded",
@@ -115,7 +117,7 @@ class HookError(MiCrowError):
             where.append(f"activation of shape {self.shape}")
         place = f" at {'; '.join(where)}" if where else ""
         more = f" ({len(self.others)} more hook(s) failed in this pass: see .others)" if self.others else ""
-        cause = f"{type(self.original_error).__name__}: {self.original_error}"
+        cause = f"{type(self.original_error).__name__}: {message_of(self.original_error)}"
         hook = f"{self.hook_class} {self.hook_id!r}" if self.has_given_id else self.hook_class
         return f"{hook} ({self.hook_type}) failed{place}: {cause}{more}"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import NoTensorFound
 
-__all__ = ["put_input", "put_output", "take_input", "take_output"]
+__all__ = ["is_inference", "put_input", "put_output", "shape_of", "take_input", "take_output"]
 
 Path = tuple[Any, ...]
 
@@ -69,6 +69,25 @@ def put_input(
     call = (args, dict(kwargs))
     new: tuple[tuple[Any, ...], dict[str, Any]] = _replaced(call, _path(call, "input"), edited)
     return new
+
+
+def shape_of(x: Tensor | None) -> tuple[int, ...] | None:
+    """Return the shape of a tensor for a message; ``None`` if there is no tensor, or it has no shape to give.
+
+    Nested tensors, lazy parameters and subclasses may raise whatever they like when they are asked.
+    """
+    try:
+        return tuple(x.shape) if x is not None else None
+    except Exception:
+        return None
+
+
+def is_inference(x: Tensor) -> bool:
+    """Return whether a tensor was made in inference mode; false of one that raises when it is asked."""
+    try:
+        return x.is_inference()
+    except Exception:
+        return False
 
 
 def _path(value: Any, what: str) -> Path:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
+from mi_crow_lightning._messages import message_of
 from mi_crow_lightning.addressing.module_tree import unwrapped
 from mi_crow_lightning.errors import NoTensorFound
 from mi_crow_lightning.hooks.activations import take_output
@@ -90,7 +91,7 @@ def output_shapes(
     try:
         given = calls(model)
     except Exception as error:  # whatever a model's config makes impossible
-        return Shapes(why_not=str(error))
+        return Shapes(why_not=message_of(error))
     inputs = {name: shape for call in given for name, shape in _input_shapes(call)}
     try:
         return Shapes(_fake_pass(model, given), inputs, found_by="fake")
@@ -167,5 +168,5 @@ def _quiet_torch() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    line, *_ = str(error).splitlines() or [""]
+    line, *_ = message_of(error).splitlines() or [""]
     return f"{type(error).__name__}: {line}"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import lightning.pytorch as pl
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._messages import message_of
 from mi_crow_lightning.errors import LayerNotFound, RegistrationError, TagConflict
 from mi_crow_lightning.hooks.compiled.rules import graph_refusals
 from mi_crow_lightning.hooks.hook import Hook
@@ -94,5 +95,5 @@ def _hook_refusal(layers: Layers, hook: Hook) -> str:
     try:
         layers.register_hook(None, hook, due=False)
     except Exception as error:  # also what a user's prepare() raises
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {message_of(error)}"
     return ""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import HookError, NoTensorFound
-from mi_crow_lightning.hooks.activations import put_input, put_output, take_input, take_output
+from mi_crow_lightning.hooks.activations import is_inference, put_input, put_output, shape_of, take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import Controller, checked_edit
 from mi_crow_lightning.hooks.detector import Detector
@@ -31,6 +31,7 @@ Way: TypeAlias = Callable[[Any, HookContext, nn.Module], Any]
 
 # What torch.no_grad() calls, without the context manager: it takes as long as all other steps to `observe`.
 _is_grad_enabled, _set_grad_enabled = torch.is_grad_enabled, torch._C._set_grad_enabled
+_is_inference_mode = torch.is_inference_mode_enabled
 
 
 def observes_only(hook: Hook) -> bool:
@@ -56,12 +57,12 @@ def _inherits(hook: Hook, base: type[Hook], *names: str) -> bool:
 def call_observe(hook: Detector, ctx: HookContext, module: nn.Module, passes: Passes[Hook]) -> None:
     """Call a hook for which `observes_only` is true: the same as `call`, in fewer steps."""
     x = ctx.activation
-    if x is None or x.is_inference():
+    if x is None or _is_inference_mode():
         call(hook, _by_hook_fn, ctx, module, passes)
         return
-    running.context = ctx
     try:
         version, grad = x._version, _is_grad_enabled()
+        running.context = ctx
         try:
             if grad:
                 _set_grad_enabled(False)
@@ -73,7 +74,10 @@ def call_observe(hook: Detector, ctx: HookContext, module: nn.Module, passes: Pa
         if x._version != version:
             raise written(hook)
     except Exception as error:  # whatever a user's hook raises; wrapped once, raised when the pass is over
-        passes.failed(wrapped(hook, error, ctx), hook)
+        if is_inference(x):  # made in inference mode and used outside: without a version, so the hook was not called
+            call(hook, _by_hook_fn, ctx, module, passes)
+        else:
+            passes.failed(wrapped(hook, error, ctx), hook)
 
 
 def call(hook: Hook, way: Way, ctx: HookContext, module: nn.Module, passes: Passes[Hook], site: object = None) -> Any:
@@ -152,7 +156,7 @@ def wrapped(hook: Hook, error: Exception, ctx: HookContext) -> HookError:
         layer=ctx.layer or None,
         stage=ctx.stage.value if ctx.stage is not None else None,
         batch_idx=ctx.batch_idx,
-        shape=tuple(x.shape) if x is not None else None,
+        shape=shape_of(x),
         hook_class=type(hook).__name__,
         has_given_id=hook._has_given_id,
     )

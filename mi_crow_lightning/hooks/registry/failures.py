@@ -54,4 +54,6 @@ def _forget_frames(error: BaseException) -> None:
     chain = [error]
     for link in chain:  # the list grows during the loop
         link.__traceback__ = None
-        chain += [e for e in (link.__cause__, link.__context__) if e is not None and e not in chain]
+        for led in (link.__cause__, link.__context__):
+            if led is not None and all(led is not known for known in chain):  # not `in`, which asks its __eq__
+                chain.append(led)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from mi_crow_lightning._messages import message_of
 from mi_crow_lightning.errors import WrittenInPlace
 
 __all__ = ["out_of_inference", "written"]
@@ -31,7 +32,7 @@ def out_of_inference(function: Callable[..., R], hook: Any, *arguments: Any) -> 
         with torch.inference_mode(False), torch.no_grad():
             return function(hook, *arguments)
     except RuntimeError as error:
-        if "Inplace update to inference tensor" in str(error):
+        if "Inplace update to inference tensor" in message_of(error):
             raise written(hook) from error
         raise
 
