@@ -17,6 +17,7 @@
     │   ├── ConditionMismatch (ValueError)  a condition's mask does not fit, or the condition cannot be decided
     │   ├── PatchMismatch (ValueError)   stored activations do not fit those of the run
     │   ├── TokensUnknown (ValueError)   a hook asked for tokens where there is no sequence
+    │   ├── UnreadableActivation (TypeError)  a nested tensor, or one inside a transform of torch.func
     │   └── CaptureBudgetExceeded        a capture would grow past its byte budget
     ├── NeverFired (RuntimeError)        a controller was on, and none of its layers ran
     ├── NoReport (RuntimeError)          no run has begun that could be reported on
@@ -54,6 +55,7 @@ __all__ = [
     "StrengthMismatch",
     "TagConflict",
     "TokensUnknown",
+    "UnreadableActivation",
     "VectorFileError",
     "VectorMismatch",
     "WrittenInPlace",
@@ -77,6 +79,8 @@ class HookError(MiCrowError):
         stage: the Trainer's stage (``"train"``, ``"validate"``, ...), or ``None`` outside a Trainer.
         batch_idx: index of the batch, or ``None`` outside a Trainer.
         shape: shape of the activation that the hook was given, or ``None``.
+        unreadable: the reason why most hooks cannot read the activation: it is a nested tensor, or inside a
+            transform of torch.func. ``None`` of any other.
         hook_class: name of the hook's class.
         has_given_id: whether the user gave the ID. The message leaves out IDs that were made up.
         outputs: the result of the pass, without this hook.
@@ -93,6 +97,7 @@ class HookError(MiCrowError):
         stage: str | None = None,
         batch_idx: int | None = None,
         shape: tuple[int, ...] | None = None,
+        unreadable: str | None = None,
         hook_class: str = "Hook",
         has_given_id: bool = True,
     ) -> None:
@@ -103,6 +108,7 @@ class HookError(MiCrowError):
         self.stage = stage
         self.batch_idx = batch_idx
         self.shape = shape
+        self.unreadable = unreadable
         self.hook_class = hook_class
         self.has_given_id = has_given_id
         self.outputs: Any = None
@@ -113,7 +119,9 @@ class HookError(MiCrowError):
         where = [f"layer {self.layer!r}"] if self.layer is not None else []
         if self.stage is not None:
             where.append(f"stage {self.stage}, batch {self.batch_idx}")
-        if self.shape is not None:
+        if self.unreadable is not None:
+            where.append(f"activation: {self.unreadable}")
+        elif self.shape is not None:
             where.append(f"activation of shape {self.shape}")
         place = f" at {'; '.join(where)}" if where else ""
         more = f" ({len(self.others)} more hook(s) failed in this pass: see .others)" if self.others else ""
@@ -172,6 +180,10 @@ class PatchMismatch(ActivationError, ValueError):
 
 class TokensUnknown(ActivationError, ValueError):
     """A hook asked for tokens, and the activation is not a sequence, or its mask does not fit."""
+
+
+class UnreadableActivation(ActivationError, TypeError):
+    """A detector met a nested tensor, or one that exists only inside a transform of torch.func such as vmap."""
 
 
 class CaptureBudgetExceeded(ActivationError):

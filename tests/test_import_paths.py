@@ -40,7 +40,7 @@ mi_crow_lightning.callback: HookCallback
 mi_crow_lightning.errors: ActivationError CaptureBudgetExceeded ConditionMismatch EditMismatch HookConflict HookError
     LayerNotFound MiCrowError NeverFired NoReport NoTensorFound NothingExtracted PatchMismatch RanElsewhere
     RegistrationError StoreKeyError StrengthMismatch TagConflict TokensUnknown VectorFileError VectorMismatch
-    WrittenInPlace
+    UnreadableActivation WrittenInPlace
 mi_crow_lightning.hooks.hook: Hook HookError HookType
 mi_crow_lightning.hooks.hook_type: HookType
 mi_crow_lightning.hooks.detector: Detector

@@ -155,6 +155,8 @@ def _before_and_after(hook_type: HookType, ctx: HookContext, result: Any) -> tup
         after = take_output(result) if forward else take_input(*result)
     except NoTensorFound:
         return None
+    if before.is_nested or after.is_nested or torch._C._functorch.maybe_current_level() is not None:
+        return None
     alike = before.shape == after.shape and before.device == after.device
     return (before, after) if alike and before.is_floating_point() and after.is_floating_point() else None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
-from mi_crow_lightning.errors import CaptureBudgetExceeded, TokensUnknown
+from mi_crow_lightning.errors import CaptureBudgetExceeded, TokensUnknown, UnreadableActivation
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -110,9 +110,15 @@ class LayerActivationDetector(Detector):
         """Keep a copy of ``x`` that can enter autograd even if the run is in inference mode.
 
         Raises:
+            UnreadableActivation: ``x`` is nested.
             CaptureBudgetExceeded: the copies would take more than ``max_bytes``.
             TokensUnknown: ``tokens`` is given, and the activation is not a sequence or its tokens are not known.
         """
+        if x.is_nested:  # its readings need a shape
+            raise UnreadableActivation(
+                f"the activation of {ctx.layer!r} is a nested tensor, whose rows differ in length: it is not captured. "
+                "For nn.TransformerEncoder, pass enable_nested_tensor=False."
+            )
         dtype = self.target_dtype or x.dtype
         replaced = self._held.get(ctx.layer, []) if self.keep == "last" else []
         chosen = self._chosen(x, ctx)

@@ -21,6 +21,7 @@ from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.tracker import Passes
 from mi_crow_lightning.hooks.registry.replacement import replacement
+from mi_crow_lightning.hooks.registry.unusual import current_transform, transformed, why_unreadable
 from mi_crow_lightning.hooks.registry.write_guard import out_of_inference, written
 from mi_crow_lightning.hooks.token_controller import TokenController
 
@@ -61,6 +62,8 @@ def call_observe(hook: Detector, ctx: HookContext, module: nn.Module, passes: Pa
         call(hook, _by_hook_fn, ctx, module, passes)
         return
     try:
+        if current_transform() is not None:
+            raise transformed()
         version, grad = x._version, _is_grad_enabled()
         running.context = ctx
         try:
@@ -101,6 +104,8 @@ def call(hook: Hook, way: Way, ctx: HookContext, module: nn.Module, passes: Pass
             if x is None:  # a tuple or a dict: searched once
                 ctx = running.context = _with_activation(ctx, hook.hook_type)
                 x = ctx.activation
+            if site is None and current_transform() is not None:
+                raise transformed()
             if x is None:
                 result = way(hook, ctx, module)
             elif x.is_inference():
@@ -157,6 +162,7 @@ def wrapped(hook: Hook, error: Exception, ctx: HookContext) -> HookError:
         stage=ctx.stage.value if ctx.stage is not None else None,
         batch_idx=ctx.batch_idx,
         shape=shape_of(x),
+        unreadable=why_unreadable(x),
         hook_class=type(hook).__name__,
         has_given_id=hook._has_given_id,
     )

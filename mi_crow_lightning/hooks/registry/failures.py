@@ -35,8 +35,15 @@ def act_on(errors: Sequence[tuple[HookError, Hook, str]], outputs: Any) -> None:
 
 
 def _warn_of(error: HookError, hook: Hook, policy: str) -> None:
+    if error.unreadable is not None and hook.error is not None and hook.error.unreadable == error.unreadable:
+        return  # said before in this run
     text = "".join(traceback.format_exception(error.original_error)).rstrip()
-    if policy == "disable":
+    if error.unreadable is not None:
+        outcome = (
+            "The hook is left out of this pass and stays on: it acts in passes with plain tensors, and its readings "
+            "are of those alone. This is said once."
+        )
+    elif policy == "disable":
         hook._switch_off_after_pass()
         outcome = "The hook is disabled from now on and the run goes on without it; hook.enable() switches it on again."
     else:

@@ -88,6 +88,7 @@ TENSORS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse")
+@pytest.mark.documents("reliability/the-activation-has-no-shape-or-the-error-no-message")
 @pytest.mark.parametrize("hook", [Raises, RaisesInEdit])
 @pytest.mark.parametrize("error", [ValueError("broke"), Secretive("broke")], ids=["plain", "secretive"])
 @pytest.mark.parametrize("kind", TENSORS)
