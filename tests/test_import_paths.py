@@ -47,7 +47,7 @@ mi_crow_lightning.hooks.detector: Detector
 mi_crow_lightning.hooks.controller: Controller
 mi_crow_lightning.hooks.tokens: AllOf AnyOf Not Tokens
 mi_crow_lightning.hooks.schedules: EVALUATIONS AllOf AnyOf LoggedSteps Moment Not Schedule Stage When
-mi_crow_lightning.hooks.edits: added mixed with_norms_of
+mi_crow_lightning.hooks.edits: added mixed rounded with_norms_of
 mi_crow_lightning.hooks.context: HookContext
 mi_crow_lightning.hooks.reading: Reading
 mi_crow_lightning.hooks.layers: Layers

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["added", "mixed", "with_norms_of"]
+from mi_crow_lightning.errors import EditMismatch
+
+__all__ = ["added", "mixed", "rounded", "with_norms_of"]
 
 
 def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
@@ -20,11 +22,31 @@ def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
         change: the change, of a shape that broadcasts to that of ``x``, in the dtype of ``x`` or in float32.
         strength: the factor of the change.
 
+    Raises:
+        EditMismatch: ``x`` holds integers, and the product does not.
+
     Examples:
         >>> added(torch.zeros(2), torch.tensor([1.0, 2.0]), 3.0)
         tensor([3., 6.])
     """
-    return x + (strength * change).to(x.dtype)
+    product = strength * change
+    return x + (product if product.dtype is x.dtype else rounded(product, x.dtype))
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values in the dtype of an activation: rounded to a floating-point one, unchanged in one of integers.
+
+    Raises:
+        EditMismatch: integers cannot hold the values.
+
+    Examples:
+        >>> rounded(torch.tensor([2.0, -1.0]), torch.int64)
+        tensor([ 2, -1])
+    """
+    cast = values.to(dtype)
+    if not dtype.is_floating_point and not dtype.is_complex:
+        _refuse_loss(values, cast)
+    return cast
 
 
 def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
@@ -43,13 +65,32 @@ def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
 def with_norms_of(x: Tensor, edited: Tensor) -> Tensor:
     """Scale each token of ``edited`` to the Euclidean norm that it has in ``x``; zeros stay zeros.
 
+    Raises:
+        EditMismatch: ``x`` holds integers.
+
     Examples:
         >>> with_norms_of(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
         tensor([[5., 0.]])
     """
+    if not x.is_floating_point():
+        raise EditMismatch(f"preserve_norm=True needs floating-point activations, and these are {x.dtype}")
     was, now = (torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=_wide(t)) for t in (x, edited))
-    scaled: Tensor = edited * (was / torch.where(now > 0, now, 1.0))
-    return scaled.to(x.dtype)
+    return rounded(edited * (was / torch.where(now > 0, now, 1.0)), x.dtype)
+
+
+def _refuse_loss(values: Tensor, cast: Tensor) -> None:
+    """Refuse values that integers cut off; in a graph, where nobody can look at them, all that are not integers."""
+    if values.dtype == cast.dtype:
+        return
+    what = "bools" if cast.dtype == torch.bool else "integers"
+    if torch.compiler.is_compiling():
+        raise EditMismatch(f"the activation holds {what} ({cast.dtype}), which cannot be edited in a compiled graph")
+    lost = values[torch.ones_like(cast, dtype=torch.bool) if what == "bools" else cast != values]
+    if lost.numel():
+        raise EditMismatch(
+            f"the activation holds {what} ({cast.dtype}), which cannot take {lost[0].item():g}: it would be cut off. "
+            "Edit a layer with floating-point activations, or make vector, bounds and strength whole numbers."
+        )
 
 
 def _wide(x: Tensor) -> torch.dtype:

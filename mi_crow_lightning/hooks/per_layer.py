@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.edits import rounded
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
 
 __all__ = ["Casts", "PerLayer", "Vector", "ends_alike", "loaded"]
@@ -151,14 +152,18 @@ class Casts:
         self._made: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def of(self, tensor: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return ``tensor`` on the device of ``x``, in ``dtype`` or else that of ``x``."""
+        """Return ``tensor`` on the device of ``x``, in ``dtype`` or else that of ``x``.
+
+        Raises:
+            EditMismatch: that is a dtype of integers, and the tensor holds fractions.
+        """
         if torch.compiler.is_compiling():
-            return tensor.to(x.device, dtype or x.dtype)
+            return rounded(tensor, dtype or x.dtype).to(x.device)
         key = (id(tensor), dtype or x.dtype, x.device)
         if key not in self._made:
             with torch.inference_mode(False), torch.no_grad():
-                # The tensor is kept beside its cast: its id then stays its own.
-                self._made[key] = (tensor, tensor.to(x.device, dtype or x.dtype))
+                # The tensor is kept beside its cast: its id then stays its own. Not every device has float64.
+                self._made[key] = (tensor, rounded(tensor, dtype or x.dtype).to(x.device))
         return self._made[key][1]
 
     def clear(self) -> None:

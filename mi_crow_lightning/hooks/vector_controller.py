@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import check_width, checked_vector
+from mi_crow_lightning.hooks.edits import rounded
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
 from mi_crow_lightning.hooks.token_controller import TokenController
 
@@ -144,7 +145,7 @@ class VectorController(TokenController):
 
     def _product(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        return (strength * self.vector_at(x, ctx, wide)).to(x.dtype)
+        return rounded(strength * self.vector_at(x, ctx, wide), x.dtype)
 
     def prepare_graph(self, device: torch.device) -> None:
         """Bring the vectors to where the graph runs."""
