@@ -242,6 +242,15 @@ class Hook:
         """Names of the models that its vectors were made from, where known; any other model causes a warning."""
         return ()
 
+    def _width_at(self, layer: str, index: int | None) -> int | None:
+        """Return how many features its vector for a layer has; ``None`` if it has no vector.
+
+        Args:
+            layer: name of the layer.
+            index: the block that it is or is in, if any.
+        """
+        return None
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Raise an error if the hook does not fit these layers; called first at registration.
 

@@ -28,6 +28,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.registry.calling import wrapped
 from mi_crow_lightning.hooks.registry.failures import act_on
 from mi_crow_lightning.hooks.registry.rules import (
+    refuse_other_widths,
     refuse_replicated,
     refuse_same_kind_on_layer,
     refuse_scripted,
@@ -145,6 +146,7 @@ class Layers:
             LayerNotFound: no layer matches.
             HookConflict: the ID or the place on a layer is taken, or the hook is already registered.
             RegistrationError: the hook names no layer, would do nothing, or has a schedule.
+            VectorMismatch: a vector has another width than its layer declares.
         """
         refuse_unfit(hook, self._registrations)
         if due and hook.schedule is not None:
@@ -166,6 +168,7 @@ class Layers:
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
         hook.check_layers({match.name: match.index for match in matches})
+        refuse_other_widths(hook, kind, matches, tree)
         warn_of_another_model(repr(hook), hook._vector_models, self.root)
         device = _device(matches[0].module, self.root)
         hook.prepare(names, device)

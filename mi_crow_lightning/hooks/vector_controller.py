@@ -156,6 +156,10 @@ class VectorController(TokenController):
         """Name of the model that the vector was made from, if it was given as a `SteeringVector`."""
         return (self._vectors.model,)
 
+    def _width_at(self, layer: str, index: int | None) -> int | None:
+        """Return how many features the layer's vector has."""
+        return self._vectors.of(layer, index).shape[-1]
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no vector for, or no strength.
 

@@ -7,13 +7,13 @@ from pathlib import PurePath
 
 from torch import Tensor, nn
 
-from mi_crow_lightning.addressing.main_stack import find_blocks
 from mi_crow_lightning.addressing.model_names import configured_names
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.addressing.signatures import Match, resolve
+from mi_crow_lightning.addressing.widths import declared_width
 from mi_crow_lightning.errors import LayerNotFound, VectorMismatch
 
-__all__ = ["model_name", "names_in", "output_width"]
+__all__ = ["model_name", "names_in"]
 
 
 def model_name(model: nn.Module) -> str:
@@ -52,7 +52,7 @@ def names_in(vector: Mapping[str, Tensor], model: nn.Module, any_model: bool) ->
     tree = ModuleTree(model)
     matches = {layer: _match(tree, layer) for layer in vector}
     for layer, match in matches.items():
-        width = output_width(tree, match)
+        width = declared_width(tree, match)
         if width is not None and width != len(vector[layer]):
             raise VectorMismatch(
                 f"the direction of {layer!r} has {len(vector[layer])} features, and {match.name!r} of {given!r} "
@@ -79,18 +79,3 @@ def _without_leading_segments(tree: ModuleTree, layer: str) -> str | None:
     segments = layer.split(".")
     ends = (".".join(segments[i:]) for i in range(1, len(segments)))
     return next((end for end in ends if end in tree.modules), None)
-
-
-def output_width(tree: ModuleTree, match: Match) -> int | None:
-    """Return how many features the output of a layer has, or ``None`` where only a run would show it.
-
-    A linear layer and an embedding say it; for a block of the main stack the model's ``config.hidden_size`` does.
-    """
-    module = unwrapped(match.module)
-    for attribute in ("out_features", "embedding_dim"):
-        if isinstance(width := getattr(module, attribute, None), int):
-            return width
-    if match.index is None or find_blocks(tree)[match.index] != match.name:
-        return None
-    sizes = [getattr(getattr(parent, "config", None), "hidden_size", None) for parent in tree.ancestors(match.module)]
-    return next((size for size in sizes if isinstance(size, int)), None)

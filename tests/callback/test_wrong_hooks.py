@@ -74,7 +74,8 @@ def test_a_controller_must_keep_the_form(make: Any, message: str, hook_type: str
 
 
 def test_a_vector_of_another_width() -> None:
-    steer = HookCallback(controllers=SteeringController("block:1", torch.ones(7)))
+    """An MLP declares no width, so its first activation shows it."""
+    steer = HookCallback(controllers=SteeringController("block:1.mlp", torch.ones(7)))
     with pytest.raises(HookError, match=r"vector has 7 features, and the activation of .* has 32") as caught:
         run("predict", trainer(steer), module_of("llama"), data_of("llama"))
     assert isinstance(caught.value.original_error, VectorMismatch)

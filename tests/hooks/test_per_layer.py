@@ -123,10 +123,15 @@ def test_a_layer_left_out_is_refused_before_any_pass(make: Any) -> None:
 
 
 def test_a_width_that_does_not_fit_is_told_at_its_layer() -> None:
+    vectors = {1: V[1], 2: torch.ones(7)}
     with pytest.raises(
-        HookError, match=r"vector has 7 features, and the activation of 'model.layers.2' has 32"
+        VectorMismatch, match=r"layer 'model.layers.2' has 7 features, and the layer's activations .* 32"
+    ):
+        run(llama().eval(), "model.layers", BATCH, SteeringController("block:1-2", vectors))
+    with pytest.raises(
+        HookError, match=r"vector has 7 features, and the activation of 'model.layers.2.mlp' has 32"
     ) as caught:
-        run(llama().eval(), "model.layers", BATCH, SteeringController("block:1-2", {1: V[1], 2: torch.ones(7)}))
+        run(llama().eval(), "model.layers", BATCH, SteeringController("block:1-2.mlp", vectors))
     assert isinstance(caught.value.original_error, VectorMismatch)
 
 

@@ -83,9 +83,9 @@ def test_untouched_positions_keep_their_bits(make: Any) -> None:
     ("controller", "error", "message"),
     [
         (
-            SteeringController(1, torch.ones(7)),
+            SteeringController("block:1.mlp", torch.ones(7)),
             VectorMismatch,
-            r"vector has 7 features, and the activation of 'model.layers.1' has 32 \(shape \(3, 7, 32\)\): use",
+            r"vector has 7 features, and the activation of 'model.layers.1.mlp' has 32 \(shape \(3, 7, 32\)\): use",
         ),
         (FunctionController(1, lambda x: x[..., :5]), EditMismatch, r"keep the shape: it was given \(3, 7, 32\) and"),
         (FunctionController(1, lambda x: x.mean(0)), EditMismatch, r"keep the shape: .* returned \(7, 32\)"),
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_said_and_not_done(controller: Controller, error: t
     bare = model(**BATCH).logits
     layers = Layers(model)
     layers.register_hook(None, controller)
-    with pytest.raises(HookError, match=r"failed at layer 'model\.layers\.1'") as caught:
+    with pytest.raises(HookError, match=r"failed at layer 'model\.layers\.1(\.mlp)?'") as caught:
         model(**BATCH)
     with pytest.raises(error, match=message):
         raise caught.value.original_error

@@ -92,6 +92,10 @@ class ProjectionDetector(SummingDetector):
         """The models of the directions that are `SteeringVector`s."""
         return tuple(direction.model for direction in self._directions.values())
 
+    def _width_at(self, layer: str, index: int | None) -> int | None:
+        """Return how many features the layer's directions have."""
+        return self._units[layer].shape[-1]
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Take each layer's directions.
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Match
-from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict
+from mi_crow_lightning.addressing.widths import declared_width
+from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict, VectorMismatch
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
@@ -18,6 +19,7 @@ from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.registry.sites import Registration, Site
 
 __all__ = [
+    "refuse_other_widths",
     "refuse_replicated",
     "refuse_same_kind_on_layer",
     "refuse_scripted",
@@ -93,6 +95,26 @@ def refuse_replicated(hook: Hook, matches: Iterable[Match], tree: ModuleTree) ->
                 f"{hook!r}: layer {match.name!r} is inside nn.DataParallel, which runs copies of it in several "
                 "threads, and hooks would mix them up: leave nn.DataParallel out, and let the Trainer run one "
                 "process per device with strategy='ddp'"
+            )
+
+
+def refuse_other_widths(hook: Hook, hook_type: HookType, matches: Iterable[Match], tree: ModuleTree) -> None:
+    """Refuse a vector that is not as wide as its layer, where the layer declares its width.
+
+    Elsewhere the first activation shows it.
+
+    Raises:
+        VectorMismatch: it names the layer, and both widths.
+    """
+    for match in matches:
+        given = hook._width_at(match.name, match.index)
+        if given is None:
+            continue
+        width = declared_width(tree, match, of_input=hook_type is HookType.PRE_FORWARD)
+        if width is not None and width != given:
+            raise VectorMismatch(
+                f"{hook!r}: its vector for layer {match.name!r} has {given} features, and the layer's activations have "
+                f"{width}: use a vector extracted from this model and layer"
             )
 
 

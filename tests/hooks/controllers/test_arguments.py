@@ -65,13 +65,17 @@ def test_wrong_factors(factor: Any) -> None:
     ("controller", "message"),
     [
         (
-            AblationController(1, torch.ones(3, 7)),
-            "the ablated direction has 7 features, and .* 'model.layers.1' has 32",
+            AblationController("block:1.mlp", torch.ones(3, 7)),
+            "the ablated direction has 7 features, and .* 'model.layers.1.mlp' has 32",
         ),
-        (ClampController(1, torch.ones(7), 0), "the clamped direction has 7 features, and .* 'model.layers.1' has 32"),
+        (
+            ClampController("block:1.mlp", torch.ones(7), 0),
+            "the clamped direction has 7 features, and .* 'model.layers.1.mlp' has 32",
+        ),
     ],
 )
 def test_widths_that_do_not_fit(controller: TokenController, message: str) -> None:
+    """An MLP declares no width, so its first activation shows it."""
     with original(VectorMismatch, message):
         run(llama().eval(), "model.layers", BATCH, controller)
 

@@ -135,7 +135,6 @@ def test_what_is_no_sequence_needs_its_own_shape(make: Any) -> None:
 @pytest.mark.parametrize(
     ("stored", "error", "message"),
     [
-        (torch.ones(7), VectorMismatch, "what is stored has 7 features, and the activation of 'model.layers.1' has 32"),
         (
             STORED[:2],
             PatchMismatch,
@@ -155,6 +154,11 @@ def test_what_is_not_aligned(stored: Any, error: type[Exception] | None, message
         return
     with original(error, message):
         run(llama().eval(), "model.layers", BATCH, controller)
+
+
+def test_a_width_that_only_a_pass_shows() -> None:
+    with original(VectorMismatch, "what is stored has 7 features, and the activation of 'model.layers.1.mlp' has 32"):
+        run(llama().eval(), "model.layers", BATCH, PatchController("block:1.mlp", torch.ones(7)))
 
 
 def test_rows_where_the_layer_has_no_tokens() -> None:

@@ -154,6 +154,6 @@ def test_what_does_not_fit_the_layers() -> None:
         RegistrationError, match=r"for layer 'model.layers.2' the vectors have different widths, \[32, 7\]"
     ):
         registered(ProjectionDetector("block:2", vectors={"a": V[0], "b": torch.ones(7)}))
-    model, _ = registered(ProjectionDetector("block:2", torch.ones(7)))
-    with original(VectorMismatch, "the direction has 7 features, and the activation of 'model.layers.2' has 32"):
+    model, _ = registered(ProjectionDetector("block:2.mlp", torch.ones(7)))
+    with original(VectorMismatch, "the direction has 7 features, and the activation of 'model.layers.2.mlp' has 32"):
         model(**BATCH)
