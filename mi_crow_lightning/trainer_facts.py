@@ -5,7 +5,7 @@ Functions only; nothing is kept or changed. Lightning's private names are read h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
+from torch.utils.data import DataLoader, default_collate
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.errors import LayerNotFound
@@ -21,6 +22,7 @@ from mi_crow_lightning.hooks.compiled.graphs import graphs_of
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 __all__ = [
+    "batch_sizes",
     "batches_that_stepped",
     "callbacks_of",
     "dataloaders_in_turn",
@@ -163,6 +165,29 @@ def samples_of_batch(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -
     loaders = trainer.predict_loop._combined_loader
     sampler = getattr(loaders.flattened[dataloader_idx], "batch_sampler", None) if loaders is not None else None
     return list(sampler.seen_batch_indices[batch_idx]) if isinstance(sampler, _IndexBatchSamplerWrapper) else None
+
+
+def batch_sizes(trainer: pl.Trainer) -> tuple[int, ...] | None:
+    """Return the sizes that the batches of an evaluation have, ``None`` if its dataloaders do not say.
+
+    A fit loads its data later, and a ``collate_fn`` may make any number of rows.
+    """
+    loops = {"validate": trainer.validate_loop, "test": trainer.test_loop, "predict": trainer.predict_loop}
+    loaded = getattr(loops.get(name_of_run(trainer)), "_combined_loader", None)
+    loaders = loaded.flattened if loaded is not None else [None]
+    sizes = [_batch_sizes(loader) for loader in loaders]
+    return None if not all(sizes) else tuple(size for of_loader in sizes for size in of_loader)
+
+
+def _batch_sizes(loader: object) -> tuple[int, ...]:
+    """Return the sizes of a dataloader's batches: full ones, and the last; nothing if it does not say."""
+    if not isinstance(loader, DataLoader) or loader.collate_fn is not default_collate:
+        return ()
+    size, sampler = (getattr(loader.batch_sampler, name, None) for name in ("batch_size", "sampler"))
+    if not isinstance(size, int) or not isinstance(sampler, Sized):
+        return ()
+    full, rest = divmod(len(sampler), size)
+    return (size,) * bool(full) + (rest,) * bool(rest)
 
 
 def find_root(pl_module: pl.LightningModule, root: str | None) -> nn.Module:

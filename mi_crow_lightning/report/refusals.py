@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._messages import message_of
-from mi_crow_lightning.errors import LayerNotFound, RegistrationError, TagConflict
+from mi_crow_lightning.errors import LayerNotFound, MiCrowError, RegistrationError, StrengthMismatch, TagConflict
 from mi_crow_lightning.hooks.compiled.rules import graph_refusals
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
@@ -18,7 +19,7 @@ from mi_crow_lightning.hooks.registry.rules import refuse_shared_tags
 __all__ = ["run_refusals", "tensor_parallel_refusal", "trial_registration"]
 
 
-def run_refusals(trainer: pl.Trainer, layers: Layers, registries: Sequence[Layers]) -> list[RegistrationError]:
+def run_refusals(trainer: pl.Trainer, layers: Layers, registries: Sequence[Layers]) -> list[MiCrowError]:
     """Return the reasons against the whole run, for a report to list them all and its run to raise the first.
 
     Args:
@@ -28,7 +29,8 @@ def run_refusals(trainer: pl.Trainer, layers: Layers, registries: Sequence[Layer
     """
     in_graphs = graph_refusals(layers, trainer_facts.stages_of_run(trainer))
     by_trainer = [reason for reason in (tensor_parallel_refusal(trainer), _empty_ranks_refusal(trainer)) if reason]
-    return [*in_graphs, *map(RegistrationError, by_trainer), *_shared_tags(registries)]
+    strengths = _strengths_of_no_batch(trainer, layers)
+    return [*in_graphs, *map(RegistrationError, by_trainer), *_shared_tags(registries), *strengths]
 
 
 def tensor_parallel_refusal(trainer: pl.Trainer) -> str | None:
@@ -58,6 +60,25 @@ def _shared_tags(registries: Sequence[Layers]) -> Iterator[TagConflict]:
         refuse_shared_tags(registries)
     except TagConflict as error:
         yield error
+
+
+def _strengths_of_no_batch(trainer: pl.Trainer, layers: Layers) -> Iterator[StrengthMismatch]:
+    """Yield an error for each controller whose strengths, one for each sample, are of no batch of an evaluation.
+
+    A step may make several rows of a sample, or give some of the batch to the model; so only a number that neither
+    divides the size of any batch nor is a multiple of it is certain not to fit.
+    """
+    sizes, stages = trainer_facts.batch_sizes(trainer), trainer_facts.stages_of_run(trainer)
+    for hook in layers.get_controllers() if sizes else []:
+        given = getattr(hook, "strength", None)
+        if not isinstance(given, Tensor) or not hook.enabled or not any(map(hook.when().may_be_due_in, stages)):
+            continue
+        if all(max(size, len(given)) % min(size, len(given)) for size in sizes or ()):
+            listed = " or ".join(map(str, dict.fromkeys(sizes or ())))
+            yield StrengthMismatch(
+                f"{hook!r}: strength has {len(given)} values, one for each sample, and the batches of this run have "
+                f"{listed}: give one for each sample of a batch, or strength='batch' to read them from it"
+            )
 
 
 @contextmanager
