@@ -6,6 +6,8 @@ stands beside its student. So a stack must be recognisable, and it must be the o
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -14,13 +16,16 @@ from mi_crow_lightning.errors import LayerNotFound
 
 __all__ = ["find_blocks"]
 
+_GENERAL_PACKAGES = ("torch", "lightning", "pytorch_lightning")
+
 
 def find_blocks(tree: ModuleTree) -> list[str]:
     """Return the clean names of the blocks of the main stack, in order.
 
-    The main stack is a ``ModuleList`` or ``Sequential`` of at least two children of one class, which holds attention
-    or most of the parameters and does not lie inside another such list. If several lists hold blocks of that class,
-    as the stages of a ResNet do, none of them is the main stack. If a model has no such list but is a plain
+    The main stack is a ``ModuleList`` or ``Sequential`` of at least two children that are kin (of one class, of a
+    shared base, or all called a layer or a block), which holds attention or most of the parameters and does not lie
+    inside another such list. If several lists hold blocks of these classes, as the stages of a ResNet do, none of them
+    is the main stack. If a model has no such list but is a plain
     ``Sequential``, its children are the blocks.
 
     Raises:
@@ -39,28 +44,55 @@ def find_blocks(tree: ModuleTree) -> list[str]:
     if sequential is not None:
         return tree.children(sequential)
     raise LayerNotFound(
-        "the model has no stack of blocks (a ModuleList or Sequential of two or more modules of one class that "
+        "the model has no stack of blocks (a ModuleList or Sequential of two or more modules of one kind that "
         f"holds attention or most of the parameters). Name the layers instead; its children are: "
         f"{', '.join(tree.children('')) or 'none'}"
     )
 
 
 def _stacks(tree: ModuleTree) -> list[str]:
-    lists = {name: kind for name, module in tree.modules.items() if (kind := _kind_of_children(module)) is not None}
+    lists = {name: classes for name, module in tree.modules.items() if (classes := _classes_of_blocks(module))}
     half = _size(tree.root) / 2
-    main = {
-        kind for name, kind in lists.items() if _holds_attention(tree.modules[name]) or _size(tree.modules[name]) > half
-    }
-    return [name for name, kind in lists.items() if kind in main]
+    main = frozenset[type[nn.Module]]().union(
+        *(
+            classes
+            for name, classes in lists.items()
+            if _holds_attention(tree.modules[name]) or _size(tree.modules[name]) > half
+        )
+    )
+    return [name for name, classes in lists.items() if classes & main]
 
 
-def _kind_of_children(module: nn.Module) -> type[nn.Module] | None:
-    """Return the class that all children of a list of two or more share."""
+def _classes_of_blocks(module: nn.Module) -> frozenset[type[nn.Module]]:
+    """Return the classes of the children of a list of two or more that are kin; none for any other module.
+
+    Its places may hold ``None``, as torch allows.
+    """
     module = unwrapped(module)
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
-        return None
-    kinds = {type(unwrapped(child)) for child in module}
-    return kinds.pop() if len(kinds) == 1 else None
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return frozenset()
+    children = list(module.children())
+    classes = frozenset(type(unwrapped(child)) for child in children)
+    return classes if len(children) > 1 and _are_kin(classes) else frozenset()
+
+
+def _are_kin(classes: frozenset[type[nn.Module]]) -> bool:
+    """Return whether blocks of these classes make one stack.
+
+    They do if they are one class, share a base that is made for blocks, or are all called a layer or a block. A hybrid
+    model alternates such classes, e.g. attention and a state space.
+    """
+    if len(classes) == 1:
+        return True
+    shared = set.intersection(*(set(cls.__mro__) for cls in classes))
+    if any(issubclass(base, nn.Module) and not _is_general(base) for base in shared):
+        return True
+    return all(cls.__name__.endswith(("Layer", "Block")) for cls in classes)
+
+
+def _is_general(base: type) -> bool:
+    """Return whether a base class says nothing about blocks: those of torch and Lightning, and that of whole models."""
+    return base.__module__.split(".")[0] in _GENERAL_PACKAGES or base.__name__ == "PreTrainedModel"
 
 
 def _holds_attention(module: nn.Module) -> bool:
@@ -90,5 +122,5 @@ def _plain_sequential(tree: ModuleTree) -> str | None:
 
 
 def _describe(stack: nn.Module) -> str:
-    children = list(unwrapped(stack).children())
-    return f"{len(children)} x {type(unwrapped(children[0])).__name__}"
+    counts = Counter(type(unwrapped(child)).__name__ for child in unwrapped(stack).children())
+    return " + ".join(f"{count} x {name}" for name, count in counts.items())

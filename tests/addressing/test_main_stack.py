@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import (
     AlbertConfig,
     AlbertModel,
+    JambaConfig,
+    JambaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     T5Config,
@@ -157,3 +159,89 @@ def test_a_model_without_a_stack_says_what_it_has() -> None:
     albert(input_ids=torch.ones(2, 5, dtype=torch.long))
     (values,) = [reading.value for reading in detector.readings() if reading.name == "histogram"]
     assert values.total == 3 * 2 * 5 * 16
+
+
+class Normed(nn.Module):
+    """Norms in a container, some of them left out."""
+
+    def __init__(self, container: nn.Module) -> None:
+        super().__init__()
+        self.norms, self.head = container, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+def container_with_none(kind: str) -> nn.Module:
+    if kind == "ModuleDict":
+        return nn.ModuleDict({"0": nn.LayerNorm(4), "1": None})  # type: ignore[dict-item]
+    container = nn.ModuleList([nn.LayerNorm(4)]) if kind == "ModuleList" else nn.Sequential(nn.LayerNorm(4))
+    container.register_module("1", None)
+    return container
+
+
+@pytest.mark.parametrize("kind", ["ModuleList", "ModuleDict", "Sequential"])
+def test_none_among_the_children_is_skipped(kind: str) -> None:
+    model, x = Normed(container_with_none(kind)), torch.randn(3, 4)
+    detector = ActivationStatistics("head", statistics=["mean"], histogram=False)
+    Layers(model).register_hook(None, detector)
+    with torch.no_grad():
+        output = model(x)
+    (reading,) = detector.readings()
+    assert reading.value == pytest.approx(output.mean().item(), rel=1e-5)
+
+
+def test_blocks_keep_their_places_beside_none() -> None:
+    stack = nn.ModuleList([Residual(4), Residual(4), Residual(4)])
+    stack[1] = None  # type: ignore[assignment]
+    assert blocks(nn.ModuleDict({"body": stack})) == ["body.0", "body.2"]
+
+
+def jamba() -> JambaForCausalLM:
+    attention = dict(attn_layer_period=2, attn_layer_offset=1, num_attention_heads=4, num_key_value_heads=2)
+    experts = dict(expert_layer_period=2, expert_layer_offset=1, num_experts=2)
+    mamba = dict(mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False)
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4)
+    with torch.device("meta"):
+        return JambaForCausalLM(JambaConfig(**sizes, **attention, **experts, **mamba))
+
+
+def test_a_stack_of_blocks_of_two_classes() -> None:
+    tree = ModuleTree(jamba())
+    assert find_blocks(tree) == [f"model.layers.{i}" for i in range(4)]
+    assert [match.index for match in resolve(tree, "block:-1")] == [3]
+
+
+class AttentionBlock(nn.Sequential):
+    pass
+
+
+class StateSpaceBlock(nn.Sequential):
+    pass
+
+
+class Mixing(nn.Module):
+    """A base of a user's own."""
+
+
+class Convolving(Mixing):
+    pass
+
+
+class Attending(Mixing):
+    pass
+
+
+def test_kin_have_a_base_or_names_in_common() -> None:
+    named = nn.ModuleList([AttentionBlock(nn.Linear(4, 4)), StateSpaceBlock(nn.Linear(4, 4))])
+    assert blocks(nn.ModuleDict({"body": named})) == ["body.0", "body.1"]
+    based: list[nn.Module] = [Convolving(), Attending()]
+    for block in based:
+        block.register_module("linear", nn.Linear(4, 4))
+    assert blocks(nn.ModuleDict({"body": nn.ModuleList(based)})) == ["body.0", "body.1"]
+    # torch's own bases make no kin, and neither do two whole models.
+    for strangers in ([nn.Conv1d(4, 4, 1), nn.ConvTranspose1d(4, 4, 1)], [nn.Linear(4, 4), nn.Bilinear(4, 4, 4)]):
+        with pytest.raises(LayerNotFound, match="no stack of blocks"):
+            blocks(nn.ModuleDict({"body": nn.ModuleList(strangers)}))
+    with pytest.raises(LayerNotFound, match="the model has 2 stacks of blocks"):
+        blocks(nn.ModuleDict({"both": nn.ModuleList([gpt2(), llama()])}))
