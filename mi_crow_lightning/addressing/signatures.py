@@ -8,9 +8,10 @@ signature                     means
 ``"*.mlp"``, ``"h.[0-3]"``    all layers whose last segments match, ``*`` within one segment
 ``"block:3"``, ``"block:-1"``  a block of the main stack, from the end when negative
 ``"block:*"``, ``"block:4-8"``  all blocks; blocks 4 to 8, both included
-``"block:*.attn"``, ``.mlp``  the attention or the MLP of these blocks; or a child's name or glob
+``"block:*.attn"``, ``.mlp``  the attention or the MLP of these blocks, or another role; or a child's name or glob
 ``"block:*.attn.q_proj"``     layers inside these, by name or glob
 ``3``, ``"3"``, ``"layer_3"``  the same as ``"block:3"``
+``"type:Linear"``             all layers of that class or of one made from it; ``*`` is allowed
 ============================  ==================================================================
 """
 
@@ -18,28 +19,18 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from mi_crow_lightning.addressing.main_stack import find_blocks
-from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
+from mi_crow_lightning.addressing.roles import part_in_role, roles_of
 from mi_crow_lightning.errors import LayerNotFound
 
-__all__ = ["ROLES", "Match", "resolve", "signatures_by_role"]
-
-# The roles of a block's children, by the names that transformers and timm give these children.
-ROLES: dict[str, tuple[str, ...]] = {
-    "attn": (
-        *("self_attn", "attn", "self_attention", "attention", "temporal_block"),
-        *("layer.0.SelfAttention", "mixer"),
-    ),
-    "mlp": (
-        *("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
-        *("layer.1.DenseReluDense", "layer.2.DenseReluDense"),
-    ),
-}
+__all__ = ["Match", "resolve", "signatures_by_role"]
 
 _BLOCK = re.compile(r"block:(?P<which>\*|-?\d+(-\d+)?)(\.(?P<child>.+))?")
 _INDEX = re.compile(r"(layer_)?(?P<index>-?\d+)")
@@ -77,6 +68,8 @@ def resolve(tree: ModuleTree, signature: str | int) -> list[Match]:
 def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
     """Return the signature by role of each layer that has one: ``"block:3"``, ``"block:3.attn"``, ``"block:3.mlp"``.
 
+    Norms are left out: a block has several, and only the first has the role.
+
     The result is empty for a model without a main stack.
 
     Examples:
@@ -87,8 +80,8 @@ def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
     found: dict[str, str] = {}
     for index, block in enumerate(_blocks_if_any(tree)):
         found[block] = f"block:{index}"
-        parts = {role: _in_role(tree, block, role) for role in ROLES}
-        found.update({name: f"block:{index}.{role}" for role, name in parts.items() if name is not None})
+        parts = roles_of(tree, block)
+        found.update({name: f"block:{index}.{role}" for role, name in parts.items() if role != "norm"})
     return found
 
 
@@ -102,6 +95,8 @@ def _names(tree: ModuleTree, signature: str | int) -> list[str]:
         return [_block(find_blocks(tree), int(index["index"]), signature)]
     if text.startswith("block:"):
         return _by_role(tree, text)
+    if text.startswith("type:"):
+        return _by_class(tree, text)
     if any(character in text for character in "*?["):
         return _by_glob(tree, text)
     return [_by_suffix(tree, text)]
@@ -126,7 +121,36 @@ def _by_role(tree: ModuleTree, text: str) -> list[str]:
     chosen = _chosen_blocks(blocks, parsed["which"], text)
     if parsed["child"] is None:
         return chosen
-    return [name for block in chosen for name in _child(tree, block, parsed["child"], text)]
+    return _parts(tree, chosen, parsed["child"], text)
+
+
+def _parts(tree: ModuleTree, blocks: list[str], child: str, text: str) -> list[str]:
+    """Return that part of the blocks that have one; warn of those that have none, and refuse if none has."""
+    found = {block: _child(tree, block, child) for block in blocks}
+    without = [block for block, names in found.items() if not names]
+    if len(without) == len(blocks):
+        raise LayerNotFound(_no_child(tree, blocks[0], child, text))
+    if without:
+        some = ", ".join(without[:8]) + (", ..." if len(without) > 8 else "")
+        warnings.warn(
+            f"layer {text!r}: {len(without)} of {len(blocks)} blocks have no {child!r} and are left out: {some}",
+            stacklevel=2,
+        )
+    return [name for names in found.values() for name in names]
+
+
+def _by_class(tree: ModuleTree, text: str) -> list[str]:
+    wanted = text.removeprefix("type:")
+    found = [name for name in tree.names if any(fnmatchcase(cls, wanted) for cls in _classes(tree.modules[name]))]
+    if not found:
+        classes = dict.fromkeys(type(unwrapped(tree.modules[name])).__name__ for name in tree.names)
+        raise LayerNotFound(f"the model has no layer of class {wanted!r}; its classes are: {', '.join(classes)}")
+    return found
+
+
+def _classes(module: nn.Module) -> list[str]:
+    """Return the names of a layer's class and its bases: FSDP and parametrizations derive new classes."""
+    return [cls.__name__ for cls in type(unwrapped(module)).__mro__ if issubclass(cls, nn.Module) and cls != nn.Module]
 
 
 def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
@@ -141,23 +165,26 @@ def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
     return blocks[first : last + 1]
 
 
-def _child(tree: ModuleTree, block: str, child: str, text: str) -> list[str]:
-    role, _, below = child.partition(".")
-    by_role = _in_role(tree, block, role)
-    if by_role is not None and not below:
-        return [by_role]
-    holder, part = (block, child) if by_role is None else (by_role, below)
+def _child(tree: ModuleTree, block: str, child: str) -> list[str]:
+    holder, part = _holder(tree, block, child)
+    if not part:
+        return [holder]
     pattern = f"{holder}.{part}".split(".")
-    found = [name for name in tree.names if _matches(name.split("."), pattern)]
-    if not found:
-        children = ", ".join(name[len(holder) + 1 :] for name in tree.children(holder)) or "none"
-        roles = f" (and by role: {', '.join(ROLES)})" if holder == block else ""
-        raise LayerNotFound(f"layer {text!r}: {holder!r} has no child {part!r}; its children are: {children}{roles}")
-    return found
+    return [name for name in tree.names if _matches(name.split("."), pattern)]
 
 
-def _in_role(tree: ModuleTree, block: str, role: str) -> str | None:
-    return next((name for child in ROLES.get(role, ()) if (name := f"{block}.{child}") in tree.modules), None)
+def _holder(tree: ModuleTree, block: str, child: str) -> tuple[str, str]:
+    """Return the part in the role that ``child`` begins with, else the block, and what is to be found in it."""
+    role, _, below = child.partition(".")
+    by_role = part_in_role(tree, block, role)
+    return (block, child) if by_role is None else (by_role, below)
+
+
+def _no_child(tree: ModuleTree, block: str, child: str, text: str) -> str:
+    holder, part = _holder(tree, block, child)
+    children = ", ".join(name[len(holder) + 1 :] for name in tree.children(holder)) or "none"
+    roles = f" (and by role: {', '.join(roles_of(tree, block)) or 'none'})" if holder == block else ""
+    return f"layer {text!r}: {holder!r} has no child {part!r}; its children are: {children}{roles}"
 
 
 def _by_glob(tree: ModuleTree, text: str) -> list[str]:

@@ -64,15 +64,13 @@ def test_the_mlp_of_blocks(kind: str) -> None:
     make, stack, _, mlp_name = STACKS[kind]
     model = make()
     if kind == "vit" and hasattr(model.get_submodule(f"{stack}.0"), "intermediate"):  # see VIT_BLOCKS
-        with pytest.raises(LayerNotFound, match=r"no child 'mlp'; its children are: .*intermediate, output"):
-            names(model, "block:1-2.mlp")
-    else:
-        assert names(model, "block:1-2.mlp") == [f"{stack}.{i}.{mlp_name}" for i in (1, 2)]
+        mlp_name = "output.dense"
+    assert names(model, "block:1-2.mlp") == [f"{stack}.{i}.{mlp_name}" for i in (1, 2)]
 
 
 def test_a_child_that_no_role_names_lists_the_children() -> None:
-    with pytest.raises(LayerNotFound, match=r"'bert.encoder.layer.0' has no child 'mlp'; its children are: "):
-        names(bert(), "block:*.mlp")
+    with pytest.raises(LayerNotFound, match=r"'bert.encoder.layer.0' has no child 'router'; its children are: "):
+        names(bert(), "block:*.router")
     with pytest.raises(LayerNotFound, match="children are: self_attn, mlp, input_layernorm, post_attention_layernorm"):
         names(llama(), "block:0.cross_attn")
 
@@ -256,3 +254,15 @@ def test_a_module_called_twice_is_seen_twice() -> None:
     model(torch.ones(2, 4))
     totals = {r.layer: r.value.total for r in detector.readings() if r.name == "histogram"}
     assert totals == {"first.proj": 16, "third.proj": 8}
+
+
+def test_layers_by_class() -> None:
+    model = llama()
+    assert names(model, "type:Linear") == [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    assert names(model, "type:*RMSNorm") == [
+        n for n, m in model.named_modules() if type(m).__name__.endswith("RMSNorm")
+    ]
+    with pytest.raises(LayerNotFound, match="no layer of class 'Conv2d'; its classes are: LlamaModel, Embedding, "):
+        names(model, "type:Conv2d")
+    derived = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))  # of a class ParametrizedLinear
+    assert names(nn.ModuleDict({"a": derived, "b": nn.ReLU()}), "type:Linear") == ["a"]

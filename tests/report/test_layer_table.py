@@ -30,11 +30,7 @@ def test_each_row_is_a_layer_that_its_name_and_its_role_mean(kind: str) -> None:
 def test_each_block_its_attention_and_its_mlp_have_a_role(kind: str) -> None:
     model = KINDS[kind][0]()
     roles = {row.role for row in layer_rows(model)} - {None}
-    # A BERT layer has no child that is its MLP, and a ViT layer only from transformers 5 on.
-    has_mlp = any(name.endswith("0.mlp") for name, _ in model.named_modules())
-    parts = ("", ".attn", ".mlp") if has_mlp else ("", ".attn")
-    assert has_mlp or kind in ("bert", "vit")
-    assert roles == {f"block:{i}{part}" for i in range(BLOCKS) for part in parts}
+    assert roles == {f"block:{i}{part}" for i in range(BLOCKS) for part in ("", ".attn", ".mlp")}
 
 
 def test_a_model_without_a_main_stack_has_no_roles() -> None:
