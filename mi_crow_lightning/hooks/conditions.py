@@ -119,6 +119,11 @@ def _fitted(holds: Any, x: Tensor, ctx: HookContext) -> Tensor | bool:
         )
     if holds.dim() == 0:
         return holds.to(x.device)
+    if holds.dim() == 2 and x.dim() > 2 and ctx.channel_dim(x) == 1 - x.dim():
+        raise ConditionMismatch(
+            f"when returned a mask of shape {tuple(holds.shape)} for {ctx.layer!r}, whose activation {tuple(x.shape)} "
+            "has its channels in dimension 1, and so no tokens there: it must return a bool, or a bool tensor (B,)"
+        )
     if holds.dim() == 2 and holds.shape == x.shape[:2]:
         return holds.to(x.device)
     rows = of_rows(holds, x, ctx) if holds.dim() <= x.dim() - 1 else None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.hooks.passes.axes import Axes
+from mi_crow_lightning.hooks.passes.channels import BY_DIMENSIONS, Channels
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
 from mi_crow_lightning.hooks.schedules import Moment, Stage
@@ -83,12 +86,14 @@ class Place:
         hook: the hook.
         layer: name of the layer, without wrapper prefixes.
         index: the block that the layer is or is in; ``None`` outside the main stack.
+        channels: where the channels of the layer's activation are.
     """
 
     layers: Registry = field(repr=False)
     hook: Any = None
     layer: str = ""
     index: int | None = None
+    channels: Channels = field(default=BY_DIMENSIONS, repr=False)
 
 
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
@@ -135,6 +140,37 @@ class HookContext(NamedTuple):
     def index(self) -> int | None:  # type: ignore[override]  # nobody needs a tuple's index(value) here
         """The block that the layer is or is in; ``None`` outside the main stack."""
         return self.place.index
+
+    def channel_dim(self, x: Tensor) -> int:
+        """Return the dimension of the channels of an activation of the layer, counted from the end: -1 for the last.
+
+        The layer says which it is, or the hook's ``channels=``. Where neither they nor the shape do, a warning names
+        the layer, and the dimension is a guess.
+
+        Args:
+            x: the activation.
+
+        Raises:
+            ValueError: ``channels=`` is not a dimension of ``x``.
+        """
+        channels = self.place.channels
+        dim = channels.of(x, (self.facts.rows, self.facts.tokens))
+        if dim:
+            return dim
+        if channels.given is not None:
+            raise ValueError(
+                f"channels={channels.given} is not a dimension of the activation {tuple(x.shape)} of {self.layer!r}: "
+                "give the dimension that holds its channels"
+            )
+        guess = channels.guess[x.dim()]
+        if not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{self.layer!r}: neither its class nor the shape {tuple(x.shape)} shows which dimension holds the "
+                f"channels, so {guess % x.dim()} is taken. Pass channels= to the hook: 1 for dimension 1, -1 for the "
+                "last.",
+                stacklevel=3,
+            )
+        return guess
 
     @property
     def moment(self) -> Moment | None:

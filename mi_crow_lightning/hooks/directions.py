@@ -10,7 +10,7 @@ from torch import Tensor
 from mi_crow_lightning.errors import VectorMismatch
 from mi_crow_lightning.hooks.context import HookContext
 
-__all__ = ["check_width", "checked_vector", "orthonormal_basis", "unit_vector"]
+__all__ = ["channel_dim_for", "channels_not_shown", "check_width", "checked_vector", "orthonormal_basis", "unit_vector"]
 
 
 def checked_vector(value: Any, name: str = "vector") -> Tensor:
@@ -62,17 +62,48 @@ def orthonormal_basis(value: Any, name: str = "vector") -> Tensor:
         return independent.clone()
 
 
-def check_width(width: int, x: Tensor, ctx: HookContext, name: str) -> None:
+def check_width(width: int, x: Tensor, ctx: HookContext, name: str, channels: int = -1) -> None:
     """Refuse a vector that is not as wide as the activation.
+
+    Args:
+        width: of the vector.
+        x: the activation.
+        ctx: the hook's context.
+        name: what messages call the vector.
+        channels: the dimension of the activation's channels.
 
     Raises:
         VectorMismatch: it names the layer, and both widths.
     """
-    if x.shape[-1] != width:
+    if x.shape[channels] != width:
+        where = "" if channels == -1 else f"channels, dimension {channels % x.dim()} of its "
         raise VectorMismatch(
             f"{name} has {width} features, and the activation of {ctx.layer!r} has "
-            f"{x.shape[-1]} (shape {tuple(x.shape)}): use a vector extracted from this model and layer"
+            f"{x.shape[channels]} ({where}shape {tuple(x.shape)}): use a vector extracted from this model and layer"
         )
+
+
+def channel_dim_for(width: int, x: Tensor, ctx: HookContext, name: str) -> int:
+    """Return the dimension of the channels that a vector of ``width`` features lies along, counted from the end.
+
+    Raises:
+        VectorMismatch: there are more or fewer channels, or neither the layer nor the shape shows where they are.
+    """
+    dim = ctx.place.channels.of(x, (ctx.facts.rows, ctx.facts.tokens), width)
+    if not dim:
+        raise VectorMismatch(f"{name} has {width} features, and {channels_not_shown(x, ctx)}")
+    check_width(width, x, ctx, name, dim)
+    return dim
+
+
+def channels_not_shown(x: Tensor, ctx: HookContext) -> str:
+    """Return the message for an activation for which nothing shows which dimension holds the channels."""
+    if ctx.place.channels.given is not None:
+        return f"channels={ctx.place.channels.given} is not a dimension of {tuple(x.shape)}, from {ctx.layer!r}"
+    return (
+        f"neither the class of {ctx.layer!r} nor the shape {tuple(x.shape)} of its activation shows which dimension "
+        "holds the channels: pass channels= to the hook, 1 for dimension 1 or -1 for the last"
+    )
 
 
 def _copied(

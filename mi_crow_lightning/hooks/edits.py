@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import EditMismatch
 
-__all__ = ["added", "mixed", "rounded", "with_norms_of"]
+__all__ = ["added", "laid_out_like", "mixed", "rounded", "with_norms_of"]
 
 
 def added(x: Tensor, change: Tensor, strength: float | Tensor) -> Tensor:
@@ -62,8 +62,18 @@ def mixed(x: Tensor, new: Tensor, strength: float | Tensor) -> Tensor:
     return torch.where(strength == 1, new, between) if isinstance(strength, Tensor) else between
 
 
-def with_norms_of(x: Tensor, edited: Tensor) -> Tensor:
+def laid_out_like(x: Tensor, edited: Tensor) -> Tensor:
+    """Return ``edited`` with its elements in memory as those of ``x``, which the layers that follow may rely on."""
+    return edited if edited.stride() == x.stride() else torch.empty_like(x).copy_(edited)
+
+
+def with_norms_of(x: Tensor, edited: Tensor, channels: int = -1) -> Tensor:
     """Scale each token of ``edited`` to the Euclidean norm that it has in ``x``; zeros stay zeros.
+
+    Args:
+        x: the activation.
+        edited: the edited one.
+        channels: the dimension of the channels, which norms are taken over.
 
     Raises:
         EditMismatch: ``x`` holds integers.
@@ -74,7 +84,7 @@ def with_norms_of(x: Tensor, edited: Tensor) -> Tensor:
     """
     if not x.is_floating_point():
         raise EditMismatch(f"preserve_norm=True needs floating-point activations, and these are {x.dtype}")
-    was, now = (torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=_wide(t)) for t in (x, edited))
+    was, now = (torch.linalg.vector_norm(t, dim=channels, keepdim=True, dtype=_wide(t)) for t in (x, edited))
     return rounded(edited * (was / torch.where(now > 0, now, 1.0)), x.dtype)
 
 

@@ -75,7 +75,10 @@ class Effects:
         if pair is None:
             self._unknown.add((hook_id, ctx.stage.value))
         else:
-            self._sums.add(ctx.stage.value, self._index[hook_id, ctx.layer], *pair)
+            before, after = pair
+            known = ctx.place.channels
+            channels = known.of(before, (ctx.facts.rows, ctx.facts.tokens)) or known.guess[before.dim()]
+            self._sums.add(ctx.stage.value, self._index[hook_id, ctx.layer], before, after, channels)
 
     def prepare_graph(self) -> None:
         """Make the sums of all stages now: a graph of ``torch.compile`` adds to them, but cannot make them."""

@@ -33,7 +33,7 @@ _FOR_SUBCLASSES = frozenset(
         *("prepare", "prepare_graph", "check_layers", "default_schedule", "traceable", "why_not_traced"),
         *("state_dict", "load_state_dict", "forget_run", "resumed", "share", "over_ranks", "by_block"),
         *("process_activation", "process_activations", "modify_activations", "observe", "edit", "change", "measure"),
-        *("reading_names", "reset", "tag_prefix", "when", "observes", "edits", "is_enabled", "registered"),
+        *("reading_names", "reset", "tag_prefix", "when", "observes", "edits", "is_enabled", "registered", "channels"),
     }
 )
 
@@ -56,6 +56,8 @@ class Hook:
         on_error: what happens when the hook fails: ``"raise"`` the error once the pass is over, ``"disable"`` the
             hook with a warning, or ``"warn"`` and go on. ``None``: a detector in a Trainer is disabled, any other
             hook raises.
+        channels: which dimension of the layer's activation holds the channels, 1 or -1, say; ``None`` for what the
+            layer's class says: the last, and dimension 1 of convolutions and the norms of channels.
 
     Attributes:
         id: unique among the hooks of a model.
@@ -89,18 +91,25 @@ class Hook:
         *,
         schedule: When | None = None,
         on_error: str | None = None,
+        channels: int | None = None,
     ) -> None:
         _check_signature(layer_signature)
         if schedule is not None and not isinstance(schedule, When):
             raise TypeError(f"schedule={schedule!r} must be a Schedule, or schedules combined with &, | or ~")
         if on_error is not None and on_error not in ON_ERROR:
             raise not_known("on_error", on_error, ON_ERROR)
+        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels == 0):
+            raise ValueError(
+                f"channels={channels!r} must be the dimension of the channels: 1 if they follow the samples, -1 if "
+                "they are last"
+            )
         self.layer_signature = layer_signature
         self.hook_type = HookType.of(hook_type)
         self.id = hook_id if hook_id is not None else str(uuid.uuid4())
         self._has_given_id = hook_id is not None
         self.schedule = schedule
         self.on_error = on_error
+        self.channels = channels
         self.error: HookError | None = None
         self._enabled = True
         self._off_by_failure = False

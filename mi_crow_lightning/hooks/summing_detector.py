@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.hooks.context import HookContext, Place
+from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, Stage
@@ -250,8 +250,7 @@ class SummingDetector(Detector):
         """Return the same as `_measured`, for a graph that calls it; an error is handled as outside a graph."""
         base, row = self.context, None
         if base is not None and self.enabled:
-            match = base.layers.sites(self)[layer].match
-            ctx = _ContextInGraph(Place(base.layers, self, match.name, match.index), base.running)
+            ctx = _ContextInGraph(base.layers.sites(self)[layer].place, base.running)
             row = base.layers.call(self, partial(self._measured, x, mask, ctx))
         return row if row is not None else self._sums.empty
 

@@ -104,6 +104,12 @@ class TokenController(Controller):
         """
         raise NotImplementedError(f"{type(self).__name__} must override change(x, strength, ctx)")
 
+    _along_channels = False  # whether `change` reads the channels, and expects them last
+
+    def _change_along_channels(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """Return the result of `change` for an activation whose channels may not be last."""
+        raise NotImplementedError
+
     def edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
         """Return the result of `change` at the chosen tokens, and ``x`` elsewhere.
 
@@ -116,12 +122,16 @@ class TokenController(Controller):
         if chosen is False:
             return None
         strength = self._strengths.number
-        edited = self.change(x, self._strengths.at(x, ctx) if strength is None else strength, ctx)
+        given = self._strengths.at(x, ctx) if strength is None else strength
+        if self._along_channels and ctx.place.channels.by_dims[x.dim()] != -1:
+            edited = self._change_along_channels(x, given, ctx)
+        else:
+            edited = self.change(x, given, ctx)
         if edited is x:
             return None
         checked_edit(edited, x)
         if self.preserve_norm:
-            edited = with_norms_of(x, edited)
+            edited = with_norms_of(x, edited, ctx.channel_dim(x))
         if chosen is None or chosen is True:
             return edited
         # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.directions import check_width, checked_vector
-from mi_crow_lightning.hooks.edits import rounded
+from mi_crow_lightning.hooks.controller import checked_edit
+from mi_crow_lightning.hooks.directions import channel_dim_for, check_width, checked_vector
+from mi_crow_lightning.hooks.edits import laid_out_like, rounded
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
 from mi_crow_lightning.hooks.token_controller import TokenController
 
@@ -106,6 +107,23 @@ class VectorController(TokenController):
         vector = self._vectors.at(ctx)
         check_width(vector.shape[-1], x, ctx, self.described)
         return self._casts.of(vector, x, dtype)
+
+    _along_channels = True
+
+    def _change_along_channels(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """Return the result of `change`, which is called with the channels in the last dimension.
+
+        Raises:
+            VectorMismatch: see `channel_dim_for`.
+        """
+        dim = channel_dim_for(self._vectors.at(ctx).shape[-1], x, ctx, self.described)
+        if dim == -1:
+            return self.change(x, strength, ctx)
+        last = x.movedim(dim, -1)
+        edited = self.change(last, strength, ctx)
+        if edited is last:
+            return x
+        return laid_out_like(x, checked_edit(edited, last).movedim(-1, dim))
 
     def scaled_vector_at(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """Return ``strength * vector``, made in float32 or wider and rounded once to the dtype of ``x``.

@@ -92,7 +92,14 @@ class ActivationStatisticsMetric(Metric):
         """Add one activation of one layer; the same as `accumulate`."""
         self.accumulate(index, x, mask, batch)
 
-    def accumulate(self, index: int, x: Tensor, mask: Tensor | None = None, batch: int | Tensor | None = None) -> None:
+    def accumulate(
+        self,
+        index: int,
+        x: Tensor,
+        mask: Tensor | None = None,
+        batch: int | Tensor | None = None,
+        channels: int | None = None,
+    ) -> None:
         """Add one activation of one layer, without torchmetrics' wrappers, so that ``torch.compile`` makes one graph.
 
         There is no synchronisation when ``x`` and the metric are on one device.
@@ -103,6 +110,7 @@ class ActivationStatisticsMetric(Metric):
             mask: bool, of the shape of ``x``'s leading dimensions: True where elements count.
             batch: the index of its batch; the first batch with a non-finite element is kept. In a compiled graph give
                 a tensor ``()``: an integer would become a constant of the graph, compiled again for each batch.
+            channels: the dimension of the channels; see `measure`.
 
         Raises:
             IndexError: the metric has no such layer.
@@ -111,7 +119,7 @@ class ActivationStatisticsMetric(Metric):
         """
         if not 0 <= index < len(self.layers):
             raise IndexError(f"no layer {index}: this metric holds the layers 0 to {len(self.layers) - 1}")
-        tokens, keep = as_tokens(x, mask)
+        tokens, keep = as_tokens(x, mask, channels)
         width = tokens.shape[1]
         if Group.CHANNELS in self.groups and width and not self.widths[index]:
             if torch.compiler.is_compiling():

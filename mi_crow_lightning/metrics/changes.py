@@ -46,17 +46,17 @@ class EffectValues(NamedTuple):
 
 
 @torch.no_grad()
-def measure_change(before: Tensor, after: Tensor) -> Tensor:
+def measure_change(before: Tensor, after: Tensor, channels: int | None = None) -> Tensor:
     """Summarise one edit, without waiting for the device.
 
-    The channels are the last dimension, or dimension 1 of ``(B, C, H, W)``, and tokens are all that is left. A token is
-    changed when the Euclidean norm of its change is above 0, and has a ratio when its own norm is above 0 too; norms
-    are float32 or better. A token with elements that are not finite, before or after, counts as unchanged; if only
-    after, it counts as broken.
+    Tokens are all dimensions but that of the channels. A token is changed when the Euclidean norm of its change is
+    above 0, and has a ratio when its own norm is above 0 too; norms are float32 or better. A token with elements that
+    are not finite, before or after, counts as unchanged; if only after, it counts as broken.
 
     Args:
         before: the activation, floating-point.
         after: the edited activation, of the same shape.
+        channels: the dimension of the channels; ``None`` is the last, and dimension 1 of ``(B, C, H, W)``.
 
     Returns:
         ``(7,)`` float64 (float32 on MPS, which has none), see `Change`; ``CALLS`` is 1.
@@ -67,7 +67,8 @@ def measure_change(before: Tensor, after: Tensor) -> Tensor:
         tensor([2., 1.], dtype=torch.float64)
     """
     before, after = before.detach(), after.detach()
-    dim, wide = 1 if before.dim() == 4 else -1, torch.promote_types(before.dtype, torch.float32)
+    dim = channels if channels is not None else 1 if before.dim() == 4 else -1
+    wide = torch.promote_types(before.dtype, torch.float32)
     change = torch.linalg.vector_norm(after - before, dim=dim, dtype=wide)
     norm = torch.linalg.vector_norm(before, dim=dim, dtype=wide)
     ratio = change / norm
@@ -117,10 +118,10 @@ class EffectSums:
         for stage in stages:
             self._of(stage)
 
-    def add(self, stage: str, place: int, before: Tensor, after: Tensor) -> None:
+    def add(self, stage: str, place: int, before: Tensor, after: Tensor, channels: int | None = None) -> None:
         """Add one edit, without waiting for the device."""
         row = self._of(stage)[place]
-        row.copy_(merge_changes(torch.stack([row, measure_change(before, after).to(row)])))
+        row.copy_(merge_changes(torch.stack([row, measure_change(before, after, channels).to(row)])))
 
     def take(self, stage: str) -> list[EffectValues | None]:
         """Return what was added in a stage since the last call, over all ranks, with one copy to the host.

@@ -60,10 +60,10 @@ def first_tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def by_step(x: Tensor, mask: Tensor | None) -> np.ndarray:
+def by_step(x: Tensor, mask: Tensor | None, channels: int | None = None) -> np.ndarray:
     """The tokens of an activation that count, ``(N, D)``."""
-    if x.dim() == 4:
-        x = x.movedim(1, -1)
+    if channels is not None or x.dim() == 4:
+        x = x.movedim(1 if channels is None else channels, -1)
     elif mask is not None and x.dim() == 2:
         x = x[mask.reshape(-1)]
     elif mask is not None:
@@ -119,6 +119,7 @@ def assert_watched(
     mask_of: MaskOf = everything,
     take: Take = first_tensor,
     rel: float = 1e-11,
+    channels: int | None = None,
     **options: Any,
 ) -> HookCallback:
     """Detectors change no bit of a fit, and read of each step what numpy makes of the plain hooks' captures.
@@ -130,6 +131,7 @@ def assert_watched(
         mask_of: from a batch to its real tokens.
         take: from what a layer returned to its activation.
         rel: how far the numbers may be apart.
+        channels: the dimension of their channels, if it is neither the last nor that of images.
         options: of the Trainer.
     """
     real = named(layers)
@@ -147,7 +149,7 @@ def assert_watched(
     assert by_hand.steps and all(step.keys() == real.keys() for step in by_hand.steps)
     for index, (step, batch) in enumerate(zip(by_hand.steps, by_hand.masks, strict=True)):
         mask = mask_of(batch)
-        tokens = {name: np.concatenate([by_step(x, mask) for x in calls]) for name, calls in step.items()}
+        tokens = {name: np.concatenate([by_step(x, mask, channels) for x in calls]) for name, calls in step.items()}
         found = [reading for detector in detectors for reading in detector.noted[index]]
         assert_readings(found, {name: readings_of(rows) for name, rows in tokens.items()}, rel)
     assert {row.layer for row in watch.history() if row.name == "mean"} >= real.keys()

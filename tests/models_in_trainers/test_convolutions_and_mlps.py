@@ -96,7 +96,7 @@ def over_time() -> Runs:
 def test_convolutions_over_time_have_no_tokens_in_their_second_dimension() -> None:
     torch.manual_seed(1)
     data = [(torch.randn(3, 6), torch.tensor(i % CLASSES)) for i in range(4)]
-    assert_watched(over_time, data, ["model.0"])
+    assert_watched(over_time, data, ["model.0"], channels=1)
     assert_steered(over_time, data, "model.0")
     steer = FunctionController("model.0", lambda x: x * 2, tokens="last")
     with pytest.raises(HookError, match=r"'model.0' gives \(batch, channels, positions\), with shape \(4, 6, 5\): use"):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import PatchMismatch
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.edits import mixed
+from mi_crow_lightning.hooks.directions import channel_dim_for
+from mi_crow_lightning.hooks.edits import laid_out_like, mixed
 from mi_crow_lightning.hooks.per_layer import PerLayer, loaded
 from mi_crow_lightning.hooks.positions.padding import first_column
 from mi_crow_lightning.hooks.positions.rows import of_rows
@@ -61,6 +62,7 @@ class PatchController(VectorController):
         tensor([1.])
     """
 
+    _along_channels = False  # what is stored may have the shape of the activation
     argument = "source"
     described = "what is stored"
 
@@ -84,19 +86,33 @@ class PatchController(VectorController):
         Raises:
             VectorMismatch, PatchMismatch: they cannot be aligned with ``x``.
         """
+        stored = self._vectors.at(ctx)
+        if stored.dim() == 1 or (stored.dim() == 2 and x.dim() > 2):
+            dim = channel_dim_for(stored.shape[-1], x, ctx, self.described)
+            if dim != -1 or x.dim() > 3:
+                return laid_out_like(x, mixed(x, self._by_channel(stored, dim, x, ctx), strength))
         values = self.vector_at(x, ctx)
         if values.dim() == 1:
             return mixed(x, values.expand_as(x), strength)
         rows = of_rows(values, x, ctx)
         if rows is None:
             raise _mismatch(values, x, ctx, "the run must have as many rows, or a multiple of them")
-        if rows.shape == x.shape and x.dim() != 3:
+        if rows.shape == x.shape and (x.dim() != 3 or ctx.place.channels.by_dims[3] == -2):
             return mixed(x, rows, strength)
         if x.dim() != 3 or rows.dim() > 3:
             raise _mismatch(values, x, ctx, "beyond the rows, both must have one shape")
         if rows.dim() == 2:
             return mixed(x, rows[:, None].expand_as(x), strength)
         return mixed(x, _by_column(rows, self._prompts.at(ctx), x, ctx), strength)
+
+    def _by_channel(self, stored: Tensor, dim: int, x: Tensor, ctx: HookContext) -> Tensor:
+        """Return vectors (D,) or (B, D) in the shape of ``x``, whose channels are dimension ``dim``."""
+        values = self._casts.of(stored, x)
+        rows = values if values.dim() == 1 else of_rows(values, x, ctx)
+        if rows is None:
+            raise _mismatch(values, x, ctx, "the run must have as many rows, or a multiple of them")
+        last = rows if rows.dim() == 1 else rows.reshape(len(rows), *[1] * (x.dim() - 2), -1)
+        return last.expand(x.movedim(dim, -1).shape).movedim(-1, dim)
 
 
 def _by_column(stored: Tensor, prompt: int, x: Tensor, ctx: HookContext) -> Tensor:

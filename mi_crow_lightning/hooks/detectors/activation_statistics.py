@@ -47,7 +47,7 @@ class ActivationStatistics(Detector):
 
     Padding is left out. Training, validation, test and predict are counted apart.
 
-    The channels are the last dimension; of activations ``(B, C, H, W)`` without tokens dimension 1.
+    The layer's class says which dimension the channels are; ``channels=`` overrides it.
 
     Args:
         layer_signature: which layers.
@@ -62,7 +62,7 @@ class ActivationStatistics(Detector):
         tokens: which positions.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
-        **options: ``name``, ``before_edits``, ``schedule``, ``on_error``, see `Detector`.
+        **options: ``name``, ``before_edits``, ``schedule``, ``on_error``, ``channels``, see `Detector`.
 
     Raises:
         ValueError: a statistic or the tokens are not known, or the threshold is negative.
@@ -130,12 +130,13 @@ class ActivationStatistics(Detector):
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """Add the chosen tokens of ``x``."""
         mask = self.tokens.mask(x, ctx)
+        channels = -1 if mask is not None else ctx.channel_dim(x)  # a mask is of all dimensions but the last
         if self._in_graph and torch.compiler.is_compiling():
             assert ctx.stage is not None, "graphs are prepared for in a Trainer"
             batch: Any = ctx.batch_idx  # a tensor
-            self._in_graph[ctx.stage.value][ctx.layer].add(x, mask, batch)
+            self._in_graph[ctx.stage.value][ctx.layer].add(x, mask, batch, channels)
         else:
-            self._metric(ctx.stage).accumulate(self._layers.index(ctx.layer), x, mask, ctx.batch_idx)
+            self._metric(ctx.stage).accumulate(self._layers.index(ctx.layer), x, mask, ctx.batch_idx, channels)
 
     def reading_names(self) -> tuple[str, ...]:
         """Return the chosen statistics, and ``histogram`` and ``channel_rms`` if they are given."""

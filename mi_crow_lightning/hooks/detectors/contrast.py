@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
-from mi_crow_lightning.errors import NothingExtracted
+from mi_crow_lightning.errors import NothingExtracted, VectorMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.directions import channels_not_shown
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
 from mi_crow_lightning.hooks.reading import Reading
@@ -148,7 +149,8 @@ class ContrastDetector(Detector):
             self._contrast.begin_batch(facts, held_out)
             self._batch, self._moment, self._model = ctx.batch, ctx.moment, model_name(ctx.model)
         check_rows_are_samples(x, ctx)
-        self._contrast.add(ctx.layer, x, self.tokens.mask(x, ctx))
+        mask = self.tokens.mask(x, ctx)
+        self._contrast.add(ctx.layer, x if mask is not None else _positions_first(x, ctx), mask)
 
     @property
     def tag_prefix(self) -> str:
@@ -280,6 +282,22 @@ class ContrastDetector(Detector):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_batch": None, "_moment": None}
+
+
+def _positions_first(x: Tensor, ctx: HookContext) -> Tensor:
+    """Return an activation as ``(B, positions, C)`` if the layer shows where its channels are.
+
+    Raises:
+        VectorMismatch: neither the layer nor the shape shows which of three dimensions they are.
+    """
+    if x.dim() < 3:
+        return x
+    channels = ctx.place.channels
+    dim = channels.of(x, (ctx.facts.rows, ctx.facts.tokens))
+    if not dim:
+        raise VectorMismatch(f"the vectors of {ctx.layer!r}: {channels_not_shown(x, ctx)}")
+    is_shown = x.dim() == 3 or channels.by_dims[x.dim()] is not None or x.shape[dim] == channels.width
+    return x.movedim(dim, -1).flatten(1, -2) if is_shown else x  # (B, C, H, W) -> (B, H * W, C)
 
 
 def _check_method(method: str, covariance: Sequence[str], keep_samples: bool) -> None:

@@ -22,7 +22,7 @@ from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
-from mi_crow_lightning.metrics.activation import histogram, merge_all, statistics, summarize
+from mi_crow_lightning.metrics.activation import histogram, measure, merge_all, statistics, summarize
 from mi_crow_lightning.metrics.collectives import Share, Shares
 from mi_crow_lightning.metrics.rows import Row, empty_rows
 
@@ -42,7 +42,7 @@ class LayerActivationDetector(Detector):
         tokens: which positions to keep, see `Tokens`: ``(B, T, D)`` is then kept as ``(N, D)``, row after row,
             without padding. By default all of the activation is kept in its own shape, padding included.
         hook_type: see `Hook`.
-        **options: ``name``, ``before_edits``, ``store``, ``schedule``, ``on_error``, see `Detector`.
+        **options: ``name``, ``before_edits``, ``store``, ``schedule``, ``on_error``, ``channels``, see `Detector`.
 
     Attributes:
         tensor_metadata: ``["activations"]`` is the tensor, or a list of tensors with ``keep="all"``. If the signature
@@ -90,6 +90,7 @@ class LayerActivationDetector(Detector):
         self.tokens = Tokens.of(tokens) if tokens is not None else None
         self._per_row: dict[str, list[list[int] | None]] = {}
         self._held: dict[str, list[Tensor]] = {}
+        self._channels: dict[str, list[int]] = {}  # the dimension of the channels of each that is held
         self._unread: dict[str, Stage | None] = {}  # layers captured since the last reading, and in which stage
         self._layers: list[str] = []
         self._several = False
@@ -127,10 +128,12 @@ class LayerActivationDetector(Detector):
         with torch.inference_mode(False):
             taken = x if chosen is None else x[chosen]  # (N, D)
             copy = taken.to(device=self.device or x.device, dtype=dtype, copy=chosen is None)
+        dim = ctx.channel_dim(x) if chosen is None else -1
         if self.keep == "last":
-            self._held[ctx.layer], self._per_row[ctx.layer] = [copy], []
+            self._held[ctx.layer], self._channels[ctx.layer], self._per_row[ctx.layer] = [copy], [dim], []
         else:
             self._held.setdefault(ctx.layer, []).append(copy)
+            self._channels.setdefault(ctx.layer, []).append(dim)
         if chosen is not None:
             counts = chosen.sum(1).tolist() if chosen.dim() == 2 else None
             self._per_row.setdefault(ctx.layer, []).append(counts)
@@ -167,6 +170,7 @@ class LayerActivationDetector(Detector):
     def clear_captured(self) -> None:
         """Forget all held activations."""
         self._held.clear()
+        self._channels.clear()
         self._unread.clear()
         self._per_row.clear()
         self.tensor_metadata.pop("activations", None)
@@ -174,7 +178,7 @@ class LayerActivationDetector(Detector):
             self.metadata.pop(name, None)
 
     def reading_names(self) -> tuple[str, ...]:
-        """Return the names: histogram, mean, std, and mean Euclidean norm of the last dimension."""
+        """Return the names: histogram, mean, std, and mean Euclidean norm over the channels."""
         return ("histogram", "mean", "std", "token_norm")
 
     def readings(self) -> list[Reading]:
@@ -193,8 +197,8 @@ class LayerActivationDetector(Detector):
         rows = list(empty_rows(len(self._layers)))
         for index, layer in enumerate(self._layers):
             if self._unread.get(layer, "read") is stage:
-                held = [one for one in self._held[layer] if one.numel() and one.is_floating_point()]
-                parts = [summarize(one.flatten(0, -2) if one.dim() > 2 else one) for one in held]
+                held = zip(self._held[layer], self._channels[layer], strict=True)
+                parts = [_summary(one, dim) for one, dim in held if one.numel() and one.is_floating_point()]
                 rows[index] = merge_all(torch.stack(parts)) if parts else rows[index]
         home = next((row.device for row in rows if row.device.type != "cpu"), torch.device("cpu"))
         merged = yield Share(torch.stack([row if row.device == home else row.to(home) for row in rows]), merge_all)
@@ -230,6 +234,10 @@ class LayerActivationDetector(Detector):
 
 def _bytes(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _summary(held: Tensor, channels: int) -> Tensor:
+    return measure(held, channels=channels).row if held.dim() else summarize(held)
 
 
 def _readings(layer: str, row: Tensor) -> list[Reading]:

@@ -17,7 +17,7 @@ from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.conditions import Beyond, Of
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.directions import check_width, unit_vector
+from mi_crow_lightning.hooks.directions import channel_dim_for, check_width, unit_vector
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, ends_alike
 from mi_crow_lightning.hooks.registry.last_pass import LastPass
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
@@ -195,6 +195,9 @@ class ProjectionDetector(SummingDetector):
             VectorMismatch: the directions are not as wide as ``x``.
         """
         units = self._units[ctx.layer]
+        if mask is None:
+            dim = channel_dim_for(units.shape[-1], x, ctx, "the direction")
+            x = x if dim == -1 else x.movedim(dim, -1)
         check_width(units.shape[-1], x, ctx, "the direction")
         along = project(x, self._casts.of(units, x))
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))

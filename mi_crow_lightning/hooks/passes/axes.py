@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Axes", "axes_of", "axes_of_call"]
+from mi_crow_lightning.hooks.passes.channels import LAST, Channels
 
-_CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
+__all__ = ["Axes", "axes_of", "axes_of_call"]
 
 
 class Axes(Enum):
@@ -39,13 +39,14 @@ class Axes(Enum):
         return self in (Axes.USUAL, Axes.CHANNELS_FIRST)
 
 
-def axes_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> Axes:
+def axes_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module], channels: Channels = LAST) -> Axes:
     """Return the axes that follow from a layer's name, class and ancestors.
 
     Args:
         name: its name; a layer below a module ``experts`` is called with the tokens that are routed there.
         layer: the layer.
         ancestors: the modules that hold it.
+        channels: where its activation's channels are.
 
     Examples:
         >>> axes_of("rnn", nn.LSTM(2, 2), []).value
@@ -53,7 +54,7 @@ def axes_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module]) -> Axes
     """
     if "experts" in name.split(".")[:-1]:
         return Axes.ROUTED
-    if isinstance(layer, _CHANNELS_FIRST):
+    if channels.by_dims[3] == -2:
         return Axes.CHANNELS_FIRST
     time_first = any(_is_time_first(module) for module in (layer, *ancestors))
     return Axes.TIME_FIRST if time_first else Axes.USUAL

@@ -12,11 +12,13 @@ from torch.utils.hooks import RemovableHandle
 from mi_crow_lightning.addressing.signatures import Match
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
 from mi_crow_lightning.hooks.passes.axes import axes_of, axes_of_call
 from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
+from mi_crow_lightning.hooks.passes.layer_channels import channels_of
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.registry.calling import (
@@ -72,7 +74,8 @@ class Site(InertWhenCopied):
     ) -> None:
         self.hook = hook
         self.match = match
-        self.place = Place(layers, hook, match.name, match.index)
+        channels = channels_of(path, hook.hook_type is HookType.PRE_FORWARD, hook.channels)
+        self.place = Place(layers, hook, match.name, match.index, channels)
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self.token_sources = token_sources
@@ -80,7 +83,7 @@ class Site(InertWhenCopied):
         self._path = path
         self._watched = watched
         self._watchers = watchers
-        self._axes = axes_of(match.name, match.module, watched)
+        self._axes = axes_of(match.name, match.module, watched, channels)
         self._handle: RemovableHandle | OutsideHandle | None = None
         self._way, self._observes_only, self._edits = way_to(hook), observes_only(hook), hook.edits
         self._source = token_sources[0] if token_sources else None

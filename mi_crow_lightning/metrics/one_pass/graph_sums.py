@@ -48,9 +48,9 @@ class LayerSums:
         self._device = device
         self._sums = tuple(sums)
 
-    def add(self, x: Tensor, mask: Tensor | None, batch: Tensor | None) -> None:
+    def add(self, x: Tensor, mask: Tensor | None, batch: Tensor | None, channels: int | None = None) -> None:
         """Add an activation; the arguments are those of `ActivationStatisticsMetric.accumulate`."""
-        tokens, keep = as_tokens(x, mask)
+        tokens, keep = as_tokens(x, mask, channels)
         _make_room(self, tokens.shape[1])
         assert self.place is not None
         accumulate(self.place, tokens, keep, self._groups, batch, self._sums)

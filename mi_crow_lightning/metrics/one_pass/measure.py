@@ -50,12 +50,17 @@ def summarize(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def measure(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL, sums: Sequence[Sum] = ()) -> Summary:
+def measure(
+    x: Tensor,
+    mask: Tensor | None = None,
+    groups: Group = Group.ALL,
+    sums: Sequence[Sum] = (),
+    channels: int | None = None,
+) -> Summary:
     """Summarise the selected, finite elements of an activation.
 
-    The channels are the last dimension, and the tokens are all dimensions before it. The channels of ``(B, C, H, W)``
-    are dimension 1, and its tokens are pixels, unless its mask has two dimensions or more. float64 activations beyond
-    1e75 overflow ``M4``; narrower dtypes cannot.
+    The tokens are all dimensions but that of the channels. float64 activations beyond 1e75 overflow ``M4``; narrower
+    dtypes cannot.
 
     Args:
         x: activations of any shape, for example ``(B, T, D)``, and any floating-point dtype. Not modified.
@@ -63,6 +68,8 @@ def measure(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL, su
             count. None selects all.
         groups: what to compute; the other numbers are those of an empty row.
         sums: the ``S`` further sums, which the row holds behind ``ROW_SIZE``.
+        channels: the dimension of the channels, which the mask does not reach. ``None`` is the last, and dimension 1 of
+            ``(B, C, H, W)`` unless the mask has two dimensions or more.
 
     Returns:
         Row and channels in float64 on ``x``'s device. Elements that are nan or infinite are counted in
@@ -77,17 +84,17 @@ def measure(x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL, su
         tensor([[ 9., 32.],
                 [ 3.,  4.]], dtype=torch.float64)
     """
-    return measure_tokens(*as_tokens(x, mask), groups, sums)
+    return measure_tokens(*as_tokens(x, mask, channels), groups, sums)
 
 
-def as_tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def as_tokens(x: Tensor, mask: Tensor | None, channels: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Return the arguments of `measure` as ``(N, D)``, and ``(N, 1)`` or, if the mask chooses elements, ``(N, D)``.
 
     Raises:
         TypeError, ValueError: as `measure` does.
     """
     _check(x, mask)
-    return _tokens(x.detach(), mask)
+    return _tokens(x.detach(), mask, channels)
 
 
 def measure_tokens(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Sequence[Sum] = ()) -> Summary:
@@ -153,10 +160,12 @@ def _check(x: Tensor, mask: Tensor | None) -> None:
         )
 
 
-def _tokens(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _tokens(x: Tensor, mask: Tensor | None, channels: int | None) -> tuple[Tensor, Tensor | None]:
     """Return ``x`` as ``(N, D)``, channels last, and the mask as ``(N, 1)``, or ``(N, D)`` if it chooses elements."""
-    if x.dim() == 4 and (mask is None or mask.dim() < 2):
-        x = x.movedim(1, -1)
+    if channels is None:
+        channels = 1 if x.dim() == 4 and (mask is None or mask.dim() < 2) else -1
+    if channels != -1:
+        x = x.movedim(channels, -1)
     width = x.shape[-1] if x.dim() else 1
     tokens = x.reshape(math.prod(x.shape[:-1]), width)
     if mask is None:

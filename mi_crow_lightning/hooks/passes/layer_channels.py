@@ -1,0 +1,198 @@
+"""The rule for channels: the layer's class says which dimension they are.
+
+It is written down for users in ``docs/reference/models.md``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules import activation, dropout
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from mi_crow_lightning.hooks.passes.channels import (
+    BY_DIMENSIONS,
+    LAST,
+    Channels,
+    first_after,
+    known,
+    near,
+    of_container,
+)
+
+__all__ = ["channels_of"]
+
+_STEMS = (
+    *("Conv", "ConvTranspose", "LazyConv", "LazyConvTranspose", "InstanceNorm", "LazyInstanceNorm"),
+    *("MaxPool", "MaxUnpool", "AvgPool", "LPPool", "FractionalMaxPool", "AdaptiveMaxPool", "AdaptiveAvgPool"),
+    *("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"),
+)
+_BY_POSITIONS: dict[type, int] = {
+    getattr(nn, f"{stem}{spatial}d"): spatial
+    for stem in _STEMS
+    for spatial in (1, 2, 3)
+    if hasattr(nn, f"{stem}{spatial}d")
+}
+"""torch's layers of channels before positions, each with the number of dimensions of its positions."""
+
+_ELEMENTWISE = (
+    nn.Identity,
+    *(getattr(activation, name) for name in activation.__all__ if name not in ("GLU", "MultiheadAttention")),
+    *(getattr(dropout, name) for name in dropout.__all__),
+)
+
+
+class _Layer(NamedTuple):
+    """A layer whose class says where its channels are, and how many go in and come out."""
+
+    channels: Channels
+    width_in: int | None
+    width_out: int | None
+    moves: bool = False  # whether its forward is not torch's, and may move dimensions
+
+
+def channels_of(path: Sequence[nn.Module], before: bool = False, given: int | None = None) -> Channels:
+    """Return where the channels of a layer's activation are.
+
+    Args:
+        path: the modules from the root to the layer, the layer last.
+        before: whether the activation is the layer's input rather than its output.
+        given: the dimension that the user gave, instead of what the layer shows.
+
+    Examples:
+        >>> import torch
+        >>> convolution = nn.Conv2d(3, 8, 3)
+        >>> channels_of([convolution]).of(convolution(torch.zeros(2, 3, 9, 9)))
+        -3
+        >>> channels_of([nn.Linear(3, 8)]).of(torch.zeros(2, 9, 9, 8))
+        -1
+    """
+    if given is not None:
+        return known(given)
+    module = path[-1]
+    while _is_sequential(module) and (inner := _end_of(module, before)) is not None:
+        path, module = [*path, inner], inner
+    own = _own(module, before)
+    if own is not None:
+        return own
+    width = _width_of_weights(module)
+    if width is not None:
+        return near(LAST, width, {True})
+    return _of_neighbour(path)
+
+
+def _own(module: nn.Module, before: bool) -> Channels | None:
+    """Return what the module's class, or the layers in it, show."""
+    layer = _layer(module)
+    if layer is not None and not layer.moves:
+        return layer.channels
+    layers = list(_layers_in(module))
+    if not layers:
+        return None
+    nearest = layers[0 if before else -1]
+    return of_container(nearest.channels, nearest.width_in if before else nearest.width_out, _kinds(layers))
+
+
+def _of_neighbour(path: Sequence[nn.Module]) -> Channels:
+    """Return the channels of a module that leaves dimensions as they are: those of the layer that is called before it.
+
+    The order of calls is known in an ``nn.Sequential``; in another module it is probably that of registration.
+    """
+    in_order = isinstance(path[-1], _ELEMENTWISE)
+    for depth in range(len(path) - 1, 0, -1):
+        parent, child = path[depth - 1], path[depth]
+        siblings = list(parent.children())
+        place = next((index for index, one in enumerate(siblings) if one is child), 0)
+        in_order = in_order and _is_sequential(parent)
+        earlier = [one for one in reversed(siblings[:place]) if not isinstance(one, _ELEMENTWISE)]
+        later = [one for one in siblings[place + 1 :] if not isinstance(one, _ELEMENTWISE)]
+        if in_order and earlier:
+            return channels_of([*path[:depth], earlier[0]])
+        if in_order and later:
+            return channels_of([later[0]], before=True)
+        for sibling in earlier:
+            if layers := list(_layers_in(sibling)):
+                return near(layers[-1].channels, layers[-1].width_out, _kinds(_layers_in(parent)))
+    return BY_DIMENSIONS
+
+
+def _kinds(layers: Iterable[_Layer]) -> set[bool]:
+    """Return whether a layer has its channels last, for each of some layers; both where it may move dimensions."""
+    return {kind for one in layers for kind in ((one.channels is LAST,) if not one.moves else (True, False))}
+
+
+def _is_sequential(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _end_of(sequential: nn.Module, before: bool) -> nn.Module | None:
+    """Return the module at the beginning or the end that is not elementwise; ``None`` if there is none."""
+    children = list(sequential.children())
+    ordered = children if before else children[::-1]
+    return next((child for child in ordered if not isinstance(child, _ELEMENTWISE)), None)
+
+
+def _layers_in(module: nn.Module) -> Iterator[_Layer]:
+    layer = _layer(module)
+    if layer is not None:
+        if layer.width_out is not None:
+            yield layer
+        return
+    for child in module.children():
+        yield from _layers_in(child)
+
+
+def _layer(module: nn.Module) -> _Layer | None:
+    """Return what a module's class says of its channels; ``None`` if it says nothing."""
+    if isinstance(module, (nn.Linear, nn.Bilinear)):
+        return _Layer(LAST, getattr(module, "in_features", None), module.out_features)
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return _Layer(LAST, None, module.embedding_dim)
+    if isinstance(module, nn.MultiheadAttention):
+        return _Layer(LAST, module.embed_dim, module.embed_dim)
+    if isinstance(module, nn.RNNBase):
+        size = module.proj_size or module.hidden_size
+        return _Layer(LAST, module.input_size, size * (2 if module.bidirectional else 1))
+    if isinstance(module, _transformers_conv1d()):
+        weight: Any = module.weight
+        return _Layer(LAST, *weight.shape)
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        shape = module.normalized_shape
+        return _Layer(LAST, shape[0], shape[0], _moves(module)) if len(shape) == 1 else None
+    if isinstance(module, (_BatchNorm, nn.GroupNorm)):
+        width = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+        is_1d = isinstance(module, nn.BatchNorm1d)
+        channels = first_after(1, unbatched=False) if is_1d else first_after(None)
+        return _Layer(channels, width, width, _moves(module))
+    spatial = next((_BY_POSITIONS[cls] for cls in type(module).__mro__ if cls in _BY_POSITIONS), None)
+    if spatial is None:
+        return None
+    if isinstance(module, _ConvNd):
+        return _Layer(first_after(spatial), module.in_channels, module.out_channels)
+    features = getattr(module, "num_features", None)  # pools and padding do not know theirs
+    return _Layer(first_after(spatial), features, features, _moves(module))
+
+
+def _moves(module: nn.Module) -> bool:
+    """Return whether a subclass of a torch layer overrides forward."""
+    by_torch = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
+    return type(module).forward is not by_torch.forward  # type: ignore[attr-defined]
+
+
+def _width_of_weights(module: nn.Module) -> int | None:
+    """Return the number of channels that all parameters of a module without children have, as in norms of users."""
+    shapes = [parameter.shape for parameter in module.parameters()]
+    if not shapes or any(True for _ in module.children()):
+        return None
+    width = max(shapes[0], default=0)
+    return width if all(max(shape, default=0) == shape.numel() == width for shape in shapes) else None
+
+
+def _transformers_conv1d() -> tuple[type, ...]:
+    """Return the class of GPT-2's linear layers, which is named as a convolution, if it was imported."""
+    cls = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return (cls,) if cls is not None else ()
