@@ -119,7 +119,7 @@ def _fitted(holds: Any, x: Tensor, ctx: HookContext) -> Tensor | bool:
         )
     if holds.dim() == 0:
         return holds.to(x.device)
-    if holds.dim() == 2 and x.dim() > 2 and ctx.channel_dim(x) == 1 - x.dim():
+    if holds.dim() == 2 and _has_channels_there(x, ctx):
         raise ConditionMismatch(
             f"when returned a mask of shape {tuple(holds.shape)} for {ctx.layer!r}, whose activation {tuple(x.shape)} "
             "has its channels in dimension 1, and so no tokens there: it must return a bool, or a bool tensor (B,)"
@@ -134,3 +134,11 @@ def _fitted(holds: Any, x: Tensor, ctx: HookContext) -> Tensor | bool:
             "with one value for each row or token"
         )
     return rows.to(x.device)
+
+
+def _has_channels_there(x: Tensor, ctx: HookContext) -> bool:
+    """Return whether dimension 1 of an activation is known to hold channels rather than tokens."""
+    channels, dim = ctx.place.channels, 1 - x.dim()
+    if x.dim() == 3:
+        return channels.of(x, (ctx.facts.rows, ctx.facts.tokens)) == dim
+    return x.dim() > 3 and channels.by_dims[x.dim()] == dim

@@ -110,6 +110,9 @@ class TokenController(Controller):
         """Return the result of `change` for an activation whose channels may not be last."""
         raise NotImplementedError
 
+    def _channel_dim(self, x: Tensor, ctx: HookContext) -> int:
+        return ctx.channel_dim(x)
+
     def edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
         """Return the result of `change` at the chosen tokens, and ``x`` elsewhere.
 
@@ -131,7 +134,7 @@ class TokenController(Controller):
             return None
         checked_edit(edited, x)
         if self.preserve_norm:
-            edited = with_norms_of(x, edited, ctx.channel_dim(x))
+            edited = with_norms_of(x, edited, self._channel_dim(x, ctx))
         if chosen is None or chosen is True:
             return edited
         # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.

@@ -116,7 +116,7 @@ class VectorController(TokenController):
         Raises:
             VectorMismatch: see `channel_dim_for`.
         """
-        dim = channel_dim_for(self._vectors.at(ctx).shape[-1], x, ctx, self.described)
+        dim = self._channel_dim(x, ctx)
         if dim == -1:
             return self.change(x, strength, ctx)
         last = x.movedim(dim, -1)
@@ -124,6 +124,9 @@ class VectorController(TokenController):
         if edited is last:
             return x
         return laid_out_like(x, checked_edit(edited, last).movedim(-1, dim))
+
+    def _channel_dim(self, x: Tensor, ctx: HookContext) -> int:
+        return channel_dim_for(self._vectors.at(ctx).shape[-1], x, ctx, self.described)
 
     def scaled_vector_at(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """Return ``strength * vector``, made in float32 or wider and rounded once to the dtype of ``x``.

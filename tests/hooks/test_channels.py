@@ -267,3 +267,19 @@ def test_hooks_before_a_layer_see_the_channels_of_its_input(before: bool) -> Non
     steer = SteeringController("0", VECTOR if before else VECTOR[:4], hook_type="pre_forward" if before else "forward")
     expected = net(x + VECTOR[:, None]) if before else net(x) + VECTOR[:4, None]
     torch.testing.assert_close(hooked(net, steer, x), expected.detach())
+
+
+class Streams(nn.Module):
+    """Four-dimensional activations ``(B, T, S, D)`` of a module that shows nothing of its channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1
+
+
+def test_a_vector_shows_the_channels_of_an_unknown_module_by_its_width() -> None:
+    net, x = nn.Sequential(Streams()), torch.randn(2, 3, 4, WIDTH)
+    steer = SteeringController("0", VECTOR, preserve_norm=True)
+    expected = nn.functional.normalize(x + VECTOR, dim=-1) * x.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(hooked(net, steer, x), expected)
+    by_token = FunctionController("0", lambda y: -y, when=lambda y, ctx: y[:, :, 0, 0] > 0)
+    assert torch.equal(hooked(net, by_token, x), torch.where(x[:, :, :1, :1] > 0, -x, x))

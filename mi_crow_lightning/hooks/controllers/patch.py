@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import PatchMismatch
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.directions import channel_dim_for
 from mi_crow_lightning.hooks.edits import laid_out_like, mixed
 from mi_crow_lightning.hooks.per_layer import PerLayer, loaded
 from mi_crow_lightning.hooks.positions.padding import first_column
@@ -88,7 +87,7 @@ class PatchController(VectorController):
         """
         stored = self._vectors.at(ctx)
         if stored.dim() == 1 or (stored.dim() == 2 and x.dim() > 2):
-            dim = channel_dim_for(stored.shape[-1], x, ctx, self.described)
+            dim = self._channel_dim(x, ctx)
             if dim != -1 or x.dim() > 3:
                 return laid_out_like(x, mixed(x, self._by_channel(stored, dim, x, ctx), strength))
         values = self.vector_at(x, ctx)
@@ -104,6 +103,10 @@ class PatchController(VectorController):
         if rows.dim() == 2:
             return mixed(x, rows[:, None].expand_as(x), strength)
         return mixed(x, _by_column(rows, self._prompts.at(ctx), x, ctx), strength)
+
+    def _channel_dim(self, x: Tensor, ctx: HookContext) -> int:
+        is_vector = self._vectors.at(ctx).dim() < x.dim()  # what has the activation's shape does not show it
+        return super()._channel_dim(x, ctx) if is_vector else ctx.channel_dim(x)
 
     def _by_channel(self, stored: Tensor, dim: int, x: Tensor, ctx: HookContext) -> Tensor:
         """Return vectors (D,) or (B, D) in the shape of ``x``, whose channels are dimension ``dim``."""

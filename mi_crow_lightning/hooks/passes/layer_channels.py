@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules import activation, dropout
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from mi_crow_lightning.hooks.passes.channels import (
     BY_DIMENSIONS,
@@ -94,7 +95,8 @@ def _own(module: nn.Module, before: bool) -> Channels | None:
     if not layers:
         return None
     nearest = layers[0 if before else -1]
-    return of_container(nearest.channels, nearest.width_in if before else nearest.width_out, _kinds(layers))
+    width = nearest.width_in if before else nearest.width_out
+    return of_container(nearest.channels, width or None, _kinds(layers))  # 0: it is lazy, and not known yet
 
 
 def _of_neighbour(path: Sequence[nn.Module]) -> Channels:
@@ -185,9 +187,10 @@ def _moves(module: nn.Module) -> bool:
 
 def _width_of_weights(module: nn.Module) -> int | None:
     """Return the number of channels that all parameters of a module without children have, as in norms of users."""
-    shapes = [parameter.shape for parameter in module.parameters()]
-    if not shapes or any(True for _ in module.children()):
+    parameters = list(module.parameters())
+    if not parameters or any(map(is_lazy, parameters)) or any(True for _ in module.children()):
         return None
+    shapes = [parameter.shape for parameter in parameters]
     width = max(shapes[0], default=0)
     return width if all(max(shape, default=0) == shape.numel() == width for shape in shapes) else None
 
