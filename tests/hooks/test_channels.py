@@ -15,6 +15,7 @@ from mi_crow_lightning import (
     ActivationStatistics,
     ClampController,
     ContrastDetector,
+    HookCallback,
     LayerActivationDetector,
     PatchController,
     ProjectionDetector,
@@ -24,6 +25,7 @@ from mi_crow_lightning import (
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import Controller, FunctionController, Hook, Layers
 from mi_crow_lightning.metrics.changes import Change, measure_change
+from tests.models import CLASSES, Module, loader, trainer
 
 WIDTH = 6
 
@@ -259,6 +261,74 @@ def test_a_mask_of_tokens_is_refused_where_dimension_1_holds_channels() -> None:
     y = net(x)
     expected = torch.where(y.flatten(1)[:, :1, None] > 0, -y, y)
     assert torch.equal(hooked(net, by_row, x), expected)
+
+
+class Mixer(nn.Module):
+    """A block of a model over tokens that mixes them by a convolution, as state-space models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv1d(WIDTH, WIDTH, 1), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.convolution(x.mT).mT)
+
+
+class OverTokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.mixer = nn.Embedding(9, WIDTH), Mixer()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.mixer(self.embedding(input_ids))
+
+
+def test_the_channels_of_tokens_are_last_though_there_are_as_many_tokens() -> None:
+    net, ids = OverTokens(), torch.randint(9, (2, WIDTH))
+    expected = net(ids) + VECTOR
+    torch.testing.assert_close(hooked(net, SteeringController("mixer", VECTOR), ids), expected.detach())
+
+
+class Dense(nn.Module):
+    """A block of a DenseNet: it has more channels than its last layer, here as many as that has columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(8, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.convolution(x)], 1)
+
+
+def test_columns_are_not_taken_for_the_channels_of_convolutions() -> None:
+    net, x = nn.Sequential(Dense()), torch.randn(2, 8, 5, WIDTH)
+    with pytest.raises(HookError, match="neither the class of '0' nor the shape"):
+        hooked(net, SteeringController("0", VECTOR), x)
+    vector = torch.randn(8 + WIDTH)
+    expected = net(x) + vector[:, None, None]
+    steered = hooked(net, SteeringController("0", vector, channels=1), x)
+    torch.testing.assert_close(steered, expected.detach())
+
+
+@pytest.mark.parametrize("edit", ["steering", "ablation"])
+def test_a_trainer_counts_the_positions_that_were_changed(edit: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, WIDTH, 1), nn.Flatten(), nn.Linear(WIDTH * 5, CLASSES))
+    callback = HookCallback(controllers=EDITS[edit][0]("model.0"))
+    data = [(torch.randn(3, 5), torch.tensor(0)) for _ in range(4)]
+    trainer(callback).predict(Module(net), loader(data))
+    y = net[0](torch.stack([x for x, _ in data])).detach()
+    change = EDITS[edit][1](y, 1) - y
+    (effect,) = callback.effects()
+    assert effect.tokens == 4 * 5
+    assert effect.mean_ratio == pytest.approx((change.norm(dim=1) / y.norm(dim=1)).mean().item(), rel=1e-4)
+
+
+def test_before_a_module_the_channels_are_those_of_its_first_layer() -> None:
+    net, x = nn.Sequential(nn.Sequential(nn.Conv1d(WIDTH, 4, 1), nn.Flatten(), nn.Linear(24, 4))), torch.randn(2, 6, 6)
+    expected = net(x + VECTOR[:, None])
+    steered = hooked(net, SteeringController("0", VECTOR, hook_type="pre_forward"), x)
+    torch.testing.assert_close(steered, expected.detach())
 
 
 @pytest.mark.parametrize("before", [False, True])
