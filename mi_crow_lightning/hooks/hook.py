@@ -15,6 +15,7 @@ from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry, Unregistered
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.axes import axes_of
+from mi_crow_lightning.hooks.passes.layer_channels import channels_of
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 from mi_crow_lightning.spawned_runs import SpawnedRuns
@@ -216,8 +217,9 @@ class Hook:
             self.check_layers({layer: index})
             self.prepare([layer], x.device)
             self._alone_at = layer
-        place = Place(Unregistered(module, self), self, layer, index)
-        return HookContext(place, axes=axes_of(layer, module, ()), args=args, output=output, activation=x)
+        channels = channels_of((module,), self.hook_type is HookType.PRE_FORWARD, self.channels)
+        place = Place(Unregistered(module, self), self, layer, index, channels)
+        return HookContext(place, axes=axes_of(layer, module, (), channels), args=args, output=output, activation=x)
 
     def _set_context(self, context: HookContext | None) -> None:
         """Set the context outside a call; called by the registry."""

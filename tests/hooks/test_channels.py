@@ -353,3 +353,21 @@ def test_a_vector_shows_the_channels_of_an_unknown_module_by_its_width() -> None
     torch.testing.assert_close(hooked(net, steer, x), expected)
     by_token = FunctionController("0", lambda y: -y, when=lambda y, ctx: y[:, :, 0, 0] > 0)
     assert torch.equal(hooked(net, by_token, x), torch.where(x[:, :, :1, :1] > 0, -x, x))
+
+
+def test_a_direct_call_takes_the_channels_of_the_module() -> None:
+    convolution, x = nn.Conv1d(3, WIDTH, 1), torch.randn(2, 3, WIDTH)
+    y = convolution(x).detach()
+    edited = SteeringController("any", VECTOR).modify_activations(convolution, x, y)
+    assert edited is not None
+    torch.testing.assert_close(edited, y + VECTOR[:, None])
+
+
+def test_chosen_tokens_of_a_capture_have_their_channels_last() -> None:
+    net, ids = OverTokens(), torch.randint(9, (2, WIDTH))
+    detector = LayerActivationDetector("embedding", tokens="all")
+    y = net.embedding(ids)
+    with torch.no_grad(), attached(net, detector) as layers:
+        net(ids)
+        got = {reading.name: reading.value for reading in layers.take_readings()}
+    assert got["token_norm"] == pytest.approx(y.double().norm(dim=-1).mean().item(), rel=1e-5)

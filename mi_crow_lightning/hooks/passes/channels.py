@@ -57,8 +57,8 @@ class Channels:
 
     def _by_shape(self, x: Tensor, pass_shape: tuple[int | None, int | None], width: int | None) -> int:
         n = x.dim()
-        if self.given is not None:
-            return 0
+        if self.given is not None or x.is_nested:  # a nested tensor has no shape
+            return 0 if self.given is not None else -1
         if tuple(x.shape[:2]) == pass_shape:
             return -1
         wanted = self.width if self.width is not None else width
