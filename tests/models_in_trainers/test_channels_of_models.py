@@ -74,7 +74,7 @@ CASES: list[tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]], str, int]
     (swin, PIXELS, "embeddings.patch_embeddings.projection", 1),
     (swin, PIXELS, "embeddings.patch_embeddings", -1),
     (swin, PIXELS, "encoder.layers.0", -1),
-    (swin, PIXELS, "encoder.layers.1.blocks.0.mlp", -1),
+    (swin, PIXELS, "encoder.layers.1.blocks.0.layernorm_after", -1),
     (swin, PIXELS, "pooler", 1),
     (patchtst, SERIES, "encoder.embedder", -1),
     (patchtst, SERIES, "encoder.layers.0", -1),
