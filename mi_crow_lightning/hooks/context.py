@@ -26,6 +26,7 @@ class Registry(Protocol):
     root: nn.Module
     language_model: Any
     store: Any
+    unmasked: dict[Stage | None, bool]
 
     def get_hooks(self) -> list[Any]:
         """Return all hooks, in the order of their registration."""
@@ -56,6 +57,7 @@ class Unregistered:
     hook: Any
     language_model: Any = None
     store: Any = None
+    unmasked: dict[Stage | None, bool] = field(default_factory=dict)
 
     def get_hooks(self) -> list[Any]:
         """Return the hook alone."""

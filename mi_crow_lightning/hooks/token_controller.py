@@ -104,11 +104,9 @@ class TokenController(Controller):
         """
         raise NotImplementedError(f"{type(self).__name__} must override change(x, strength, ctx)")
 
-    _along_channels = False  # whether `change` reads the channels, and expects them last
-
-    def _change_along_channels(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
-        """Return the result of `change` for an activation whose channels may not be last."""
-        raise NotImplementedError
+    def _changed(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        """Return the result of `change`; a subclass that reads the channels brings them to the last dimension first."""
+        return self.change(x, strength, ctx)
 
     def _channel_dim(self, x: Tensor, ctx: HookContext) -> int:
         return ctx.channel_dim(x)
@@ -125,11 +123,7 @@ class TokenController(Controller):
         if chosen is False:
             return None
         strength = self._strengths.number
-        given = self._strengths.at(x, ctx) if strength is None else strength
-        if self._along_channels and ctx.place.channels.by_dims[x.dim()] != -1:
-            edited = self._change_along_channels(x, given, ctx)
-        else:
-            edited = self.change(x, given, ctx)
+        edited = self._changed(x, self._strengths.at(x, ctx) if strength is None else strength, ctx)
         if edited is x:
             return None
         checked_edit(edited, x)

@@ -108,15 +108,15 @@ class VectorController(TokenController):
         check_width(vector.shape[-1], x, ctx, self.described)
         return self._casts.of(vector, x, dtype)
 
-    _along_channels = True
-
-    def _change_along_channels(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+    def _changed(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """Return the result of `change`, which is called with the channels in the last dimension.
 
         Raises:
             VectorMismatch: see `channel_dim_for`.
         """
-        dim = self._channel_dim(x, ctx)
+        dim = ctx.place.channels.by_dims[x.dim()]
+        if dim != -1:
+            dim = self._channel_dim(x, ctx)
         if dim == -1:
             return self.change(x, strength, ctx)
         last = x.movedim(dim, -1)

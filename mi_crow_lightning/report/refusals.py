@@ -69,12 +69,14 @@ def _strengths_of_no_batch(trainer: pl.Trainer, layers: Layers) -> Iterator[Stre
     divides the size of any batch nor is a multiple of it is certain not to fit.
     """
     sizes, stages = trainer_facts.batch_sizes(trainer), trainer_facts.stages_of_run(trainer)
-    for hook in layers.get_controllers() if sizes else []:
+    if not sizes:
+        return
+    for hook in layers.get_controllers():
         given = getattr(hook, "strength", None)
         if not isinstance(given, Tensor) or not hook.enabled or not any(map(hook.when().may_be_due_in, stages)):
             continue
-        if all(max(size, len(given)) % min(size, len(given)) for size in sizes or ()):
-            listed = " or ".join(map(str, dict.fromkeys(sizes or ())))
+        if all(max(size, len(given)) % min(size, len(given)) for size in sizes):
+            listed = " or ".join(map(str, dict.fromkeys(sizes)))
             yield StrengthMismatch(
                 f"{hook!r}: strength has {len(given)} values, one for each sample, and the batches of this run have "
                 f"{listed}: give one for each sample of a batch, or strength='batch' to read them from it"

@@ -60,8 +60,7 @@ class Reporter:
             RegistrationError: the first of the report's refusals.
         """
         refused = run_refusals(trainer, layers, registries)
-        self._unmasked = layers.unmasked
-        self._log(build_report(trainer, pl_module, arguments, layers, refused))
+        self._log(build_report(trainer, pl_module, arguments, layers, refused), layers.unmasked)
         if refused:
             raise refused[0]
 
@@ -78,10 +77,11 @@ class Reporter:
         """
         with trial_registration(pl_module, arguments.root, arguments.hooks) as (layers, refused_hooks):
             refused = run_refusals(trainer, layers, [*others, layers])
-            self._log(build_report(trainer, pl_module, arguments, layers, refused, refused_hooks, dry_run=True))
+            report = build_report(trainer, pl_module, arguments, layers, refused, refused_hooks, dry_run=True)
+            self._log(report, layers.unmasked)
 
-    def _log(self, report: RunReport) -> None:
-        self._last = report
+    def _log(self, report: RunReport, unmasked: Mapping[Stage | None, bool]) -> None:
+        self._last, self._unmasked = report, unmasked
         log_info(str(report))
 
 

@@ -16,7 +16,7 @@ from mi_crow_lightning.errors import PatchMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import laid_out_like, mixed
 from mi_crow_lightning.hooks.per_layer import PerLayer, loaded
-from mi_crow_lightning.hooks.positions.padding import first_column
+from mi_crow_lightning.hooks.positions.pass_columns import first_column
 from mi_crow_lightning.hooks.positions.rows import of_rows
 from mi_crow_lightning.hooks.vector_controller import VectorController
 
@@ -61,7 +61,6 @@ class PatchController(VectorController):
         tensor([1.])
     """
 
-    _along_channels = False  # what is stored may have the shape of the activation
     argument = "source"
     described = "what is stored"
 
@@ -103,6 +102,9 @@ class PatchController(VectorController):
         if rows.dim() == 2:
             return mixed(x, rows[:, None].expand_as(x), strength)
         return mixed(x, _by_column(rows, self._prompts.at(ctx), x, ctx), strength)
+
+    def _changed(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
+        return self.change(x, strength, ctx)  # what is stored may have the shape of the activation
 
     def _channel_dim(self, x: Tensor, ctx: HookContext) -> int:
         is_vector = self._vectors.at(ctx).dim() < x.dim()  # what has the activation's shape does not show it

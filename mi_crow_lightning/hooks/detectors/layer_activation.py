@@ -123,7 +123,8 @@ class LayerActivationDetector(Detector):
         dtype = self.target_dtype or x.dtype
         replaced = self._held.get(ctx.layer, []) if self.keep == "last" else []
         chosen = self._chosen(x, ctx)
-        kept = x.numel() if chosen is None else int(chosen.sum()) * x.shape[-1]
+        counts = None if chosen is None else chosen.sum(-1).tolist()  # of each row, or of all in one row
+        kept = x.numel() if counts is None else (sum(counts) if isinstance(counts, list) else counts) * x.shape[-1]
         self._refuse_growth(kept * dtype.itemsize - _bytes(replaced), ctx.layer)
         with torch.inference_mode(False):
             taken = x if chosen is None else x[chosen]  # (N, D)
@@ -135,8 +136,7 @@ class LayerActivationDetector(Detector):
             self._held.setdefault(ctx.layer, []).append(copy)
             self._channels.setdefault(ctx.layer, []).append(dim)
         if chosen is not None:
-            counts = chosen.sum(1).tolist() if chosen.dim() == 2 else None
-            self._per_row.setdefault(ctx.layer, []).append(counts)
+            self._per_row.setdefault(ctx.layer, []).append(counts if isinstance(counts, list) else None)
         self._unread[ctx.layer] = ctx.stage
         self._publish(ctx.layer)
 

@@ -6,33 +6,18 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
-from mi_crow_lightning.hooks.passes.token_call import of_beams
-from mi_crow_lightning.hooks.positions.mask_forms import columns_of, only_themselves
+from mi_crow_lightning.hooks.positions.pass_columns import mask_of_pass, only_themselves
 from mi_crow_lightning.hooks.positions.unmasked import warn_if_padded
 
-__all__ = ["first_column", "real_so_far", "real_tokens", "tokens_of_pass"]
+__all__ = ["real_tokens"]
 
 _UNKNOWN = object()
-
-
-def tokens_of_pass(x: Tensor, facts: PassFacts) -> int:
-    """Return the number of tokens per row in the running pass: of the model's call if known, otherwise of ``x``."""
-    return facts.tokens if facts.tokens is not None else x.shape[1]
-
-
-def first_column(x: Tensor, facts: PassFacts) -> int:
-    """Return the column, in the padded sequence, of the first token of ``x`` (B, T, D).
-
-    A head that is called only for the last token, as ``generate`` does, sees one token of a longer pass.
-    """
-    skipped = tokens_of_pass(x, facts) - 1 if x.shape[1] == 1 else 0
-    return (facts.past or 0) + skipped
 
 
 def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor | None:
@@ -108,8 +93,10 @@ def _fitting(x: Tensor, ctx: HookContext) -> Tensor | None:
         )
     facts = ctx.facts
     if facts.mask is not None:
-        real = _laid_on(_mask_of_pass(x, facts), x, ctx)
-        return real if real is None else _without_guards(real, x, ctx)
+        real = _laid_on(mask_of_pass(x, facts), x, ctx)
+        if real is None or facts.mask.dim() == 2 or facts.prompt_mask is not None or x.dim() != 3:
+            return real
+        return _without_guards(real, facts.mask, ctx)
     found = _batch_mask(x, ctx) if not facts.takes_mask or facts.unseen or _is_of_batch(facts, ctx.batch) else None
     if found is None:
         _check_shape(x, ctx)
@@ -123,27 +110,30 @@ def _is_of_batch(facts: PassFacts, batch: object) -> bool:
     return not facts.generating and not facts.past and ids is not None and ids is facts.input_ids
 
 
-def _without_guards(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor:
-    """Return real tokens of a mask of pairs without those that the batch's own mask shows to be padding.
+def _without_guards(real: Tensor, mask: Tensor, ctx: HookContext) -> Tensor:
+    """Return real tokens without padding that sees itself, as a guard against NaN, in a mask of pairs.
 
-    Raises:
-        _Unfit: some tokens see only themselves, and no other mask shows whether they are padding.
+    The batch's own mask shows which of the tokens that see only themselves are padding. Without one they count, and a
+    warning says so, for which the host waits for the device; a graph cannot.
+
+    Args:
+        real: ``(B, T)`` bool.
+        mask: the mask of pairs.
+        ctx: the hook's context.
     """
-    mask = ctx.facts.mask
-    if mask is None or mask.dim() == 2 or x.dim() != 3 or torch.compiler.is_compiling():
-        return real
-    alone = only_themselves(mask)
-    if alone is None or not alone.any():
+    alone = only_themselves(mask, ctx.facts.past or 0)
+    if alone is None or alone.shape != real.shape:
         return real
     given = ctx.batch.get("attention_mask") if isinstance(ctx.batch, Mapping) else None
     if isinstance(given, Tensor) and given.shape == real.shape and not ctx.facts.generating:
-        return real & (given.to(real.device) != 0)
-    warnings.warn(
-        f"{ctx.layer!r}: {int(alone.sum())} tokens see only themselves in the attention mask {tuple(mask.shape)}, "
-        "which does not show whether they are padding, so they count. Pass HookCallback(token_mask=...) to say which "
-        "tokens are real.",
-        stacklevel=5,
-    )
+        return real & (~alone | (given != 0)).to(real.device)
+    if not torch.compiler.is_compiling() and alone.any():
+        warnings.warn(
+            f"{ctx.layer!r}: {int(alone.sum())} tokens see only themselves in the attention mask {tuple(mask.shape)}, "
+            "which does not show whether they are padding, so they count. Pass HookCallback(token_mask=...) to say "
+            "which tokens are real.",
+            stacklevel=5,
+        )
     return real
 
 
@@ -159,73 +149,6 @@ def _check_shape(x: Tensor, ctx: HookContext) -> None:
     if x.shape[1] != tokens or x.shape[0] not in (1, rows):
         unfit = f"{ctx.layer!r} gives {tuple(x.shape)} and the model was called with (batch, tokens) = {(rows, tokens)}"
         raise _Unfit(unfit, f"{unfit}, so tokens cannot be chosen: use tokens='all', or choose another layer")
-
-
-def real_so_far(shape: tuple[int, int], first: int, real: Tensor, facts: PassFacts) -> Tensor:
-    """Return the real tokens of the whole sequence up to the end of this pass, including those in the cache.
-
-    Args:
-        shape: rows and tokens of the pass at a layer, ``(B, T)``.
-        first: the column of the first token.
-        real: the real tokens of this pass, ``(B, T)`` bool.
-        facts: the facts of the pass.
-
-    Returns:
-        ``(B, past + T)`` bool.
-
-    Raises:
-        TokensUnknown: the model was called with a mask of this pass only.
-    """
-    rows, tokens = shape
-    if first == 0:
-        return real
-    if facts.mask is None:
-        return real.new_ones(rows, first + tokens)
-    grown = _grown_prompt(facts, first + tokens) if facts.mask.dim() > 2 else None
-    known = columns_of(facts.mask, facts.mask_is_padding) if grown is None else grown
-    so_far = known.to(real.device)[:, : first + tokens]
-    if so_far.shape[1] != first + tokens:
-        raise TokensUnknown(
-            f"the attention mask {tuple(facts.mask.shape)} does not cover the {first} tokens before this "
-            "pass, so positions cannot be counted: pass the mask of the whole sequence"
-        )
-    return so_far.expand(rows, -1)
-
-
-def _grown_prompt(facts: PassFacts, columns: int) -> Tensor | None:
-    """Return the real columns of the sequence so far, ``(rows, columns)``, from the mask of the prompt of ``generate``.
-
-    A mask of pairs does not show them all: a window hides earlier tokens, and a static cache of a window writes new
-    tokens over old ones, so that its columns are not those of the sequence. What is generated is real.
-    """
-    prompt, rows = facts.prompt_mask, facts.rows
-    if prompt is None or rows is None or prompt.shape[1] > columns or len(prompt) > rows:
-        return None
-    return nn.functional.pad(of_beams(prompt, rows) != 0, (0, columns - prompt.shape[1]), value=True)
-
-
-def _mask_of_pass(x: Tensor, facts: PassFacts) -> Tensor:
-    """Return the attention mask, in any of the usual forms, cut to the columns of this pass: (B, T) bool.
-
-    If its columns are not those of the cache and the pass, or its queries not those of the pass, it is returned whole
-    and will not fit: the second dimension of the activation then is not a sequence of these tokens (but of latents, or
-    of queries that attend to them).
-    """
-    mask = facts.mask
-    assert mask is not None
-    if mask.dim() > 2 and facts.past is not None and facts.tokens is not None:
-        grown = _grown_prompt(facts, facts.past + facts.tokens)
-        if grown is not None:
-            return grown[:, facts.past :]
-    real = columns_of(mask, facts.mask_is_padding)
-    if facts.tokens is None and mask.dim() > 2:  # nothing but their number shows that they are the same tokens
-        return real
-    tokens = tokens_of_pass(x, facts) if facts.tokens is not None or x.dim() >= 3 else mask.shape[-1]
-    if mask.dim() > 2 and mask.shape[-2] not in (1, tokens):
-        return real
-    if mask.dim() == 2 and not facts.past_unknown and real.shape[1] != (facts.past or 0) + tokens:
-        return real
-    return real[:, -tokens:] if facts.past is None else real[:, facts.past : facts.past + tokens]
 
 
 def _laid_on(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.token_call import of_beams
-from mi_crow_lightning.hooks.positions.padding import first_column, real_so_far
+from mi_crow_lightning.hooks.positions.pass_columns import first_column, real_so_far
 
 __all__ = ["Span"]
 

@@ -17,10 +17,11 @@ def warn_if_padded(ctx: HookContext) -> None:
 
     Reading IDs waits for the device, so only the first pass of each stage is looked at.
     """
-    ids, facts, known = ctx.facts.input_ids, ctx.facts, getattr(ctx.place.layers, "unmasked", None)
-    if known is None or ids is None or not facts.pad_ids or torch.compiler.is_compiling():
+    facts, known = ctx.facts, ctx.place.layers.unmasked
+    ids = facts.input_ids
+    if ids is None or ids.dim() != 2 or facts.past or not facts.pad_ids:
         return
-    if ctx.stage in known or facts.past or ids.dim() != 2:
+    if torch.compiler.is_compiling() or ctx.stage in known:
         return
     known[ctx.stage] = is_padded(ids, facts.pad_ids)
     if known[ctx.stage]:

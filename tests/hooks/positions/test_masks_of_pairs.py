@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from mi_crow_lightning.hooks import ActivationStatistics, SteeringController, attached
-from mi_crow_lightning.hooks.positions.mask_forms import columns_of
+from mi_crow_lightning.hooks.positions.pass_columns import columns_of, only_themselves
 from tests.hooks.positions.masks import mask_of
 from tests.models import VOCABULARY, WIDTH, llama
 
@@ -98,6 +98,14 @@ def test_the_batch_says_which_tokens_are_guards() -> None:
         model(input_ids=IDS, attention_mask=guarded())
         (reading,) = layers.take_readings()
     assert reading.value == pytest.approx(seen[0][LEFT].norm(dim=-1).mean().item(), rel=1e-6)
+
+
+def test_who_sees_only_itself_is_looked_for_in_the_columns_of_the_pass() -> None:
+    """Three columns in a cache stand before the two of the pass."""
+    mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 1]])[None, None].bool()
+    found = only_themselves(mask, 3)
+    assert found is not None and found.tolist() == [[False, True]]
+    assert only_themselves(mask, 4) is None and only_themselves(mask[..., :1, :], 3) is None
 
 
 @pytest.mark.parametrize("tokens", ["all", "prompt", "generated", "last"])

@@ -79,3 +79,12 @@ def test_without_a_padding_id_the_end_of_a_text_stands_for_it() -> None:
 
 def test_one_padding_id_alone_may_be_a_token() -> None:
     assert not is_padded(torch.tensor([[0, 5, 6], [7, 8, 9]]), (0,)) and not is_padded(torch.zeros(2, 2).long(), (0,))
+
+
+def test_a_dry_run_after_a_run_without_masks_says_nothing_of_that_run() -> None:
+    watch = HookCallback(**statistics())
+    warned(watch, [{"input_ids": PADDED}])
+    assert "no mask found" in str(watch.report())
+    watch.dry_run = True
+    warned(watch, [{"input_ids": PADDED}])
+    assert "all but padding" in str(watch.report())
