@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, FNetConfig, FNetModel, T5Config, T5Model
 
+from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import ActivationStatistics, SteeringController, attached
-from tests.hooks.positions.masks import mask_of
+from tests.hooks.positions.masks import Mask, mask_of
 
 IDS = torch.tensor([[5, 6, 0, 0, 0, 0], [7, 8, 9, 10, 11, 12]])
 REAL = IDS != 0
@@ -175,3 +176,88 @@ def test_torchs_decoder_has_a_mask_of_its_own() -> None:
     call = dict(tgt=torch.randn(2, 6, 32), memory=torch.randn(2, 6, 32))
     call |= dict(tgt_key_padding_mask=~REAL, memory_key_padding_mask=~REAL.flip(0))
     assert mask_of(decoder, "layers.1.linear1", **call) == REAL.int().tolist()
+
+
+class Block(nn.Module):
+    """A user's own block, called with a mask of pairs whose keys may be others than its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        out: Tensor = self.linear(hidden_states)
+        return out
+
+
+def test_a_mask_of_more_keys_than_a_block_has_tokens_is_not_cut_to_fit() -> None:
+    keys = (torch.arange(6) < 3).expand(2, 1, 4, 6)
+    with pytest.warns(UserWarning, match=r"the attention mask \(2, 6\) does not fit the activation \(2, 4, 8\)"):
+        assert mask_of(Block(), "linear", hidden_states=torch.randn(2, 4, 8), attention_mask=keys) == [[1] * 4] * 2
+
+
+def test_a_mask_of_fewer_queries_than_tokens_is_not_laid_on_them() -> None:
+    pairs = REAL[:, None, None, :].expand(2, 1, 3, 6)
+    with pytest.raises(HookError, match=r"does not fit the activation"):
+        mask_of(Inner(), "block", "last", input_ids=IDS[:, :4], attention_mask=pairs)
+
+
+def test_a_model_called_with_the_batchs_own_tokens_has_the_batchs_mask() -> None:
+    model, detector = Inner(), Mask("block")
+    with attached(model, detector) as layers:
+        layers.begin_batch(None, {"input_ids": IDS, "attention_mask": REAL.long()})
+        model(IDS)
+        model(IDS.clone())  # other tokens, for all that is known
+    assert detector.calls[0].tolist() == REAL.tolist() and detector.calls[1].all()
+
+
+class Translator(nn.Module):
+    """Takes two texts, and calls a decoder that does not say it is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = Inner()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        out: Tensor = self.decoder(decoder_input_ids)
+        return out
+
+
+class Wrapped(nn.Module):
+    """Takes one text, and makes the other itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = dict(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4, decoder_start_token_id=0)
+        self.model = T5Model(T5Config(**sizes)).eval()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        out: Tensor = self.model(input_ids, attention_mask, decoder_input_ids=input_ids + 1).last_hidden_state
+        return out
+
+
+def test_the_mask_of_one_text_is_not_asked_for_the_other() -> None:
+    whole, call = torch.ones(2, 6, dtype=torch.int).tolist(), dict(input_ids=IDS, attention_mask=REAL.long())
+    assert mask_of(Translator(), "decoder.block", decoder_input_ids=IDS + 1, **call) == whole
+    assert mask_of(Wrapped(), "model.decoder.block.1", **call) == whole
+    assert mask_of(Wrapped(), "model.encoder.block.1", **call) == REAL.int().tolist()
+
+
+def test_the_mask_of_an_outer_model_ends_with_its_call() -> None:
+    outer, detector = Outer(Inner()), Mask("inner.block")
+    with attached(outer, detector):
+        outer(IDS, attention_mask=REAL.long())
+        outer.inner(IDS)
+    assert detector.calls[0].tolist() == REAL.tolist() and detector.calls[1].all()
+
+
+@pytest.mark.parametrize("is_self", [True, False])
+def test_the_padding_of_keys_is_that_of_queries_in_self_attention_alone(is_self: bool) -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(2, 6, 8)
+    keys = x if is_self else torch.randn(2, 6, 8)
+    net = nn.ModuleDict({"attention": attention})
+    detector = Mask("attention")
+    with attached(net, detector):
+        attention(x, keys, keys, key_padding_mask=~REAL)
+    assert detector.calls[0].tolist() == (REAL if is_self else torch.ones_like(REAL)).tolist()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
-from mi_crow_lightning.hooks import ActivationStatistics, SteeringController, attached
+from mi_crow_lightning.hooks import ActivationStatistics, SteeringController, Tokens, attached
 from mi_crow_lightning.hooks.positions.pass_columns import columns_of, only_themselves
 from tests.hooks.positions.masks import mask_of
 from tests.models import VOCABULARY, WIDTH, llama
@@ -108,8 +108,8 @@ def test_who_sees_only_itself_is_looked_for_in_the_columns_of_the_pass() -> None
     assert only_themselves(mask, 4) is None and only_themselves(mask[..., :1, :], 3) is None
 
 
-@pytest.mark.parametrize("tokens", ["all", "prompt", "generated", "last"])
-def test_a_sliding_window_with_a_static_cache_steers_as_without_one(tokens: str) -> None:
+@pytest.mark.parametrize("tokens", ["all", "prompt", "generated", "last", Tokens(window=(6, 10))])
+def test_a_sliding_window_with_a_static_cache_steers_as_without_one(tokens: str | Tokens) -> None:
     """The cache's mask has four dimensions and hides tokens that left the window; the 2-D mask shows them all."""
 
     def generated(**options: Any) -> Tensor:
