@@ -32,7 +32,7 @@ class Form(NamedTuple):
     Attributes:
         name: in float64 ``at_hand`` as on a CPU, or on a device that would have to be waited for (``elsewhere``);
             in float32 ``traced``, or the kernels in the interpreter (``kernel``) or on a GPU (``cuda``).
-        measure: what :func:`~mi_crow_lightning.metrics.one_pass.measure.measure` is in this form.
+        measure: what `mi_crow_lightning.metrics.one_pass.measure.measure` is in this form.
         sums: of sums of squares and higher powers, relative.
         mean: of the mean and of norms, relative.
         offset: of the mean, in standard deviations.
