@@ -1,4 +1,4 @@
-"""The widths that layers declare: how many features the last dimension of their activations has.
+"""The widths that layers declare: how many channels their activations have.
 
 Only what is certain counts: a vector that fits must never be refused. So a class that computes its output itself, and
 a block whose norms do not confirm what the configuration says, declare nothing.
@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mi_crow_lightning.addressing.layer_classes import LAST, declared
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.addressing.signatures import Match
 
-__all__ = ["declared_width"]
+__all__ = ["channels_are_last", "declared_width"]
 
 
 def declared_width(tree: ModuleTree, match: Match, *, of_input: bool = False) -> int | None:
     """Return the width of a layer's output, or of its input; ``None`` where only a run would show it.
 
-    A linear layer, an embedding and a norm declare it. So does a block of a stack, by ``hidden_size`` in the
+    torch's layers declare it, see ``layer_classes.py``. So does a block of a stack, by ``hidden_size`` in the
     configuration around it, if most of the norms in the block have that width: the stages of a hierarchical model
     differ in width, and only the last has that of its configuration.
 
@@ -37,13 +38,23 @@ def declared_width(tree: ModuleTree, match: Match, *, of_input: bool = False) ->
         (8, 2, None)
     """
     layer = _inside_adapter(unwrapped(match.module))
-    if _computes_as(layer, nn.Linear):
-        return (layer.in_features if of_input else layer.out_features) or None  # type: ignore[return-value]
-    if _computes_as(layer, nn.Embedding):
-        return None if of_input else layer.embedding_dim  # type: ignore[return-value]
+    found = declared(layer)
+    if found is not None and not found.own_forward:
+        return (found.width_in if of_input else found.width_out) or None
     if type(layer).__name__ == "Conv1D" and isinstance(width := getattr(layer, "nx" if of_input else "nf", None), int):
         return width  # a linear layer of GPT-2's kin
     return _width_of_norm(layer) or _width_of_block(tree, match)
+
+
+def channels_are_last(match: Match) -> bool:
+    """Return whether a layer that declares its width has it in the last dimension of its activations.
+
+    Examples:
+        >>> channels_are_last(Match("", nn.Linear(2, 8), None)), channels_are_last(Match("", nn.Conv1d(2, 8, 3), None))
+        (True, False)
+    """
+    found = declared(_inside_adapter(unwrapped(match.module)))
+    return found is None or found.place == LAST
 
 
 def _inside_adapter(layer: nn.Module) -> nn.Module:
@@ -52,13 +63,7 @@ def _inside_adapter(layer: nn.Module) -> nn.Module:
     return _inside_adapter(inside) if isinstance(inside, nn.Module) else layer
 
 
-def _computes_as(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    return isinstance(layer, kind) and type(layer).forward is kind.forward
-
-
 def _width_of_norm(layer: nn.Module) -> int | None:
-    if _computes_as(layer, nn.LayerNorm) or _computes_as(layer, nn.RMSNorm):
-        return int(layer.normalized_shape[-1])  # type: ignore[index]
     return _weights_of_norm(layer) if type(layer).__name__.endswith("RMSNorm") else None
 
 

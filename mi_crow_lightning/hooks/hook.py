@@ -253,12 +253,13 @@ class Hook:
         """Names of the models that its vectors were made from, where known; any other model causes a warning."""
         return ()
 
-    def _width_at(self, layer: str, index: int | None) -> int | None:
+    def _width_at(self, layer: str, index: int | None, last: bool) -> int | None:
         """Return how many features its vector for a layer has; ``None`` if it has no vector.
 
         Args:
             layer: name of the layer.
             index: the block that it is or is in, if any.
+            last: whether the channels are the last dimension of the layer's activations.
         """
         return None
 

@@ -177,7 +177,7 @@ class VectorController(TokenController):
         """Name of the model that the vector was made from, if it was given as a `SteeringVector`."""
         return (self._vectors.model,)
 
-    def _width_at(self, layer: str, index: int | None) -> int | None:
+    def _width_at(self, layer: str, index: int | None, last: bool) -> int | None:
         """Return how many features the layer's vector has."""
         return self._vectors.of(layer, index).shape[-1]
 

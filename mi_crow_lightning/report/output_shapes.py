@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from mi_crow_lightning._messages import message_of
+from mi_crow_lightning.addressing.layer_classes import LAST, declared
 from mi_crow_lightning.addressing.module_tree import unwrapped
 from mi_crow_lightning.errors import NoTensorFound
 from mi_crow_lightning.hooks.activations import take_output
@@ -32,15 +33,12 @@ def known_shape(layer: nn.Module) -> str | None:
         ('(..., 32)', '(B, 16, ...)', None)
     """
     layer = unwrapped(layer)
-    if type(layer) is nn.Linear:
-        return f"(..., {layer.out_features})"
-    if type(layer) is nn.Embedding:
-        return f"(..., {layer.embedding_dim})"
-    if type(layer) is nn.LayerNorm:
+    if type(layer) is nn.LayerNorm:  # it may normalise several dimensions
         return f"(..., {', '.join(map(str, layer.normalized_shape))})"
-    if type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        return f"(B, {layer.out_channels}, ...)"
-    return None
+    found = declared(layer)
+    if found is None or found.own_forward or not found.width_out:
+        return None
+    return f"(..., {found.width_out})" if found.place == LAST else f"(B, {found.width_out}, ...)"
 
 
 @dataclass(frozen=True)

@@ -78,13 +78,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor]]] = {
 
 @contextmanager
 def shown(model: nn.Module) -> Iterator[dict[nn.Module, tuple[int | None, int | None]]]:
-    """The last dimensions of each module's first input and output, by plain hooks of torch."""
+    """The sizes of the channels of each module's first input and output, by plain hooks of torch."""
     widths: dict[nn.Module, tuple[int | None, int | None]] = {}
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = args[0] if args else kwargs.get("hidden_states")
         made = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else None
-        widths[module] = (_last(given), _last(made))
+        widths[module] = (_size(given, module), _size(made, module))
 
     kept = [module.register_forward_hook(look, with_kwargs=True) for module in model.modules()]
     yield widths
@@ -92,8 +92,10 @@ def shown(model: nn.Module) -> Iterator[dict[nn.Module, tuple[int | None, int | 
         handle.remove()
 
 
-def _last(x: Any) -> int | None:
-    return x.shape[-1] if isinstance(x, Tensor) and x.is_floating_point() and x.dim() else None
+def _size(x: Any, module: nn.Module) -> int | None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim():
+        return None
+    return x.shape[1 if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) else -1]
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -145,8 +147,46 @@ class Halves(nn.Linear):
         return super().forward(x).chunk(2, -1)
 
 
-def test_what_is_not_certain_is_not_declared() -> None:
-    tree = ModuleTree(nn.Sequential(Halves(2, 8), nn.LazyLinear(4), nn.Conv1d(2, 3, 1), nn.GELU()))
-    widths = [declared_width(tree, Match(str(i), tree.modules[str(i)], i)) for i in range(4)]
-    inputs = [declared_width(tree, Match(str(i), tree.modules[str(i)], i), of_input=True) for i in range(4)]
-    assert widths == [None, 4, None, None] and inputs == [None, None, None, None]
+def widths_of(layer: nn.Module) -> tuple[int | None, int | None]:
+    tree, match = ModuleTree(nn.Sequential(layer)), Match("0", layer, 0)
+    return declared_width(tree, match, of_input=True), declared_width(tree, match)
+
+
+@pytest.mark.parametrize(
+    ("layer", "widths"),
+    [
+        (Halves(2, 8), (None, None)),
+        (nn.GELU(), (None, None)),
+        (nn.LazyLinear(4), (None, 4)),
+        (nn.LazyBatchNorm1d(), (None, None)),
+        (nn.LayerNorm((3, 8)), (None, None)),
+        (nn.MaxPool2d(2), (None, None)),
+        (nn.MultiheadAttention(8, 2, kdim=4), (None, 8)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_what_is_not_certain_is_not_declared(layer: nn.Module, widths: tuple[int | None, int | None]) -> None:
+    assert widths_of(layer) == widths
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "channels"),
+    [
+        (nn.Conv1d(2, 3, 1), (4, 2, 5), -2),
+        (nn.ConvTranspose3d(2, 3, 1), (4, 2, 5, 5, 5), -4),
+        (nn.InstanceNorm2d(3), (4, 3, 5, 5), -3),
+        (nn.BatchNorm1d(3), (4, 3), -1),
+        (nn.GroupNorm(1, 3), (4, 3, 5), -2),
+        (nn.LSTM(2, 3, bidirectional=True), (4, 5, 2), -1),
+        (nn.LSTM(2, 3, proj_size=1), (4, 5, 2), -1),
+        (nn.GRU(2, 3), (4, 5, 2), -1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_torchs_layers_declare_the_sizes_of_their_channels(
+    layer: nn.Module, shape: tuple[int, ...], channels: int
+) -> None:
+    x = torch.zeros(shape)
+    made = layer(x)[0] if isinstance(layer, nn.RNNBase) else layer(x)
+    assert widths_of(layer) == (x.size(channels), made.size(channels))

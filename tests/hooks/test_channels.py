@@ -22,7 +22,7 @@ from mi_crow_lightning import (
     SteeringController,
     attached,
 )
-from mi_crow_lightning.errors import HookError
+from mi_crow_lightning.errors import HookError, VectorMismatch
 from mi_crow_lightning.hooks import Controller, FunctionController, Hook, Layers
 from mi_crow_lightning.metrics.changes import Change, measure_change
 from tests.models import CLASSES, Module, loader, trainer
@@ -220,12 +220,31 @@ def test_a_dimension_that_is_not_there_is_refused() -> None:
 
 
 def test_a_wrong_width_is_refused_with_the_number_of_channels() -> None:
+    x = torch.randn(2, 3, WIDTH, WIDTH)
     net = nn.Sequential(nn.Conv2d(3, 8, 1))
+    with pytest.raises(VectorMismatch, match=r"layer '0' has 6 features, and the layer's activations have 8: use"):
+        hooked(net, SteeringController("0", VECTOR), x)
     message = (
         r"the steering vector has 6 features, and the activation of '0' has 8 \(channels, dimension 1 of its shape"
     )
     with pytest.raises(HookError, match=message):
-        hooked(net, SteeringController("0", VECTOR), torch.randn(2, 3, WIDTH, WIDTH))
+        hooked(nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1))), SteeringController("0", VECTOR), x)
+
+
+def test_the_width_that_a_layer_declares_is_not_asked_where_channels_are_given() -> None:
+    net, x = nn.Sequential(nn.Linear(3, 8)), torch.randn(2, WIDTH, 3)
+    edited = hooked(net, SteeringController("0", VECTOR, channels=1), x)
+    assert torch.equal(edited, net(x) + VECTOR[:, None])
+    with pytest.raises(VectorMismatch, match="has 6 features, and the layer's activations have 8"):
+        hooked(net, SteeringController("0", VECTOR, channels=-1), x)
+
+
+def test_what_is_stored_of_a_convolution_has_positions_last() -> None:
+    net, x = nn.Sequential(nn.Conv1d(3, 8, 1)), torch.randn(2, 3, WIDTH)
+    stored = torch.randn(2, 8, WIDTH)
+    assert torch.equal(hooked(net, PatchController("0", stored), x), stored)
+    with pytest.raises(VectorMismatch, match="has 6 features, and the layer's activations have 8"):
+        hooked(net, PatchController("0", VECTOR), x)
 
 
 class Mover(nn.Module):

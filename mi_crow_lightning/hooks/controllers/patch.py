@@ -106,6 +106,11 @@ class PatchController(VectorController):
     def _changed(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         return self.change(x, strength, ctx)  # what is stored may have the shape of the activation
 
+    def _width_at(self, layer: str, index: int | None, last: bool) -> int | None:
+        """Return the width of what is stored; before positions, only that of a vector stands in its last dimension."""
+        is_vector = self._vectors.of(layer, index).dim() == 1
+        return super()._width_at(layer, index, last) if last or is_vector else None
+
     def _channel_dim(self, x: Tensor, ctx: HookContext) -> int:
         is_vector = self._vectors.at(ctx).dim() < x.dim()  # what has the activation's shape does not show it
         return super()._channel_dim(x, ctx) if is_vector else ctx.channel_dim(x)

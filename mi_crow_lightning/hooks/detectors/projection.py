@@ -92,7 +92,7 @@ class ProjectionDetector(SummingDetector):
         """The models of the directions that are `SteeringVector`s."""
         return tuple(direction.model for direction in self._directions.values())
 
-    def _width_at(self, layer: str, index: int | None) -> int | None:
+    def _width_at(self, layer: str, index: int | None, last: bool) -> int | None:
         """Return how many features the layer's directions have."""
         return self._units[layer].shape[-1]
 

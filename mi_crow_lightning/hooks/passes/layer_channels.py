@@ -5,16 +5,15 @@ It is written down for users in ``docs/reference/models.md``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules import activation, dropout
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from mi_crow_lightning.addressing import layer_classes
+from mi_crow_lightning.addressing.layer_classes import declared
 from mi_crow_lightning.hooks.passes.channels import (
     BY_DIMENSIONS,
     LAST,
@@ -26,19 +25,6 @@ from mi_crow_lightning.hooks.passes.channels import (
 )
 
 __all__ = ["channels_of"]
-
-_STEMS = (
-    *("Conv", "ConvTranspose", "LazyConv", "LazyConvTranspose", "InstanceNorm", "LazyInstanceNorm"),
-    *("MaxPool", "MaxUnpool", "AvgPool", "LPPool", "FractionalMaxPool", "AdaptiveMaxPool", "AdaptiveAvgPool"),
-    *("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"),
-)
-_BY_POSITIONS: dict[type, int] = {
-    getattr(nn, f"{stem}{spatial}d"): spatial
-    for stem in _STEMS
-    for spatial in (1, 2, 3)
-    if hasattr(nn, f"{stem}{spatial}d")
-}
-"""torch's layers of channels before positions, each with the number of dimensions of its positions."""
 
 _ELEMENTWISE = (
     nn.Identity,
@@ -150,39 +136,17 @@ def _layers_in(module: nn.Module) -> Iterator[_Layer]:
 
 def _layer(module: nn.Module) -> _Layer | None:
     """Return what a module's class says of its channels; ``None`` if it says nothing."""
-    if isinstance(module, (nn.Linear, nn.Bilinear)):
-        return _Layer(LAST, getattr(module, "in_features", None), module.out_features)
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return _Layer(LAST, None, module.embedding_dim)
-    if isinstance(module, nn.MultiheadAttention):
-        return _Layer(LAST, module.embed_dim, module.embed_dim)
-    if isinstance(module, nn.RNNBase):
-        size = module.proj_size or module.hidden_size
-        return _Layer(LAST, module.input_size, size * (2 if module.bidirectional else 1))
-    if isinstance(module, _transformers_conv1d()):
-        weight: Any = module.weight
-        return _Layer(LAST, *weight.shape)
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        shape = module.normalized_shape
-        return _Layer(LAST, shape[0], shape[0], _moves(module)) if len(shape) == 1 else None
-    if isinstance(module, (_BatchNorm, nn.GroupNorm)):
-        width = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
-        is_1d = isinstance(module, nn.BatchNorm1d)
-        channels = first_after(1, unbatched=False) if is_1d else first_after(None)
-        return _Layer(channels, width, width, _moves(module))
-    spatial = next((_BY_POSITIONS[cls] for cls in type(module).__mro__ if cls in _BY_POSITIONS), None)
-    if spatial is None:
+    found = declared(module)
+    if found is None:
         return None
-    if isinstance(module, _ConvNd):
-        return _Layer(first_after(spatial), module.in_channels, module.out_channels)
-    features = getattr(module, "num_features", None)  # pools and padding do not know theirs
-    return _Layer(first_after(spatial), features, features, _moves(module))
+    moves = found.own_forward and found.may_move
+    return _Layer(_channels_at(found.place, found.unbatched), found.width_in, found.width_out, moves)
 
 
-def _moves(module: nn.Module) -> bool:
-    """Return whether a subclass of a torch layer overrides forward."""
-    by_torch = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
-    return type(module).forward is not by_torch.forward  # type: ignore[attr-defined]
+def _channels_at(place: int, unbatched: bool) -> Channels:
+    if place == layer_classes.LAST:
+        return LAST
+    return first_after(None if place == layer_classes.AFTER_SAMPLES else place, unbatched)
 
 
 def _width_of_weights(module: nn.Module) -> int | None:
@@ -193,9 +157,3 @@ def _width_of_weights(module: nn.Module) -> int | None:
     shapes = [parameter.shape for parameter in parameters]
     width = max(shapes[0], default=0)
     return width if all(max(shape, default=0) == shape.numel() == width for shape in shapes) else None
-
-
-def _transformers_conv1d() -> tuple[type, ...]:
-    """Return the class of GPT-2's linear layers, which is named as a convolution, if it was imported."""
-    cls = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-    return (cls,) if cls is not None else ()

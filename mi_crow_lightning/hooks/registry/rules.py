@@ -10,7 +10,7 @@ from torch import nn
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Match
-from mi_crow_lightning.addressing.widths import declared_width
+from mi_crow_lightning.addressing.widths import channels_are_last, declared_width
 from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict, VectorMismatch
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.detector import Detector
@@ -19,6 +19,7 @@ from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.registry.sites import Registration, Site
 
 __all__ = [
+    "other_width",
     "refuse_other_widths",
     "refuse_replicated",
     "refuse_same_kind_on_layer",
@@ -26,6 +27,7 @@ __all__ = [
     "refuse_shared_tags",
     "refuse_unfit",
     "replicates",
+    "vector_and_layer_width",
 ]
 
 # By kind of hook: the methods that do something once a subclass overrides one of them.
@@ -101,21 +103,44 @@ def refuse_replicated(hook: Hook, matches: Iterable[Match], tree: ModuleTree) ->
 def refuse_other_widths(hook: Hook, hook_type: HookType, matches: Iterable[Match], tree: ModuleTree) -> None:
     """Refuse a vector that is not as wide as its layer, where the layer declares its width.
 
-    Elsewhere the first activation shows it.
+    Elsewhere a pass shows it: the one at the start of a Trainer's run, or the first that is for real.
 
     Raises:
         VectorMismatch: it names the layer, and both widths.
     """
     for match in matches:
-        given = hook._width_at(match.name, match.index)
-        if given is None:
-            continue
+        given, width = vector_and_layer_width(hook, hook_type, match, tree)
+        if given is not None and width is not None and width != given:
+            raise other_width(hook, match.name, given, width)
+
+
+def vector_and_layer_width(
+    hook: Hook, hook_type: HookType, match: Match, tree: ModuleTree
+) -> tuple[int | None, int | None]:
+    """Return how wide a hook's vector for a layer is, and the layer's declared width; ``None`` for what is not known.
+
+    With ``channels=`` the user says that the layer's class is not to be asked.
+    """
+    if hook.channels is None or (hook.channels == -1 and channels_are_last(match)):
         width = declared_width(tree, match, of_input=hook_type is HookType.PRE_FORWARD)
-        if width is not None and width != given:
-            raise VectorMismatch(
-                f"{hook!r}: its vector for layer {match.name!r} has {given} features, and the layer's activations have "
-                f"{width}: use a vector extracted from this model and layer"
-            )
+        return hook._width_at(match.name, match.index, channels_are_last(match)), width
+    return hook._width_at(match.name, match.index, hook.channels == -1), None
+
+
+def other_width(hook: Hook, layer: str, given: int, width: int, shown: str = "") -> VectorMismatch:
+    """Return the error for a vector that is not as wide as its layer.
+
+    Args:
+        hook: the hook.
+        layer: the layer's name.
+        given: the vector's width.
+        width: the layer's width.
+        shown: how that is known, if the layer does not declare it.
+    """
+    return VectorMismatch(
+        f"{hook!r}: its vector for layer {layer!r} has {given} features, and the layer's activations have "
+        f"{width}{shown}: use a vector extracted from this model and layer"
+    )
 
 
 def replicates(module: nn.Module) -> bool:
