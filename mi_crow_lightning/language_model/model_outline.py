@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from mi_crow_lightning.language_model.imported_model import import_model, is_importable_name
-from mi_crow_lightning.language_model.tiny_calls import tiny_calls
 from mi_crow_lightning.language_model.without_weights import model_from_config, read_config
 from mi_crow_lightning.report.layer_table import LayerRow, layer_rows, layer_table, parameter_count
 from mi_crow_lightning.report.output_shapes import output_shapes
+from mi_crow_lightning.report.tiny_calls import tiny_calls
 
 __all__ = ["ModelOutline", "outline"]
 

@@ -15,22 +15,26 @@ from mi_crow_lightning.hooks.compiled.rules import graph_refusals
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.registry.rules import refuse_shared_tags
+from mi_crow_lightning.report.other_widths import other_widths
 
 __all__ = ["run_refusals", "tensor_parallel_refusal", "trial_registration"]
 
 
-def run_refusals(trainer: pl.Trainer, layers: Layers, registries: Sequence[Layers]) -> list[MiCrowError]:
+def run_refusals(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, layers: Layers, registries: Sequence[Layers]
+) -> list[MiCrowError]:
     """Return the reasons against the whole run, for a report to list them all and its run to raise the first.
 
     Args:
         trainer: the Trainer.
+        pl_module: its LightningModule.
         layers: the registry that holds the callback's hooks.
         registries: those of all HookCallbacks of the Trainer, ``layers`` among them.
     """
     in_graphs = graph_refusals(layers, trainer_facts.stages_of_run(trainer))
     by_trainer = [reason for reason in (tensor_parallel_refusal(trainer), _empty_ranks_refusal(trainer)) if reason]
-    strengths = _strengths_of_no_batch(trainer, layers)
-    return [*in_graphs, *map(RegistrationError, by_trainer), *_shared_tags(registries), *strengths]
+    misfits = [*_strengths_of_no_batch(trainer, layers), *other_widths(pl_module, layers)]
+    return [*in_graphs, *map(RegistrationError, by_trainer), *_shared_tags(registries), *misfits]
 
 
 def tensor_parallel_refusal(trainer: pl.Trainer) -> str | None:

@@ -57,9 +57,9 @@ class Reporter:
             registries: those of all HookCallbacks of the Trainer, ``layers`` among them.
 
         Raises:
-            RegistrationError: the first of the report's refusals.
+            RegistrationError, VectorMismatch, StrengthMismatch: the first of the report's refusals.
         """
-        refused = run_refusals(trainer, layers, registries)
+        refused = run_refusals(trainer, pl_module, layers, registries)
         self._log(build_report(trainer, pl_module, arguments, layers, refused), layers.unmasked)
         if refused:
             raise refused[0]
@@ -76,7 +76,7 @@ class Reporter:
             others: the registries of the Trainer's other HookCallbacks.
         """
         with trial_registration(pl_module, arguments.root, arguments.hooks) as (layers, refused_hooks):
-            refused = run_refusals(trainer, layers, [*others, layers])
+            refused = run_refusals(trainer, pl_module, layers, [*others, layers])
             report = build_report(trainer, pl_module, arguments, layers, refused, refused_hooks, dry_run=True)
             self._log(report, layers.unmasked)
 

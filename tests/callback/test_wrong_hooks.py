@@ -74,10 +74,10 @@ def test_a_controller_must_keep_the_form(make: Any, message: str, hook_type: str
 
 
 def test_a_vector_of_another_width() -> None:
-    """An MLP declares no width, so its first activation shows it."""
-    steer = HookCallback(controllers=SteeringController("block:1.mlp", torch.ones(7)))
+    """No input of this model is known before the run, so its first activation shows the width."""
+    steer = HookCallback(controllers=SteeringController("model.1", torch.ones(7)))
     with pytest.raises(HookError, match=r"vector has 7 features, and the activation of .* has 32") as caught:
-        run("predict", trainer(steer), module_of("llama"), data_of("llama"))
+        run("predict", trainer(steer), module_of(), data_of())
     assert isinstance(caught.value.original_error, VectorMismatch)
 
 
