@@ -111,15 +111,21 @@ def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
 
 def dataloaders_in_turn(trainer: pl.Trainer, stage: Stage) -> int:
     """Return how many dataloaders an evaluation runs one after the other; 1 where it takes a batch of each at once."""
+    loop = _loop_of(trainer, stage)
+    if stage is Stage.TRAIN or not getattr(loop, "_is_sequential", True):  # predict knows no other way
+        return 1
+    return int(loop.num_dataloaders)
+
+
+def _loop_of(trainer: pl.Trainer, stage: Stage) -> Any:
+    """Return the loop that runs the batches of a stage."""
     loops: dict[Stage, Any] = {
+        Stage.TRAIN: trainer.fit_loop,
         Stage.VALIDATE: trainer.fit_loop.epoch_loop.val_loop if is_fitting(trainer) else trainer.validate_loop,
         Stage.TEST: trainer.test_loop,
         Stage.PREDICT: trainer.predict_loop,
     }
-    loop = loops.get(stage)
-    if loop is None or not getattr(loop, "_is_sequential", True):  # predict knows no other way
-        return 1
-    return int(loop.num_dataloaders)
+    return loops[stage]
 
 
 def moment_of(
@@ -167,16 +173,18 @@ def samples_of_batch(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -
     return list(sampler.seen_batch_indices[batch_idx]) if isinstance(sampler, _IndexBatchSamplerWrapper) else None
 
 
-def batch_sizes(trainer: pl.Trainer) -> tuple[int, ...] | None:
-    """Return the sizes that the batches of an evaluation have, ``None`` if its dataloaders do not say.
+def batch_sizes(trainer: pl.Trainer, stage: Stage) -> tuple[int, ...] | None:
+    """Return the sizes that the batches of a stage have, ``None`` if its dataloaders do not say.
 
-    A fit loads its data later, and a ``collate_fn`` may make any number of rows.
+    A fit loads its data after its start. A ``collate_fn`` may make any number of rows, and so may a step that takes a
+    batch of each of several dataloaders at once.
     """
-    loops = {"validate": trainer.validate_loop, "test": trainer.test_loop, "predict": trainer.predict_loop}
-    loaded = getattr(loops.get(name_of_run(trainer)), "_combined_loader", None)
-    loaders = loaded.flattened if loaded is not None else [None]
+    loaded = _loop_of(trainer, stage)._combined_loader
+    loaders = loaded.flattened if loaded is not None else []
     sizes = [_batch_sizes(loader) for loader in loaders]
-    return None if not all(sizes) else tuple(size for of_loader in sizes for size in of_loader)
+    if not sizes or not all(sizes) or len(sizes) > dataloaders_in_turn(trainer, stage):
+        return None
+    return tuple(size for of_loader in sizes for size in of_loader)
 
 
 def _batch_sizes(loader: object) -> tuple[int, ...]:

@@ -150,6 +150,7 @@ class HookCallback(pl.Callback):
         self._register(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reporter.data_loaded(trainer, self.controllers)
         start_warnings.warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
         start_warnings.warn_if_nothing_is_logged(trainer, self.detectors, self.log_every_n_steps)
 

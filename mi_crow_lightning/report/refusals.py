@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
@@ -15,9 +15,10 @@ from mi_crow_lightning.hooks.compiled.rules import graph_refusals
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.registry.rules import refuse_shared_tags
+from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.report.other_widths import other_widths
 
-__all__ = ["run_refusals", "tensor_parallel_refusal", "trial_registration"]
+__all__ = ["run_refusals", "strengths_of_no_batch", "tensor_parallel_refusal", "trial_registration"]
 
 
 def run_refusals(
@@ -33,7 +34,8 @@ def run_refusals(
     """
     in_graphs = graph_refusals(layers, trainer_facts.stages_of_run(trainer))
     by_trainer = [reason for reason in (tensor_parallel_refusal(trainer), _empty_ranks_refusal(trainer)) if reason]
-    misfits = [*_strengths_of_no_batch(trainer, layers), *other_widths(pl_module, layers)]
+    strengths = [] if trainer_facts.is_fitting(trainer) else strengths_of_no_batch(trainer, layers.get_hooks())
+    misfits = [*strengths, *other_widths(pl_module, layers)]
     return [*in_graphs, *map(RegistrationError, by_trainer), *_shared_tags(registries), *misfits]
 
 
@@ -66,25 +68,31 @@ def _shared_tags(registries: Sequence[Layers]) -> Iterator[TagConflict]:
         yield error
 
 
-def _strengths_of_no_batch(trainer: pl.Trainer, layers: Layers) -> Iterator[StrengthMismatch]:
-    """Yield an error for each controller whose strengths, one for each sample, are of no batch of an evaluation.
+def strengths_of_no_batch(trainer: pl.Trainer, hooks: Iterable[Hook]) -> list[StrengthMismatch]:
+    """Return an error for each controller whose strengths, one for each sample, are of no batch of a stage.
 
     A step may make several rows of a sample, or give some of the batch to the model; so only a number that neither
-    divides the size of any batch nor is a multiple of it is certain not to fit.
+    divides the size of any batch nor is a multiple of it is certain not to fit. A fit loads its data after its start.
     """
-    sizes, stages = trainer_facts.batch_sizes(trainer), trainer_facts.stages_of_run(trainer)
-    if not sizes:
-        return
-    for hook in layers.get_controllers():
-        given = getattr(hook, "strength", None)
-        if not isinstance(given, Tensor) or not hook.enabled or not any(map(hook.when().may_be_due_in, stages)):
+    sizes = {stage: trainer_facts.batch_sizes(trainer, stage) for stage in trainer_facts.stages_of_run(trainer)}
+    errors = (_no_batch_fits(hook, sizes) for hook in hooks if hook.edits and hook.enabled)
+    return [error for error in errors if error is not None]
+
+
+def _no_batch_fits(hook: Hook, sizes: Mapping[Stage, Sequence[int] | None]) -> StrengthMismatch | None:
+    given = getattr(hook, "strength", None)
+    if not isinstance(given, Tensor):
+        return None
+    for stage, of_stage in sizes.items():
+        if of_stage is None or not hook.when().may_be_due_in(stage):
             continue
-        if all(max(size, len(given)) % min(size, len(given)) for size in sizes):
-            listed = " or ".join(map(str, dict.fromkeys(sizes)))
-            yield StrengthMismatch(
-                f"{hook!r}: strength has {len(given)} values, one for each sample, and the batches of this run have "
-                f"{listed}: give one for each sample of a batch, or strength='batch' to read them from it"
+        if all(max(size, len(given)) % min(size, len(given)) for size in of_stage):
+            listed = " or ".join(map(str, dict.fromkeys(of_stage)))
+            return StrengthMismatch(
+                f"{hook!r}: strength has {len(given)} values, one for each sample, and the batches of {stage.value} "
+                f"have {listed}: give one for each sample of a batch, or strength='batch' to read them from it"
             )
+    return None
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from dataclasses import replace
 import lightning.pytorch as pl
 
 from mi_crow_lightning.errors import NoReport
+from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.report.build import CallbackArguments, build_report
 from mi_crow_lightning.report.in_words import ALL_TOKENS, NO_MASK
 from mi_crow_lightning.report.info_log import log_info
-from mi_crow_lightning.report.refusals import run_refusals, trial_registration
-from mi_crow_lightning.report.run_report import RunReport
+from mi_crow_lightning.report.refusals import run_refusals, strengths_of_no_batch, trial_registration
+from mi_crow_lightning.report.run_report import RunReport, refusals_in_words
 
 __all__ = ["Reporter"]
 
@@ -63,6 +64,24 @@ class Reporter:
         self._log(build_report(trainer, pl_module, arguments, layers, refused), layers.unmasked)
         if refused:
             raise refused[0]
+
+    def data_loaded(self, trainer: pl.Trainer, hooks: Sequence[Hook]) -> None:
+        """Refuse a fit whose batches, now that they are known, do not fit its hooks; a dry run only reports it.
+
+        Args:
+            trainer: the Trainer, in ``on_train_start``.
+            hooks: those of the callback.
+
+        Raises:
+            StrengthMismatch: the first of the new refusals.
+        """
+        refused = strengths_of_no_batch(trainer, hooks)
+        if not refused or self._last is None:
+            return
+        self._last = report = replace(self._last, refused=(*self._last.refused, *map(str, refused)))
+        if not report.dry_run:
+            raise refused[0]
+        log_info(refusals_in_words(map(str, refused), report.dry_run))
 
     def rehearse(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments, others: Sequence[Layers]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from mi_crow_lightning.report.feature import Feature, Support
 from mi_crow_lightning.report.text_table import text_table
 
-__all__ = ["HookPlan", "HookedLayer", "RunReport"]
+__all__ = ["HookPlan", "HookedLayer", "RunReport", "refusals_in_words"]
 
 _MAX_ROWS = 24
 _WIDTH = 118
@@ -99,9 +99,14 @@ class RunReport:
 
     def __str__(self) -> str:
         parts = [_head(self), _hook_table(self.hooks), _layer_table(self.layers), _feature_table(self.features)]
-        verdict = "This run would be refused" if self.dry_run else "This run is refused"
-        parts.append("\n".join(_wrapped(f"{verdict}: {why}") for why in self.refusals))
+        parts.append(refusals_in_words(self.refusals, self.dry_run))
         return "\n\n".join(part for part in parts if part)
+
+
+def refusals_in_words(refusals: Iterable[str], dry_run: bool) -> str:
+    """Return why a run is refused, or would be, as text."""
+    verdict = "This run would be refused" if dry_run else "This run is refused"
+    return "\n".join(_wrapped(f"{verdict}: {why}") for why in refusals)
 
 
 def _head(report: RunReport) -> str:

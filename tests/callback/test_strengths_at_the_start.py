@@ -1,4 +1,4 @@
-"""Strengths that are one for each sample, and fit no batch, are refused when an evaluation starts."""
+"""Strengths that are one for each sample, and fit no batch, are refused before the first batch of a run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,67 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mi_crow_lightning import HookCallback, Schedule, SteeringController
 from mi_crow_lightning.errors import HookError, StrengthMismatch
-from tests.callback.runs import OnEvent, data_of, module_of, run, told
-from tests.models import WIDTH, trainer
+from tests.callback.runs import OnEvent, data_of, fit, module_of, run, told
+from tests.models import WIDTH, Module, assert_same_handles, handles, llama, trainer
 
-EVALUATIONS = ["validate", "test", "predict"]
+EVENTS = {"fit": "train", "validate": "validation", "test": "test", "predict": "predict"}
 
 
 def steering(count: int, **options: Any) -> SteeringController:
     return SteeringController("block:1", torch.ones(WIDTH), torch.ones(count), schedule=Schedule(), **options)
 
 
-@pytest.mark.parametrize("stage", EVALUATIONS)
+@pytest.mark.parametrize("stage", EVENTS)
 def test_strengths_of_no_batch_are_refused_before_the_first(stage: str) -> None:
     batches: list[int] = []
-    event = {"validate": "validation"}.get(stage, stage)
-    seen = OnEvent(f"on_{event}_batch_start", lambda *_: batches.append(1))
-    with pytest.raises(StrengthMismatch, match=r"strength has 3 values, .* batches of this run have 4: give one"):
-        run(stage, trainer(HookCallback(controllers=steering(3)), seen), module_of("llama"), data_of("llama"))
+    seen = OnEvent(f"on_{EVENTS[stage]}_batch_start", lambda *_: batches.append(1))
+    name = "train" if stage == "fit" else stage
+    watch, module = HookCallback(controllers=steering(3)), module_of("llama")
+    before = handles(module)
+    with pytest.raises(StrengthMismatch, match=rf"strength has 3 values, .* batches of {name} have 4: give one"):
+        run(stage, trainer(watch, seen), module, data_of("llama"))
     assert not batches
+    assert_same_handles(before, module)
+    (refusal,) = watch.report().refusals
+    assert "strength has 3 values" in refusal
+
+
+def loader_of(size: int, count: int = 12) -> DataLoader[Any]:
+    return DataLoader(data_of("llama")[:count], batch_size=size)  # type: ignore[arg-type]
+
+
+def test_a_fit_is_refused_for_its_validation_too() -> None:
+    watch = HookCallback(
+        controllers=SteeringController("block:1", torch.ones(WIDTH), torch.ones(6), schedule=Schedule("validate"))
+    )
+    with pytest.raises(StrengthMismatch, match=r"batches of validate have 4: give one"):
+        trainer(watch).fit(module_of("llama"), loader_of(6), loader_of(4))
+    trainer(watch).fit(module_of("llama"), loader_of(4), loader_of(6))
+
+
+def test_a_dry_fit_reports_it_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    watch, module = HookCallback(controllers=steering(3), dry_run=True), module_of("llama")
+    with caplog.at_level("INFO", "mi_crow_lightning"):
+        fit(module, data_of("llama"), watch)
+    (refusal,) = watch.report().refusals
+    assert "the batches of train have 4" in refusal
+    said = [record.getMessage() for record in caplog.records if record.name == "mi_crow_lightning"]
+    assert sum("This run would be refused: SteeringController" in text for text in said) == 1
+
+
+class Joined(Module):
+    """A module whose steps join the batches of two dataloaders."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        joined = {name: torch.cat([batch[0][name], batch[1][name]]) for name in batch[0]}
+        return super().training_step(joined, batch_idx)
+
+
+def test_batches_of_several_dataloaders_may_be_joined() -> None:
+    watch = HookCallback(controllers=steering(10, on_error="raise"))
+    runner = trainer(watch, limit_val_batches=0)
+    runner.fit(Joined(llama()), [loader_of(4, 12), loader_of(6, 18)], loader_of(4))
+    assert watch.effects()[0].fired == 3
 
 
 def test_a_dry_run_reports_it_and_goes_on() -> None:
