@@ -110,9 +110,14 @@ def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
 
 
 def dataloaders_in_turn(trainer: pl.Trainer, stage: Stage) -> int:
-    """Return how many dataloaders an evaluation runs one after the other; 1 where it takes a batch of each at once."""
+    """Return how many dataloaders an evaluation runs one after the other.
+
+    It is 1 where a stage takes a batch of each at once, and before a fit has loaded those of its validation.
+    """
     loop = _loop_of(trainer, stage)
-    if stage is Stage.TRAIN or not getattr(loop, "_is_sequential", True):  # predict knows no other way
+    if stage is Stage.TRAIN or loop._combined_loader is None:
+        return 1
+    if not getattr(loop, "_is_sequential", True):  # predict knows no other way
         return 1
     return int(loop.num_dataloaders)
 

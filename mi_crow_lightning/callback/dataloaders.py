@@ -27,6 +27,10 @@ class Dataloaders:
         """Begin an evaluation, also after one that was broken off."""
         self._unread = 0
 
+    def count(self, trainer: pl.Trainer, stage: Stage) -> int:
+        """Return how many dataloaders of a stage have their own readings, 1 if all are read together."""
+        return trainer_facts.dataloaders_in_turn(trainer, stage) if self._apart else 1
+
     def over(self, trainer: pl.Trainer, stage: Stage, begins: int | None = None) -> Iterator[int | None]:
         """Yield each dataloader that is over and not read; ``None`` stands for all of them together.
 
@@ -37,7 +41,7 @@ class Dataloaders:
             stage: the running evaluation.
             begins: the dataloader whose batch begins; ``None`` at the end of the evaluation.
         """
-        count = trainer_facts.dataloaders_in_turn(trainer, stage) if self._apart else 1
+        count = self.count(trainer, stage)
         if count > 1:
             while self._unread < (count if begins is None else begins):
                 self._unread += 1

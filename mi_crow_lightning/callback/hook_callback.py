@@ -151,6 +151,7 @@ class HookCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._reporter.data_loaded(trainer, self.controllers)
+        self._log_summary(trainer)
         start_warnings.warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
         start_warnings.warn_if_nothing_is_logged(trainer, self.detectors, self.log_every_n_steps)
 
@@ -295,7 +296,7 @@ class HookCallback(pl.Callback):
         self._log.begin_run()
         self._dataloaders.begin()
         hooks = [*self.controllers, *self.detectors]
-        arguments = CallbackArguments(hooks, self.root, self.log_every_n_steps, self._log.scalars)
+        arguments = CallbackArguments(hooks, self.root, self.log_every_n_steps, self._log.scalars, self.per_dataloader)
         if self.dry_run:
             self._reporter.rehearse(trainer, pl_module, arguments, _registries(trainer))
             self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
@@ -311,11 +312,18 @@ class HookCallback(pl.Callback):
         try:
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))
-            start_warnings.log_summary(trainer, self._log.scalars, count_tags(run.layers))
+            if not trainer_facts.is_fitting(trainer):
+                self._log_summary(trainer)
             start_warnings.warn_of_controllers_never_due(trainer, self.controllers)
         except BaseException:
             self._unregister()
             raise
+
+    def _log_summary(self, trainer: pl.Trainer) -> None:
+        """Log that loggers show a summary, once it is known how many dataloaders have their own readings."""
+        if self._run is not None:
+            count = max(self._dataloaders.count(trainer, stage) for stage in trainer_facts.stages_of_run(trainer))
+            start_warnings.log_summary(trainer, self._log.scalars, count_tags(self._run.layers, count))
 
     def _log_names(self, trainer: pl.Trainer) -> dict[str, str]:
         present = _hook_callbacks(trainer)
@@ -379,7 +387,9 @@ class HookCallback(pl.Callback):
     def _write(self, trainer: pl.Trainer, step: int | None, dataloader_idx: int | None = None) -> None:
         """Write readings to the loggers, and their numbers to where other callbacks look for a ``monitor``."""
         assert self._run is not None, "readings belong to a run"
-        scalars = self._log.write(self._run, trainer.loggers, step, trainer.strategy.root_device, dataloader_idx)
+        assert self._run.stage is not None, "readings belong to a stage"
+        count, device = self._dataloaders.count(trainer, self._run.stage), trainer.strategy.root_device
+        scalars = self._log.write(self._run, trainer.loggers, step, device, dataloader_idx, count)
         values = torch.tensor(list(scalars.values())).unbind()  # making a tensor for each would take four times as long
         trainer.callback_metrics.update(zip(scalars, values, strict=True))
 

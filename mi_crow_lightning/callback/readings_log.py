@@ -59,6 +59,7 @@ class ReadingsLog:
         step: int | None = None,
         device: torch.device | None = None,
         dataloader_idx: int | None = None,
+        dataloaders: int = 1,
     ) -> dict[str, float]:
         """Write the readings of all detectors in the running stage, and what hooks changed; reset the detectors.
 
@@ -70,6 +71,7 @@ class ReadingsLog:
             step: the position on the x axis; ``None`` for the number of batches that the run had.
             device: where ranks exchange tensors; ``None`` for where the tensors are.
             dataloader_idx: the dataloader that the readings are of, for their tags; ``None`` for all together.
+            dataloaders: how many dataloaders of the stage have their own readings.
 
         Returns:
             The numbers by tag.
@@ -81,7 +83,7 @@ class ReadingsLog:
         if not read.tagged:
             return {}
         _refuse_shared_tags(read.tagged)
-        scalars = resolve_scalars(self.scalars, count_tags(run.layers))
+        scalars = resolve_scalars(self.scalars, count_tags(run.layers, dataloaders))
         self._history.add(stage, read.step, read.tagged)
         write(loggers, read, scalars)
         if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty

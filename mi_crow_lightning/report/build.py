@@ -35,6 +35,7 @@ class CallbackArguments:
     root: str | None
     log_every_n_steps: int | None
     scalars: str
+    per_dataloader: bool
 
 
 def build_report(
@@ -120,6 +121,7 @@ def _label(hook: Hook) -> str:
 def _features(
     trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments, layers: Layers
 ) -> tuple[Feature, ...]:
+    apart = trainer_features.dataloaders_apart(trainer) if arguments.per_dataloader else 1
     refused_by_graphs = list(graph_refusals(layers, trainer_facts.stages_of_run(trainer)))
     return (
         model_features.compilation(pl_module, layers.hooked_modules(), refused_by_graphs),
@@ -132,5 +134,6 @@ def _features(
         model_features.quantisation(pl_module),
         model_features.attention_kernels(pl_module),
         *statistic_forms(pl_module, layers),
-        *trainer_features.loggers(trainer, resolve_scalars(arguments.scalars, count_tags(layers))),
+        *trainer_features.dataloaders(trainer, arguments.per_dataloader),
+        *trainer_features.loggers(trainer, resolve_scalars(arguments.scalars, count_tags(layers, apart))),
     )

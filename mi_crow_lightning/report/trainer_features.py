@@ -11,7 +11,7 @@ from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.report.feature import Feature, Support
 from mi_crow_lightning.report.refusals import tensor_parallel_refusal
 
-__all__ = ["accumulation", "loggers", "precision", "strategy"]
+__all__ = ["accumulation", "dataloaders", "dataloaders_apart", "loggers", "precision", "strategy"]
 
 _SEVERAL_PROCESSES = (DDPStrategy, ModelParallelStrategy)
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
@@ -49,6 +49,25 @@ def accumulation(trainer: pl.Trainer) -> Feature:
         return Feature.unused("gradient accumulation")
     note = "a reading covers all batches of its step"
     return Feature("gradient accumulation", f"{batches} batches a step", Support.SUPPORTED, note)
+
+
+def dataloaders(trainer: pl.Trainer, apart: bool) -> list[Feature]:
+    """Return that each dataloader of an evaluation has its own readings, if that is so.
+
+    Args:
+        trainer: the Trainer.
+        apart: the callback's ``per_dataloader``.
+    """
+    if not apart:
+        return []
+    count = dataloaders_apart(trainer)
+    value = f"{count} read apart" if count > 1 else "read apart"
+    return [Feature("dataloaders", value, Support.SUPPORTED, "tags of an evaluation end in /dataloader_idx_<i>")]
+
+
+def dataloaders_apart(trainer: pl.Trainer) -> int:
+    """Return how many dataloaders of a stage have their own readings with ``per_dataloader``, as far as is known."""
+    return max(trainer_facts.dataloaders_in_turn(trainer, stage) for stage in trainer_facts.stages_of_run(trainer))
 
 
 def loggers(trainer: pl.Trainer, scalars: str) -> list[Feature]:

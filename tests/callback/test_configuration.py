@@ -66,8 +66,10 @@ RANGE = one("Schedule", epochs="range(0, 10, 2)", batches=3)
 CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
     "nothing": ({}, HookCallback),
     "options": (
-        dict(root="model", name="mine", log_every_n_steps=2, scalars="summary", dry_run=True),
-        lambda: HookCallback(root="model", name="mine", log_every_n_steps=2, scalars="summary", dry_run=True),
+        dict(root="model", name="mine", log_every_n_steps=2, scalars="summary", per_dataloader=True, dry_run=True),
+        lambda: HookCallback(
+            **dict(root="model", name="mine", log_every_n_steps=2, scalars="summary"), per_dataloader=True, dry_run=True
+        ),
     ),
     "token mask": (
         {"token_mask": f"{HERE}.not_padding"},

@@ -23,6 +23,7 @@ from mi_crow_lightning import (
     Schedule,
 )
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms
+from tests.callback.configured import cli, hook_callbacks, ours, watch
 from tests.models import handles, trainer
 
 LAYER = "layer"
@@ -79,6 +80,61 @@ def test_each_has_its_own_numbers_under_the_suffix_of_self_log() -> None:
     for index in (0, 1):
         assert run.callback_metrics[TAGS[index]] == run.callback_metrics[f"own/dataloader_idx_{index}"]
     assert {row.layer for row in watch.history()} == {LAYER} and not handles(module)
+
+
+def test_the_report_says_that_they_are_read_apart() -> None:
+    watch, usual = watching(), watching(per_dataloader=False)
+    for callback in (watch, usual):
+        trainer(callback).validate(Two(), loaders(), verbose=False)
+    feature = watch.report().feature("dataloaders")
+    assert (feature.value, feature.support.value) == ("2 read apart", "supported")
+    assert "dataloaders" not in str(usual.report())
+    trainer(watch).validate(Two(), loaders()[:1], verbose=False)
+    assert watch.report().feature("dataloaders").value == "read apart"
+
+
+class Deep(Two):
+    """As `Two`, with 20 layers: 300 tags, if all that is measured is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(*(nn.Identity() for _ in range(20)))
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_tags_of_all_dataloaders_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, apart: bool, stage: str
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watch = HookCallback(detectors=[ActivationStatistics("layer.*")], per_dataloader=apart)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    run, module = trainer(watch, logger=logger, num_sanity_val_steps=1), Deep()
+    with caplog.at_level("INFO"):
+        if stage == "fit":
+            run.fit(module, DataLoader(FIRST, batch_size=2), loaders())  # type: ignore[arg-type]
+        else:
+            getattr(run, stage)(module, loaders(), verbose=False)
+    logger.finalize("success")
+    said = [record.getMessage() for record in caplog.records if "tags a stage" in record.message]
+    assert [text.partition(" are more")[0] for text in said] == ["HookCallback: 600 tags a stage"] * apart
+    shown = {tag for tag in EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"] if "activations_mean/" in tag}
+    short = {"fit": "val", "validate": "val", "test": "test"}[stage]
+    ends = [f"/dataloader_idx_{index}" for index in (0, 1)] if apart else [""]
+    layers = [f"layer.*/{word}" for word in ("min", "median", "max")] if apart else [f"layer.{i}" for i in range(20)]
+    evaluated = {f"activations_mean/{short}/{layer}{end}" for layer in layers for end in ends}
+    trained = {f"activations_mean/layer.{i}" for i in range(20)} if stage == "fit" else set()
+    assert shown == evaluated | trained
+    assert watch.report().feature("logger").note.startswith("all" if stage == "fit" or not apart else "min, median")
+
+
+def test_by_lightning_cli() -> None:
+    run = cli(watch(detectors=ours("ActivationStatistics", LAYER, statistics=["mean"]), per_dataloader=True))
+    (callback,) = hook_callbacks(run)
+    run.trainer.validate(Two(), loaders(), verbose=False)  # one batch of each, as the configuration says
+    wanted = {TAGS[0]: FIRST[:2].mean().item(), TAGS[1]: SECOND[:4].mean().item()}
+    assert means(callback) == pytest.approx(wanted)
 
 
 def test_by_default_one_reading_covers_all() -> None:
