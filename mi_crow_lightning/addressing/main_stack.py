@@ -1,48 +1,69 @@
-"""Finding the main stack: the list of blocks that a model runs through.
+"""Finding the stacks of a model, the lists of blocks that it runs through, and the main one among them.
 
 The longest list will not do: lists of experts are longer, an encoder and a decoder are equally long, and a teacher
-stands beside its student. So a stack must be recognisable, and it must be the only one.
+stands beside its student. So a stack must be recognisable, and the main one must be the only one, or a prefix chooses.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
+from mi_crow_lightning.addressing.stack_names import (
+    PREFIXES,
+    is_text,
+    language_model,
+    prefix_of,
+    stacks_of_prefix,
+)
 from mi_crow_lightning.errors import LayerNotFound
 
-__all__ = ["find_blocks"]
+__all__ = ["find_blocks", "find_stack", "stacks_by_prefix"]
 
 _GENERAL_PACKAGES = ("torch", "lightning", "pytorch_lightning")
+_NAMES_OF_BLOCKS = ("Layer", "Block")
+
+_found: WeakKeyDictionary[ModuleTree, list[str]] = WeakKeyDictionary()  # a tree does not change
 
 
-def find_blocks(tree: ModuleTree) -> list[str]:
-    """Return the clean names of the blocks of the main stack, in order.
+def find_blocks(tree: ModuleTree, prefix: str | None = None) -> list[str]:
+    """Return the clean names of the blocks of a stack, in order; see `find_stack`."""
+    return tree.children(find_stack(tree, prefix))
 
-    The main stack is a ``ModuleList`` or ``Sequential`` of at least two children that are kin (of one class, of a
-    shared base, or all called a layer or a block), which holds attention or most of the parameters and does not lie
-    inside another such list. If several lists hold blocks of these classes, as the stages of a ResNet do, none of them
-    is the main stack. If a model has no such list but is a plain
-    ``Sequential``, its children are the blocks.
+
+def find_stack(tree: ModuleTree, prefix: str | None = None) -> str:
+    """Return the clean name of a stack, the list of blocks that a model runs through.
+
+    A stack is a ``ModuleList`` or ``Sequential`` of at least two children that are kin (of one class, of a shared
+    base, or all called a layer or a block), which does not lie inside another one. It holds attention or most of the
+    parameters; or its blocks are called layers or blocks, and its configuration counts as many of them or its name
+    says that it is a text's. If several lists hold blocks of these classes, as the stages of a ResNet do, each is a
+    stack.
+
+    Args:
+        tree: the model.
+        prefix: which stack, one of `PREFIXES` or a part of its name. ``None`` for the main stack: the only one, or
+            that of a language model that all the others feed. If a model has no stack but is a plain ``Sequential``,
+            its children are the blocks.
 
     Raises:
-        LayerNotFound: there is no main stack, or there are several.
+        LayerNotFound: there is no such stack, or there are several; the message lists the stacks.
     """
-    stacks = _outermost(_stacks(tree))
-    if len(stacks) == 1:
-        return tree.children(stacks[0])
-    if stacks:
-        listed = "\n".join(f"  {name!r}: {_describe(tree.modules[name])}" for name in stacks)
+    if prefix is not None:
+        return _stack_of_prefix(tree, prefix)
+    main = _main_stack(tree)
+    if main is not None:
+        return main
+    if stacks := _stacks(tree):
         raise LayerNotFound(
-            f"the model has {len(stacks)} stacks of blocks, so a block's index is ambiguous:\n{listed}\n"
-            f"Name the layers, e.g. '{stacks[0]}.*', or choose one of the models with root=..."
+            f"the model has {len(stacks)} stacks of blocks, so a block's index is ambiguous. Say which one you mean:\n"
+            f"{_listed(tree, stacks)}\nOr choose one of the models with root=..."
         )
-    sequential = _plain_sequential(tree)
-    if sequential is not None:
-        return tree.children(sequential)
     raise LayerNotFound(
         "the model has no stack of blocks (a ModuleList or Sequential of two or more modules of one kind that "
         f"holds attention or most of the parameters). Name the layers instead; its children are: "
@@ -50,30 +71,94 @@ def find_blocks(tree: ModuleTree) -> list[str]:
     )
 
 
+def stacks_by_prefix(tree: ModuleTree) -> dict[str, str]:
+    """Return the names of all stacks, each with the prefix that means it; the main stack's is empty."""
+    main, stacks = _main_stack(tree), _stacks(tree)
+    others = {stack: prefix_of(stack, stacks) for stack in stacks if stack != main}
+    return others if main is None else {main: "", **others}
+
+
+def _main_stack(tree: ModuleTree) -> str | None:
+    stacks = _stacks(tree)
+    if not stacks:
+        return _plain_sequential(tree)
+    if len(stacks) == 1:
+        return stacks[0]
+    return language_model(stacks, [stack for stack in stacks if _decodes(tree.modules[stack])])
+
+
+def _stack_of_prefix(tree: ModuleTree, prefix: str) -> str:
+    stacks = _stacks(tree)
+    fitting = stacks_of_prefix(stacks, prefix)
+    if not fitting:  # another list of blocks, such as that of a stage inside a stack
+        lists = [name for name, module in tree.modules.items() if _classes_of_blocks(module)]
+        fitting = _outermost(stacks_of_prefix(lists, prefix)) if prefix not in PREFIXES else []
+    if len(fitting) == 1:
+        return fitting[0]
+    what = f"fits {len(fitting)} stacks of blocks" if fitting else "means none of the model's stacks of blocks"
+    known = f"Write one of these:\n{_listed(tree, fitting or stacks)}" if stacks else "The model has none."
+    raise LayerNotFound(f"'{prefix}.block:' {what}. {known}")
+
+
+def _listed(tree: ModuleTree, stacks: Sequence[str]) -> str:
+    known = _stacks(tree)
+    prefixes = {stack: prefix_of(stack, known) if stack in known else stack for stack in stacks}
+    return "\n".join(
+        f"  '{prefix}.block:*' for {stack!r}: {_describe(tree.modules[stack])}" for stack, prefix in prefixes.items()
+    )
+
+
 def _stacks(tree: ModuleTree) -> list[str]:
+    if tree not in _found:
+        _found[tree] = _outermost(_lists_of_blocks(tree))
+    return _found[tree]
+
+
+def _lists_of_blocks(tree: ModuleTree) -> list[str]:
     lists = {name: classes for name, module in tree.modules.items() if (classes := _classes_of_blocks(module))}
     half = _size(tree.root) / 2
     main = frozenset[type[nn.Module]]().union(
-        *(
-            classes
-            for name, classes in lists.items()
-            if _holds_attention(tree.modules[name]) or _size(tree.modules[name]) > half
-        )
+        *(classes for name, classes in lists.items() if _weighs(tree.modules[name], half) or _is_counted(tree, name))
     )
-    return [name for name, classes in lists.items() if classes & main]
+    return [
+        name
+        for name, module in tree.modules.items()
+        if (lists[name] & main if name in lists else _is_counted(tree, name))
+    ]
 
 
-def _classes_of_blocks(module: nn.Module) -> frozenset[type[nn.Module]]:
-    """Return the classes of the children of a list of two or more that are kin; none for any other module.
+def _classes_of_blocks(module: nn.Module, least: int = 2) -> frozenset[type[nn.Module]]:
+    """Return the classes of the children of a list that are kin; none for any other module, or for fewer children.
 
-    Its places may hold ``None``, as torch allows.
+    Its places may hold ``None``, as torch allows. Children that are lists themselves are not blocks: nothing calls
+    them.
     """
     module = unwrapped(module)
     if not isinstance(module, (nn.ModuleList, nn.Sequential)):
         return frozenset()
     children = list(module.children())
     classes = frozenset(type(unwrapped(child)) for child in children)
-    return classes if len(children) > 1 and _are_kin(classes) else frozenset()
+    called = not any(issubclass(cls, (nn.ModuleList, nn.ModuleDict)) for cls in classes)
+    return classes if len(children) >= least and called and _are_kin(classes) else frozenset()
+
+
+def _weighs(module: nn.Module, half: float) -> bool:
+    return _holds_attention(module) or _size(module) > half
+
+
+def _is_counted(tree: ModuleTree, name: str) -> bool:
+    """Return whether a list holds what is called layers or blocks, as many as the configuration of its holder says.
+
+    So state spaces and linear attention make a stack beside large embeddings, and so does a single block. In a text's
+    model no configuration needs to say it.
+    """
+    classes = _classes_of_blocks(tree.modules[name], least=1)
+    if not classes or not all(cls.__name__.endswith(_NAMES_OF_BLOCKS) for cls in classes):
+        return False
+    holder = tree.modules.get(name.rpartition(".")[0], tree.root)
+    count = getattr(getattr(unwrapped(holder), "config", None), "num_hidden_layers", None)
+    blocks = unwrapped(tree.modules[name])
+    return len(list(blocks.children())) == count or (is_text(name) and len(list(blocks.children())) > 1)
 
 
 def _are_kin(classes: frozenset[type[nn.Module]]) -> bool:
@@ -87,7 +172,7 @@ def _are_kin(classes: frozenset[type[nn.Module]]) -> bool:
     shared = set.intersection(*(set(cls.__mro__) for cls in classes))
     if any(issubclass(base, nn.Module) and not _is_general(base) for base in shared):
         return True
-    return all(cls.__name__.endswith(("Layer", "Block")) for cls in classes)
+    return all(cls.__name__.endswith(_NAMES_OF_BLOCKS) for cls in classes)
 
 
 def _is_general(base: type) -> bool:
@@ -119,6 +204,10 @@ def _plain_sequential(tree: ModuleTree) -> str | None:
     if len(holding) == 1 and isinstance(unwrapped(tree.modules[holding[0]]), nn.Sequential):
         return holding[0]
     return None
+
+
+def _decodes(stack: nn.Module) -> bool:
+    return all("Decoder" in type(unwrapped(block)).__name__ for block in unwrapped(stack).children())
 
 
 def _describe(stack: nn.Module) -> str:

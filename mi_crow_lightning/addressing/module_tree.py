@@ -58,12 +58,15 @@ class ModuleTree:
         self.aliases: dict[str, str] = {}
         self._paths: list[tuple[nn.Module, ...]] = []
         self._first_names: dict[nn.Module, str] = {}
+        self._children: dict[str, list[str]] = {}
         self._walk(root, "", (root,))
 
     def _walk(self, module: nn.Module, name: str, path: tuple[nn.Module, ...]) -> None:
         self._paths.append(path)
         first = self._first_names.setdefault(module, name)
         if first == name:
+            if name and name not in self.modules:
+                self._children.setdefault(name.rpartition(".")[0], []).append(name)
             self.modules.setdefault(name, module)
         else:
             self.aliases[name] = first
@@ -94,6 +97,4 @@ class ModuleTree:
 
     def children(self, name: str) -> list[str]:
         """Return the clean names of the direct children of the layer ``name``."""
-        depth = name.count(".") + 1 if name else 0
-        prefix = f"{name}." if name else ""
-        return [n for n in self.names if n.startswith(prefix) and n.count(".") == depth]
+        return list(self._children.get(name, ()))

@@ -10,29 +10,37 @@ signature                     means
 ``"block:*"``, ``"block:4-8"``  all blocks; blocks 4 to 8, both included
 ``"block:*.attn"``, ``.mlp``  the attention or the MLP of these blocks, or another role; or a child's name or glob
 ``"block:*.attn.q_proj"``     layers inside these, by name or glob
+``"encoder.block:*.attn"``    the same in another stack, by a prefix of `PREFIXES` or a part of the stack's own name
 ``3``, ``"3"``, ``"layer_3"``  the same as ``"block:3"``
 ``"type:Linear"``             all layers of that class or of one made from it; ``*`` is allowed
 ============================  ==================================================================
+
+Several signatures in a list mean the layers of all of them, each once.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-import warnings
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 from torch import nn
 
-from mi_crow_lightning.addressing.main_stack import find_blocks
+from mi_crow_lightning.addressing.block_signatures import block_at, is_of_blocks, layers_of_blocks
+from mi_crow_lightning.addressing.main_stack import find_blocks, stacks_by_prefix
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
-from mi_crow_lightning.addressing.roles import part_in_role, roles_of
+from mi_crow_lightning.addressing.roles import roles_of
 from mi_crow_lightning.errors import LayerNotFound
 
-__all__ = ["Match", "resolve", "signatures_by_role"]
+__all__ = ["Match", "Signature", "check_signature", "of_one_hook", "resolve", "signatures_by_role"]
 
-_BLOCK = re.compile(r"block:(?P<which>\*|-?\d+(-\d+)?)(\.(?P<child>.+))?")
+Signature: TypeAlias = str | int | Sequence[str | int]
+"""A signature, or several."""
+
 _INDEX = re.compile(r"(layer_)?(?P<index>-?\d+)")
 
 
@@ -43,34 +51,80 @@ class Match:
     Attributes:
         name: its clean name.
         module: the layer.
-        index: index of the block that it is or lies in; ``None`` outside the main stack, or without one.
+        index: index, within its stack, of the block that it is or lies in; ``None`` outside all stacks.
+        stack: name of the stack that it lies in; ``None`` outside all stacks.
     """
 
     name: str
     module: nn.Module
     index: int | None
+    stack: str | None = field(default=None, compare=False)
 
 
-def resolve(tree: ModuleTree, signature: str | int) -> list[Match]:
-    """Return the layers that ``signature`` means, in the model's order; there is at least one.
+def check_signature(signature: object) -> None:
+    """Refuse what is neither a signature nor a list of some.
 
     Raises:
-        LayerNotFound: no layer fits, or several layers fit a name; the message lists the closest ones, or those.
-        TypeError: ``signature`` is neither a string nor an integer.
+        TypeError: it is of another type, or a list holds something else.
+        ValueError: it is an empty list.
     """
-    if isinstance(signature, bool) or not isinstance(signature, (str, int)):
-        raise TypeError(f"layer_signature={signature!r} must be a name such as 'block:*', or the index of a block")
-    names = _names(tree, signature)
-    blocks = _blocks_if_any(tree)
-    return [Match(name, tree.modules[name], _block_index(blocks, name)) for name in names]
+    several = isinstance(signature, (list, tuple))
+    parts = list(signature) if several else [signature]  # type: ignore[call-overload]
+    if not parts:
+        raise ValueError(f"layer_signature={signature!r} names no layer: 'block:*' means every block")
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, (str, int)):
+            held = f"layer_signature={signature!r} holds {part!r}, which" if several else f"layer_signature={part!r}"
+            raise TypeError(
+                f"{held} must be a name such as 'block:*' or 'block:4-8', or the index of a block; or give a list of "
+                "these"
+            )
+
+
+def resolve(tree: ModuleTree, signature: Signature, note: Callable[[str], None] | None = None) -> list[Match]:
+    """Return the layers that ``signature`` means, in the model's order, each once; there is at least one.
+
+    Args:
+        tree: the model.
+        signature: a signature, or a list of signatures.
+        note: is called with what the user should know: that blocks are left out because they lack a part, or that
+            several of the signatures mean the same layers.
+
+    Raises:
+        LayerNotFound: no layer fits one of the signatures, or several layers fit a name; the message lists the closest
+            ones, or those.
+        TypeError, ValueError: ``signature`` is not a string, an integer, or a list of these.
+    """
+    check_signature(signature)
+    parts = [signature] if isinstance(signature, (str, int)) else signature
+    groups = [_matches_of(tree, one, note or _ignore) for one in parts]
+    counts = Counter(match.name for group in groups for match in group)
+    if (repeated := [name for name, count in counts.items() if count > 1]) and note is not None:
+        note(
+            f"layers {list(parts)!r}: {len(repeated)} of {len(counts)} layers fit several of these signatures and "
+            f"count once: {', '.join(repeated[:8])}{', ...' if len(repeated) > 8 else ''}"
+        )
+    by_name = {match.name: match for group in groups for match in group}
+    return [by_name[name] for name in tree.modules if name in by_name]
+
+
+def of_one_hook(matches: Sequence[Match]) -> list[Match]:
+    """Return the layers of one hook: without indices if they lie in several stacks, where numbers are ambiguous.
+
+    Examples:
+        >>> both = [Match("encoder.0", nn.ReLU(), 0, "encoder"), Match("decoder.0", nn.ReLU(), 0, "decoder")]
+        >>> [[match.index for match in of_one_hook(matches)] for matches in (both, both[:1])]
+        [[None, None], [0]]
+    """
+    stacks = {match.stack for match in matches if match.stack is not None}
+    return [replace(match, index=None) for match in matches] if len(stacks) > 1 else list(matches)
 
 
 def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
     """Return the signature by role of each layer that has one: ``"block:3"``, ``"block:3.attn"``, ``"block:3.mlp"``.
 
-    Norms are left out: a block has several, and only the first has the role.
-
-    The result is empty for a model without a main stack.
+    Layers of a stack beside the main one have a prefix: ``"encoder.block:3"``. Norms are left out: a block has
+    several, and only the first has the role. The result is empty for a model without a stack.
 
     Examples:
         >>> stack = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -78,65 +132,40 @@ def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
         {'0': 'block:0', '1': 'block:1'}
     """
     found: dict[str, str] = {}
-    for index, block in enumerate(_blocks_if_any(tree)):
-        found[block] = f"block:{index}"
-        parts = roles_of(tree, block)
-        found.update({name: f"block:{index}.{role}" for role, name in parts.items() if role != "norm"})
+    for stack, prefix in stacks_by_prefix(tree).items():
+        for index, block in enumerate(tree.children(stack)):
+            found[block] = signature = f"{prefix}.block:{index}".removeprefix(".")
+            parts = roles_of(tree, block)
+            found.update({name: f"{signature}.{role}" for role, name in parts.items() if role != "norm"})
     return found
+
+
+def _matches_of(tree: ModuleTree, signature: str | int, note: Callable[[str], None]) -> list[Match]:
+    text, stacks = str(signature), list(stacks_by_prefix(tree))
+    if not _is_name(tree, signature) and is_of_blocks(text):
+        names, stack = layers_of_blocks(tree, text, note)
+        stacks = [*stacks, stack]
+    else:
+        names = _names(tree, signature)
+    places = {block: (i, stack) for stack in stacks for i, block in enumerate(tree.children(stack))}
+    return [Match(name, tree.modules[name], *_place(places, name)) for name in names]
+
+
+def _is_name(tree: ModuleTree, signature: str | int) -> bool:
+    return isinstance(signature, str) and (signature in tree.modules or signature in tree.aliases) and signature != ""
 
 
 def _names(tree: ModuleTree, signature: str | int) -> list[str]:
     text = str(signature)
-    if isinstance(signature, str) and text in tree.names:
-        return [text]
-    if text in tree.aliases:
-        return [tree.aliases[text]]
+    if _is_name(tree, signature):
+        return [tree.aliases.get(text, text)]
     if index := _INDEX.fullmatch(text):
-        return [_block(find_blocks(tree), int(index["index"]), signature)]
-    if text.startswith("block:"):
-        return _by_role(tree, text)
+        return [block_at(find_blocks(tree), int(index["index"]), signature)]
     if text.startswith("type:"):
         return _by_class(tree, text)
     if any(character in text for character in "*?["):
         return _by_glob(tree, text)
     return [_by_suffix(tree, text)]
-
-
-def _block(blocks: list[str], index: int, signature: str | int) -> str:
-    if not -len(blocks) <= index < len(blocks):
-        raise LayerNotFound(
-            f"layer {signature!r}: the model has {len(blocks)} blocks, 0 to {len(blocks) - 1} (or -1 to -{len(blocks)})"
-        )
-    return blocks[index]
-
-
-def _by_role(tree: ModuleTree, text: str) -> list[str]:
-    parsed = _BLOCK.fullmatch(text)
-    if parsed is None:
-        raise LayerNotFound(
-            f"layer {text!r}: write 'block:3', 'block:-1', 'block:*' or 'block:4-8', followed by '.attn', '.mlp' or a "
-            "child's name if you mean a part of the block"
-        )
-    blocks = find_blocks(tree)
-    chosen = _chosen_blocks(blocks, parsed["which"], text)
-    if parsed["child"] is None:
-        return chosen
-    return _parts(tree, chosen, parsed["child"], text)
-
-
-def _parts(tree: ModuleTree, blocks: list[str], child: str, text: str) -> list[str]:
-    """Return that part of the blocks that have one; warn of those that have none, and refuse if none has."""
-    found = {block: _child(tree, block, child) for block in blocks}
-    without = [block for block, names in found.items() if not names]
-    if len(without) == len(blocks):
-        raise LayerNotFound(_no_child(tree, blocks[0], child, text))
-    if without:
-        some = ", ".join(without[:8]) + (", ..." if len(without) > 8 else "")
-        warnings.warn(
-            f"layer {text!r}: {len(without)} of {len(blocks)} blocks have no {child!r} and are left out: {some}",
-            stacklevel=2,
-        )
-    return [name for names in found.values() for name in names]
 
 
 def _by_class(tree: ModuleTree, text: str) -> list[str]:
@@ -151,40 +180,6 @@ def _by_class(tree: ModuleTree, text: str) -> list[str]:
 def _classes(module: nn.Module) -> list[str]:
     """Return the names of a layer's class and its bases: FSDP and parametrizations derive new classes."""
     return [cls.__name__ for cls in type(unwrapped(module)).__mro__ if issubclass(cls, nn.Module) and cls != nn.Module]
-
-
-def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
-    if which == "*":
-        return blocks
-    if which.count("-") == 0 or (which.startswith("-") and which.count("-") == 1):
-        return [_block(blocks, int(which), text)]
-    first, last = (int(part) for part in which.split("-"))
-    if first > last:
-        raise LayerNotFound(f"layer {text!r}: the range is empty, {first} comes after {last}")
-    _block(blocks, last, text)
-    return blocks[first : last + 1]
-
-
-def _child(tree: ModuleTree, block: str, child: str) -> list[str]:
-    holder, part = _holder(tree, block, child)
-    if not part:
-        return [holder]
-    pattern = f"{holder}.{part}".split(".")
-    return [name for name in tree.names if _matches(name.split("."), pattern)]
-
-
-def _holder(tree: ModuleTree, block: str, child: str) -> tuple[str, str]:
-    """Return the part in the role that ``child`` begins with, else the block, and what is to be found in it."""
-    role, _, below = child.partition(".")
-    by_role = part_in_role(tree, block, role)
-    return (block, child) if by_role is None else (by_role, below)
-
-
-def _no_child(tree: ModuleTree, block: str, child: str, text: str) -> str:
-    holder, part = _holder(tree, block, child)
-    children = ", ".join(name[len(holder) + 1 :] for name in tree.children(holder)) or "none"
-    roles = f" (and by role: {', '.join(roles_of(tree, block)) or 'none'})" if holder == block else ""
-    return f"layer {text!r}: {holder!r} has no child {part!r}; its children are: {children}{roles}"
 
 
 def _by_glob(tree: ModuleTree, text: str) -> list[str]:
@@ -228,12 +223,12 @@ def _closest(tree: ModuleTree, text: str) -> str:
     return f"it has {len(tree.names)} layers, among them {', '.join(map(repr, tree.names[:6]))}"
 
 
-def _block_index(blocks: list[str], name: str) -> int | None:
-    return next((i for i, block in enumerate(blocks) if name == block or name.startswith(f"{block}.")), None)
+def _place(places: Mapping[str, tuple[int, str]], name: str) -> tuple[int, str] | tuple[None, None]:
+    """Return the index and the stack of the block that a layer is or lies in."""
+    while name and name not in places:
+        name = name.rpartition(".")[0]
+    return places.get(name, (None, None))
 
 
-def _blocks_if_any(tree: ModuleTree) -> list[str]:
-    try:
-        return find_blocks(tree)
-    except LayerNotFound:
-        return []  # a layer addressed by name needs no main stack
+def _ignore(text: str) -> None:
+    """Do nothing with a note."""

@@ -9,6 +9,7 @@ from itertools import groupby
 
 import torch
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.callback.hooked_run import HookedRun
 from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooks.detector import Detector
@@ -102,7 +103,7 @@ class ReadingsLog:
             detector._receive(of_all_ranks)
             readings = run.layers.call(detector, partial(_read, detector)) or []
             blocks = {site.match.name: site.match.index for site in run.layers.sites(detector)}
-            signature, points = str(detector.layer_signature), _by_block(detector, readings, blocks)
+            signature, points = _in_tags(detector.layer_signature), _by_block(detector, readings, blocks)
             yield DetectorReadings(readings, tuple(blocks), signature, detector.tag_prefix, points)
             run.layers.call(detector, detector.reset)
         yield from _of_effects(effects)
@@ -132,6 +133,11 @@ def _read(detector: Detector) -> list[Reading]:
         if declared and reading.name not in declared:
             raise ValueError(f"readings() returned {reading.name!r}, which is not in reading_names() {declared!r}")
     return readings
+
+
+def _in_tags(signature: Signature | None) -> str:
+    """Return what a detector's layers together are called in tags."""
+    return ",".join(map(str, signature)) if isinstance(signature, (list, tuple)) else str(signature)
 
 
 def _by_block(

@@ -87,7 +87,7 @@ class Place:
         layers: the registry that the hook is in.
         hook: the hook.
         layer: name of the layer, without wrapper prefixes.
-        index: the block that the layer is or is in; ``None`` outside the main stack.
+        index: the block of its stack that the layer is or is in; ``None`` outside stacks, or if the hook is in several.
         channels: where the channels of the layer's activation are.
     """
 
@@ -140,7 +140,7 @@ class HookContext(NamedTuple):
 
     @property
     def index(self) -> int | None:  # type: ignore[override]  # nobody needs a tuple's index(value) here
-        """The block that the layer is or is in; ``None`` outside the main stack."""
+        """The block of its stack that the layer is or is in; ``None`` outside stacks, or if the hook is in several."""
         return self.place.index
 
     def channel_dim(self, x: Tensor) -> int:

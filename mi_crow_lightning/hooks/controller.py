@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.activations import put_input, put_output, take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
@@ -45,7 +46,7 @@ class Controller(Hook):
 
     def __init__(
         self,
-        layer_signature: str | int | None = None,
+        layer_signature: Signature | None = None,
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
         **options: Any,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
@@ -60,7 +61,7 @@ class Detector(Hook):
 
     def __init__(
         self,
-        layer_signature: str | int | None = None,
+        layer_signature: Signature | None = None,
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
         store: Store | None = None,

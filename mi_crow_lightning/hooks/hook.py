@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning._moved import answers_for_old_names
+from mi_crow_lightning.addressing.signatures import Signature, check_signature
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry, Unregistered
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -50,7 +51,7 @@ class Hook:
     - subclass `Detector` or `Controller` and override ``observe`` / ``edit``, which get the tensor.
 
     Args:
-        layer_signature: the layers; may be left out here and given at registration.
+        layer_signature: the layers: a signature, or a list of several; may be left out here and given at registration.
         hook_type: ``"forward"`` to run after the layer, ``"pre_forward"`` to run before it.
         hook_id: a name of your choice; a UUID if you give none.
         schedule: when the hook is on in a Trainer; ``None`` for the default of its kind.
@@ -86,7 +87,7 @@ class Hook:
 
     def __init__(
         self,
-        layer_signature: str | int | None = None,
+        layer_signature: Signature | None = None,
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
         *,
@@ -104,7 +105,7 @@ class Hook:
                 f"channels={channels!r} must be the dimension of the channels: 1 if they follow the samples, -1 if "
                 "they are last"
             )
-        self.layer_signature = layer_signature
+        self.layer_signature = list(layer_signature) if isinstance(layer_signature, (list, tuple)) else layer_signature
         self.hook_type = HookType.of(hook_type)
         self.id = hook_id if hook_id is not None else str(uuid.uuid4())
         self._has_given_id = hook_id is not None
@@ -202,8 +203,8 @@ class Hook:
     def _context_alone(self, module: nn.Module, x: Tensor, args: tuple[Any, ...], output: Any) -> HookContext:
         """Return a bare context for a call that no registry makes, as in a unit test.
 
-        It knows the layer, under the name of the hook's signature, and that every token counts. The hook is prepared
-        for that layer at the first such call.
+        It knows the layer, under the name of the hook's signature if that is one, and that every token counts. The
+        hook is prepared for that layer at the first such call.
 
         Args:
             module: the layer.
@@ -211,7 +212,7 @@ class Hook:
             args: the layer's inputs.
             output: its output; ``None`` before the layer.
         """
-        layer = str(self.layer_signature) if self.layer_signature is not None else type(module).__name__
+        layer = str(self.layer_signature) if isinstance(self.layer_signature, (str, int)) else type(module).__name__
         index = self.layer_signature if isinstance(self.layer_signature, int) else None
         if self._alone_at != layer:
             self.check_layers({layer: index})
@@ -334,7 +335,5 @@ class Hook:
 def _check_signature(signature: object) -> None:
     if isinstance(signature, HookType):
         raise TypeError(f"layer_signature={signature!r} is a hook type: give it by name, hook_type={signature.value!r}")
-    if signature is not None and (isinstance(signature, bool) or not isinstance(signature, (str, int))):
-        raise TypeError(
-            f"layer_signature={signature!r} must be a name such as 'block:*' or 'block:4-8', or the index of a block"
-        )
+    if signature is not None:
+        check_signature(signature)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.addressing.model_names import warn_of_another_model
 from mi_crow_lightning.addressing.module_tree import ModuleTree
-from mi_crow_lightning.addressing.signatures import Match, resolve
+from mi_crow_lightning.addressing.signatures import Match, Signature, of_one_hook, resolve
 from mi_crow_lightning.errors import HookError, RegistrationError, WrittenInPlace
 from mi_crow_lightning.hooks.context import HookContext, Place
 from mi_crow_lightning.hooks.detector import Detector
@@ -103,6 +104,7 @@ class Layers:
         self._shared = Shared(self._pass_over, _device(self.root, self.root))
         self._watchers = Watchers(self._shared.passes, self.graphs)
         self._registrations: dict[str, Registration] = {}
+        self._noted: set[str] = set()  # warnings of signatures: several hooks may have the same one
 
     @property
     def running(self) -> RunningBatch:
@@ -125,7 +127,7 @@ class Layers:
 
     def register_hook(
         self,
-        layer_signature: str | int | None,
+        layer_signature: Signature | None,
         hook: Hook,
         hook_type: HookType | str | None = None,
         *,
@@ -134,7 +136,7 @@ class Layers:
         """Put a hook on all the layers that a signature selects; if one cannot take it, none does.
 
         Args:
-            layer_signature: the layers; ``None`` to use the hook's own signature.
+            layer_signature: the layers: a signature, or a list of several; ``None`` to use the hook's own.
             hook: the hook; it takes over a signature and type given here.
             hook_type: before or after the layer; ``None`` to use the hook's own type.
             due: whether the hook is on at once; `set_due` changes this.
@@ -142,10 +144,14 @@ class Layers:
         Returns:
             The hook's ID.
 
+        Warns:
+            UserWarning: blocks lack the part that the signature names, or several signatures name the same layers.
+
         Raises:
             LayerNotFound: no layer matches.
             HookConflict: the ID or the place on a layer is taken, or the hook is already registered.
             RegistrationError: the hook names no layer, would do nothing, or has a schedule.
+            TypeError, ValueError: the signature is not a name, an index or a list of these.
             VectorMismatch: a vector has another width than its layer declares.
         """
         refuse_unfit(hook, self._registrations)
@@ -161,7 +167,8 @@ class Layers:
             )
         kind = HookType.of(hook_type) if hook_type is not None else hook.hook_type
         tree = ModuleTree(self.root)
-        matches = resolve(tree, signature)
+        notes: list[str] = []
+        matches = of_one_hook(resolve(tree, signature, notes.append))
         refuse_scripted(hook, matches)
         refuse_replicated(hook, matches, tree)
         names = [match.name for match in matches]
@@ -174,7 +181,8 @@ class Layers:
         hook.prepare(names, device)
         if any(match.module in self.graphs for match in matches):
             hook.prepare_graph(device)
-        hook.layer_signature, hook.hook_type = signature, kind
+        hook.layer_signature = list(signature) if isinstance(signature, (list, tuple)) else signature
+        hook.hook_type = kind
         self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), due)
         hook._set_registry(self, self._base_context(hook))
         try:
@@ -182,6 +190,9 @@ class Layers:
         except BaseException:  # one layer took no handle: those on the others must not stay
             self.unregister_hook(hook)
             raise
+        for note in set(notes) - self._noted:
+            warnings.warn(note, stacklevel=2)
+        self._noted.update(notes)
         return hook.id
 
     def unregister_hook(self, hook_or_id: Hook | str) -> bool:
@@ -203,7 +214,7 @@ class Layers:
             self.unregister_hook(hook_id)
 
     def get_hooks(
-        self, layer_signature: str | int | None = None, hook_type: HookType | str | None = None
+        self, layer_signature: Signature | None = None, hook_type: HookType | str | None = None
     ) -> list[Hook]:
         """Return the registered hooks in order; only those on a layer, or of a hook type, if you give one."""
         kind = HookType.of(hook_type) if hook_type is not None else None

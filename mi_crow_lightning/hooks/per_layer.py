@@ -23,6 +23,11 @@ __all__ = ["Casts", "PerLayer", "Vector", "ends_alike", "loaded"]
 
 V = TypeVar("V")
 
+_NUMBERS_OF_BLOCKS = (
+    ". Numbers mean the blocks of one stack, and this layer is in no stack, or the hook's layers are in several: give "
+    "the names of layers instead"
+)
+
 Vector: TypeAlias = str | Path | Tensor | Mapping[int, Tensor] | Mapping[str, Tensor]
 """What ``vector=`` may be: ``(D,)``; such vectors by layer; or the path of a file that `SteeringVector.save` wrote."""
 
@@ -87,7 +92,8 @@ class PerLayer(Generic[V]):
         if keys:
             raise RegistrationError(f"{self.name} has several values for layer {layer!r}: those of {listed}")
         block = f" (block {index})" if index is not None else ""
-        raise RegistrationError(f"{self.name} has nothing for layer {layer!r}{block}; it has: {listed}")
+        hint = "" if index is not None or not all(isinstance(key, int) for key in self.value) else _NUMBERS_OF_BLOCKS
+        raise RegistrationError(f"{self.name} has nothing for layer {layer!r}{block}; it has: {listed}{hint}")
 
     def move(self: PerLayer[Tensor], device: torch.device) -> None:
         """Bring tensors to a device: a graph of ``torch.compile`` would do so in each call."""

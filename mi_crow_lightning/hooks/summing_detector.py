@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.reading import Reading
@@ -72,7 +73,7 @@ class SummingDetector(Detector):
     merge: str | Sequence[str] = "sum"
 
     def __init__(
-        self, layer_signature: str | int | None = None, *, tokens: Tokens | str = "all", **options: Any
+        self, layer_signature: Signature | None = None, *, tokens: Tokens | str = "all", **options: Any
     ) -> None:
         super().__init__(layer_signature, **options)
         self.tokens = Tokens.of(tokens)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.conditions import Condition, where_both
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import Controller, checked_edit
@@ -57,7 +58,7 @@ class TokenController(Controller):
 
     def __init__(
         self,
-        layer_signature: str | int | None = None,
+        layer_signature: Signature | None = None,
         *,
         strength: Strength = 1.0,
         tokens: Tokens | str = "all",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import checked_edit
 from mi_crow_lightning.hooks.directions import channel_dim_for, check_width, checked_vector
@@ -59,7 +60,7 @@ class VectorController(TokenController):
     described = "the vector"
     """What messages call the vector where it does not fit a layer."""
 
-    def __init__(self, layer_signature: str | int | None, vector: Vector, **options: Any) -> None:
+    def __init__(self, layer_signature: Signature | None, vector: Vector, **options: Any) -> None:
         super().__init__(layer_signature, **options)
         self._casts = Casts()
         self._scaled: dict[str, _Scaled] = {}  # by layer

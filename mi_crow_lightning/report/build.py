@@ -110,6 +110,7 @@ def _hooked_layer(sites: list[Site]) -> HookedLayer:
         module=type(unwrapped(match.module)).__name__,
         hooks=tuple(_label(site.hook) for site in in_order),
         output_shape=known_shape(match.module),
+        stack=match.stack,
     )
 
 

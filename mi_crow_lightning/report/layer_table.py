@@ -22,7 +22,7 @@ class LayerRow:
     Attributes:
         name: its name.
         role: the signature by role that matches it, such as ``"block:3.attn"``, if there is one.
-        index: the block that it is or lies in; ``None`` outside the main stack.
+        index: the block of its stack that it is or lies in; ``None`` outside all stacks.
         module: its class.
         parameters: how many numbers its weights have.
         output_shape: the shape of its output in a tiny pass; ``None`` if that is not known.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.report.feature import Feature, Support
 from mi_crow_lightning.report.text_table import text_table
 
@@ -32,7 +33,7 @@ class HookPlan:
 
     hook: str
     edits: bool
-    layer_signature: str | int | None
+    layer_signature: Signature | None
     layers: tuple[str, ...]
     when: str
     tokens: str
@@ -45,10 +46,11 @@ class HookedLayer:
 
     Attributes:
         name: its name.
-        index: the block that it is or lies in; ``None`` outside the main stack.
+        index: the block of its stack that it is or lies in; ``None`` outside all stacks.
         module: its class.
         hooks: the hooks, in the order in which they run.
         output_shape: the shape of its output if its class determines it, such as ``"(..., 64)"``; else ``None``.
+        stack: the stack that it lies in, by name; ``None`` outside all stacks.
     """
 
     name: str
@@ -56,6 +58,7 @@ class HookedLayer:
     module: str
     hooks: tuple[str, ...]
     output_shape: str | None = None
+    stack: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,10 +135,15 @@ def _hook_table(hooks: Sequence[HookPlan]) -> str:
 
 
 def _layer_table(layers: Sequence[HookedLayer]) -> str:
-    alike = [list(group) for _, group in groupby(layers, key=lambda it: (it.module, it.hooks, it.output_shape))]
+    alike = [list(group) for _, group in groupby(layers, key=_shown)]
     rows = [(_span(group), group[0].module, group[0].output_shape or "", ", ".join(group[0].hooks)) for group in alike]
     left_out = [("...", f"{len(rows) - _MAX_ROWS} more rows", "", "")] if len(rows) > _MAX_ROWS else []
     return text_table(("layer", "class", "output", "hooks, in the order they run"), rows[:_MAX_ROWS] + left_out)
+
+
+def _shown(layer: HookedLayer) -> tuple[object, ...]:
+    """Return what layers on one line have in common: never two stacks, which are two lines even if they are alike."""
+    return (layer.stack, layer.module, layer.hooks, layer.output_shape)
 
 
 def _span(layers: Sequence[HookedLayer]) -> str:

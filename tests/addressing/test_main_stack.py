@@ -40,12 +40,14 @@ def test_an_encoder_and_a_decoder_are_ambiguous() -> None:
         blocks(model)
     message = str(caught.value)
     assert "the model has 2 stacks of blocks, so a block's index is ambiguous" in message
-    assert "'encoder.block': 2 x T5Block" in message and "'decoder.block': 2 x T5Block" in message
-    assert "Name the layers, e.g. 'encoder.block.*', or choose one of the models with root=..." in message
-    # Both ways out work.
+    assert "'encoder.block:*' for 'encoder.block': 2 x T5Block" in message
+    assert "'decoder.block:*' for 'decoder.block': 2 x T5Block" in message
+    assert "Or choose one of the models with root=..." in message
+    # All ways out work.
     tree = ModuleTree(model)
-    assert [match.name for match in resolve(tree, "encoder.block.*")] == ["encoder.block.0", "encoder.block.1"]
-    assert [match.index for match in resolve(tree, "encoder.block.*")] == [None, None]
+    for signature in ("encoder.block:*", "encoder.block.*"):
+        found = [(match.name, match.index, match.stack) for match in resolve(tree, signature)]
+        assert found == [("encoder.block.0", 0, "encoder.block"), ("encoder.block.1", 1, "encoder.block")]
     assert blocks(model.decoder) == ["block.0", "block.1"]
     roles = {role: [m.name for m in resolve(ModuleTree(model.decoder), f"block:*.{role}")] for role in ("attn", "mlp")}
     assert roles == {

@@ -175,10 +175,10 @@ def test_blocks_that_do_not_exist(wrong: Any, message: str) -> None:
         names(llama(), wrong)
 
 
-@pytest.mark.parametrize("wrong", [True, 1.0, None, ["block:0"], b"block:0"])
+@pytest.mark.parametrize("wrong", [True, 1.0, None, ["block:0", 1.0], [["block:0"]], {"block:0"}, b"block:0"])
 def test_only_names_and_whole_numbers_are_signatures(wrong: Any) -> None:
     with pytest.raises(
-        TypeError, match=r"layer_signature=.* must be a name such as 'block:\*', or the index of a block"
+        TypeError, match=r"layer_signature=.* must be a name such as 'block:\*' or 'block:4-8', or the index of a block"
     ):
         resolve(ModuleTree(llama()), wrong)
     if wrong is not None:  # left out, for a hook

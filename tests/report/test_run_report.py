@@ -94,7 +94,8 @@ def test_a_wrapped_layer_is_told_by_its_own_class() -> None:
     module.model[5] = torch.compile(module.model[5], backend="eager")  # type: ignore[index,operator]
     watch = HookCallback([LayerActivationDetector("model.5")])
     run("predict", trainer(watch), module, data_of())
-    assert watch.report().layers == (HookedLayer("model.5", 5, "Linear", ("LayerActivationDetector",), "(..., 5)"),)
+    (layer,) = watch.report().layers
+    assert layer == HookedLayer("model.5", 5, "Linear", ("LayerActivationDetector",), "(..., 5)", "model")
     assert watch.detectors[0].get_captured() is not None  # type: ignore[attr-defined]
 
 
@@ -125,7 +126,7 @@ def test_the_hooks_of_a_layer_stand_in_the_order_in_which_they_run() -> None:
     editing = [Order(calls, hook_id="edit"), Order(calls, hook_id="edit input", hook_type="pre_forward")]
     report = predicted(HookCallback(detectors, editing), "mlp")
     (layer,) = report.layers
-    assert layer == HookedLayer("model.0", 0, "Linear", layer.hooks, f"(..., {WIDTH})")
+    assert layer == HookedLayer("model.0", 0, "Linear", layer.hooks, f"(..., {WIDTH})", "model")
     assert [label.split("'")[1] for label in layer.hooks] == calls == ["edit input", "input", "early", "edit", "late"]
 
 

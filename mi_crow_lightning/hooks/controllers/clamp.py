@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import is_finite
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import unit_vector
 from mi_crow_lightning.hooks.edits import added
@@ -58,7 +59,7 @@ class ClampController(VectorController):
 
     def __init__(
         self,
-        layer_signature: str | int | None,
+        layer_signature: Signature | None,
         vector: Vector,
         value: float | None = None,
         *,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import checked_edit
@@ -44,7 +45,7 @@ class FunctionController(TokenController):
 
     def __init__(
         self,
-        layer_signature: str | int | None,
+        layer_signature: Signature | None,
         function: Callable[[Tensor], Any],
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,

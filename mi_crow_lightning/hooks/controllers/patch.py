@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import PatchMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import laid_out_like, mixed
@@ -66,7 +67,7 @@ class PatchController(VectorController):
 
     def __init__(
         self,
-        layer_signature: str | int | None,
+        layer_signature: Signature | None,
         source: str | Path | Stored | Mapping[int, Stored] | Mapping[str, Stored],
         **options: Any,
     ) -> None:

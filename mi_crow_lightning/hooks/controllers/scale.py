@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mi_crow_lightning._arguments import is_finite
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import mixed
 from mi_crow_lightning.hooks.token_controller import TokenController
@@ -37,7 +38,7 @@ class ScaleController(TokenController):
 
     traceable = True
 
-    def __init__(self, layer_signature: str | int | None, factor: float, **options: Any) -> None:
+    def __init__(self, layer_signature: Signature | None, factor: float, **options: Any) -> None:
         super().__init__(layer_signature, **options)
         if not is_finite(factor):
             raise ValueError(f"factor={factor!r} must be a finite number")

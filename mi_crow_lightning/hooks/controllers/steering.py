@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.per_layer import Vector
 from mi_crow_lightning.hooks.strengths import Strength
@@ -53,7 +54,7 @@ class SteeringController(VectorController):
 
     def __init__(
         self,
-        layer_signature: str | int | None,
+        layer_signature: Signature | None,
         vector: Vector,
         strength: Strength = 1.0,
         tokens: Tokens | str = "all",

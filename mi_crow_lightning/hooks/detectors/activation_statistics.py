@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -82,7 +83,7 @@ class ActivationStatistics(Detector):
 
     def __init__(
         self,
-        layer_signature: str | int | None = None,
+        layer_signature: Signature | None = None,
         *,
         statistics: Sequence[str] | None = None,
         histogram: bool = True,

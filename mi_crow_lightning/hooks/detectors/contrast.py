@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import NothingExtracted, VectorMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
@@ -86,7 +87,7 @@ class ContrastDetector(Detector):
 
     def __init__(
         self,
-        layer_signature: str | int | None = None,
+        layer_signature: Signature | None = None,
         *,
         method: str = "mean_difference",
         tokens: Tokens | str = "all",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import CaptureBudgetExceeded, TokensUnknown, UnreadableActivation
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
@@ -67,7 +68,7 @@ class LayerActivationDetector(Detector):
 
     def __init__(
         self,
-        layer_signature: str | int | None = None,
+        layer_signature: Signature | None = None,
         hook_id: str | None = None,
         target_dtype: torch.dtype | None = None,
         *,

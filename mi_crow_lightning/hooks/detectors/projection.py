@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.conditions import Beyond, Of
 from mi_crow_lightning.hooks.context import HookContext
@@ -63,7 +64,7 @@ class ProjectionDetector(SummingDetector):
 
     def __init__(
         self,
-        layer_signature: str | int | None = None,
+        layer_signature: Signature | None = None,
         vector: Vector | None = None,
         *,
         vectors: Mapping[str, Vector] | None = None,
