@@ -90,7 +90,7 @@ def watch(**arguments: Any) -> list[Any]:
 
 
 def scale(**init_args: Any) -> dict[str, Any]:
-    return ours("ScaleController", 0, **{"factor": 2, **init_args})
+    return ours("ScaleController", **{"layer_signature": 0, "factor": 2, **init_args})
 
 
 def parser() -> ArgumentParser:

@@ -79,6 +79,15 @@ CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
         {"detectors": ours("ActivationStatistics", 3)},
         lambda: HookCallback(ActivationStatistics(3)),
     ),
+    "lists of layers": (
+        {
+            "detectors": ours("ActivationStatistics", ["block:0", -1, "3"]),
+            "controllers": scale(layer_signature=[0, "1"]),
+        },
+        lambda: HookCallback(
+            ActivationStatistics(["block:0", -1, "3"]), ScaleController(layer_signature=[0, "1"], factor=2)
+        ),
+    ),
     "every option of a detector": (
         {
             "detectors": [
