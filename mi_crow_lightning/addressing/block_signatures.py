@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from mi_crow_lightning.addressing.main_stack import find_stack
 from mi_crow_lightning.addressing.module_tree import ModuleTree
-from mi_crow_lightning.addressing.roles import part_in_role, roles_of
+from mi_crow_lightning.addressing.roles import part_in_role, roles_of, shared_part
 from mi_crow_lightning.errors import LayerNotFound
 
-__all__ = ["block_at", "is_of_blocks", "layers_of_blocks"]
+__all__ = ["block_at", "is_of_blocks", "layers_of_blocks", "some"]
 
 _BLOCK = re.compile(r"((?P<stack>[^:]+)\.)?block:(?P<which>\*|-?\d+(-\d+)?)(\.(?P<child>.+))?")
 
@@ -71,13 +71,22 @@ def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
 def _parts(tree: ModuleTree, blocks: list[str], child: str, text: str, note: Callable[[str], None]) -> list[str]:
     """Return that part of the blocks that have one; note those that have none, and refuse if none has."""
     found = {block: _child(tree, block, child) for block in blocks}
-    without = [block for block, names in found.items() if not names]
-    if len(without) == len(blocks):
+    lacking = [block for block, names in found.items() if not names]
+    if len(lacking) == len(blocks):
         raise LayerNotFound(_no_child(tree, blocks[0], child, text))
+    sharing = [block for block in lacking if shared_part(tree, block, child.partition(".")[0]) is not None]
+    without = [block for block in lacking if block not in sharing]
     if without:
-        some = ", ".join(without[:8]) + (", ..." if len(without) > 8 else "")
-        note(f"layer {text!r}: {len(without)} of {len(blocks)} blocks have no {child!r} and are left out: {some}")
+        count = f"{len(without)} of {len(blocks)} blocks"
+        note(f"layer {text!r}: {count} have no {child!r} and are left out: {some(without)}")
+    if sharing:
+        note(f"layer {text!r}: {child!r} is one layer in several blocks, and counts once: also in {some(sharing)}")
     return [name for names in found.values() for name in names]
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first eight names as text."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _child(tree: ModuleTree, block: str, child: str) -> list[str]:
@@ -100,4 +109,7 @@ def _no_child(tree: ModuleTree, block: str, child: str, text: str) -> str:
     holder, part = _holder(tree, block, child)
     children = ", ".join(name[len(holder) + 1 :] for name in tree.children(holder)) or "none"
     roles = f" (and by role: {', '.join(roles_of(tree, block)) or 'none'})" if holder == block else ""
+    shared = shared_part(tree, block, child.partition(".")[0])
+    if shared is not None:
+        return f"layer {text!r}: {block!r} shares this layer with an earlier block: write {shared!r} to hook both"
     return f"layer {text!r}: {holder!r} has no child {part!r}; its children are: {children}{roles}"

@@ -91,7 +91,7 @@ def _stack_of_prefix(tree: ModuleTree, prefix: str) -> str:
     stacks = _stacks(tree)
     fitting = stacks_of_prefix(stacks, prefix)
     if not fitting:  # another list of blocks, such as that of a stage inside a stack
-        lists = [name for name, module in tree.modules.items() if _classes_of_blocks(module)]
+        lists = [name for name, module in tree.modules.items() if _classes_of_blocks(module, least=1)]
         fitting = _outermost(stacks_of_prefix(lists, prefix)) if prefix not in PREFIXES else []
     if len(fitting) == 1:
         return fitting[0]
@@ -138,8 +138,8 @@ def _classes_of_blocks(module: nn.Module, least: int = 2) -> frozenset[type[nn.M
         return frozenset()
     children = list(module.children())
     classes = frozenset(type(unwrapped(child)) for child in children)
-    called = not any(issubclass(cls, (nn.ModuleList, nn.ModuleDict)) for cls in classes)
-    return classes if len(children) >= least and called and _are_kin(classes) else frozenset()
+    lists = any(issubclass(cls, nn.ModuleList) and cls.forward is nn.Module.forward for cls in classes)
+    return classes if len(children) >= least and not lists and _are_kin(classes) else frozenset()
 
 
 def _weighs(module: nn.Module, half: float) -> bool:

@@ -6,7 +6,7 @@ from torch import nn
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 
-__all__ = ["ROLES", "part_in_role", "roles_of"]
+__all__ = ["ROLES", "part_in_role", "roles_of", "shared_part"]
 
 _HOLDERS_OF_EXPERTS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mixer")
 
@@ -14,22 +14,38 @@ _HOLDERS_OF_EXPERTS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", 
 ROLES: dict[str, tuple[str, ...]] = {
     "attn": (
         *("self_attn", "attn", "self_attention", "attention", "layer.0.SelfAttention"),
-        *("temporal_block", "mixer"),
+        *("temporal_block", "mixer", "multi_head_attention", "shared_transf.self_attn", "shared_transformer.self_attn"),
     ),
     "mlp": (
+        "ffn_output",  # ALBERT's, whose "ffn" is the first linear layer of two
         *("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mlp_block"),
         *("layer.1.DenseReluDense", "layer.2.DenseReluDense", "mixer"),
+        *("shared_transf.feed_forward", "shared_transformer.feed_forward"),
         # No module holds the MLP of these blocks: its last linear layer returns what the MLP returns.
-        *("fc2", "output.dense", "linear2"),
+        *("fc2", "output.dense", "output_query.dense", "linear2"),
     ),
     "norm": (
         *("norm", "input_layernorm", "ln_1", "layer_norm1", "norm1", "layernorm_before", "self_attn_layer_norm"),
+        *(
+            "norm_1",
+            "layernorm1",
+            "layernorm_1",
+            "layer_norm_1",
+            "rms_norm1",
+            "norm_sublayer1",
+            "input_rmsnorm",
+            "ln_attn",
+        ),
+        *("attn_norm", "attention_layernorm", "attention_layer_norm", "pre_attention_layer_norm", "sa_layer_norm"),
+        *("pre_sa_norm", "operator_norm"),
         *("layer_norm", "input_layer_norm", "attention_norm", "layer.0.layer_norm", "attention.output.LayerNorm"),
-        "temporal_pre_norm",
+        *("attention.LayerNorm", "attention.ln"),
+        *("temporal_pre_norm", "shared_transf.input_layernorm", "shared_transformer.input_layernorm"),
+        "post_attention_layernorm",  # where attention has no norm before it
     ),
     "cross_attn": (
         *("cross_attn", "crossattention", "cross_attention", "encoder_attn", "multihead_attn"),
-        "layer.1.EncDecAttention",
+        *("layer.1.EncDecAttention", "encoder_decoder_attention"),
     ),
     "router": tuple(f"{holder}.{name}" for holder in _HOLDERS_OF_EXPERTS for name in ("router", "gate")),
     "expert": tuple(f"{holder}.experts" for holder in _HOLDERS_OF_EXPERTS),
@@ -46,6 +62,13 @@ def part_in_role(tree: ModuleTree, block: str, role: str) -> str | None:
     return next((name for name in named if name in tree.modules and _has_role(tree, name, role)), None)
 
 
+def shared_part(tree: ModuleTree, block: str, role: str) -> str | None:
+    """Return the first name of the part in the role that ``block`` shares with an earlier block, if it does."""
+    return next(
+        (tree.aliases[name] for part in ROLES.get(role, ()) if (name := f"{block}.{part}") in tree.aliases), None
+    )
+
+
 def roles_of(tree: ModuleTree, block: str) -> dict[str, str]:
     """Return the names of the parts of ``block`` by role."""
     return {role: name for role in ROLES if (name := part_in_role(tree, block, role)) is not None}
@@ -59,4 +82,6 @@ def _has_role(tree: ModuleTree, name: str, role: str) -> bool:
         return any(word in class_name for word in _WORDS_IN_CLASSES[role])
     if role == "router":  # a dense MLP may call a projection its gate
         return f"{holder}.experts" in tree.modules
+    if role == "norm" and isinstance(module, nn.Identity):  # a place that a block leaves empty
+        return False
     return not isinstance(module, nn.ModuleList)  # which is never called

@@ -30,7 +30,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from mi_crow_lightning.addressing.block_signatures import block_at, is_of_blocks, layers_of_blocks
+from mi_crow_lightning.addressing.block_signatures import block_at, is_of_blocks, layers_of_blocks, some
 from mi_crow_lightning.addressing.main_stack import find_blocks, stacks_by_prefix
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.addressing.roles import roles_of
@@ -102,7 +102,7 @@ def resolve(tree: ModuleTree, signature: Signature, note: Callable[[str], None] 
     if (repeated := [name for name, count in counts.items() if count > 1]) and note is not None:
         note(
             f"layers {list(parts)!r}: {len(repeated)} of {len(counts)} layers fit several of these signatures and "
-            f"count once: {', '.join(repeated[:8])}{', ...' if len(repeated) > 8 else ''}"
+            f"count once: {some(repeated)}"
         )
     by_name = {match.name: match for group in groups for match in group}
     return [by_name[name] for name in tree.modules if name in by_name]

@@ -62,6 +62,7 @@ def prefix_of(stack: str, stacks: Sequence[str]) -> str:
         ".".join(segments[start : start + length])
         for length in range(1, len(segments) + 1)
         for start in range(len(segments) - length + 1)
+        if not segments[start].isdigit()  # a number alone says little
     )
     return next(prefix for prefix in (*_kinds(stack), *parts) if stacks_of_prefix(stacks, prefix) == [stack])
 

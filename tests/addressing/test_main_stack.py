@@ -247,3 +247,24 @@ def test_kin_have_a_base_or_names_in_common() -> None:
             blocks(nn.ModuleDict({"body": nn.ModuleList(strangers)}))
     with pytest.raises(LayerNotFound, match="the model has 2 stacks of blocks"):
         blocks(nn.ModuleDict({"both": nn.ModuleList([gpt2(), llama()])}))
+
+
+class Called(nn.ModuleList):
+    """A list that is called itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self:
+            x = module(x)
+        return x
+
+
+def test_lists_that_nothing_calls_are_not_blocks() -> None:
+    def stages(kind: type[nn.ModuleList]) -> nn.Module:
+        return nn.ModuleDict({"stages": nn.ModuleList(kind(Residual(4) for _ in range(n)) for n in (2, 3))})
+
+    assert blocks(stages(Called)) == ["stages.0", "stages.1"]
+    with pytest.raises(LayerNotFound, match=r"2 stacks(.|\n)*'stages.0.block:\*' for 'stages.0': 2 x Residual"):
+        blocks(stages(nn.ModuleList))
+    assert [match.name for match in resolve(ModuleTree(stages(nn.ModuleList)), "stages.1.block:0")] == ["stages.1.0"]
+    parts = nn.ModuleDict({"h": nn.ModuleList(nn.ModuleDict({"attn": nn.Linear(4, 4)}) for _ in range(2))})
+    assert [match.name for match in resolve(ModuleTree(parts), "block:*.attn")] == ["h.0.attn", "h.1.attn"]
