@@ -74,8 +74,9 @@ def test_an_encoder_and_a_decoder_both_run(tmp_path: Path) -> None:
     config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
     found = outline(saved(tmp_path, config, T5ForConditionalGeneration), "*.block.*")
     assert found.inputs == {"input_ids": (2, 7), "decoder_input_ids": (2, 7)}
+    assert [row.index for row in found.layers] == [0, 1, 0, 1]
     assert [(row.name, row.output_shape, row.role) for row in found.layers] == [
-        (f"{side}.block.{i}", (2, 7, 32), None) for side in ("encoder", "decoder") for i in range(2)
+        (f"{side}.block.{i}", (2, 7, 32), f"{side}.block:{i}") for side in ("encoder", "decoder") for i in range(2)
     ]
 
 
