@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from mi_crow_lightning.hooks.passes.facts import PassFacts, is_sequence
 from mi_crow_lightning.hooks.passes.token_module import Signature
 
-__all__ = ["Generation", "of_beams", "read_facts"]
+__all__ = ["Generation", "OuterCall", "mask_of_outer", "of_beams", "read_facts"]
+
+OuterCall: TypeAlias = tuple[Signature, Mapping[str, Any]]
+"""A running call of a module around a token module: its signature and the arguments, by parameter name."""
 
 _STATES = ("cache_params", "state")  # caches of recurrent models, which do not say how many tokens they hold
 
@@ -97,6 +100,8 @@ def read_facts(
     past = _cache_length(given.get("past_key_values")) if "past_key_values" in names else None
     side = signature.side
     ids, embeddings = signature.tokens_of(given)
+    if ids is None and embeddings is None:
+        embeddings = signature.source_of(given)  # there are as many tokens as labels
     embedded_rows, embedded = embeddings.shape[:2] if is_sequence(embeddings) else (None, None)
     tokens = ids.shape[1] if is_sequence(ids) else embedded
     mask = _one_mask(signature.mask_of(given))
@@ -131,6 +136,23 @@ def read_facts(
         acted=acted,
         derived={} if kept else None,
     )
+
+
+def mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | None:
+    """Return the mask of a pass that a module around the token module was given, or that follows from its labels.
+
+    A text's mask is not that of its translation: about a decoder, only modules that take two texts are asked.
+
+    Args:
+        facts: the facts of the pass, without a mask.
+        calls: the running calls around the token module, innermost first.
+    """
+    for outer, given in calls:
+        ask = outer.texts_mask_of if facts.encoder is None else outer.translations_mask_of
+        mask: Tensor | None = ask(given)
+        if facts.is_of_tokens(mask):
+            return mask
+    return None
 
 
 def of_beams(values: Tensor, rows: int) -> Tensor:

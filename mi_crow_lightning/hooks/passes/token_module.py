@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+
+from mi_crow_lightning.hooks.passes.labels import NO_ENDS, EndOfTexts, real_labels
 
 __all__ = ["TOKEN_INPUTS", "Signature", "takes_a_mask", "token_module", "virtual_tokens"]
 
@@ -49,6 +51,7 @@ class Signature:
         prefix: the prefix of the arguments for its tokens: ``"decoder_"`` if it takes two texts.
         padding_mask: the argument of torch's own modules in which True is padding; ``None`` in other modules.
         pad_ids: the IDs that the model's config names as padding, or else as the end of a text.
+        ends: the IDs that end the labels from which the model makes the decoder's tokens.
     """
 
     names: tuple[str, ...]
@@ -56,13 +59,15 @@ class Signature:
     prefix: str
     padding_mask: str | None = None
     pad_ids: tuple[int, ...] = ()
+    ends: EndOfTexts = NO_ENDS
 
     @classmethod
     def of(cls, module: nn.Module, ancestors: Sequence[nn.Module]) -> Signature:
         """Return the signature of a token module, where ``ancestors`` are the modules around one of its layers."""
         names = _parameters_of(module)
         if "decoder_input_ids" in names:  # around both sides: a layer on neither, such as a head, follows the decoder
-            return cls(names, "decoder", "decoder_", pad_ids=_pad_ids(module))
+            ends = EndOfTexts.of(getattr(module, "config", None))
+            return cls(names, "decoder", "decoder_", pad_ids=_pad_ids(module), ends=ends)
         if "attention_mask" not in names and (padding_mask := _torch_mask(names)) is not None:
             return cls(names, None, "", padding_mask)
         side = _side(module, names)
@@ -77,7 +82,8 @@ class Signature:
     def mask_of(self, given: Mapping[str, Any]) -> Any:
         """Return the mask of the module's own tokens among the arguments of a call."""
         if self.padding_mask is None:
-            return None if self._masks_keys(given) else given.get(f"{self.prefix}attention_mask")
+            mask = None if self._masks_keys(given) else given.get(f"{self.prefix}attention_mask")
+            return self._mask_of_source(given) if mask is None and self.prefix else mask
         if self.padding_mask == "key_padding_mask" and given.get("key") is not given.get("query"):
             return None  # the keys are other tokens
         return given.get(self.padding_mask)
@@ -89,6 +95,29 @@ class Signature:
     def texts_mask_of(self, given: Mapping[str, Any]) -> Any:
         """Return the mask of the only text that the module is called with; ``None`` if it takes two."""
         return None if self.prefix else given.get("attention_mask")
+
+    def translations_mask_of(self, given: Mapping[str, Any]) -> Any:
+        """Return the mask of the decoder's text if the module takes two texts, and otherwise ``None``."""
+        return self.mask_of(given) if self.prefix else None
+
+    def source_of(self, given: Mapping[str, Any]) -> Tensor | None:
+        """Return the labels, or else the IDs of the encoder, from which the model makes the decoder's tokens.
+
+        Returns:
+            ``(B, T)``, as long as the decoder's text; ``None`` if the decoder's tokens are given, or nothing else is.
+        """
+        if not self.prefix or any(given.get(f"decoder_{name}") is not None for name in TOKEN_INPUTS):
+            return None
+        for ids in (given.get("labels"), given.get("input_ids")):
+            if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point():
+                return ids
+        return None
+
+    def _mask_of_source(self, given: Mapping[str, Any]) -> Any:
+        source = self.source_of(given)
+        if source is None or source is given.get("input_ids"):
+            return None if source is None else given.get("attention_mask")
+        return real_labels(source, self.ends)
 
     def tokens_of(self, given: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the token IDs and the embeddings among the arguments of a call."""

@@ -20,7 +20,7 @@ from torch import nn
 from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.recomputes import EndedCalls, next_node
-from mi_crow_lightning.hooks.passes.token_call import Generation, read_facts
+from mi_crow_lightning.hooks.passes.token_call import Generation, OuterCall, mask_of_outer, read_facts
 from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, virtual_tokens
 
 __all__ = ["Passes"]
@@ -35,7 +35,7 @@ class _ThreadPass:
 
     Attributes:
         calls: the watched modules that are being called, outermost first.
-        masks: for each running call around a token module, the attention mask that it was given.
+        outer: the running calls around token modules, outermost first, each with its arguments.
         tokens: for each token module, the facts of its running call, or of its last call in the batch; under ``None``
             the facts of the running pass for layers without a token module.
         starts: for each token module, and under ``None`` for the pass, the number of the call's first autograd node.
@@ -54,7 +54,7 @@ class _ThreadPass:
     def cut_short(self) -> None:
         """Forget the running pass."""
         self.calls: list[nn.Module] = []
-        self.masks: dict[nn.Module, Any] = {}
+        self.outer: dict[nn.Module, OuterCall] = {}
         self.starts: dict[nn.Module | None, int] = {}
         self.errors: list[tuple[HookError, Any]] = []
         self.failed: set[str] = set()
@@ -148,7 +148,7 @@ class Passes(Generic[H]):
         here.calls.append(module)
         if module in self._outer:
             outer = self._outer[module]
-            here.masks[module] = outer.texts_mask_of(outer.given(args, kwargs))
+            here.outer[module] = (outer, outer.given(args, kwargs))
         signature = self._signatures.get(module)
         if signature is not None:
             here.tokens[module] = self._read(module, signature, signature.given(args, kwargs))
@@ -161,7 +161,7 @@ class Passes(Generic[H]):
             return
         while here.calls.pop() is not module:
             pass  # calls that a BaseException interrupted
-        here.masks.pop(module, None)
+        here.outer.pop(module, None)
         if module in here.starts:
             self._end(module)
         if not here.calls:
@@ -228,8 +228,8 @@ class Passes(Generic[H]):
         learned = max(map(virtual_tokens, here.calls))
         width = here.first_widths.get(module)
         facts = read_facts(module, given, signature, generation, width, learned, kept=True, acted=_acted())
-        if facts.mask is None and facts.unreadable is None and here.masks and signature.side is None:
-            facts = facts.with_mask(next(filter(facts.is_of_tokens, reversed(here.masks.values())), None))
+        if facts.mask is None and facts.unreadable is None and here.outer:
+            facts = facts.with_mask(mask_of_outer(facts, reversed(here.outer.values())))
         if not facts.past and facts.tokens is not None:
             # In a user's own decoding loop, the first pass with an empty cache is the prompt.
             here.first_widths[module] = facts.tokens
