@@ -20,6 +20,7 @@ from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.positions.span import Span
+from mi_crow_lightning.hooks.positions.streams import of_all_streams, one_stream, place_of_tokens
 
 __all__ = ["AllOf", "AnyOf", "Not", "Tokens", "put_where"]
 
@@ -128,7 +129,10 @@ class Tokens:
             kept[key] = mask
         return mask
 
-    def _chosen(self, x: Tensor, ctx: HookContext, editing: bool) -> Tensor:
+    def _chosen(self, x: Tensor, ctx: HookContext, editing: bool, whole: Tensor | None = None) -> Tensor:
+        place = place_of_tokens(x, ctx.facts, ctx.axes) if x.dim() > 3 else None
+        if place is not None:
+            return of_all_streams(self._chosen(one_stream(x, place), ctx, editing, x), x, place)
         axes = ctx.axes.of(x)
         if x.dim() != 3 or axes is not Axes.USUAL:
             given = "has" if axes is Axes.USUAL else f"gives {axes.value}, with"
@@ -138,7 +142,7 @@ class Tokens:
             )
         real = real_tokens(x, ctx, must_fit=True)
         try:
-            return self._choose(_Choice(_span(x, real, ctx.facts), editing, x, ctx))
+            return self._choose(_Choice(_span(x, real, ctx.facts), editing, x if whole is None else whole, ctx))
         except TokensUnknown as error:
             raise TokensUnknown(f"{ctx.layer!r}: {error}") from None
 

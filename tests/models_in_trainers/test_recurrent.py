@@ -25,7 +25,6 @@ from tests.models_in_trainers.harness import (
     assert_steered,
     assert_watched,
     attention_mask,
-    everything,
     first_tensor,
     tells,
 )
@@ -103,17 +102,17 @@ def test_tokens_are_chosen_along_the_second_dimension() -> None:
 CROSSWISE = r"'model.rnn' gives \(tokens, batch, features\), because batch_first=True is not set"
 
 
+def across(batch: Any) -> Tensor:
+    return attention_mask(batch).T
+
+
 @pytest.mark.documents("compatibility/rnn-lstm-gru/detectors")
-def test_with_the_time_first_all_is_read_and_it_is_told() -> None:
-    with tells(CROSSWISE + ", which an attention mask does not fit, so every element counts"):
-        # Batches of seven texts of seven tokens: a mask laid across would fit.
-        trainer(HookCallback(ActivationStatistics("model.rnn"))).validate(
-            reader(batch_first=False)(), loader(texts(7), 7), verbose=False
-        )
-    with tells(CROSSWISE):
-        assert_watched(reader(batch_first=False), texts(), ["model.rnn"], everything)
-    with tells(CROSSWISE):
-        assert_steered(reader(batch_first=False), texts(), "model.rnn")
+@pytest.mark.parametrize("first", [0, 3])
+def test_with_the_time_first_padding_is_left_out_too(first: int) -> None:
+    """Also in batches of four texts of four tokens, where the mask as it is would fit."""
+    rows = [{name: tensor[first:] if tensor.dim() else tensor for name, tensor in row.items()} for row in texts(8)]
+    assert_watched(reader(batch_first=False), rows, ["model.rnn"], across)
+    assert_steered(reader(batch_first=False), rows, "model.rnn", mask_of=across)
 
 
 @pytest.mark.documents("compatibility/rnn-lstm-gru/controllers")
@@ -126,7 +125,6 @@ def test_with_the_time_first_all_is_read_and_it_is_told() -> None:
     ],
     ids=["tokens", "strength", "when"],
 )
-@pytest.mark.filterwarnings("ignore:.*which an attention mask does not fit")
 def test_with_the_time_first_what_needs_the_dimensions_is_refused(choice: dict[str, Any], says: str) -> None:
     hook = SteeringController("model.rnn", torch.ones(16), **choice)
     with pytest.raises(HookError, match=says):

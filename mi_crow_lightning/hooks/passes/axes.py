@@ -7,7 +7,7 @@ wrong dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -24,6 +24,9 @@ class Axes(Enum):
 
     USUAL = "(batch, tokens, features)"
     TIME_FIRST = "(tokens, batch, features), because batch_first=True is not set"
+    TOKENS_FIRST = "(tokens, batch, features)"
+    STREAMS_FIRST = "(streams, batch, tokens, features)"
+    STREAMS_LATER = "(batch, tokens, streams, features)"
     CHANNELS_FIRST = "(batch, channels, positions)"
     PACKED = "the tokens of a PackedSequence in one row, by time step"
     ROUTED = "the tokens routed to its experts, in one row and in another order"
@@ -31,15 +34,41 @@ class Axes(Enum):
     def of(self, x: Tensor) -> Axes:
         """Return the axes of one activation: tokens in one row have two dimensions, other orders have three."""
         in_one_row = self in (Axes.PACKED, Axes.ROUTED)
-        return self if in_one_row or x.dim() == 3 else Axes.USUAL
+        return self if in_one_row or x.dim() == (3 if self.streams is None else 4) else Axes.USUAL
 
     @property
     def samples_first(self) -> bool:
         """Whether the first dimension holds the samples, or all tokens, one sample after the other."""
-        return self in (Axes.USUAL, Axes.CHANNELS_FIRST)
+        return self in (Axes.USUAL, Axes.CHANNELS_FIRST, Axes.STREAMS_LATER)
+
+    @property
+    def tokens_first(self) -> bool:
+        """Whether the tokens are in the first dimension, and the samples in the second."""
+        return self in (Axes.TIME_FIRST, Axes.TOKENS_FIRST)
+
+    @property
+    def streams(self) -> int | None:
+        """The dimension of the samples where a token has several streams; ``None`` if nothing is known of streams."""
+        return _STREAMS.get(self)
 
 
-def axes_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module], channels: Channels = LAST) -> Axes:
+_STREAMS = {Axes.STREAMS_LATER: 0, Axes.STREAMS_FIRST: 1}
+
+# Classes of transformers, by module and name, whose layers arrange tokens in another way.
+_LAYERS = {
+    "modeling_xlnet.XLNetLayer": Axes.TOKENS_FIRST,
+    "modeling_fsmt.EncoderLayer": Axes.TOKENS_FIRST,
+    "modeling_fsmt.DecoderLayer": Axes.TOKENS_FIRST,
+}
+_INSIDE = {"modeling_xlnet.XLNetModel": Axes.TOKENS_FIRST}  # the model itself gives (batch, tokens, features)
+_BLOCKS = {  # of the block itself alone
+    "modeling_gemma3n.Gemma3nTextDecoderLayer": Axes.STREAMS_FIRST,
+    "modeling_deepseek_v4.DeepseekV4DecoderLayer": Axes.STREAMS_LATER,
+    "modeling_hy_v4.HYV4DecoderLayer": Axes.STREAMS_LATER,
+}
+
+
+def axes_of(name: str, layer: nn.Module, ancestors: Sequence[nn.Module], channels: Channels = LAST) -> Axes:
     """Return the axes that follow from a layer's name, class and ancestors.
 
     Args:
@@ -56,8 +85,17 @@ def axes_of(name: str, layer: nn.Module, ancestors: Iterable[nn.Module], channel
         return Axes.ROUTED
     if channels.by_dims[3] == -2:
         return Axes.CHANNELS_FIRST
-    time_first = any(_is_time_first(module) for module in (layer, *ancestors))
-    return Axes.TIME_FIRST if time_first else Axes.USUAL
+    if any(_is_time_first(module) for module in (layer, *ancestors)):
+        return Axes.TIME_FIRST
+    known = _listed(_BLOCKS, [layer]) or _listed(_LAYERS, [layer, *ancestors]) or _listed(_INSIDE, ancestors)
+    return known or Axes.USUAL
+
+
+def _listed(table: Mapping[str, Axes], modules: Sequence[nn.Module]) -> Axes | None:
+    """Return the axes that a table has for the class of a module, or for a class that it inherits from."""
+    classes = (kind for module in modules for kind in type(module).__mro__)
+    names = (f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for kind in classes)
+    return next((table[name] for name in names if name in table), None)
 
 
 def axes_of_call(axes: Axes, args: tuple[Any, ...]) -> Axes:

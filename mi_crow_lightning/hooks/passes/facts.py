@@ -34,6 +34,7 @@ class PassFacts:
         side: ``"encoder"`` or ``"decoder"`` if the model has both.
         encoder: in a decoder, the encoder's states that it attends to.
         encoder_mask: the attention mask of these states.
+        encoder_mask_is_padding: whether True is padding in it.
         generating: whether the pass belongs to a call of ``generate``.
         takes_mask: whether the model takes an attention mask at all.
         unseen: whether the layer has a model around it that takes a mask, and that model was not called.
@@ -58,6 +59,7 @@ class PassFacts:
     side: Literal["encoder", "decoder"] | None = None
     encoder: weakref.ref[Tensor] | None = None
     encoder_mask: Tensor | None = None
+    encoder_mask_is_padding: bool = False
     generating: bool = False
     takes_mask: bool = False
     unseen: bool = False
@@ -85,9 +87,13 @@ class PassFacts:
             return False
         return mask.shape == (self.rows, (self.past or 0) + self.tokens)
 
+    def with_encoder_mask(self, mask: Tensor | None) -> PassFacts:
+        """Return the facts with a mask of the encoder's states that a module around the token module was given."""
+        return self if mask is None else replace(self, encoder_mask=mask, encoder_mask_is_padding=False)
+
     def with_mask(self, mask: Tensor | None) -> PassFacts:
         """Return the facts with a mask that a module around the token module was given."""
-        return self if mask is None else replace(self, mask=mask)
+        return self if mask is None else replace(self, mask=mask, mask_is_padding=False)
 
     def at_layer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassFacts:
         """Return the facts of a layer's input: in cross-attention, keys and values belong to the encoder's tokens."""
@@ -104,6 +110,7 @@ class PassFacts:
             side="encoder",
             generating=self.generating,
             takes_mask=True,
+            mask_is_padding=self.encoder_mask_is_padding,
             acted=self.acted,
             derived=derived,
         )

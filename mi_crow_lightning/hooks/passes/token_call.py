@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mi_crow_lightning.hooks.passes.facts import PassFacts, is_sequence
 from mi_crow_lightning.hooks.passes.token_module import Signature
 
-__all__ = ["Generation", "OuterCall", "mask_of_outer", "of_beams", "read_facts"]
+__all__ = ["Generation", "OuterCall", "keys_mask_of_outer", "mask_of_outer", "of_beams", "read_facts"]
 
 OuterCall: TypeAlias = tuple[Signature, Mapping[str, Any]]
 """A running call of a module around a token module: its signature and the arguments, by parameter name."""
@@ -103,6 +103,8 @@ def read_facts(
     if ids is None and embeddings is None:
         embeddings = signature.source_of(given)  # there are as many tokens as labels
     embedded_rows, embedded = embeddings.shape[:2] if is_sequence(embeddings) else (None, None)
+    if signature.tokens_first:
+        embedded_rows, embedded = embedded, embedded_rows
     tokens = ids.shape[1] if is_sequence(ids) else embedded
     mask = _one_mask(signature.mask_of(given))
     stateful = any(given.get(name) is not None for name in _STATES)
@@ -113,7 +115,7 @@ def read_facts(
     prompt_mask = None
     if generation is not None and side != "encoder":
         width, prompt_mask = generation.prompt_of(given.get("past_key_values"), past or 0, tokens)
-    states = given.get("encoder_hidden_states")
+    states = signature.keys_of(given)
     return PassFacts(
         mask=_tensor(mask),
         past=past,
@@ -128,6 +130,7 @@ def read_facts(
         # A weak reference: states are as large as an activation, and no hook may keep one alive after its pass.
         encoder=weakref.ref(states) if isinstance(states, Tensor) else None,
         encoder_mask=_tensor(signature.keys_mask_of(given)),
+        encoder_mask_is_padding=signature.padding_mask is not None,
         generating=generation is not None,
         takes_mask=True,
         pad_ids=signature.pad_ids,
@@ -147,12 +150,22 @@ def mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | None
         facts: the facts of the pass, without a mask.
         calls: the running calls around the token module, innermost first.
     """
+    decodes = facts.encoder is not None
     for outer, given in calls:
-        ask = outer.texts_mask_of if facts.encoder is None else outer.translations_mask_of
-        mask: Tensor | None = ask(given)
+        mask: Tensor | None = (outer.translations_mask_of if decodes else outer.texts_mask_of)(given)
         if facts.is_of_tokens(mask):
             return mask
+        decodes = decodes or given.get("encoder_hidden_states") is not None
     return None
+
+
+def keys_mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | None:
+    """Return the mask of the encoder's states that a decoder attends to, if a module around both was given it."""
+    states = facts.encoder() if facts.encoder is not None else None
+    if states is None:
+        return None
+    masks = (given.get("attention_mask") for outer, given in calls if outer.prefix)
+    return next((mask for mask in masks if isinstance(mask, Tensor) and mask.shape == states.shape[:2]), None)
 
 
 def of_beams(values: Tensor, rows: int) -> Tensor:

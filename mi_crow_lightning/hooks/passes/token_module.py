@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from mi_crow_lightning.hooks.passes.axes import axes_of
 from mi_crow_lightning.hooks.passes.labels import NO_ENDS, EndOfTexts, real_labels
 
 __all__ = ["TOKEN_INPUTS", "Signature", "takes_a_mask", "token_module", "virtual_tokens"]
@@ -51,6 +52,7 @@ class Signature:
         prefix: the prefix of the arguments for its tokens: ``"decoder_"`` if it takes two texts.
         padding_mask: the argument of torch's own modules in which True is padding; ``None`` in other modules.
         pad_ids: the IDs that the model's config names as padding, or else as the end of a text.
+        tokens_first: whether its embeddings are ``(T, B, D)``.
         ends: the IDs that end the labels from which the model makes the decoder's tokens.
     """
 
@@ -59,6 +61,7 @@ class Signature:
     prefix: str
     padding_mask: str | None = None
     pad_ids: tuple[int, ...] = ()
+    tokens_first: bool = False
     ends: EndOfTexts = NO_ENDS
 
     @classmethod
@@ -69,7 +72,7 @@ class Signature:
             ends = EndOfTexts.of(getattr(module, "config", None))
             return cls(names, "decoder", "decoder_", pad_ids=_pad_ids(module), ends=ends)
         if "attention_mask" not in names and (padding_mask := _torch_mask(names)) is not None:
-            return cls(names, None, "", padding_mask)
+            return cls(names, None, "", padding_mask, tokens_first=axes_of("", module, ancestors).tokens_first)
         side = _side(module, names)
         if side is None and "past_key_values" not in names and any(map(_takes_no_text, (module, *ancestors))):
             side = "encoder"
@@ -90,7 +93,16 @@ class Signature:
 
     def keys_mask_of(self, given: Mapping[str, Any]) -> Any:
         """Return the mask of the tokens that the module's tokens attend to in cross-attention."""
+        if self.padding_mask is not None:
+            return given.get(self.padding_mask)
         return given.get("attention_mask" if self._masks_keys(given) else "encoder_attention_mask")
+
+    def keys_of(self, given: Mapping[str, Any]) -> Any:
+        """Return the states that the module's tokens attend to in cross-attention."""
+        if self.padding_mask is None:
+            return given.get("encoder_hidden_states")
+        key = given.get("key") if self.padding_mask == "key_padding_mask" else None
+        return None if key is given.get("query") else key
 
     def texts_mask_of(self, given: Mapping[str, Any]) -> Any:
         """Return the mask of the only text that the module is called with; ``None`` if it takes two."""

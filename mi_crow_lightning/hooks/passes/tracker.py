@@ -20,7 +20,13 @@ from torch import nn
 from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.recomputes import EndedCalls, next_node
-from mi_crow_lightning.hooks.passes.token_call import Generation, OuterCall, mask_of_outer, read_facts
+from mi_crow_lightning.hooks.passes.token_call import (
+    Generation,
+    OuterCall,
+    keys_mask_of_outer,
+    mask_of_outer,
+    read_facts,
+)
 from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, virtual_tokens
 
 __all__ = ["Passes"]
@@ -230,6 +236,8 @@ class Passes(Generic[H]):
         facts = read_facts(module, given, signature, generation, width, learned, kept=True, acted=_acted())
         if facts.mask is None and facts.unreadable is None and here.outer:
             facts = facts.with_mask(mask_of_outer(facts, reversed(here.outer.values())))
+        if facts.encoder is not None and facts.encoder_mask is None and here.outer:
+            facts = facts.with_encoder_mask(keys_mask_of_outer(facts, reversed(here.outer.values())))
         if not facts.past and facts.tokens is not None:
             # In a user's own decoding loop, the first pass with an empty cache is the prompt.
             here.first_widths[module] = facts.tokens

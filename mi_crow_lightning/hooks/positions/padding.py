@@ -13,6 +13,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.positions.pass_columns import mask_of_pass, only_themselves
+from mi_crow_lightning.hooks.positions.streams import of_all_streams, one_stream, place_of_tokens
 from mi_crow_lightning.hooks.positions.unmasked import warn_if_padded
 
 __all__ = ["real_tokens"]
@@ -33,8 +34,9 @@ def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor |
         must_fit: whether a mask that does not fit is an error, rather than a warning that every element counts.
 
     Returns:
-        ``(B, T)`` bool, or ``(B * T,)`` if the layer puts all tokens in one row; ``None`` if every element
-        counts, because there is no padding or ``x`` is not a sequence. Do not write to it.
+        ``(B, T)`` bool; ``(B * T,)`` if the layer puts all tokens in one row, ``(T, B)`` or ``(S, B, T)`` if it puts
+        tokens or streams first; ``None`` if every element counts, because there is no padding or ``x`` is not a
+        sequence. Do not write to it.
 
     Raises:
         TokensUnknown: the user's ``token_mask`` does not fit the activation, or another mask does not and must.
@@ -77,6 +79,10 @@ class _Unfit(Exception):
 
 
 def _fitting(x: Tensor, ctx: HookContext) -> Tensor | None:
+    place = place_of_tokens(x, ctx.facts, ctx.axes) if x.dim() > 3 else None
+    if place is not None:
+        real = _fitting(one_stream(x, place), ctx)
+        return None if real is None else of_all_streams(real, x, place)
     given = ctx.running.token_mask
     if given is not None and not ctx.facts.generating:
         mask = given(ctx.batch)
@@ -161,6 +167,8 @@ def _laid_on(real: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
     if axes is Axes.PACKED:
         return None  # there is no padding in it
     if axes is not Axes.USUAL:
+        if axes.tokens_first and real.shape == x.shape[1::-1]:
+            return real.to(x.device).T
         raise _Unfit(f"{ctx.layer!r} gives {axes.value}, which an attention mask does not fit")
     real = real.to(x.device)
     if x.dim() == 3:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 
 __all__ = ["check_rows_are_samples", "of_rows"]
@@ -56,6 +57,11 @@ def check_rows_are_samples(x: Tensor, ctx: HookContext) -> None:
         raise TokensUnknown(
             f"{ctx.layer!r} gives {tuple(x.shape)} and the model was called with (batch, tokens) = {(rows, tokens)}, "
             "so its rows are tokens and not samples: use one value for all samples, or choose another layer"
+        )
+    if x.dim() > 3 and x.shape[1:3] == (rows, tokens) and ctx.axes is not Axes.STREAMS_LATER:
+        raise TokensUnknown(
+            f"{ctx.layer!r} gives {tuple(x.shape)} and the model was called with (batch, tokens) = {(rows, tokens)}, "
+            "so its rows are streams and not samples: use one value for all samples, or choose another layer"
         )
     axes = ctx.axes.of(x)
     if not axes.samples_first:

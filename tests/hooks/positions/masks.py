@@ -23,6 +23,12 @@ class Mask(Detector):
         self.calls.append(torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask)
 
 
+def first_of(out: Any) -> Tensor:
+    """The activation in what a block returns: a tensor, or a tuple of it and more."""
+    x: Tensor = out[0] if isinstance(out, tuple) else out
+    return x
+
+
 def mask_of(model: nn.Module, signature: Any = "block:1", which: str = "all", **call: Any) -> list[list[int]]:
     detector = Mask(signature, which)
     layers = Layers(model)

@@ -31,7 +31,7 @@ from transformers import (
 from mi_crow_lightning import HookCallback
 from mi_crow_lightning.hooks import ActivationStatistics, Detector, SteeringController, attached
 from mi_crow_lightning.hooks.passes.labels import EndOfTexts, real_labels
-from tests.hooks.positions.masks import mask_of
+from tests.hooks.positions.masks import first_of, mask_of
 from tests.models import loader, trainer
 
 IDS = torch.randint(3, 60, (2, 6), generator=torch.Generator().manual_seed(1))
@@ -86,7 +86,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], str, str, str
 def mean_at(model: nn.Module, layer: str, real: Tensor | None, call: dict[str, Any]) -> tuple[float, float]:
     """The mean that a detector finds, and that of the real tokens in what a plain hook sees."""
     seen: list[Tensor] = []
-    keep = lambda module, args, out: seen.append((out[0] if isinstance(out, tuple) else out).double())  # noqa: E731
+    keep = lambda module, args, out: seen.append(first_of(out).double())  # noqa: E731
     handle = model.get_submodule(layer).register_forward_hook(keep)
     hook = ActivationStatistics(layer, statistics=["mean"], histogram=False)
     with torch.no_grad(), attached(model, hook) as layers:
@@ -214,7 +214,7 @@ class Summarizer(pl.LightningModule):
 
     def keep(self, module: Any, args: Any, out: Any) -> None:
         if torch._C._current_graph_task_id() == -1:  # not in a recompute
-            self.seen.append((out[0] if isinstance(out, tuple) else out).detach().double())
+            self.seen.append(first_of(out).detach().double())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss: Tensor = self.model(**batch).loss

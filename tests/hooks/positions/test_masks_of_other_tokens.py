@@ -169,6 +169,32 @@ def test_torchs_own_padding_masks(floats: bool) -> None:
         assert found == REAL.int().tolist()
 
 
+class Embeds(nn.Module):
+    """A model that takes a text's mask and does not hand it on to torch's encoder."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=batch_first, dropout=0.0)
+        self.embed, self.encoder = nn.Embedding(64, 32), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.batch_first = batch_first
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        out: Tensor = self.encoder(x if self.batch_first else x.transpose(0, 1))
+        return out
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("tokens", [2, 6])
+def test_the_mask_of_a_text_around_torchs_own_modules_is_no_mask_of_padding(batch_first: bool, tokens: int) -> None:
+    """In theirs True is padding; in one of two tokens for two texts, a mask laid across would fit."""
+    real = REAL[:, 1:3] if tokens == 2 else REAL
+    found = mask_of(
+        Embeds(batch_first).train(), "encoder.layers.1", input_ids=IDS[:, :tokens], attention_mask=real.long()
+    )
+    assert found == (real if batch_first else real.T).int().tolist()
+
+
 def test_torchs_decoder_has_a_mask_of_its_own() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerDecoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
