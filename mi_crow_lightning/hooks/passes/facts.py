@@ -27,6 +27,8 @@ class PassFacts:
         past_unknown: whether an unknown number of tokens came before this pass.
         input_ids: the token IDs ``(B, T)`` of this pass; ``None`` if the module was called with embeddings.
         position_ids: the position IDs as they were passed.
+        boundaries: where the texts packed in one row begin, ``(N + 1,)``, as flash attention needs it.
+        text_numbers: the number of each token's text, ``(B, T)``.
         embedded: tokens of each row, if the module was called with embeddings.
         embedded_rows: the number of rows, if the module was called with embeddings.
         prompt_width: columns of the prompt, padding included; ``None`` if the whole pass is prompt.
@@ -52,6 +54,8 @@ class PassFacts:
     past_unknown: bool = False
     input_ids: Tensor | None = None
     position_ids: Tensor | None = None
+    boundaries: Tensor | None = None
+    text_numbers: Tensor | None = None
     embedded: int | None = None
     embedded_rows: int | None = None
     prompt_width: int | None = None

@@ -17,6 +17,7 @@ __all__ = ["Generation", "OuterCall", "keys_mask_of_outer", "mask_of_outer", "of
 OuterCall: TypeAlias = tuple[Signature, Mapping[str, Any]]
 """A running call of a module around a token module: its signature and the arguments, by parameter name."""
 
+_BOUNDARIES = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens", "cu_seq_lens")  # of texts packed in one row
 _STATES = ("cache_params", "state")  # caches of recurrent models, which do not say how many tokens they hold
 
 
@@ -122,6 +123,8 @@ def read_facts(
         past_unknown=stateful and past is None,
         input_ids=_tensor(ids),
         position_ids=_tensor(given.get("position_ids")),
+        boundaries=next((given[name] for name in _BOUNDARIES if isinstance(given.get(name), Tensor)), None),
+        text_numbers=_tensor(given.get("seq_idx")),
         embedded=embedded,
         embedded_rows=embedded_rows,
         prompt_width=width,

@@ -8,7 +8,15 @@ from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.token_call import of_beams
 
-__all__ = ["columns_of", "first_column", "mask_of_pass", "only_themselves", "real_so_far", "tokens_of_pass"]
+__all__ = [
+    "columns_of",
+    "first_column",
+    "first_seen",
+    "mask_of_pass",
+    "only_themselves",
+    "real_so_far",
+    "tokens_of_pass",
+]
 
 
 def tokens_of_pass(x: Tensor, facts: PassFacts) -> int:
@@ -133,6 +141,18 @@ def only_themselves(mask: Tensor, past: int) -> Tensor | None:
     sees = _sees(_pairs(mask))  # (B, Tq, Tk)
     keys = sees[:, :, past : past + queries]  # (B, Tq, Tq)
     return keys.diagonal(dim1=1, dim2=2) & (sees.sum(2) == 1) & (keys.sum(1) == 1)
+
+
+def first_seen(mask: Tensor, tokens: int) -> Tensor | None:
+    """Return which tokens see none before them, ``(B, tokens)`` bool: each begins a text.
+
+    Args:
+        mask: a mask of pairs, ``(B, Tq, Tk)`` or ``(B, H, Tq, Tk)``, of a pass that begins the sequence.
+        tokens: the tokens of the pass; ``None`` is returned if the mask does not have a query for each.
+    """
+    if mask.shape[-2] != tokens or mask.shape[-1] < tokens:
+        return None
+    return ~_sees(_pairs(mask))[:, :, :tokens].tril(-1).any(2)
 
 
 def _pairs(mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.token_call import of_beams
 from mi_crow_lightning.hooks.positions.pass_columns import first_column, real_so_far
+from mi_crow_lightning.hooks.positions.texts import begins_of_texts
 
 __all__ = ["Span"]
 
@@ -138,15 +139,12 @@ class Span:
 
     @cached_property
     def _segments(self) -> Tensor | None:
-        """The number of each token's text in its row, ``(B, T)``; ``None`` if position IDs do not show several."""
-        ids, (rows, tokens) = self.facts.position_ids, self.real.shape
-        if ids is None or not self.whole_is_prompt or self.first or ids.dim() != 2 or ids.shape[1] != tokens:
+        """The number of each token's text in its row, ``(B, T)``; ``None`` if nothing shows several."""
+        rows, tokens = self.real.shape
+        if not self.whole_is_prompt or self.first:
             return None
-        if len(ids) not in (1, rows) or tokens == 1:
-            return None
-        ids = ids.to(self._device)
-        begins = torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1] + 1, (1, 0))
-        return begins.cumsum(1).expand(rows, -1)
+        begins = begins_of_texts(self.facts, rows, tokens, self._device)
+        return None if begins is None else torch.nn.functional.pad(begins[:, 1:].cumsum(1), (1, 0))
 
 
 def _of_segment(values: Tensor, segments: Tensor, reduce: str) -> Tensor:
