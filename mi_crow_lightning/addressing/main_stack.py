@@ -14,13 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
-from mi_crow_lightning.addressing.stack_names import (
-    PREFIXES,
-    is_text,
-    language_model,
-    prefix_of,
-    stacks_of_prefix,
-)
+from mi_crow_lightning.addressing.stack_names import is_text, language_model, prefix_of, stacks_of_prefix
 from mi_crow_lightning.errors import LayerNotFound
 
 __all__ = ["find_blocks", "find_stack", "stacks_by_prefix"]
@@ -47,9 +41,9 @@ def find_stack(tree: ModuleTree, prefix: str | None = None) -> str:
 
     Args:
         tree: the model.
-        prefix: which stack, one of `PREFIXES` or a part of its name. ``None`` for the main stack: the only one, or
-            that of a language model that all the others feed. If a model has no stack but is a plain ``Sequential``,
-            its children are the blocks.
+        prefix: which stack: a prefix of `stack_names`, or a part of its name. ``None`` for the main stack: the only
+            one, or that of a language model that all the others feed. If a model has no stack but is a plain
+            ``Sequential``, its children are the blocks.
 
     Raises:
         LayerNotFound: there is no such stack, or there are several; the message lists the stacks.
@@ -92,7 +86,7 @@ def _stack_of_prefix(tree: ModuleTree, prefix: str) -> str:
     fitting = stacks_of_prefix(stacks, prefix)
     if not fitting:  # another list of blocks, such as that of a stage inside a stack
         lists = [name for name, module in tree.modules.items() if _classes_of_blocks(module, least=1)]
-        fitting = _outermost(stacks_of_prefix(lists, prefix)) if prefix not in PREFIXES else []
+        fitting = _outermost(stacks_of_prefix(lists, prefix))
     if len(fitting) == 1:
         return fitting[0]
     what = f"fits {len(fitting)} stacks of blocks" if fitting else "means none of the model's stacks of blocks"
@@ -157,8 +151,7 @@ def _is_counted(tree: ModuleTree, name: str) -> bool:
         return False
     holder = tree.modules.get(name.rpartition(".")[0], tree.root)
     count = getattr(getattr(unwrapped(holder), "config", None), "num_hidden_layers", None)
-    blocks = unwrapped(tree.modules[name])
-    return len(list(blocks.children())) == count or (is_text(name) and len(list(blocks.children())) > 1)
+    return is_text(name) or len(list(unwrapped(tree.modules[name]).children())) == count
 
 
 def _are_kin(classes: frozenset[type[nn.Module]]) -> bool:

@@ -56,13 +56,13 @@ class ModuleTree:
         self.root = root
         self.modules: dict[str, nn.Module] = {}
         self.aliases: dict[str, str] = {}
-        self._paths: list[tuple[nn.Module, ...]] = []
+        self._paths: dict[nn.Module, list[tuple[nn.Module, ...]]] = {}
         self._first_names: dict[nn.Module, str] = {}
         self._children: dict[str, list[str]] = {}
         self._walk(root, "", (root,))
 
     def _walk(self, module: nn.Module, name: str, path: tuple[nn.Module, ...]) -> None:
-        self._paths.append(path)
+        self._paths.setdefault(module, []).append(path)
         first = self._first_names.setdefault(module, name)
         if first == name:
             if name and name not in self.modules:
@@ -89,11 +89,11 @@ class ModuleTree:
 
     def uses(self, module: nn.Module) -> list[list[nn.Module]]:
         """Return, for each name of ``module``, the modules that hold it there, innermost first."""
-        return [list(reversed(path[:-1])) for path in self._paths if path[-1] is module]
+        return [list(reversed(path[:-1])) for path in self._paths.get(module, ())]
 
     def path(self, module: nn.Module) -> tuple[nn.Module, ...]:
         """Return the modules from the root to ``module``, both included, along its first name."""
-        return next(path for path in self._paths if path[-1] is module)
+        return self._paths[module][0]
 
     def children(self, name: str) -> list[str]:
         """Return the clean names of the direct children of the layer ``name``."""

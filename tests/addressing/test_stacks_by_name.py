@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from transformers import (
 from mi_crow_lightning.addressing.main_stack import find_blocks
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import resolve, signatures_by_role
-from mi_crow_lightning.addressing.stack_names import PREFIXES, prefix_of, stacks_of_prefix
 from mi_crow_lightning.errors import LayerNotFound
 from tests.addressing.tiny import TEXT, VISION, tree_of
 
@@ -257,40 +255,3 @@ def test_a_list_of_blocks_inside_a_stack_by_its_name() -> None:
         LayerNotFound, match=r"'stages.0.blocks.block:\*' for 'stages.0.blocks': 2 x MultiheadAttention\n"
     ):
         resolve(tree, "blocks.block:*")
-
-
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_every_name_of_the_table_means_its_stack(prefix: str) -> None:
-    for name in (name.replace("*", "some") for name in PREFIXES[prefix]):
-        stacks = [f"model.{name}.layers", "model.other.layers"]
-        assert stacks_of_prefix(stacks, prefix) == stacks[:1]
-        assert stacks_of_prefix(["model.other.layers"], prefix) == []
-        assert stacks_of_prefix(stacks, name) == stacks[:1]
-
-
-def test_a_stack_that_shares_its_names_has_its_whole_name() -> None:
-    stacks = ["decoder", "text_decoder.layers", "model.transformer.h", "transformer.h"]
-    prefixes = [prefix_of(stack, stacks) for stack in stacks]
-    assert prefixes == ["decoder", "text", "model", "transformer"]
-    for stack, prefix in zip(stacks, prefixes, strict=True):
-        assert stacks_of_prefix(stacks, prefix) == [stack]
-
-
-def test_the_outer_name_counts() -> None:
-    stacks = ["model.decoder.bert.encoder.layer", "model.encoder.vision_encoder.layers", "vision_tower.text.layers"]
-    assert stacks_of_prefix(stacks, "decoder") == stacks[:1]
-    assert stacks_of_prefix(stacks, "encoder") == stacks[1:2]
-    assert stacks_of_prefix(stacks, "vision") == stacks[1:] and stacks_of_prefix(stacks, "text") == []
-
-
-def test_the_page_lists_the_table() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "reference" / "addressing.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `") and line.count("|") == 3]
-    written = {
-        prefix.strip(" `"): {name.strip(" `") for name in names.split(",")}
-        for prefixes, meant in rows
-        for prefix, names in zip(prefixes.split(","), meant.split(";"), strict=False)
-    }
-    assert {prefix: written.get(prefix) for prefix in PREFIXES} == {
-        kind: set(names) for kind, names in PREFIXES.items()
-    }
