@@ -110,3 +110,11 @@ def test_a_place_that_a_block_leaves_empty_is_not_its_norm() -> None:
 def test_no_name_of_a_part_stands_twice_in_a_role() -> None:
     for role, names in ROLES.items():
         assert len(names) == len(set(names)), role
+
+
+def test_a_list_that_nothing_calls_has_no_role() -> None:
+    attention = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])  # LongCat's attentions
+    block = nn.ModuleDict(
+        {"self_attn": attention, "attention": nn.Linear(2, 2), "ffn": nn.ModuleList([nn.Linear(2, 2)])}
+    )
+    assert roles_of(ModuleTree(nn.ModuleDict({"block": block})), "block") == {"attn": "block.attention"}
