@@ -190,9 +190,10 @@ class Layers:
         except BaseException:  # one layer took no handle: those on the others must not stay
             self.unregister_hook(hook)
             raise
-        for note in set(notes) - self._noted:
-            warnings.warn(note, stacklevel=2)
-        self._noted.update(notes)
+        for note in dict.fromkeys(notes):
+            if note not in self._noted:
+                self._noted.add(note)
+                warnings.warn(note, stacklevel=2)
         return hook.id
 
     def unregister_hook(self, hook_or_id: Hook | str) -> bool:

@@ -14,6 +14,7 @@ from mi_crow_lightning.report.text_table import text_table
 __all__ = ["HookPlan", "HookedLayer", "RunReport", "refusals_in_words"]
 
 _MAX_ROWS = 24
+_MAX_SIGNATURES = 4
 _WIDTH = 118
 
 
@@ -124,7 +125,7 @@ def _hook_table(hooks: Sequence[HookPlan]) -> str:
     rows = [
         (
             plan.hook,
-            repr(plan.layer_signature),
+            _signature(plan.layer_signature),
             "refused" if plan.refused is not None else _count(len(plan.layers), "layer"),
             plan.when,
             plan.tokens,
@@ -132,6 +133,14 @@ def _hook_table(hooks: Sequence[HookPlan]) -> str:
         for plan in hooks
     ]
     return text_table(header, rows)
+
+
+def _signature(signature: Signature | None) -> str:
+    """Return what the user wrote, but of a long list only its beginning."""
+    if isinstance(signature, (str, int)) or signature is None or len(signature) <= _MAX_SIGNATURES:
+        return repr(signature)
+    first = ", ".join(map(repr, signature[:_MAX_SIGNATURES]))
+    return f"[{first}, ... {len(signature) - _MAX_SIGNATURES} more]"
 
 
 def _layer_table(layers: Sequence[HookedLayer]) -> str:

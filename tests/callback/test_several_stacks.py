@@ -174,6 +174,20 @@ def test_the_report_keeps_stacks_apart() -> None:
     assert stacks == ["model.encoder.block"] * 2 + ["model.decoder.block"] * 2
 
 
+@pytest.mark.parametrize(
+    ("signature", "shown"),
+    [
+        ([0, "lm_head"], "[0, 'lm_head']  2 layers"),
+        (["block:0", 1, 2, 3], "['block:0', 1, 2, 3]  4 layers"),
+        (["block:0", 1, 2, 3, "lm_head", "ln_f"], "['block:0', 1, 2, 3, ... 2 more]  6 layers"),
+    ],
+)
+def test_the_report_shows_the_beginning_of_a_list(signature: list[Any], shown: str) -> None:
+    watch = HookCallback([ActivationStatistics(signature)])
+    run("validate", trainer(watch, limit_val_batches=1), Module(gpt2()), texts())
+    assert shown in str(watch.report())
+
+
 @pytest.mark.parametrize("scalars", ["all", "summary"])
 def test_stacks_have_tags_of_their_own(scalars: str, tmp_path: Path) -> None:
     signature = ["encoder.block:*", "decoder.block:-1", "decoder.block:0", "lm_head"]
