@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import mi_crow_lightning as mcl
-from mi_crow_lightning._moved import GONE, GONE_NAMES, MOVED
+from mi_crow_lightning._moved import GONE, GONE_NAMES, MOVED, _Moved, install
 
 ROOT = Path(__file__).parents[1]
 
@@ -178,6 +180,21 @@ def test_so_does_what_was_below_it(below: str) -> None:
         importlib.import_module(f"mi_crow_lightning.{below}")
 
 
+@pytest.mark.parametrize("name", ["mechanistic", "hooks.utils", "store.store_dataloader"])
+def test_modules_of_other_packages_are_not_answered_for(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match=f"^No module named '{name.partition('.')[0]}'$"):
+        importlib.import_module(name)
+    finder = next(finder for finder in sys.meta_path if type(finder) is _Moved)
+    assert finder.find_spec(name, None) is None
+
+
+def test_modules_that_exist_are_found_before_old_names() -> None:
+    before = list(sys.meta_path)
+    install()
+    assert sys.meta_path == before and [type(finder) is _Moved for finder in before].count(True) == 1
+    assert before.index(PathFinder) < [type(finder) is _Moved for finder in before].index(True)
+
+
 def test_the_folder_of_mi_crow_s_hooks_holds_no_second_copy_of_a_module() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("mi_crow_lightning.hooks.implementations.hook")
@@ -211,6 +228,12 @@ def test_an_attribute_of_mi_crow_says_what_to_use(owner: str, name: str) -> None
 def test_a_class_method_of_mi_crow_says_what_to_use() -> None:
     with pytest.raises(AttributeError, match=r"use LanguageModel\(model, tokenizer\)"):
         mcl.LanguageModel.from_local("folder")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("cls", [mcl.Layers, mcl.Detector])
+def test_a_class_without_the_method_says_nothing_of_it(cls: type) -> None:
+    with pytest.raises(AttributeError, match=f"type object '{cls.__name__}' has no attribute 'from_local'"):
+        _ = cls.from_local  # type: ignore[attr-defined]
 
 
 class Broken(mcl.Detector):

@@ -97,6 +97,12 @@ def test_the_signature_stays_as_it_was_given() -> None:
         layers.register_hook(["block:0", "nowhere"], Layer())
 
 
+def test_a_direct_call_with_a_list_names_the_layers_class() -> None:
+    hook, x = Layer(["block:0", "lm_head"]), torch.ones(2, 3)
+    hook.process_activations(torch.nn.Identity(), (x,), x)
+    assert hook.seen == {"Identity": None}
+
+
 def test_a_layer_of_two_signatures_counts_once_and_a_warning_says_so() -> None:
     layers, hook = Layers(gpt2(), allow_stacking=True), Layer(["block:*", "h.1", "block:-1"])
     message = (
