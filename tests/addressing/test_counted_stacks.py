@@ -51,11 +51,11 @@ class MixingLayer(nn.Linear):
     pass
 
 
-class AttentionLayer(nn.Linear):
+class Head(MixingLayer):
     pass
 
 
-class ScaleLayer(nn.Linear):
+class AttentionLayer(nn.Linear):
     pass
 
 
@@ -73,6 +73,7 @@ def test_the_count_and_the_names_of_classes_must_fit() -> None:
         counted(3, MixingLayer(2, 2), MixingLayer(2, 2)),
         counted(2, nn.Linear(2, 2), nn.Linear(2, 2)),
         counted(2, nn.Linear(2, 2), MixingLayer(2, 2)),
+        counted(2, Head(2, 2), MixingLayer(2, 2)),
     ):
         with pytest.raises(LayerNotFound, match="no stack of blocks"):
             find_blocks(other)
