@@ -110,9 +110,16 @@ def _stacks(tree: ModuleTree) -> list[str]:
 
 def _lists_of_blocks(tree: ModuleTree) -> list[str]:
     lists = {name: classes for name, module in tree.modules.items() if (classes := _classes_of_blocks(module))}
+    sizes: Counter[frozenset[type[nn.Module]]] = Counter()
+    for name, classes in lists.items():
+        sizes[classes] += _size(tree.modules[name])
     half = _size(tree.root) / 2
     main = frozenset[type[nn.Module]]().union(
-        *(classes for name, classes in lists.items() if _weighs(tree.modules[name], half) or _is_counted(tree, name))
+        *(
+            classes
+            for name, classes in lists.items()
+            if sizes[classes] > half or _holds_attention(tree.modules[name]) or _is_counted(tree, name)
+        )
     )
     return [
         name
@@ -134,10 +141,6 @@ def _classes_of_blocks(module: nn.Module, least: int = 2) -> frozenset[type[nn.M
     classes = frozenset(type(unwrapped(child)) for child in children)
     lists = any(issubclass(cls, nn.ModuleList) and cls.forward is nn.Module.forward for cls in classes)
     return classes if len(children) >= least and not lists and _are_kin(classes) else frozenset()
-
-
-def _weighs(module: nn.Module, half: float) -> bool:
-    return _holds_attention(module) or _size(module) > half
 
 
 def _is_counted(tree: ModuleTree, name: str) -> bool:

@@ -22,6 +22,7 @@ from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import resolve
 from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks import ActivationStatistics, Layers
+from tests.addressing.tiny import tree_of
 from tests.models import BLOCKS, cnn, gpt2, llama
 
 
@@ -260,11 +261,16 @@ class Called(nn.ModuleList):
 
 def test_lists_that_nothing_calls_are_not_blocks() -> None:
     def stages(kind: type[nn.ModuleList]) -> nn.Module:
-        return nn.ModuleDict({"stages": nn.ModuleList(kind(Residual(4) for _ in range(n)) for n in (2, 3))})
+        return nn.ModuleDict({"stages": nn.ModuleList(kind(Residual(4) for _ in range(n)) for n in (2, 2))})
 
     assert blocks(stages(Called)) == ["stages.0", "stages.1"]
     with pytest.raises(LayerNotFound, match=r"2 stacks(.|\n)*'stages.0.block:\*' for 'stages.0': 2 x Residual"):
         blocks(stages(nn.ModuleList))
+    for family in ("pvt", "poolformer"):
+        with pytest.raises(LayerNotFound, match=r"4 stacks(.|\n)*'block.3.block:\*' for 'encoder.block.3': "):
+            resolve(tree_of(family), "block:0")
+        (first,) = resolve(tree_of(family), "block.3.block:0")
+        assert (first.name, first.index) == ("encoder.block.3.0", 0)
     assert [match.name for match in resolve(ModuleTree(stages(nn.ModuleList)), "stages.1.block:0")] == ["stages.1.0"]
     parts = nn.ModuleDict({"h": nn.ModuleList(nn.ModuleDict({"attn": nn.Linear(4, 4)}) for _ in range(2))})
     assert [match.name for match in resolve(ModuleTree(parts), "block:*.attn")] == ["h.0.attn", "h.1.attn"]
