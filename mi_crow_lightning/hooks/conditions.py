@@ -126,7 +126,7 @@ def _fitted(holds: Any, x: Tensor, ctx: HookContext) -> Tensor | bool:
         )
     if holds.dim() == 2 and holds.shape == x.shape[:2]:
         return holds.to(x.device)
-    rows = of_rows(holds, x, ctx) if holds.dim() <= x.dim() - 1 else None
+    rows = of_rows(holds, x, ctx, by_row=True) if holds.dim() <= x.dim() - 1 else None
     if rows is None or rows.dim() > 2 or rows.shape != x.shape[: rows.dim()]:
         raise ConditionMismatch(
             f"when returned a mask of shape {tuple(holds.shape)} for {ctx.layer!r}, whose activation has shape "

@@ -152,7 +152,7 @@ def _for_rows(value: Any, x: Tensor, ctx: HookContext, name: str = "strength") -
     if rows is None:
         raise StrengthMismatch(
             f"{name} has {len(value)} values, one for each sample, and the activation of {ctx.layer!r} has {len(x)} "
-            f"rows (shape {tuple(x.shape)}): give one value for each row. Only inside generate() may a sample have "
-            "several rows, its beams or sequences"
+            f"rows (shape {tuple(x.shape)}): give one value for each row, or name the sample of each row in "
+            "batch['sample_of_row']. Only inside generate() may a sample have several rows, its beams or sequences"
         )
     return rows if rows.dim() == 0 else rows.reshape(-1, *[1] * (x.dim() - 1))

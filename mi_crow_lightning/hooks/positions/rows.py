@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from mi_crow_lightning.errors import TokensUnknown
@@ -9,33 +12,80 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 
-__all__ = ["check_rows_are_samples", "of_rows"]
+__all__ = ["check_rows_are_samples", "of_rows", "sample_of_rows"]
 
 
-def of_rows(values: Tensor, x: Tensor, ctx: HookContext) -> Tensor | None:
+def of_rows(values: Tensor, x: Tensor, ctx: HookContext, by_row: bool = False) -> Tensor | None:
     """Return the value for each row of an activation, from the values of the samples.
 
-    Inside ``generate``, beam search and ``num_return_sequences`` make the same number of adjacent rows from each
-    sample; a layer may put all tokens in one row, one sample after the other. Elsewhere nothing shows which rows belong
-    to a sample: DPO, for example, puts all rejected answers after all chosen ones.
+    The batch may name the sample of each row, see `sample_of_rows`. Inside ``generate``, beam search and
+    ``num_return_sequences`` make the same number of adjacent rows from each sample; a layer may put all tokens in one
+    row, one sample after the other. Elsewhere nothing shows which rows belong to a sample: DPO, for example, puts all
+    rejected answers after all chosen ones.
 
     Args:
         values: ``(B, ...)``, one for each sample.
         x: the activation, with its rows in the first dimension.
         ctx: the hook's context.
+        by_row: whether as many values as rows are those of the rows, as a function of the activation returns them.
 
     Returns:
         ``(rows, ...)``; ``None`` if the samples do not have equally many rows, or it is not known which are theirs.
 
     Raises:
-        TokensUnknown: the layer's first dimension is known to be something else.
+        TokensUnknown: the layer's first dimension is known to be something else, or the batch names a sample that has
+            no value.
     """
     check_rows_are_samples(x, ctx)
+    samples = None if by_row and len(x) == len(values) else sample_of_rows(x, ctx)
+    if samples is not None:
+        return _at(values, samples, ctx)
     if len(x) == len(values):
         return values
     each, rest = divmod(len(x), max(1, len(values)))
     is_expanded = each > 0 and not rest and (len(values) == 1 or _are_adjacent(len(values), x, ctx.facts))
     return values.repeat_interleave(each, 0) if is_expanded else None
+
+
+def sample_of_rows(x: Tensor, ctx: HookContext) -> Tensor | None:
+    """Return the sample of each row of an activation, ``(rows,)``, if the batch names it.
+
+    That is ``batch["sample_of_row"]``, or for the nodes of several graphs the vector ``batch.batch`` of PyTorch
+    Geometric. A vector of another length is of other rows. If there are as many edges as nodes, nothing shows which of
+    both a layer gives, so the vector does not count.
+
+    Args:
+        x: the activation, with its rows in the first dimension.
+        ctx: the hook's context.
+    """
+    if ctx.facts.generating:
+        return None  # these are the rows of the batch as it was loaded
+    batch = ctx.batch
+    if isinstance(batch, Mapping):
+        samples = batch.get("sample_of_row")
+    else:
+        samples, edges = getattr(batch, "batch", None), getattr(batch, "edge_index", None)
+        if isinstance(samples, Tensor) and isinstance(edges, Tensor) and edges.shape[-1] == len(samples):
+            return None
+    if not isinstance(samples, Tensor) or samples.is_floating_point() or samples.shape != x.shape[:1]:
+        return None
+    return samples
+
+
+def _at(values: Tensor, samples: Tensor, ctx: HookContext) -> Tensor:
+    """Return the value of each row's sample.
+
+    Raises:
+        TokensUnknown: a sample has no value; on a GPU, torch ends the run instead, because looking waits for it.
+    """
+    samples = samples.to(values.device)
+    can_look = samples.device.type == "cpu" and samples.numel() and not torch.compiler.is_compiling()
+    if can_look and not 0 <= samples.min() <= samples.max() < len(values):
+        raise TokensUnknown(
+            f"{ctx.layer!r}: the batch names samples {int(samples.min())} to {int(samples.max())} for its rows, and "
+            f"there are {len(values)} values: give one for each sample"
+        )
+    return values.index_select(0, samples)
 
 
 def _are_adjacent(samples: int, x: Tensor, facts: PassFacts) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import LongformerConfig, LongformerModel
 
 from mi_crow_lightning.errors import HookError
@@ -47,9 +48,9 @@ def test_one_value_for_each_row_is_taken() -> None:
 
 
 def test_tokens_in_one_row_belong_to_their_samples() -> None:
-    model = torch.nn.Sequential(torch.nn.Flatten(0, 1), torch.nn.Identity())
+    model = nn.Sequential(nn.Flatten(0, 1), nn.Identity())
 
-    class Model(torch.nn.Module):
+    class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = model
@@ -73,3 +74,80 @@ def test_padding_of_the_models_own_is_refused_and_does_not_count_in_silence() ->
         pytest.raises(HookError, match=r"gives \(2, 8, 32\) and the model was called .* = \(2, 6\)"),
     ):
         model(input_ids=IDS)
+
+
+def strengths_at(batch: Any, layer: nn.Module, x: torch.Tensor, **choice: Any) -> list[float]:
+    """How far each row was moved."""
+    with torch.no_grad(), attached(nn.Sequential(layer), SteeringController("0", torch.ones(4), **choice)) as layers:
+        layers.begin_batch(None, batch)
+        steered: torch.Tensor = layers.root(x)
+    return (steered - layer(x)).flatten(1).mean(1).round(decimals=4).tolist()
+
+
+ROWS = torch.tensor([0, 1, 0, 1])
+X = torch.randn(4, 3, 4)
+
+
+@pytest.mark.parametrize("strength", [TWO, "batch", lambda ctx: TWO])
+def test_the_batch_names_the_sample_of_each_row(strength: Any) -> None:
+    batch = {"sample_of_row": ROWS, "strength": TWO}
+    assert strengths_at(batch, nn.Identity(), X, strength=strength) == [0, 5, 0, 5]
+    condition = dict(strength=2.0, when=lambda x, ctx: torch.tensor([True, False]))
+    assert strengths_at(batch, nn.Identity(), X, **condition) == [2, 0, 2, 0]
+
+
+def test_the_batch_may_name_samples_in_another_order() -> None:
+    batch = {"sample_of_row": torch.tensor([3, 0, 0, 1])}
+    four = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert strengths_at(batch, nn.Identity(), X, strength=four) == [4, 1, 1, 2]
+    rows = torch.tensor([True, False, False, True])  # one for each row, as it was computed from the activation
+    assert strengths_at(batch, nn.Identity(), X, strength=2.0, when=lambda x, ctx: rows) == [2, 0, 0, 2]
+
+
+@pytest.mark.parametrize("named", [ROWS[:3], ROWS.float(), ROWS[:, None], [0, 1, 0, 1]])
+def test_names_that_fit_no_row_do_not_count(named: Any) -> None:
+    with pytest.raises(HookError, match=r"or name the sample of each row in batch\['sample_of_row'\]"):
+        strengths_at({"sample_of_row": named}, nn.Identity(), X, strength=TWO)
+
+
+@pytest.mark.parametrize("named", [torch.tensor([0, 1, 2, 1]), torch.tensor([0, -1, 0, 1])])
+def test_a_sample_without_a_value_is_refused(named: torch.Tensor) -> None:
+    with pytest.raises(HookError, match=r"names samples -?\d to \d for its rows, and there are 2 values"):
+        strengths_at({"sample_of_row": named}, nn.Identity(), X, strength=TWO)
+
+
+def test_the_rows_that_generate_makes_are_not_those_of_the_batch() -> None:
+    model, batch = llama(eos_token_id=None).eval(), {"sample_of_row": torch.tensor([1, 0])}
+    found = []
+    for strength in (TWO, TWO.flip(0)):
+        with attached(model, SteeringController("block:1", torch.ones(WIDTH), strength)) as layers:
+            layers.begin_batch(None, batch)
+            found.append(model.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=0))
+    assert torch.equal(found[0][0], model.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)[0])
+    assert not torch.equal(found[0], found[1])
+
+
+class Graphs:
+    """The batch of PyTorch Geometric: nodes of all graphs in one row, and the graph of each."""
+
+    def __init__(self, batch: torch.Tensor, edges: int) -> None:
+        self.batch, self.edge_index = batch, torch.zeros(2, edges, dtype=torch.long)
+
+
+NODES = torch.tensor([0, 0, 0, 1, 2, 2])
+THREE = torch.tensor([1.0, 0.0, 3.0])
+
+
+def test_the_nodes_of_a_graph_have_the_value_of_their_graph() -> None:
+    graphs, linear = Graphs(NODES, 9), nn.Linear(5, 4)
+    assert strengths_at(graphs, linear, torch.randn(6, 5), strength=THREE) == [1, 1, 1, 0, 3, 3]
+    assert strengths_at(graphs, linear, torch.randn(3, 5), strength=THREE) == [1, 0, 3]  # pooled
+    condition = dict(strength=2.0, when=lambda x, ctx: THREE > 0)
+    assert strengths_at(graphs, linear, torch.randn(6, 5), **condition) == [2, 2, 2, 0, 2, 2]
+
+
+@pytest.mark.parametrize(("rows", "edges"), [(9, 9), (6, 6)])
+def test_edges_of_graphs_are_refused(rows: int, edges: int) -> None:
+    """Also where there are as many as nodes: nothing shows which of both a layer gives."""
+    with pytest.raises(HookError, match=f"3 values, one for each sample, and the activation of '0' has {rows} rows"):
+        strengths_at(Graphs(NODES, edges), nn.Linear(5, 4), torch.randn(rows, 5), strength=THREE)
