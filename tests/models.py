@@ -182,8 +182,9 @@ def handles(root: nn.Module) -> dict[tuple[str, str, int], Any]:
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             for hook_id, hook in getattr(module, kind).items():
                 found[name, kind, hook_id] = hook
-        if "generate" in module.__dict__:
-            found[name, "generate", 0] = module.__dict__["generate"]
+        for method in ("generate", "init_continuous_batching"):
+            if method in module.__dict__:
+                found[name, method, 0] = module.__dict__[method]
     return found
 
 

@@ -32,6 +32,8 @@ class Generation:
         caches: the caches it uses, each with the prompt's width of its sequence. The first is that of the prompt;
             classifier-free guidance runs a second sequence in the same call, with its own cache and prompt.
         second: the width of the first pass of a second sequence, whose cache is not known yet.
+        guidance: the width of the prompt of classifier-free guidance, if it is used.
+        uncached: how many passes each model has made without a cache.
     """
 
     width: int | None = None
@@ -39,11 +41,16 @@ class Generation:
     columns: dict[nn.Module, int] = field(default_factory=dict)
     caches: list[tuple[Any, int]] = field(default_factory=list)
     second: int | None = None
+    guidance: int | None = None
+    uncached: dict[nn.Module, int] = field(default_factory=dict)
 
-    def prompt_of(self, cache: Any, past: int, tokens: int | None) -> tuple[int | None, Tensor | None]:
+    def prompt_of(
+        self, module: nn.Module, cache: Any, past: int, tokens: int | None
+    ) -> tuple[int | None, Tensor | None]:
         """Return the width and the mask of the prompt whose sequence a pass continues.
 
         Args:
+            module: the model that makes the pass.
             cache: the cache that the pass was given; ``None`` if it was given none.
             past: the tokens in it.
             tokens: the tokens of the pass.
@@ -54,7 +61,7 @@ class Generation:
             return self.width, self.mask
         if cache is None:  # without a cache at all, or the first pass of a second sequence
             if not self.caches:
-                return self.width, self.mask
+                return (self.guidance, None) if self._is_guidance(module, tokens) else (self.width, self.mask)
             self.second = tokens
             return tokens, None
         for place, (known, width) in enumerate(self.caches):
@@ -63,6 +70,15 @@ class Generation:
         is_second = bool(self.caches) and past in (0, self.second)
         self.caches.append((cache, (past or tokens) if is_second else self.width))
         return self.caches[-1][1], None if is_second else self.mask
+
+    def _is_guidance(self, module: nn.Module, tokens: int) -> bool:
+        """Return whether a pass without a cache is one of guidance, which follows each pass of the text.
+
+        Both sequences grow by one token each time; a model that runs both as one batch makes no such passes.
+        """
+        before = self.uncached.get(module, 0)
+        self.uncached[module] = before + 1
+        return self.guidance is not None and before % 2 == 1 and tokens == self.guidance + before // 2
 
     def state_length(self, module: nn.Module, tokens: int) -> int:
         """Return how many tokens a recurrent model's state holds before a pass: all tokens it has received, or none.
@@ -115,7 +131,7 @@ def read_facts(
     width = first_width if past and past != learned else None
     prompt_mask = None
     if generation is not None and side != "encoder":
-        width, prompt_mask = generation.prompt_of(given.get("past_key_values"), past or 0, tokens)
+        width, prompt_mask = generation.prompt_of(module, given.get("past_key_values"), past or 0, tokens)
     states = signature.keys_of(given)
     return PassFacts(
         mask=_tensor(mask),

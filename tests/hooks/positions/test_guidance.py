@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from mi_crow_lightning.hooks import SteeringController, attached
 from tests.models import VOCABULARY, WIDTH, llama
@@ -25,7 +25,7 @@ def scores(lm: LlamaForCausalLM, **options: Any) -> Tensor:
     return torch.stack(lm.generate(IDS, attention_mask=torch.ones_like(IDS), **asked, pad_token_id=0, **options).scores)
 
 
-def by_hand() -> Tensor:
+def by_hand(**options: Any) -> Tensor:
     """Scores where a plain hook steers the last token of each pass, in both sequences."""
     lm = model()
 
@@ -35,7 +35,45 @@ def by_hand() -> Tensor:
         return out
 
     lm.model.layers[1].register_forward_hook(steer)
-    return scores(lm, guidance_scale=1.5)
+    return scores(lm, guidance_scale=1.5, **options)
+
+
+NEGATIVE = torch.randint(3, VOCABULARY, (2, 8), generator=torch.Generator().manual_seed(2))
+# The prompt of guidance: the last token of the text, as long as the text, one token longer, and longer.
+PROMPTS: list[dict[str, Any]] = [{}, *(dict(negative_prompt_ids=NEGATIVE[:, :width]) for width in (6, 7, 8))]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("tokens", ["generated", "last"])
+def test_without_a_cache_both_sequences_are_steered_as_with_one(tokens: str, prompt: dict[str, Any]) -> None:
+    lm = model()
+    with attached(lm, SteeringController("block:1", VECTOR, 0.5, tokens=tokens)):
+        got = scores(lm, guidance_scale=1.5, use_cache=False, **prompt)
+    torch.testing.assert_close(got, by_hand(**prompt), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["argument", "config", "model"])
+def test_guidance_is_found_wherever_it_is_set(where: str) -> None:
+    lm, options = model(), dict(use_cache=False)
+    given = {"config": GenerationConfig(guidance_scale=1.5, eos_token_id=None)}.get(where)
+    if where == "model":
+        lm.generation_config.guidance_scale = 1.5
+    options |= {"argument": dict(guidance_scale=1.5), "config": dict(generation_config=given)}.get(where, {})
+    with attached(lm, SteeringController("block:1", VECTOR, 0.5, tokens="generated")):
+        got = scores(lm, **options)
+    torch.testing.assert_close(got, by_hand(), atol=1e-4, rtol=1e-4)
+
+
+def test_without_guidance_each_pass_is_one_of_the_text() -> None:
+    """Also where a scale is set that changes nothing, and after a call with guidance."""
+    found = []
+    for options in ({}, dict(use_cache=False), dict(use_cache=False, guidance_scale=1)):
+        lm = model()
+        with attached(lm, SteeringController("block:1", VECTOR, 0.5, tokens="generated")):
+            scores(lm, guidance_scale=1.5, use_cache=False)
+            found.append(scores(lm, **options))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[2], found[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", ["generated", "last"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
+from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks import ActivationStatistics, FunctionController, Layers
 from tests.hooks.by_hand import endless, prompts
 from tests.models import WIDTH, llama
@@ -83,3 +86,18 @@ def test_a_head_that_sees_one_token_is_edited_from_the_first_on(which: str, cach
         warnings.simplefilter("error")
         new = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False, use_cache=cached)
     assert (new[:, 4:] == 42).all()
+
+
+def test_continuous_batching_is_refused_while_hooks_are_on() -> None:
+    model = endless(llama())
+    config = GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    one, other = Layers(model), Layers(model)
+    for layers in (one, other):
+        layers.register_hook(None, ActivationStatistics("block:1", tokens="generated"))
+    for layers in (one, other):
+        with pytest.raises(TokensUnknown, match=r"continuous batching \(generate_batch\) puts the tokens of several"):
+            model.generate_batch([[3, 4, 5]], generation_config=config)
+        copied = copy.deepcopy(model)
+        assert copied.init_continuous_batching.__self__ is copied  # its own
+        layers.unregister_all_hooks()
+    assert not {"generate", "init_continuous_batching"} & model.__dict__.keys()
