@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,29 +16,52 @@ from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.generate import follow_generate, unfollow_generate
 from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.passes.reentrancy import running
-from mi_crow_lightning.hooks.passes.token_call import read_facts
-from mi_crow_lightning.hooks.passes.token_module import Signature, token_module
+from mi_crow_lightning.hooks.passes.token_call import read_facts, with_masks_of_outer
+from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, token_module
 from mi_crow_lightning.hooks.passes.tracker import Passes
 
 __all__ = ["GraphCall", "Watchers"]
 
 
+class OuterCall:
+    """The running call of a module around a token module, for graphs that run the token module.
+
+    Attributes:
+        signature: the module's signature.
+        given: the arguments of the call, by parameter name; ``None`` if there is none.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self.given: dict[str, Any] | None = None
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the arguments of a call while it runs."""
+        self.given = self.signature.given(args, kwargs)
+
+
 class GraphCall:
     """The call of a token module as a graph of ``torch.compile`` sees it.
 
-    It is never recomputed, and its arguments are all that is known about it.
+    It is never recomputed, and its arguments, and those of the calls around it, are all that is known about it.
 
     Attributes:
         facts: the facts of the call that is being compiled; ``None`` before the first.
+        outer: the calls around it, innermost first.
+        is_root: whether the module itself was compiled, so that its graph begins after its call.
     """
 
     def __init__(self, signature: Signature) -> None:
         self.facts: PassFacts | None = None
+        self.outer: list[OuterCall] = []
+        self.is_root = False
         self._signature = signature
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the facts of a call that is being compiled."""
-        self.facts = read_facts(module, self._signature.given(args, kwargs), self._signature, None, None)
+        facts = read_facts(module, self._signature.given(args, kwargs), self._signature, None, None)
+        calls = [(call.signature, call.given) for call in self.outer if call.given is not None]
+        self.facts = with_masks_of_outer(facts, calls)
 
 
 class EnterCall(InertWhenCopied):
@@ -45,15 +69,20 @@ class EnterCall(InertWhenCopied):
 
     order = (Rank.ENTER, 0)
 
-    def __init__(self, passes: Passes[Any], graph_call: GraphCall | None) -> None:
+    def __init__(self, passes: Passes[Any], graph_call: GraphCall | None, outer: OuterCall | None) -> None:
         self._passes = passes
         self._graph_call = graph_call
+        self._outer = outer
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._outer is not None:
+            self._outer.begin(args, kwargs)
         if torch.compiler.is_compiling():
             if self._graph_call is not None:
                 self._graph_call.begin(module, args, kwargs)
         elif running.context is None:
+            if self._graph_call is not None and self._graph_call.is_root:
+                self._graph_call.begin(module, args, kwargs)
             self._passes.enter(module, args, kwargs)
 
 
@@ -62,12 +91,18 @@ class LeaveCall(InertWhenCopied):
 
     order = (Rank.LEAVE, 0)
 
-    def __init__(self, passes: Passes[Any]) -> None:
+    def __init__(self, passes: Passes[Any], outer: OuterCall | None) -> None:
         self._passes = passes
+        self._outer = outer
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._outer is not None:
+            self._outer.given = None
         if not torch.compiler.is_compiling() and running.context is None:
             self._passes.leave(module, output)
+
+
+NO_GRAPHS: Mapping[nn.Module, nn.Module] = MappingProxyType({})
 
 
 class Watchers:
@@ -78,10 +113,11 @@ class Watchers:
         graphs: the modules that run inside a compiled graph, where no handle can stay outside the graph.
     """
 
-    def __init__(self, passes: Passes[Any], graphs: Container[nn.Module] = ()) -> None:
+    def __init__(self, passes: Passes[Any], graphs: Mapping[nn.Module, nn.Module] = NO_GRAPHS) -> None:
         self._passes = passes
         self._graphs = graphs
         self._graph_calls: dict[nn.Module, GraphCall] = {}
+        self._outer_calls: dict[nn.Module, OuterCall] = {}
         self._handles: dict[nn.Module, list[RemovableHandle | OutsideHandle]] = {}
         self._users: dict[nn.Module, int] = {}
 
@@ -104,9 +140,19 @@ class Watchers:
             source = token_module([*called, layer])
             if source is not None:
                 signature = self._passes.read_tokens_at(source, called)
-                self._graph_calls.setdefault(source, GraphCall(signature))
+                self._plan_graph(source, signature, called)
                 watched[source] = sources[source] = None
         return list(watched), list(sources)
+
+    def _plan_graph(self, source: nn.Module, signature: Signature, called: list[nn.Module]) -> None:
+        """Prepare the call of a token module, and those of the modules around it, for graphs that run them."""
+        call = self._graph_calls.setdefault(source, GraphCall(signature))
+        call.is_root = bool(self._graphs) and source not in self._graphs
+        outside = called[called.index(source) + 1 :] if source in called and self._graphs else []
+        for outer in filter(takes_a_mask, outside):
+            known = self._outer_calls.setdefault(outer, OuterCall(Signature.of(outer, [])))
+            if known not in call.outer:
+                call.outer.append(known)
 
     def graph_call(self, module: nn.Module) -> GraphCall:
         """Return the call of a token module as a graph sees it."""
@@ -118,9 +164,11 @@ class Watchers:
             self._users[module] = self._users.get(module, 0) + 1
             if self._users[module] == 1:
                 outside = module not in self._graphs
-                enter_call = EnterCall(self._passes, self._graph_calls.get(module))
+                outer = self._outer_calls.get(module)
+                enter_call = EnterCall(self._passes, self._graph_calls.get(module), outer)
+                leave_call = LeaveCall(self._passes, outer)
                 enter = attach(module, enter_call, HookType.PRE_FORWARD, outside=outside)
-                leave = attach(module, LeaveCall(self._passes), HookType.FORWARD, always_call=True, outside=outside)
+                leave = attach(module, leave_call, HookType.FORWARD, always_call=True, outside=outside)
                 self._handles[module] = [enter, leave]
                 follow_generate(module, self._passes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mi_crow_lightning.hooks.passes.facts import PassFacts, is_sequence
 from mi_crow_lightning.hooks.passes.token_module import Signature
 
-__all__ = ["Generation", "OuterCall", "keys_mask_of_outer", "mask_of_outer", "of_beams", "read_facts"]
+__all__ = ["Generation", "OuterCall", "of_beams", "read_facts", "with_masks_of_outer"]
 
 OuterCall: TypeAlias = tuple[Signature, Mapping[str, Any]]
 """A running call of a module around a token module: its signature and the arguments, by parameter name."""
@@ -160,7 +160,21 @@ def read_facts(
     )
 
 
-def mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | None:
+def with_masks_of_outer(facts: PassFacts, calls: Sequence[OuterCall]) -> PassFacts:
+    """Return the facts of a pass with the masks that it was not given itself, and a module around it was.
+
+    Args:
+        facts: the facts of the pass.
+        calls: the running calls around the token module, innermost first.
+    """
+    if facts.mask is None and facts.unreadable is None:
+        facts = facts.with_mask(_mask_of_outer(facts, calls))
+    if facts.encoder is not None and facts.encoder_mask is None:
+        facts = facts.with_encoder_mask(_keys_mask_of_outer(facts, calls))
+    return facts
+
+
+def _mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | None:
     """Return the mask of a pass that a module around the token module was given, or that follows from its labels.
 
     A text's mask is not that of its translation: about a decoder, only modules that take two texts are asked.
@@ -178,7 +192,7 @@ def mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | None
     return None
 
 
-def keys_mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | None:
+def _keys_mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | None:
     """Return the mask of the encoder's states that a decoder attends to, if a module around both was given it."""
     states = facts.encoder() if facts.encoder is not None else None
     if states is None:

@@ -20,13 +20,7 @@ from torch import nn
 from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.recomputes import EndedCalls, next_node
-from mi_crow_lightning.hooks.passes.token_call import (
-    Generation,
-    OuterCall,
-    keys_mask_of_outer,
-    mask_of_outer,
-    read_facts,
-)
+from mi_crow_lightning.hooks.passes.token_call import Generation, OuterCall, read_facts, with_masks_of_outer
 from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, virtual_tokens
 
 __all__ = ["Passes"]
@@ -234,10 +228,8 @@ class Passes(Generic[H]):
         learned = max(map(virtual_tokens, here.calls))
         width = here.first_widths.get(module)
         facts = read_facts(module, given, signature, generation, width, learned, kept=True, acted=_acted())
-        if facts.mask is None and facts.unreadable is None and here.outer:
-            facts = facts.with_mask(mask_of_outer(facts, reversed(here.outer.values())))
-        if facts.encoder is not None and facts.encoder_mask is None and here.outer:
-            facts = facts.with_encoder_mask(keys_mask_of_outer(facts, reversed(here.outer.values())))
+        if here.outer:
+            facts = with_masks_of_outer(facts, list(reversed(here.outer.values())))
         if not facts.past and facts.tokens is not None:
             # In a user's own decoding loop, the first pass with an empty cache is the prompt.
             here.first_widths[module] = facts.tokens

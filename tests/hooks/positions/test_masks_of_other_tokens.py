@@ -6,14 +6,18 @@ import inspect
 import warnings
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, FNetConfig, FNetModel, T5Config, T5Model
 
+from mi_crow_lightning import HookCallback
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import ActivationStatistics, SteeringController, attached
 from tests.hooks.positions.masks import Mask, mask_of
+from tests.models import trainer
 
 IDS = torch.tensor([[5, 6, 0, 0, 0, 0], [7, 8, 9, 10, 11, 12]])
 REAL = IDS != 0
@@ -287,3 +291,54 @@ def test_the_padding_of_keys_is_that_of_queries_in_self_attention_alone(is_self:
     with attached(net, detector):
         attention(x, keys, keys, key_padding_mask=~REAL)
     assert detector.calls[0].tolist() == (REAL if is_self else torch.ones_like(REAL)).tolist()
+
+
+class Evaluates(pl.LightningModule):
+    """Calls a model whose batch does not name the mask as transformers does."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.net(batch["ids"], attention_mask=batch["real"])
+
+
+def compiled(where: str) -> nn.Module:
+    """A model that keeps its mask for itself, compiled in one of three places."""
+    torch.manual_seed(0)
+    net = Outer(Inner())
+    if where in ("outer", "inner"):
+        (net if where == "outer" else net.inner).compile(backend="eager")
+    wrapped: Any = torch.compile(net, backend="aot_eager") if where == "wrapped" else net
+    return wrapped  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("where", ["outer", "inner", "wrapped"])
+def test_in_a_graph_the_mask_of_an_outer_model_is_asked_for_too(where: str) -> None:
+    batches = [dict(ids=IDS.roll(i, 0).clone(), real=REAL.roll(i, 0).long()) for i in range(3)]
+    found = []
+    for place in ("nowhere", where):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        watch = HookCallback(ActivationStatistics("net.inner.block", **ONE))
+        data = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        trainer(watch).validate(Evaluates(compiled(place)), data, verbose=False)
+        found += [row.value for row in watch.history()]
+    assert found[1] == pytest.approx(found[0], rel=1e-5) and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.manual_seed(0)
+    net = Outer(Inner()).inner
+    expected = torch.cat([net(one["ids"])[one["real"].bool()] for one in batches]).mean().item()
+    assert found[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("where", ["outer", "inner"])
+def test_a_graph_does_not_keep_the_mask_of_the_last_call(where: str) -> None:
+    torch._dynamo.reset()
+    watch = HookCallback(ActivationStatistics("net.inner.block", **ONE))
+    batches: Any = [dict(ids=IDS, real=mask) for mask in (REAL.long(), None)]
+    data: Any = DataLoader(batches, batch_size=None)
+    trainer(watch).validate(Evaluates(compiled(where)), data, verbose=False)
+    x: Tensor = compiled("nowhere").inner(IDS)  # type: ignore[operator]
+    (found,) = (row.value for row in watch.history())
+    assert found == pytest.approx(torch.cat([x[REAL], x.flatten(0, 1)]).mean().item(), rel=1e-5)
