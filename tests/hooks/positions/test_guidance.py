@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from mi_crow_lightning.hooks import SteeringController, attached
+from mi_crow_lightning.hooks.passes.token_call import Generation
 from tests.models import VOCABULARY, WIDTH, llama
 
 IDS = torch.randint(3, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(1))
@@ -117,3 +118,11 @@ def test_assisted_decoding_is_steered_as_without_an_assistant(tokens: str) -> No
         with attached(lm, SteeringController("block:1", VECTOR, 2.0, tokens=tokens)):
             found.append(lm.generate(IDS[:1], max_new_tokens=9, do_sample=False, pad_token_id=0, **options))
     assert torch.equal(*found)
+
+
+def test_guidance_follows_each_pass_of_the_text() -> None:
+    """A pass that is not as long as the other sequence is one of the text, as in models that run both as one batch."""
+    generation, net = Generation(width=6, guidance=7), model()
+    lengths = [6, 7, 7, 8, 9, 10]  # the fifth is no pass of a sequence that grows by one, and the sixth is not after it
+    widths = [generation.prompt_of(net, None, 0, tokens)[0] for tokens in lengths]
+    assert widths == [6, 7, 6, 7, 6, 6]

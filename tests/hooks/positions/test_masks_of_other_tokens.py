@@ -102,6 +102,19 @@ def test_a_mask_that_the_outer_model_keeps_for_itself_is_asked_for() -> None:
         assert mask_of(Outer(inner), "inner.block", input_ids=IDS, attention_mask=REAL.long()) == REAL.int().tolist()
 
 
+class Replaces(Outer):
+    """Hands on another mask than it is given."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        out: Tensor = self.inner(input_ids, attention_mask=REAL.flip(0).long())
+        return out
+
+
+def test_the_mask_that_the_inner_model_is_given_comes_first() -> None:
+    found = mask_of(Replaces(Inner()), "inner.block", input_ids=IDS, attention_mask=REAL.long())
+    assert found == REAL.flip(0).int().tolist()
+
+
 def test_a_mask_among_other_keywords_is_read() -> None:
     assert mask_of(Keywords(), "block", input_ids=IDS, attention_mask=REAL.long()) == REAL.int().tolist()
 
@@ -301,7 +314,10 @@ class Evaluates(pl.LightningModule):
         self.net = net
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.net(batch["ids"], attention_mask=batch["real"])
+        if "real" in batch:
+            self.net(batch["ids"], attention_mask=batch["real"])
+        else:
+            self.net.inner(batch["ids"])  # type: ignore[operator]
 
 
 def compiled(where: str) -> nn.Module:
@@ -336,9 +352,9 @@ def test_in_a_graph_the_mask_of_an_outer_model_is_asked_for_too(where: str) -> N
 def test_a_graph_does_not_keep_the_mask_of_the_last_call(where: str) -> None:
     torch._dynamo.reset()
     watch = HookCallback(ActivationStatistics("net.inner.block", **ONE))
-    batches: Any = [dict(ids=IDS, real=mask) for mask in (REAL.long(), None)]
+    batches: Any = [dict(ids=IDS, real=REAL.long()), dict(ids=IDS), dict(ids=IDS, real=None)]
     data: Any = DataLoader(batches, batch_size=None)
     trainer(watch).validate(Evaluates(compiled(where)), data, verbose=False)
     x: Tensor = compiled("nowhere").inner(IDS)  # type: ignore[operator]
     (found,) = (row.value for row in watch.history())
-    assert found == pytest.approx(torch.cat([x[REAL], x.flatten(0, 1)]).mean().item(), rel=1e-5)
+    assert found == pytest.approx(torch.cat([x[REAL], *x, *x]).mean().item(), rel=1e-5)
