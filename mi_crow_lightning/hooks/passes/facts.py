@@ -38,6 +38,7 @@ class PassFacts:
         encoder_mask: the attention mask of these states.
         encoder_mask_is_padding: whether True is padding in it.
         generating: whether the pass belongs to a call of ``generate``.
+        guided: whether that call uses classifier-free guidance, for which some models double the rows.
         takes_mask: whether the model takes an attention mask at all.
         unseen: whether the layer has a model around it that takes a mask, and that model was not called.
         pad_ids: the IDs that the model's config names as padding, or else as the end of a text.
@@ -65,6 +66,7 @@ class PassFacts:
     encoder_mask: Tensor | None = None
     encoder_mask_is_padding: bool = False
     generating: bool = False
+    guided: bool = False
     takes_mask: bool = False
     unseen: bool = False
     pad_ids: tuple[int, ...] = ()

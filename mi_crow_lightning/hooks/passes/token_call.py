@@ -151,6 +151,7 @@ def read_facts(
         encoder_mask=_tensor(signature.keys_mask_of(given)),
         encoder_mask_is_padding=signature.padding_mask is not None,
         generating=generation is not None,
+        guided=generation is not None and generation.guidance is not None,
         takes_mask=True,
         pad_ids=signature.pad_ids,
         mask_is_padding=signature.padding_mask is not None,

@@ -91,6 +91,8 @@ def _at(values: Tensor, samples: Tensor, ctx: HookContext) -> Tensor:
 def _are_adjacent(samples: int, x: Tensor, facts: PassFacts) -> bool:
     """Return whether the rows of a sample are known to be adjacent."""
     rows, tokens = facts.rows, facts.tokens
+    if facts.guided:
+        return False  # MusicGen, for example, puts a second row for each sample after all of the first
     if facts.generating:
         return rows is None or len(x) in (rows, rows * (tokens or 1))
     return rows == samples and x.dim() == 2 and len(x) == samples * (tokens or 1)  # all tokens in one row

@@ -127,6 +127,15 @@ def test_the_rows_that_generate_makes_are_not_those_of_the_batch() -> None:
     assert not torch.equal(found[0], found[1])
 
 
+def test_under_guidance_rows_of_a_sample_may_not_be_adjacent() -> None:
+    model = llama(eos_token_id=None).eval()
+    options = dict(max_new_tokens=2, pad_token_id=0, guidance_scale=1.5, do_sample=True)
+    with attached(model, SteeringController("block:1", torch.ones(WIDTH), TWO)):
+        assert model.generate(IDS, **options).shape == (2, 8)
+        with pytest.raises(HookError, match=r"has 2 values, one for each sample.* has 4 rows"):
+            model.generate(IDS, **options, num_return_sequences=2)
+
+
 class Graphs:
     """The batch of PyTorch Geometric: nodes of all graphs in one row, and the graph of each."""
 
