@@ -156,7 +156,9 @@ class HookContext(NamedTuple):
             ValueError: ``channels=`` is not a dimension of ``x``.
         """
         channels = self.place.channels
-        dim = channels.of(x, (self.facts.rows, self.facts.tokens))
+        dim = channels.by_dims[x.dim()]
+        if dim is None:  # only then the facts are asked, which an operation in a graph does not know
+            dim = channels.of(x, (self.facts.rows, self.facts.tokens))
         if dim:
             return dim
         if channels.given is not None:

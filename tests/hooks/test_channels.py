@@ -308,6 +308,28 @@ def test_the_channels_of_tokens_are_last_though_there_are_as_many_tokens() -> No
     torch.testing.assert_close(hooked(net, SteeringController("mixer", VECTOR), ids), expected.detach())
 
 
+class Transposed(nn.Module):
+    """A module that shows nothing, and returns ``(B, C, T)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT * 1
+
+
+class OverTransposed(OverTokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = nn.Sequential(Transposed(), nn.Conv1d(WIDTH, WIDTH, 1))
+
+
+@pytest.mark.parametrize(("layer", "options"), [("mixer.1", {}), ("mixer.0", {"channels": 1})])
+def test_tokens_are_not_chosen_among_channels_though_there_are_as_many(layer: str, options: dict[str, int]) -> None:
+    net, ids = OverTransposed(), torch.randint(9, (2, WIDTH))
+    with pytest.raises(HookError, match=r"and .* gives \(batch, channels, positions\), with shape"):
+        hooked(net, FunctionController(layer, lambda y: -y, tokens="last", **options), ids)
+    with pytest.raises(HookError, match=r"needs an activation \(batch, tokens, features\), and .* gives \(2, 6, 6\)"):
+        hooked(net, LayerActivationDetector(layer, tokens="last", **options), ids)
+
+
 class Dense(nn.Module):
     """A block of a DenseNet: it has more channels than its last layer, here as many as that has columns."""
 

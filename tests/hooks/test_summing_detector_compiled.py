@@ -16,7 +16,7 @@ from mi_crow_lightning import HookCallback, Schedule, SummingDetector
 from mi_crow_lightning.errors import RegistrationError
 from tests.callback.runs import run, told
 from tests.hooks.summing import PositiveShare, Spread, Traced, assert_numpys, numpys, values_of
-from tests.models import Module, handles, llama, loader, token_data, trainer
+from tests.models import Module, cnn, handles, image_data, llama, loader, token_data, trainer
 
 # Of what dynamo does, see tests/callback/test_compiled.py.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -108,6 +108,28 @@ def test_an_error_in_a_graph_is_dealt_with_as_on_error_says() -> None:
     with told("ValueError: broke at model.model.layers.1, block 1, in validate", RuntimeWarning) as texts:
         watch = compiled_fit(Broken("block:1"), "eager", "validate")
     assert len(texts) == 1 and watch.history() == [] and not watch.detectors[0].enabled
+
+
+class FirstChannel(PositiveShare):
+    """Measures the first channel alone, wherever the layer has its channels."""
+
+    def measure(self, x, mask, ctx):
+        first = x.select(ctx.channel_dim(x), 0)
+        return (first > 0).sum(), first.numel()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("options", [{}, {"channels": -1}])
+def test_in_a_graph_the_channels_are_where_the_layer_has_them(options: dict[str, int]) -> None:
+    module, outputs = Silent(cnn()), []
+    handle = module.model[3].register_forward_hook(lambda layer, args, y: outputs.append(y.numpy()))
+    run("validate", trainer(), module, image_data(8))
+    handle.remove()
+    y = np.concatenate(outputs)  # (B, C, H, W)
+    first = y[..., 0] if options else y[:, 0]
+    watch = HookCallback(FirstChannel("model.3", **options))
+    run("validate", trainer(watch), torch.compile(module, backend="eager"), image_data(8))  # type: ignore[arg-type]
+    assert [row.value for row in watch.history()] == [pytest.approx((first > 0).mean())]
 
 
 class Nosy(PositiveShare):
