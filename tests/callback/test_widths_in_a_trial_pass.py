@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from mi_crow_lightning import (
@@ -23,6 +24,9 @@ from tests.callback.runs import STAGES, OnEvent, Trace, assert_bit_equal, data_o
 from tests.models import WIDTH, Module, assert_same_handles, handles, mlp, trainer
 
 WRONG = torch.ones(64)
+NEEDS_V5 = pytest.mark.skipif(
+    transformers.__version__ < "5", reason="transformers 4 asks for numbers; there the first activation shows the width"
+)
 
 
 class Mixer(nn.Module):
@@ -79,6 +83,7 @@ def refused(module: pl.LightningModule, hook: Any, stage: str, data: list[Any], 
     assert_same_handles(before, module)
 
 
+@NEEDS_V5
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("case", HOOKS)
 def test_a_run_is_refused_before_its_first_batch(case: str, stage: str) -> None:
@@ -87,6 +92,7 @@ def test_a_run_is_refused_before_its_first_batch(case: str, stage: str) -> None:
     refused(module_of(kind), make(), stage, data_of(kind), words)
 
 
+@NEEDS_V5
 @pytest.mark.parametrize("case", HOOKS)
 def test_a_dry_run_reports_it_and_goes_on(case: str) -> None:
     kind, width, make = HOOKS[case]
@@ -96,6 +102,7 @@ def test_a_dry_run_reports_it_and_goes_on(case: str) -> None:
     assert f"the layer's activations have {width} (shape" in refusal
 
 
+@NEEDS_V5
 def test_every_hook_that_does_not_fit_is_in_the_report_of_a_dry_run() -> None:
     hooks = [SteeringController(f"block:*.{role}", WRONG, hook_id=role) for role in ("attn", "mlp")]
     watch = HookCallback(controllers=hooks, dry_run=True)

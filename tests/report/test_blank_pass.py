@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
+import transformers
 from torch import Tensor, nn
 
 from mi_crow_lightning.report.blank_pass import Seen, blank_pass
@@ -40,6 +41,7 @@ def seen_by_plain_hooks(model: nn.Module, call: Call) -> dict[str, list[tuple[in
     return shapes
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 asks for numbers")
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "mixtral"])
 def test_the_shapes_are_those_of_a_real_pass(kind: str) -> None:
     model = MODELS[kind][0]()
