@@ -13,14 +13,14 @@ OLDEST := .venv-oldest
 ARGS ?=
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers test-kernel test-oldest check lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel test-oldest check sweep lint docs: export HF_HUB_OFFLINE := 1
 # Tiny models gain nothing from threads, and on busy cores these wait for one another.
-test test-loggers test-kernel test-oldest check: export OMP_NUM_THREADS := 1
+test test-loggers test-kernel test-oldest check sweep: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers test-kernel test-oldest check lint format docs demo bench clean
+.PHONY: help setup test test-loggers test-kernel test-oldest check lint format docs demo sweep bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,9 +87,13 @@ docs: setup  ## Build the documentation into site/
 demo: setup  ## Fine-tune and steer a small language model (ARGS go to the script)
 	$(BIN)/python examples/finetune_and_steer.py $(ARGS)
 
+# One process an architecture; results lie in .sweep/, and what has one is not checked again.
+sweep: setup  ## Check every architecture of the installed transformers (ARGS: patterns, --again); writes a page of docs/
+	$(BIN)/python -m tests.architectures $(ARGS)
+
 bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs PAGE); writes benchmark.json
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## Remove .venv, built files and caches
-	rm -rf $(VENV) $(OLDEST) build dist site .site-check .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site .site-check .sweep .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find mi_crow_lightning tests examples -type d -name __pycache__ -prune -exec rm -rf {} +

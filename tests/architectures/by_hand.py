@@ -1,0 +1,86 @@
+"""The edits of the reference: what a plain hook of torch does to the chosen tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.architectures.given import ROWS
+from tests.architectures.layout import chosen_elements, tensor_of, with_tensor
+
+
+@contextmanager
+def edited_by_hand(layer: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def hook(module: nn.Module, args: Any, out: Any) -> Any:
+        x = tensor_of(out)
+        return out if x is None else with_tensor(out, edit(x))
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def edited(x: Tensor, chosen: Tensor | None, vector: Tensor, strength: Any) -> Tensor:
+    places = chosen_elements(x, chosen)
+    if places is None:
+        return x
+    if isinstance(strength, Tensor):
+        rows = strength[:, None].expand(chosen.shape) if chosen is not None else strength
+        factor = _values(x, rows)
+    else:
+        factor = strength
+    return torch.where(places, x + (factor * vector).to(x.dtype), x)
+
+
+def _values(x: Tensor, values: Tensor) -> Tensor:
+    """Return values of tokens ``(B, T)``, or of samples ``(B,)``, so that they broadcast over an activation."""
+    if values.dim() == 1:
+        return values.reshape(-1, *[1] * (x.dim() - 1))
+    found = torch.zeros_like(x)
+    for value in values.unique():
+        places = chosen_elements(x, values == value)
+        found = torch.where(places, value.to(x.dtype), found) if places is not None else found
+    return found
+
+
+def chosen_tokens(real: Tensor, tokens: str) -> Tensor:
+    if tokens == "all":
+        return real
+    columns = torch.arange(real.shape[1]) * real
+    return real & (columns == columns.max(1, keepdim=True).values)
+
+
+class EditedPasses:
+    """The edit by hand in `generate`: a pass has the whole sequence so far, or its new columns."""
+
+    def __init__(self, prompt: Tensor, tokens: str, vector: Tensor, strength: float) -> None:
+        self.prompt, self.tokens, self.vector, self.strength = prompt, tokens, vector, strength
+        self.passes = 0
+        self.unknown: list[tuple[int, ...]] = []
+
+    def next_pass(self, *_: Any) -> None:
+        self.passes += 1
+
+    def edit(self, x: Tensor) -> Tensor:
+        width = self.prompt.shape[1]
+        whole = width + self.passes - 1
+        real = torch.cat([self.prompt, torch.ones(ROWS, whole - width, dtype=torch.bool)], 1)
+        columns = torch.arange(whole).expand(ROWS, -1)
+        last_of_prompt = chosen_tokens(self.prompt, "last").int().argmax(1, keepdim=True)
+        chosen = {
+            "all": real,
+            "prompt": real & (columns < width),
+            "generated": real & (columns >= last_of_prompt),
+            "last": real & (columns >= last_of_prompt),  # each was once the last one
+        }[self.tokens]
+        for part in (chosen, chosen[:, -1:]):
+            if chosen_elements(x, part) is not None:
+                return edited(x, part, self.vector, self.strength)
+        self.unknown.append(tuple(x.shape))
+        return x
