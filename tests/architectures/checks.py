@@ -82,7 +82,9 @@ def _steered(case: Case, name: str, call: Given, tokens: str, strength: Any) -> 
     if not seen[name]:
         return "not run: the layer never runs"
     x = seen[name][0]
-    chosen = None if call.real is None else chosen_tokens(call.real, tokens)
+    real = case.real(name, call)
+    everything = real is None or (tokens == "all" and bool(real.all()))
+    chosen = None if everything else chosen_tokens(real, tokens)
     vector = torch.linspace(-1, 1, x.shape[-1])
     hook = SteeringController(name, vector, strength, tokens=tokens)
     with warnings.catch_warnings(record=True) as said, attached(case.model, hook):

@@ -82,7 +82,8 @@ def words(width: int = TOKENS, seed: int = 1) -> Tensor:
 
 def _text(model: Any, side: str) -> Given:
     real = padding(side)
-    return Given(_taken(model, {"input_ids": words(), "attention_mask": real.long(), "use_cache": False}), real)
+    inputs = _taken(model, {"input_ids": words(), "attention_mask": real.long(), "use_cache": False})
+    return Given(inputs, real if "attention_mask" in inputs else torch.ones_like(real))  # nothing says what is padding
 
 
 def _two_texts(model: Any, side: str) -> Given:

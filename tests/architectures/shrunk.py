@@ -75,7 +75,7 @@ _NAMES: tuple[tuple[int, str], ...] = (
 )
 _BY_NAME: dict[str, int] = {name: size for size, names in _NAMES for name in names.split()}
 _PATCH_OF_A_TRANSFORMER = 8  # convolutional stages, whose first patches are smaller, need a larger picture
-_SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": PAD}
+_SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS}
 _SPECIAL |= {"image_token_id": IMAGE, "image_token_index": IMAGE}
 _EMPTY = ("layer_types", "mlp_layer_types", "layers_block_type", "hybrid_override_pattern", "attn_layer_indices")
 
@@ -89,7 +89,7 @@ def shrunk(config_class: Any, **more: Any) -> Any:
     """
     config = config_class(**small_values(config_class()) | more)
     if getattr(config, "is_encoder_decoder", False):
-        config.decoder_start_token_id = PAD  # some classes take it, and forget it
+        config.decoder_start_token_id = BOS  # some classes take it, and forget it
     return config
 
 
