@@ -68,19 +68,25 @@ class EditedPasses:
         self.passes += 1
 
     def edit(self, x: Tensor) -> Tensor:
-        width = self.prompt.shape[1]
-        whole = width + self.passes - 1
-        real = torch.cat([self.prompt, torch.ones(ROWS, whole - width, dtype=torch.bool)], 1)
-        columns = torch.arange(whole).expand(ROWS, -1)
-        last_of_prompt = chosen_tokens(self.prompt, "last").int().argmax(1, keepdim=True)
-        chosen = {
-            "all": real,
-            "prompt": real & (columns < width),
-            "generated": real & (columns >= last_of_prompt),
-            "last": real & (columns >= last_of_prompt),  # each was once the last one
-        }[self.tokens]
-        for part in (chosen, chosen[:, -1:]):
+        for part in self._passes_of(self._chosen()):
             if chosen_elements(x, part) is not None:
                 return edited(x, part, self.vector, self.strength)
         self.unknown.append(tuple(x.shape))
         return x
+
+    def _chosen(self) -> Tensor:
+        """Return the chosen columns of the sequence so far, and of one more that XLM and XLNet append to fill in."""
+        width = self.prompt.shape[1]
+        columns = torch.arange(width + self.passes).expand(ROWS, -1)
+        real = torch.cat([self.prompt, torch.ones(ROWS, self.passes, dtype=torch.bool)], 1)
+        generated = real & (columns >= chosen_tokens(self.prompt, "last").int().argmax(1, keepdim=True))
+        # Each generated token was once the last one.
+        return {"all": real, "prompt": real & (columns < width), "generated": generated, "last": generated}[self.tokens]
+
+    @staticmethod
+    def _passes_of(chosen: Tensor) -> Iterator[Tensor]:
+        """Yield the columns that a pass may have: all, without or with the filler, or the new ones."""
+        yield chosen[:, :-1]
+        yield chosen
+        yield chosen[:, -2:-1]
+        yield chosen[:, -3:]  # XLNet repeats two columns before its filler

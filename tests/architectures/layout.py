@@ -28,7 +28,7 @@ def chosen_elements(x: Tensor, chosen: Tensor | None) -> Tensor | None:
             return _placed(chosen, x, first)
         if here == (tokens, rows) and first + 2 < x.dim():
             return _placed(chosen.T, x, first)
-        if x.shape[first] == rows * tokens:
+        if x.shape[first] == rows * tokens and tokens > 1:
             return _placed(chosen.flatten(), x, first)
     return None
 

@@ -76,7 +76,9 @@ def _second_width(model: nn.Module, kwargs: dict[str, Any]) -> int | None:
     """Return the columns of the prompt of classifier-free guidance; ``None`` if ``generate`` runs without it."""
     configs = (kwargs.get("generation_config"), getattr(model, "generation_config", None))
     scales = (kwargs.get("guidance_scale"), *(getattr(config, "guidance_scale", None) for config in configs))
-    if next((scale for scale in scales if scale is not None), 1) == 1:
+    processors = kwargs.get("logits_processor") or ()
+    guided = any("FreeGuidance" in type(processor).__name__ for processor in processors)
+    if not guided and next((scale for scale in scales if scale is not None), 1) == 1:
         return None
     prompt = kwargs.get("negative_prompt_ids")
     return prompt.shape[1] if isinstance(prompt, Tensor) else 1  # the last token of the text

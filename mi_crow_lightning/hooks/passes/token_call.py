@@ -28,9 +28,9 @@ class Generation:
     Attributes:
         width: columns of the prompt, padding included; ``None`` until the first pass shows it.
         mask: the attention mask it was called with, ``(B, width)``.
-        columns: how many columns each model without a key-value cache has received so far.
-        caches: the caches it uses, each with the prompt's width of its sequence. The first is that of the prompt;
-            classifier-free guidance runs a second sequence in the same call, with its own cache and prompt.
+        columns: how many columns each model that was first called with the prompt has received so far.
+        caches: with guidance, the caches it uses, each with the prompt's width of its sequence. The first is that of
+            the prompt; the second sequence has its own cache and prompt.
         second: the width of the first pass of a second sequence, whose cache is not known yet.
         guidance: the width of the prompt of classifier-free guidance, if it is used.
         uncached: how many passes each model has made without a cache.
@@ -57,7 +57,7 @@ class Generation:
         """
         if self.width is None and tokens is not None:
             self.width = past + tokens
-        if self.width is None or tokens is None or isinstance(cache, (tuple, list)):
+        if self.guidance is None or self.width is None or tokens is None or isinstance(cache, (tuple, list)):
             return self.width, self.mask
         if cache is None:  # without a cache at all, or the first pass of a second sequence
             if not self.caches:
@@ -80,15 +80,45 @@ class Generation:
         self.uncached[module] = before + 1
         return self.guidance is not None and before % 2 == 1 and tokens == self.guidance + before // 2
 
-    def state_length(self, module: nn.Module, tokens: int) -> int:
-        """Return how many tokens a recurrent model's state holds before a pass: all tokens it has received, or none.
+    def past_of(self, module: nn.Module, past: int | None, tokens: int, mask: Any) -> int | None:
+        """Return how many tokens came before a pass; ``None`` if the module does not go on with the prompt.
 
-        Without its state the model receives the whole, growing sequence each time.
+        A cache may not know: the state of a recurrent model, or the empty cache of a hybrid model, does not count. The
+        mask that ``generate`` passes on has a column for each token so far. Without one, a model has all the tokens
+        that it received in its state; or it has no state, and receives the whole, growing sequence each time.
+
+        Args:
+            module: a token module.
+            past: the tokens in its key-value cache; ``None`` if it takes none.
+            tokens: the tokens of the pass.
+            mask: the attention mask of the pass.
         """
+        if past is not None and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= tokens:
+            past = mask.shape[1] - tokens
         before = self.columns.get(module, 0)
-        past = before if tokens <= before else 0
+        begins = (past or 0) + tokens in (self.width, (self.width or 0) + 1)  # XLNet and XLM append one to fill in
+        if not before and not begins:
+            return past
+        if past is None:
+            past = before if tokens < before or tokens == before == 1 else 0
         self.columns[module] = past + tokens
         return past
+
+    def mask_so_far(self, module: nn.Module, rows: int) -> Tensor | None:
+        """Return the mask of the prompt, grown by what was generated since, for a model that is not given it.
+
+        Args:
+            module: the token module of the running pass.
+            rows: the rows of the pass.
+
+        Returns:
+            ``(rows, columns)``; ``None`` if the prompt has no mask, or the module does not go on with it.
+        """
+        columns = self.columns.get(module)
+        if self.mask is None or columns is None or len(self.mask) > rows:
+            return None
+        mask = of_beams(self.mask, rows)
+        return nn.functional.pad(mask, (0, columns - mask.shape[1]), value=1)
 
 
 def read_facts(
@@ -125,9 +155,8 @@ def read_facts(
     tokens = ids.shape[1] if is_sequence(ids) else embedded
     mask = _one_mask(signature.mask_of(given))
     stateful = any(given.get(name) is not None for name in _STATES)
-    if past is None and generation is not None and tokens is not None and any(name in names for name in _STATES):
-        past = generation.state_length(module, tokens)
-        mask = _grown(generation.mask, given, past + tokens) if mask is None and past else mask
+    if generation is not None and tokens is not None and side != "encoder":
+        past = generation.past_of(module, past, tokens, mask)
     width = first_width if past and past != learned else None
     prompt_mask = None
     if generation is not None and side != "encoder":
@@ -168,7 +197,7 @@ def with_masks_of_outer(facts: PassFacts, calls: Sequence[OuterCall]) -> PassFac
         facts: the facts of the pass.
         calls: the running calls around the token module, innermost first.
     """
-    if facts.mask is None and facts.unreadable is None:
+    if facts.mask is None and facts.unreadable is None and facts.side != "encoder":
         facts = facts.with_mask(_mask_of_outer(facts, calls))
     if facts.encoder is not None and facts.encoder_mask is None:
         facts = facts.with_encoder_mask(_keys_mask_of_outer(facts, calls))
@@ -214,15 +243,6 @@ def _cache_length(cache: Any) -> int:
     if isinstance(cache, (tuple, list)):
         return int(cache[0][0].shape[-2]) if cache else 0
     return int(cache.get_seq_length())
-
-
-def _grown(prompt: Tensor | None, given: Mapping[str, Any], columns: int) -> Tensor | None:
-    """Return the mask of a prompt (B, width), extended by the tokens generated since: (rows, columns)."""
-    ids = given.get("input_ids")
-    if prompt is None or not isinstance(ids, Tensor):
-        return None
-    mask = of_beams(prompt, len(ids))
-    return nn.functional.pad(mask, (0, columns - mask.shape[1]), value=1)
 
 
 def _one_mask(mask: Any) -> Any:

@@ -190,7 +190,7 @@ def _takes_no_text(module: nn.Module) -> bool:
 
 def _side(module: nn.Module, names: Sequence[str]) -> Literal["encoder", "decoder"] | None:
     attends = "encoder_hidden_states" in names
-    if isinstance(decodes := getattr(module, "is_decoder", None), bool):  # T5: one class for both
+    if attends and isinstance(decodes := getattr(module, "is_decoder", None), bool):  # T5: one class for both
         return "decoder" if decodes else "encoder"
     if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
         return "decoder" if attends else "encoder"
