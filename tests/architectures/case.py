@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning.addressing.main_stack import stacks_by_prefix
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import resolve
 from mi_crow_lightning.errors import MiCrowError
@@ -17,12 +18,16 @@ from tests.architectures.layout import tensor_of, tensors_in
 from tests.architectures.tiny_model import Architecture, NotBuilt, in_short, tiny_model
 
 
+class WrongStack(AssertionError):
+    """The signature of the main stack means other blocks."""
+
+
 class Case:
     """A tiny model and the layers of it that are checked.
 
     Attributes:
         blocks: names of the main stack's blocks: those of the language model, the decoder or the only stack.
-        found: how ``block:*`` finds them.
+        signature: what means them, ``"block:*"`` or ``"decoder.block:*"``.
         encoder: names of the blocks of an encoder before it.
         steered: the first block of the main stack that runs, and the last of each class.
 
@@ -31,14 +36,15 @@ class Case:
 
     Raises:
         NotBuilt: there is no such model, or it does not run.
-        LayerNotFound: it has no main stack.
+        LayerNotFound: it has no stack of blocks.
+        WrongStack: its signature means other blocks.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         self.kind = architecture.kind
         self.model = tiny_model(architecture)
         self.call, ran = self._first_that_runs()
-        self.blocks, self.found = _main_blocks(self.model, ran)
+        self.blocks, self.signature = _main_blocks(self.model, ran)
         self.encoder = [name for names in _lists_of(self.model) for name in names if self._in_encoder(name)]
         running = [name for name in self.blocks if name in ran]
         last_of_class = {type(self.model.get_submodule(name)): name for name in running}
@@ -94,24 +100,34 @@ class Case:
 
 
 def _main_blocks(model: Any, ran: set[str]) -> tuple[list[str], str]:
-    """Return the blocks that are checked, and what ``block:*`` says of them.
+    """Return the blocks that are checked, and their signature: ``"block:*"``, or with their stack's prefix.
 
     Where several stacks run, the decoder's or the language model's are checked, not those of another modality.
+
+    Raises:
+        WrongStack: the signature means other blocks.
     """
     expected = [names for names in _lists_of(model) if ran & set(names)]
     expected = [names for names in expected if not _is_of_other_modality(names[0])] or expected
     if is_two_sided(model):
         expected = [names for names in expected if _side(names[0]) == "decoder"] or expected
     expected.sort(key=lambda names: "feature_extractor" in names[0])
+    tree, signature = ModuleTree(model), "block:*"
     try:
-        found = [match.name for match in resolve(ModuleTree(model), "block:*")]
-    except MiCrowError as error:
-        if not expected:
+        found = [match.name for match in resolve(tree, signature)]
+    except MiCrowError:
+        prefixes = [prefix for stack, prefix in stacks_by_prefix(tree).items() if _is_in(expected, stack)]
+        if not prefixes:
             raise
-        return expected[0], f"refused: {in_short(error)}"
+        signature = f"{prefixes[0]}.block:*"
+        found = [match.name for match in resolve(tree, signature)]
     if expected and not any(set(found) & set(names) for names in expected):
-        return expected[0], f"wrong: block:* is {found[0]}, and the stack that runs is {expected[0][0]}"
-    return found, "exact"
+        raise WrongStack(f"{signature} is {found[0]}, and the stack that runs is {expected[0][0]}")
+    return found, signature
+
+
+def _is_in(expected: list[list[str]], stack: str) -> bool:
+    return bool(expected) and any(name.startswith(f"{stack}.") for name in expected[0])
 
 
 _OTHER_MODALITIES = ("vision", "visual", "image", "img", "audio", "speech", "qformer", "vit", "connector", "projector")

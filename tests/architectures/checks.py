@@ -15,7 +15,7 @@ from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import resolve
 from mi_crow_lightning.errors import MiCrowError
 from tests.architectures.by_hand import EditedPasses, chosen_tokens, edited, edited_by_hand
-from tests.architectures.case import Case
+from tests.architectures.case import Case, WrongStack
 from tests.architectures.given import ROWS, SIDES, TARGETS, Given, is_two_sided, padding, words
 from tests.architectures.layout import all_close, all_equal, chosen_elements, tensors_in
 from tests.architectures.shrunk import BOS, PAD
@@ -220,14 +220,14 @@ def roles(case: Case) -> str:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                matched = [match.name for match in resolve(ModuleTree(case.model), f"block:*.{role}")]
+                matched = [match.name for match in resolve(ModuleTree(case.model), f"{case.signature}.{role}")]
         except MiCrowError as error:
             if holders:
-                found.append(f"missed: block:*.{role}, in spite of {holders[0]}: {str(error)[:200]}")
+                found.append(f"missed: {case.signature}.{role}, in spite of {holders[0]}: {str(error)[:200]}")
             continue
         blocks = {name for name in case.blocks for one in matched if one.startswith(f"{name}.")}
         if missing := [name for name in holders if name not in blocks]:
-            found.append(f"missed: block:*.{role} leaves out {missing[0]}")
+            found.append(f"missed: {case.signature}.{role} leaves out {missing[0]}")
     return "; ".join(found) or "exact"
 
 
@@ -267,9 +267,11 @@ def outcomes(architecture: Architecture) -> dict[str, str]:
             case = Case(architecture)
     except NotBuilt as error:
         return {"built": f"not built: {error}"}
+    except WrongStack as error:
+        return {"blocks": f"wrong: {error}"}
     except MiCrowError as error:
         return {"blocks": f"refused: {error}"}
-    return {"blocks": case.found} | {n: outcome(check, case) for n, check in checks_of(case).items()}
+    return {n: outcome(check, case) for n, check in checks_of(case).items()}
 
 
 def outcome(check: Callable[[Case], str], case: Case) -> str:
