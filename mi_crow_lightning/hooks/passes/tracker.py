@@ -230,8 +230,8 @@ class Passes(Generic[H]):
         facts = read_facts(module, given, signature, generation, width, learned, kept=True, acted=_acted())
         if here.outer:
             facts = with_masks_of_outer(facts, list(reversed(here.outer.values())))
-        if generation is not None and facts.mask is None and facts.prompt_mask is not None and facts.rows is not None:
-            facts = facts.with_mask(generation.mask_so_far(module, facts.rows))
+        if generation is not None and facts.prompt_mask is not None and facts.mask is None and not facts.unreadable:
+            facts = facts.with_mask(generation.mask_so_far(module, facts.rows or 0))
         if not facts.past and facts.tokens is not None:
             # In a user's own decoding loop, the first pass with an empty cache is the prompt.
             here.first_widths[module] = facts.tokens

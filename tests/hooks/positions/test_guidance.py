@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from mi_crow_lightning.hooks import SteeringController, attached
 from mi_crow_lightning.hooks.passes.token_call import Generation
@@ -53,13 +58,16 @@ def test_without_a_cache_both_sequences_are_steered_as_with_one(tokens: str, pro
     torch.testing.assert_close(got, by_hand(**prompt), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("where", ["argument", "config", "model"])
+@pytest.mark.parametrize("where", ["argument", "config", "model", "processor"])
 def test_guidance_is_found_wherever_it_is_set(where: str) -> None:
     lm, options = model(), dict(use_cache=False)
     given = {"config": GenerationConfig(guidance_scale=1.5, eos_token_id=None)}.get(where)
     if where == "model":
         lm.generation_config.guidance_scale = 1.5
     options |= {"argument": dict(guidance_scale=1.5), "config": dict(generation_config=given)}.get(where, {})
+    if where == "processor":
+        processor = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, lm, use_cache=False)
+        options["logits_processor"] = LogitsProcessorList([processor])
     with attached(lm, SteeringController("block:1", VECTOR, 0.5, tokens="generated")):
         got = scores(lm, **options)
     torch.testing.assert_close(got, by_hand(), atol=1e-4, rtol=1e-4)

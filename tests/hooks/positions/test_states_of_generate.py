@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaForCausalLM, ReformerConfig, ReformerModelWithLMHead
+from transformers import (
+    DynamicCache,
+    LlamaForCausalLM,
+    ReformerConfig,
+    ReformerModelWithLMHead,
+    XLMConfig,
+    XLMWithLMHeadModel,
+)
 
 from mi_crow_lightning.hooks import Layers
 from mi_crow_lightning.hooks.passes.token_call import Generation
@@ -50,9 +57,9 @@ def of_class(cls: type[LlamaForCausalLM]) -> LlamaForCausalLM:
     return model
 
 
-def masks(model: Any, tokens: str, cached: bool) -> list[Tensor]:
+def masks(model: Any, tokens: str, cached: bool, layer: str = "block:0") -> list[Tensor]:
     """The tokens chosen in each pass of `generate`."""
-    layers, detector = Layers(model), Mask("block:0", tokens)
+    layers, detector = Layers(model), Mask(layer, tokens)
     layers.register_hook(None, detector)
     options = dict(max_new_tokens=NEW, do_sample=False, use_cache=cached, pad_token_id=0)
     model.generate(IDS, attention_mask=REAL, **options)
@@ -88,6 +95,17 @@ def test_a_state_that_does_not_count_its_tokens(cached: bool, tokens: str) -> No
         assert torch.equal(found.expand_as(wanted), wanted)
 
 
+@pytest.mark.parametrize("tokens", ["all", "prompt", "generated"])
+def test_a_model_that_appends_a_token_to_fill_in(tokens: str) -> None:
+    """XLM has no cache and takes no mask in `generate`; each pass ends with a token that is not yet generated."""
+    sizes = dict(emb_dim=32, n_layers=2, n_heads=2, n_words=VOCABULARY, max_position_embeddings=64)
+    model = XLMWithLMHeadModel(XLMConfig(**sizes, eos_token_id=None)).eval()
+    found = masks(model, tokens, cached=False, layer="transformer.ffns.0")
+    for mask, without in zip(found, expected(tokens, cached=False), strict=True):
+        filler = torch.full((3, 1), tokens != "prompt")
+        assert torch.equal(mask, torch.cat([without, filler], 1))
+
+
 def test_the_mask_counts_where_the_cache_does_not() -> None:
     """The empty cache of some hybrid models has the length of the batch."""
     model, generation = nn.Identity(), Generation(11, torch.ones(3, 11))
@@ -101,6 +119,11 @@ def test_a_state_goes_on_or_is_absent() -> None:
     assert [generation.past_of(model, None, tokens, None) for tokens in (8, 9)] == [0, 0]  # the whole sequence
     mask = generation.mask_so_far(model, 2)  # two beams
     assert mask is not None and mask.tolist() == [[0, 0, 1, 1, 1, 1, 1, 1, 1]] * 2
+
+
+def test_a_model_that_reads_the_prompt_in_each_pass_again_has_no_state() -> None:
+    model, generation = nn.Identity(), Generation(5)
+    assert [generation.past_of(model, None, 5, None) for _ in range(3)] == [0, 0, 0]
 
 
 def test_a_prompt_of_one_token_goes_on_with_one_token() -> None:
