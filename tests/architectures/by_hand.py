@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,11 +62,28 @@ class EditedPasses:
 
     def __init__(self, prompt: Tensor, tokens: str, vector: Tensor, strength: float) -> None:
         self.prompt, self.tokens, self.vector, self.strength = prompt, tokens, vector, strength
-        self.passes = 0
+        self.calls: dict[str, int] = {}
         self.unknown: list[tuple[int, ...]] = []
 
-    def next_pass(self, *_: Any) -> None:
-        self.passes += 1
+    @contextmanager
+    def counted(self, model: nn.Module, layer: str) -> Iterator[None]:
+        """Count the calls of the modules around a layer: `generate` of Blip-2 calls its language model, not itself."""
+        parts = layer.split(".")
+        around = [".".join(parts[:count]) for count in range(len(parts))]  # outermost first
+        self.calls = dict.fromkeys(around, 0)
+        with ExitStack() as stack:
+            for name in around:
+                hook = model.get_submodule(name).register_forward_pre_hook(partial(self._count, name))
+                stack.callback(hook.remove)
+            yield
+
+    def _count(self, name: str, *_: Any) -> None:
+        self.calls[name] += 1
+
+    @property
+    def passes(self) -> int:
+        """The passes so far: the calls of the outermost module that is called."""
+        return next(count for count in self.calls.values() if count)
 
     def edit(self, x: Tensor) -> Tensor:
         for part in self._passes_of(self._chosen()):

@@ -118,7 +118,7 @@ def generated(case: Case, tokens: str, cached: bool) -> str:
     inputs = {key: value for key, value in call.inputs.items() if not key.startswith("decoder_") and key != "use_cache"}
     prompt = torch.ones(ROWS, 1, dtype=torch.bool) if is_two_sided(case.model) else call.real
     options = dict(max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, use_cache=cached, output_scores=True)
-    options |= dict(pad_token_id=PAD, bos_token_id=BOS, return_dict_in_generate=True)
+    options |= dict(num_beams=1, pad_token_id=PAD, bos_token_id=BOS, return_dict_in_generate=True)
     if is_two_sided(case.model):
         options |= dict(decoder_start_token_id=BOS)
 
@@ -133,12 +133,8 @@ def generated(case: Case, tokens: str, cached: bool) -> str:
         return "not run: the layer never runs"
     vector = torch.linspace(-1, 1, seen[name][0].shape[-1])
     by_hand = EditedPasses(prompt, tokens, vector, STRENGTH)
-    top = case.model.register_forward_pre_hook(by_hand.next_pass)
-    try:
-        with edited_by_hand(case.model.get_submodule(name), by_hand.edit):
-            expected = scores()
-    finally:
-        top.remove()
+    with by_hand.counted(case.model, name), edited_by_hand(case.model.get_submodule(name), by_hand.edit):
+        expected = scores()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with _ours(), attached(case.model, SteeringController(name, vector, STRENGTH, tokens=tokens)):
@@ -194,6 +190,8 @@ def labels_alone(case: Case, side: str) -> str:
     real = padding("right", TARGETS)
     inputs = {key: value for key, value in call.inputs.items() if not key.startswith("decoder_")}
     inputs["labels"] = words(TARGETS).masked_fill(~real, -100)
+    if "encoder-decoder" in case.model.config.model_type:  # it gives its decoder a mask, in which a start is added
+        real = torch.cat([torch.ones(ROWS, 1, dtype=torch.bool), real[:, :-1]], 1)
     return _statistics_of_batch(case, Given(inputs, real, call.real_in_encoder))
 
 
@@ -242,7 +240,7 @@ def nothing_left(case: Case) -> str:
 def checks_of(case: Case) -> dict[str, Callable[[Case], str]]:
     """Return the checks of a model, by what they check."""
     sides = [side for side in SIDES if case.call(side) is not None]
-    has_tokens = case.given("none").real is not None
+    has_tokens = case.real(case.steered[0], case.given("none")) is not None
     found: dict[str, Callable[[Case], str]] = {"roles": roles}
     for side in sides:
         found[f"statistics, padding {side}"] = lambda case, side=side: statistics(case, side)
