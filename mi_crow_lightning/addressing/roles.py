@@ -14,11 +14,18 @@ _HOLDERS_OF_EXPERTS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", 
 ROLES: dict[str, tuple[str, ...]] = {
     "attn": (
         *("self_attn", "attn", "self_attention", "attention", "layer.0.SelfAttention"),
-        *("temporal_block", "mixer", "multi_head_attention", "shared_transf.self_attn", "shared_transformer.self_attn"),
+        *(
+            "temporal_block",
+            "mixer",
+            "multi_head_attention",
+            "rel_attn",
+            "shared_transf.self_attn",
+            "shared_transformer.self_attn",
+        ),
     ),
     "mlp": (
         "ffn_output",  # ALBERT's, whose "ffn" is the first linear layer of two
-        *("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mlp_block"),
+        *("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "mlp_block"),
         *("layer.1.DenseReluDense", "layer.2.DenseReluDense", "mixer"),
         *("shared_transf.feed_forward", "shared_transformer.feed_forward"),
         # No module holds the MLP of these blocks: its last linear layer returns what the MLP returns.

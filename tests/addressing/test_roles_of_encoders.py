@@ -34,6 +34,12 @@ CASES = [
         "0",
         {"attn": "attention", "mlp": "ffn", "norm": "sa_layer_norm"},
     ),
+    Roles(
+        "xlnet",
+        dict(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48),
+        "0",
+        {"attn": "rel_attn", "mlp": "ff"},
+    ),
     Roles("modernbert", {**TEXT, "pad_token_id": 0}, "1", {"attn": "attn", "mlp": "mlp", "norm": "attn_norm"}),
     Roles("vit", VISION, "0", VIT),
     Roles("clip", SMALL_CLIP, "text:0", CLIP),

@@ -303,7 +303,8 @@ def _said(said: list[warnings.WarningMessage], name: str, why: str) -> str:
 
 
 def _has_child_like(block: nn.Module, kinds: tuple[str, ...]) -> bool:
-    return any(any(kind in type(child).__name__ for kind in kinds) for child in block.children())
+    names = [type(child).__name__ for child in block.children() if "Cross" not in type(child).__name__]
+    return any(kind in name for kind in kinds for name in names)
 
 
 def _hooks_of(module: nn.Module) -> list[Any]:
