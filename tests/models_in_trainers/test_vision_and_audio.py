@@ -19,7 +19,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, SteeringController
+from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, SteeringController, attached
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import Layers, Tokens
 from tests.hooks.positions.test_padding import Mask
@@ -178,6 +178,14 @@ def test_a_mask_of_samples_is_not_cut_to_frames() -> None:
         HookError, match=TOO_LONG + "tokens cannot be chosen: use tokens='all', or choose another layer"
     ):
         trainer(HookCallback(controllers=steer)).predict(module_of(wav2vec2()), loader(sounds(4)))
+
+
+def test_convolutions_over_padded_samples_say_that_padding_counts() -> None:
+    """Their model is given no mask; the model around it is given that of the samples."""
+    model, layer = wav2vec2(), "wav2vec2.feature_extractor.conv_layers.0"
+    said = pytest.warns(UserWarning, match=rf"'{layer}': the attention mask \(4, 80\) does not fit .* every element")
+    with attached(model, ActivationStatistics(layer)), said:
+        model(**default_collate(sounds(4)))
 
 
 def whisper() -> Any:

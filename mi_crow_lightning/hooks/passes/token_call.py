@@ -199,6 +199,8 @@ def with_masks_of_outer(facts: PassFacts, calls: Sequence[OuterCall]) -> PassFac
     """
     if facts.mask is None and facts.unreadable is None and facts.side != "encoder":
         facts = facts.with_mask(_mask_of_outer(facts, calls))
+    if facts.mask is None and facts.unreadable is None and facts.tokens is None and facts.side != "decoder":
+        facts = facts.with_mask(_mask_of_samples(calls))
     if facts.encoder is not None and facts.encoder_mask is None:
         facts = facts.with_encoder_mask(_keys_mask_of_outer(facts, calls))
     return facts
@@ -219,6 +221,18 @@ def _mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor | Non
         if facts.is_of_tokens(mask):
             return mask
         decodes = decodes or given.get("encoder_hidden_states") is not None
+    return None
+
+
+def _mask_of_samples(calls: Iterable[OuterCall]) -> Tensor | None:
+    """Return the mask of the samples of a sound, for layers that are not given that of their frames.
+
+    It fits no layer, and so shows that padding counts, or that frames cannot be chosen.
+    """
+    for _, given in calls:
+        sounds, mask = given.get("input_values"), given.get("attention_mask")
+        if isinstance(sounds, Tensor) and sounds.dim() == 2 and isinstance(mask, Tensor) and mask.shape == sounds.shape:
+            return mask
     return None
 
 
