@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.architectures.given import ROWS
-from tests.architectures.layout import chosen_elements, tensor_of, with_tensor
+from tests.architectures.layout import along_channels, chosen_elements, tensor_of, with_tensor
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def edited(x: Tensor, chosen: Tensor | None, vector: Tensor, strength: Any) -> T
         factor = _values(x, rows)
     else:
         factor = strength
-    return torch.where(places, x + (factor * vector).to(x.dtype), x)
+    return torch.where(places, x + (factor * along_channels(vector, x)).to(x.dtype), x)
 
 
 def _values(x: Tensor, values: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ def _main_blocks(model: Any, ran: set[str]) -> tuple[list[str], str]:
     try:
         found = [match.name for match in resolve(tree, signature)]
     except MiCrowError:
-        prefixes = [prefix for stack, prefix in stacks_by_prefix(tree).items() if _is_in(expected, stack)]
+        prefix_of = stacks_by_prefix(tree)
+        stacks = [names[0].rpartition(".")[0] for names in expected]
+        prefixes = [prefix_of[stack] for stack in stacks if stack in prefix_of]
         if not prefixes:
             raise
         signature = f"{prefixes[0]}.block:*"
@@ -124,10 +126,6 @@ def _main_blocks(model: Any, ran: set[str]) -> tuple[list[str], str]:
     if expected and not any(set(found) & set(names) for names in expected):
         raise WrongStack(f"{signature} is {found[0]}, and the stack that runs is {expected[0][0]}")
     return found, signature
-
-
-def _is_in(expected: list[list[str]], stack: str) -> bool:
-    return bool(expected) and any(name.startswith(f"{stack}.") for name in expected[0])
 
 
 _OTHER_MODALITIES = ("vision", "visual", "image", "img", "audio", "speech", "qformer", "vit", "connector", "projector")
@@ -144,8 +142,12 @@ def _is_of_other_modality(name: str) -> bool:
 
 
 def _lists_of(model: nn.Module) -> list[list[str]]:
-    """Return the names in each list of two or more modules that does not lie in another one."""
-    lists = [name for name, stack in model.named_modules() if isinstance(stack, nn.ModuleList) and len(stack) > 1]
+    """Return the names in each list of two or more modules that does not lie in another one.
+
+    A list of lists, as of stages, is none: nothing calls its children.
+    """
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    lists = [name for name in lists if not isinstance(model.get_submodule(name)[0], nn.ModuleList)]
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     return [[f"{name}.{place}" for place, _ in model.get_submodule(name).named_children()] for name in outer]
 

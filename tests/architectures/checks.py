@@ -17,7 +17,7 @@ from mi_crow_lightning.errors import MiCrowError
 from tests.architectures.by_hand import EditedPasses, chosen_tokens, edited, edited_by_hand
 from tests.architectures.case import Case, WrongStack
 from tests.architectures.given import ROWS, SIDES, TARGETS, Given, is_two_sided, padding, words
-from tests.architectures.layout import all_close, all_equal, chosen_elements, tensors_in
+from tests.architectures.layout import all_close, all_equal, channels_of, chosen_elements, tensors_in
 from tests.architectures.shrunk import BOS, PAD
 from tests.architectures.tiny_model import Architecture, NotBuilt, in_short
 
@@ -85,14 +85,14 @@ def _steered(case: Case, name: str, call: Given, tokens: str, strength: Any) -> 
     real = case.real(name, call)
     everything = real is None or (tokens == "all" and bool(real.all()))
     chosen = None if everything else chosen_tokens(real, tokens)
-    vector = torch.linspace(-1, 1, x.shape[-1])
+    vector = torch.linspace(-1, 1, x.shape[channels_of(x)])
     hook = SteeringController(name, vector, strength, tokens=tokens)
     with warnings.catch_warnings(record=True) as said, attached(case.model, hook):
         warnings.simplefilter("always")
         with _ours(), case.seen([name]) as seen_after:
             after = case.outputs(call)
     places = chosen_elements(x, chosen)
-    if places is None and not (x == seen_after[name][0]).all(-1).any():
+    if places is None and not (x == seen_after[name][0]).all(channels_of(x)).any():
         return _said(said, name, f"{name} has shape {tuple(x.shape)}, and all of it was edited")
     if places is None:
         return f"not run: {name} has other tokens, {tuple(x.shape)}, which the reference does not know"

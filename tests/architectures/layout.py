@@ -33,6 +33,17 @@ def chosen_elements(x: Tensor, chosen: Tensor | None) -> Tensor | None:
     return None
 
 
+def channels_of(x: Tensor) -> int:
+    """Return the dimension of the channels, from the end: -3 in a picture ``(B, C, H, W)`` whose sides are equal."""
+    channels_are_last = x.dim() != 4 or x.shape[2] != x.shape[3]
+    return -1 if channels_are_last else -3
+
+
+def along_channels(vector: Tensor, x: Tensor) -> Tensor:
+    """Return a vector ``(D,)`` in a shape that broadcasts along the channels of an activation."""
+    return vector.reshape(-1, *[1] * (-1 - channels_of(x)))
+
+
 def _placed(mask: Tensor, x: Tensor, first: int) -> Tensor:
     return mask.reshape([1] * first + list(mask.shape) + [1] * (x.dim() - first - mask.dim())).expand(x.shape)
 
