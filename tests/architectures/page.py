@@ -37,6 +37,7 @@ the gradients of a checkpointed step, to the bit; and that no hook stays on the 
 | not built | no tiny model could be made, or none that runs with generated inputs |
 
 A result that differs from the reference without a word would be called *silently wrong*, and make the sweep fail.
+Below, a model counts as exact if each check is that it can run at all, and otherwise by its worst outcome.
 
 """
 
