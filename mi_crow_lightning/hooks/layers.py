@@ -33,6 +33,7 @@ from mi_crow_lightning.hooks.registry.rules import (
     refuse_replicated,
     refuse_same_kind_on_layer,
     refuse_scripted,
+    refuse_uncalled,
     refuse_unfit,
 )
 from mi_crow_lightning.hooks.registry.shared import Shared
@@ -170,6 +171,7 @@ class Layers:
         notes: list[str] = []
         matches = of_one_hook(resolve(tree, signature, notes.append))
         refuse_scripted(hook, matches)
+        refuse_uncalled(hook, matches)
         refuse_replicated(hook, matches, tree)
         names = [match.name for match in matches]
         if not self.allow_stacking:

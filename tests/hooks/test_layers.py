@@ -313,6 +313,19 @@ def test_scripted_layers_are_refused_by_name() -> None:
     assert_same_handles(before, model)
 
 
+def test_containers_that_nothing_calls_are_refused_by_name() -> None:
+    """Stages of blocks are often a list in a list."""
+    model = nn.Module()
+    model.stages = nn.ModuleList([nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])])
+    model.by_name = nn.ModuleDict({"one": nn.Linear(8, 8)})
+    layers = Layers(model)
+    for name, kind in (("stages", "ModuleList"), ("stages.0", "ModuleList"), ("by_name", "ModuleDict")):
+        expected = rf"layer '{name}' is a {kind}, which has no forward\(\) .* such as '{name}\.\*'"
+        with pytest.raises(RegistrationError, match=expected):
+            layers.register_hook(name, Count())
+    layers.register_hook("*", Count())  # beside what can be called, they do not matter
+
+
 def test_a_lazy_module_beside_the_layer_is_no_matter() -> None:
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
     count = Count()

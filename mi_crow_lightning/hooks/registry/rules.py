@@ -25,6 +25,7 @@ __all__ = [
     "refuse_same_kind_on_layer",
     "refuse_scripted",
     "refuse_shared_tags",
+    "refuse_uncalled",
     "refuse_unfit",
     "replicates",
     "vector_and_layer_width",
@@ -83,6 +84,25 @@ def refuse_scripted(hook: Hook, matches: Iterable[Match]) -> None:
                 f"{hook!r}: layer {match.name!r} is a TorchScript module, which takes no hooks: choose a layer around "
                 "it, or load the model without scripting"
             )
+
+
+def refuse_uncalled(hook: Hook, matches: Sequence[Match]) -> None:
+    """Refuse layers none of which is ever called: containers without a ``forward``, such as ``nn.ModuleList``.
+
+    Raises:
+        RegistrationError: no layer has a ``forward``; the message names one, and how to name what it holds.
+    """
+    if any(_can_be_called(match.module) for match in matches):
+        return
+    name, kind = matches[0].name, type(matches[0].module).__name__
+    raise RegistrationError(
+        f"{hook!r}: layer {name!r} is a {kind}, which has no forward() and is never called: name what it holds, "
+        f"such as '{name}.*'"
+    )
+
+
+def _can_be_called(module: nn.Module) -> bool:
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def refuse_replicated(hook: Hook, matches: Iterable[Match], tree: ModuleTree) -> None:
