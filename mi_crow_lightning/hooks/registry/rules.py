@@ -87,7 +87,7 @@ def refuse_scripted(hook: Hook, matches: Iterable[Match]) -> None:
 
 
 def refuse_uncalled(hook: Hook, matches: Sequence[Match]) -> None:
-    """Refuse layers none of which is ever called: containers without a ``forward``, such as ``nn.ModuleList``.
+    """Refuse layers that nothing can call: containers without a ``forward``, such as ``nn.ModuleList``.
 
     Raises:
         RegistrationError: no layer has a ``forward``; the message names one, and how to name what it holds.
