@@ -121,6 +121,13 @@ def test_an_example_input_shows_it(layer: str, options: dict[str, Any], width: i
     refused(Example(), SteeringController(layer, WRONG, **options), stage, data_of(), words)
 
 
+def test_an_input_may_have_another_width_than_the_output() -> None:
+    module = Example(nn.Sequential(nn.Linear(5, 8), Mixer()), torch.zeros(2, 7, 5))
+    hook = SteeringController("model.1", torch.ones(12), hook_type="pre_forward")  # as wide as the output
+    words = r"the layer's activations have 8 \(shape \(2, 7, 8\) in a trial pass\)"
+    refused(module, hook, "predict", token_data(), words)
+
+
 def convolutions() -> nn.Module:
     """A stem with its norm, as one container."""
     return nn.Sequential(nn.Sequential(nn.Conv1d(8, 12, 3), nn.BatchNorm1d(12), nn.ReLU()), nn.Flatten())

@@ -54,6 +54,17 @@ def test_the_shapes_are_those_of_a_real_pass(kind: str) -> None:
     assert {name: found.get(name) for name in real} == real
 
 
+class WiderInTraining(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x], -1) if self.training else x
+
+
+def test_the_pass_is_one_of_evaluation() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), WiderInTraining()).train()
+    assert blank_pass([Call(model, (X,))], [model[1]])[model[1]].made == [(3, 4)]
+    assert model[1].training
+
+
 def test_inputs_are_seen_too() -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
     assert blank_pass([Call(model, (X,))], [model[1]]) == {model[1]: Seen([(3, 4)], [(3, 2)])}
