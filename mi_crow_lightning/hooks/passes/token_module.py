@@ -35,6 +35,8 @@ def token_module(ancestors: Sequence[nn.Module]) -> nn.Module | None:
             return module
         if _torch_mask(names) is not None:
             return first or module
+        if "attention_mask" in names and "inputs_mask" in names:  # Perceiver's latents: a mask around is of its inputs
+            return first or module
         if "attention_mask" in names:
             first = first or module
         if not takes_tokens and any(name in names for name in _OTHER_INPUTS):

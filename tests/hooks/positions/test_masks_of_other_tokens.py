@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertModel, FNetConfig, FNetModel, T5Config, T5Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    FNetConfig,
+    FNetModel,
+    PerceiverConfig,
+    PerceiverForMaskedLM,
+    T5Config,
+    T5Model,
+)
 
 from mi_crow_lightning import HookCallback
 from mi_crow_lightning.errors import HookError
@@ -358,3 +367,12 @@ def test_a_graph_does_not_keep_the_mask_of_the_last_call(where: str) -> None:
     x: Tensor = compiled("nowhere").inner(IDS)  # type: ignore[operator]
     (found,) = (row.value for row in watch.history())
     assert found == pytest.approx(torch.cat([x[REAL], *x, *x]).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["perceiver.encoder.self_attends.0", "perceiver.encoder.cross_attention"])
+def test_the_mask_of_a_text_is_not_laid_on_as_many_latents(layer: str) -> None:
+    sizes = dict(num_latents=6, d_latents=32, d_model=32, qk_channels=32, v_channels=32, max_position_embeddings=6)
+    blocks = dict(num_blocks=1, num_self_attends_per_block=2, num_self_attention_heads=4, num_cross_attention_heads=4)
+    model = PerceiverForMaskedLM(PerceiverConfig(vocab_size=64, **sizes, **blocks)).eval()
+    ids, real = torch.full((2, 6), 7), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    assert mask_of(model, layer, inputs=ids, attention_mask=real) == [[1] * 6] * 2
