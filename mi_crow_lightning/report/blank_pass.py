@@ -3,8 +3,9 @@
 It runs a stand-in: a shallow copy of each module, in evaluation mode, without hooks, with weights, buffers and inputs
 on torch's meta device, which computes shapes only. What ``forward`` writes to modules (counters, caches, running
 averages) lands on the copies, and torch's, numpy's and Python's random states are put back. Fake tensors would get
-through a few models more, but whoever makes a tensor from a number alone would make a fake one, too: a mask kept
-outside of modules, in an ``lru_cache`` say, would then break the run. On the meta device it is a real one.
+through a few models more, and `output_shapes` uses them on a model that nobody trains. But whoever makes a tensor from
+a number alone would make a fake one, too: a mask kept outside of modules, in an ``lru_cache`` say, would then break the
+run. On the meta device it is a real one.
 
 Of a user's code this runs ``forward`` alone, and only where ``example_input_array`` is set, with which Lightning's
 summary calls it as well. It may still print, or write to an object that is not a module. The pass ends where a
@@ -15,6 +16,7 @@ processes, TorchScript, weights that are not plain tensors.
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import sys
 import types
@@ -36,6 +38,7 @@ from mi_crow_lightning.report.output_shapes import Call
 
 __all__ = ["Seen", "blank_pass"]
 
+_log = logging.getLogger(__name__)
 _META = torch.device("meta")
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _MOST_ITEMS = 100  # of a list or dict that is searched for modules and tensors: a longer one is data
@@ -81,8 +84,8 @@ def blank_pass(calls: Sequence[Call], layers: Iterable[nn.Module]) -> dict[nn.Mo
                     stand_ins.note(layer, seen)
                 args, kwargs = tree_map_only(Tensor, _blank, (call.args, call.kwargs))
                 module(*args, **kwargs)
-    except Exception:  # whatever a model raises when it meets tensors without numbers
-        pass  # the shapes until then are right
+    except Exception as error:  # whatever a model raises when it meets tensors without numbers
+        _log.debug("the trial pass ended early, and the shapes until then count: %r", error)
     return {layer: shapes for layer, shapes in seen.items() if shapes.given or shapes.made}
 
 

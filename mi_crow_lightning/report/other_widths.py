@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 
 import lightning.pytorch as pl
@@ -21,6 +22,8 @@ from mi_crow_lightning.report.tiny_calls import tiny_calls
 
 __all__ = ["other_widths"]
 
+_log = logging.getLogger(__name__)
+
 
 def other_widths(pl_module: pl.LightningModule, layers: Layers) -> Iterator[VectorMismatch]:
     """Yield an error for each hook whose vector cannot fit a layer whose width only a pass shows.
@@ -38,7 +41,8 @@ def other_widths(pl_module: pl.LightningModule, layers: Layers) -> Iterator[Vect
         return
     try:
         calls = tiny_calls(pl_module)
-    except Exception:  # no input is known, or a model's config makes none possible
+    except Exception as error:  # no input is known, or a model's config makes none possible
+        _log.debug("no trial pass: %r", error)
         return
     seen = blank_pass(calls, [site.match.module for site, _ in unknown])
     sizes = {size for call in calls for size in _sizes(call)}

@@ -186,7 +186,7 @@ def trained(case: Case) -> str:
     return "exact"
 
 
-def labels_alone(case: Case, side: str) -> str:
+def labels_alone(case: Case) -> str:
     """A decoder that makes its inputs of the labels: statistics over the labels' real tokens."""
     call = case.given("none")
     real = padding("right", TARGETS)
@@ -256,7 +256,7 @@ def checks_of(case: Case) -> dict[str, Callable[[Case], str]]:
                 how = "cache" if cached else "no cache"
                 found[f"generate {tokens}, {how}"] = lambda case, t=tokens, c=cached: generated(case, t, c)
     if is_two_sided(case.model) and case.kind != "other":
-        found["statistics, labels alone"] = lambda case: labels_alone(case, "right")
+        found["statistics, labels alone"] = labels_alone
     return found | {"checkpointed step": trained, "nothing left": nothing_left}
 
 

@@ -23,7 +23,7 @@ from mi_crow_lightning.hooks.passes.tracker import Passes
 __all__ = ["GraphCall", "Watchers"]
 
 
-class OuterCall:
+class OuterGraphCall:
     """The running call of a module around a token module, for graphs that run the token module.
 
     Attributes:
@@ -53,7 +53,7 @@ class GraphCall:
 
     def __init__(self, signature: Signature) -> None:
         self.facts: PassFacts | None = None
-        self.outer: list[OuterCall] = []
+        self.outer: list[OuterGraphCall] = []
         self.is_root = False
         self._signature = signature
 
@@ -69,7 +69,7 @@ class EnterCall(InertWhenCopied):
 
     order = (Rank.ENTER, 0)
 
-    def __init__(self, passes: Passes[Any], graph_call: GraphCall | None, outer: OuterCall | None) -> None:
+    def __init__(self, passes: Passes[Any], graph_call: GraphCall | None, outer: OuterGraphCall | None) -> None:
         self._passes = passes
         self._graph_call = graph_call
         self._outer = outer
@@ -91,7 +91,7 @@ class LeaveCall(InertWhenCopied):
 
     order = (Rank.LEAVE, 0)
 
-    def __init__(self, passes: Passes[Any], outer: OuterCall | None) -> None:
+    def __init__(self, passes: Passes[Any], outer: OuterGraphCall | None) -> None:
         self._passes = passes
         self._outer = outer
 
@@ -117,7 +117,7 @@ class Watchers:
         self._passes = passes
         self._graphs = graphs
         self._graph_calls: dict[nn.Module, GraphCall] = {}
-        self._outer_calls: dict[nn.Module, OuterCall] = {}
+        self._outer_calls: dict[nn.Module, OuterGraphCall] = {}
         self._handles: dict[nn.Module, list[RemovableHandle | OutsideHandle]] = {}
         self._users: dict[nn.Module, int] = {}
 
@@ -150,7 +150,7 @@ class Watchers:
         call.is_root = bool(self._graphs) and source not in self._graphs
         outside = called[called.index(source) + 1 :] if source in called and self._graphs else []
         for outer in filter(takes_a_mask, outside):
-            known = self._outer_calls.setdefault(outer, OuterCall(Signature.of(outer, [])))
+            known = self._outer_calls.setdefault(outer, OuterGraphCall(Signature.of(outer, [])))
             if known not in call.outer:
                 call.outer.append(known)
 

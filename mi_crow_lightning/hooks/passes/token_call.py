@@ -146,12 +146,7 @@ def read_facts(
     names = signature.names
     past = _cache_length(given.get("past_key_values")) if "past_key_values" in names else None
     side = signature.side
-    ids, embeddings = signature.tokens_of(given)
-    if ids is None and embeddings is None:
-        embeddings = signature.source_of(given)  # there are as many tokens as labels
-    embedded_rows, embedded = embeddings.shape[:2] if is_sequence(embeddings) else (None, None)
-    if signature.tokens_first:
-        embedded_rows, embedded = embedded, embedded_rows
+    ids, (embedded_rows, embedded) = _tokens_of(given, signature)
     tokens = ids.shape[1] if is_sequence(ids) else embedded
     mask = _one_mask(signature.mask_of(given))
     stateful = any(given.get(name) is not None for name in _STATES)
@@ -188,6 +183,17 @@ def read_facts(
         acted=acted,
         derived={} if kept else None,
     )
+
+
+def _tokens_of(given: Mapping[str, Any], signature: Signature) -> tuple[Any, tuple[int | None, int | None]]:
+    """Return the token IDs of a call, and the rows and tokens of its embeddings, or of the labels in their place."""
+    ids, embeddings = signature.tokens_of(given)
+    if ids is None and embeddings is None:
+        embeddings = signature.source_of(given)  # there are as many tokens as labels
+    if not is_sequence(embeddings):
+        return ids, (None, None)
+    first, second = embeddings.shape[:2]
+    return ids, (second, first) if signature.tokens_first else (first, second)
 
 
 def with_masks_of_outer(facts: PassFacts, calls: Sequence[OuterCall]) -> PassFacts:
