@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.channels import BY_DIMENSIONS, Channels
 from mi_crow_lightning.hooks.passes.facts import PassFacts
+from mi_crow_lightning.hooks.passes.queries import Queries
 from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
@@ -89,6 +90,7 @@ class Place:
         layer: name of the layer, without wrapper prefixes.
         index: the block of its stack that the layer is or is in; ``None`` outside stacks, or if the hook is in several.
         channels: where the channels of the layer's activation are.
+        queries: the learned queries that the activation may be of, in the place of tokens.
     """
 
     layers: Registry = field(repr=False)
@@ -96,6 +98,7 @@ class Place:
     layer: str = ""
     index: int | None = None
     channels: Channels = field(default=BY_DIMENSIONS, repr=False)
+    queries: Queries | None = field(default=None, repr=False)
 
 
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})

@@ -42,7 +42,7 @@ def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor |
         TokensUnknown: the user's ``token_mask`` does not fit the activation, or another mask does not and must.
     """
     kept = ctx.facts.derived
-    if kept is None or ctx.axes is not Axes.USUAL:
+    if kept is None or ctx.axes is not Axes.USUAL or ctx.place.queries is not None:
         return _real(x, ctx, must_fit)[0]
     key = (x.shape, x.get_device())
     found = kept.get(key, _UNKNOWN)
@@ -92,6 +92,7 @@ def _fitting(x: Tensor, ctx: HookContext) -> Tensor | None:
                 f"{tuple(x.shape)}: it must return (batch, tokens) = {tuple(x.shape[:2])}"
             )
         return _laid_on(mask.to(x.device) != 0, x, ctx)
+    _check_queries(x, ctx)
     if ctx.facts.unreadable is not None:
         raise TokensUnknown(
             f"the attention mask that {ctx.layer!r}'s model was called with is a {ctx.facts.unreadable}, which does "
@@ -154,6 +155,21 @@ def _check_shape(x: Tensor, ctx: HookContext) -> None:
         return
     if x.shape[1] != tokens or x.shape[0] not in (1, rows):
         unfit = f"{ctx.layer!r} gives {tuple(x.shape)} and the model was called with (batch, tokens) = {(rows, tokens)}"
+        raise _Unfit(unfit, f"{unfit}, so tokens cannot be chosen: use tokens='all', or choose another layer")
+
+
+def _check_queries(x: Tensor, ctx: HookContext) -> None:
+    """Refuse an activation that may hold one vector for each learned query, and not for each token.
+
+    Raises:
+        _Unfit: it may.
+    """
+    queries = ctx.place.queries
+    if queries is None or x.dim() != 3 or x.shape[1] != ctx.facts.tokens:
+        return
+    why = queries.instead_of(x.shape[1], ctx.args, ctx.kwargs)
+    if why is not None:
+        unfit = f"{ctx.layer!r}: {why}"
         raise _Unfit(unfit, f"{unfit}, so tokens cannot be chosen: use tokens='all', or choose another layer")
 
 

@@ -19,6 +19,7 @@ from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.passes.layer_channels import channels_of
+from mi_crow_lightning.hooks.passes.queries import queries_of
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.registry.calling import (
@@ -75,7 +76,9 @@ class Site(InertWhenCopied):
         self.hook = hook
         self.match = match
         channels = channels_of(path, hook.hook_type is HookType.PRE_FORWARD, hook.channels)
-        self.place = Place(layers, hook, match.name, match.index, channels)
+        self._source = token_sources[0] if token_sources else None
+        queries = queries_of(path, self._source)
+        self.place = Place(layers, hook, match.name, match.index, channels, queries)
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self.token_sources = token_sources
@@ -86,7 +89,6 @@ class Site(InertWhenCopied):
         self._axes = axes_of(match.name, match.module, watched, channels)
         self._handle: RemovableHandle | OutsideHandle | None = None
         self._way, self._observes_only, self._edits = way_to(hook), observes_only(hook), hook.edits
-        self._source = token_sources[0] if token_sources else None
         self._has_several_sources = len(token_sources) > 1
         self._fired_in: RunningBatch | None = None
 

@@ -25,6 +25,7 @@ from transformers import (
 from mi_crow_lightning import HookCallback
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks import ActivationStatistics, SteeringController, attached
+from mi_crow_lightning.metrics import Histogram
 from tests.hooks.positions.masks import Mask, mask_of
 from tests.models import trainer
 
@@ -376,3 +377,85 @@ def test_the_mask_of_a_text_is_not_laid_on_as_many_latents(layer: str) -> None:
     model = PerceiverForMaskedLM(PerceiverConfig(vocab_size=64, **sizes, **blocks)).eval()
     ids, real = torch.full((2, 6), 7), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     assert mask_of(model, layer, inputs=ids, attention_mask=real) == [[1] * 6] * 2
+
+
+class Reads(nn.Module):
+    """Reads a text in as many learned queries as it has tokens."""
+
+    def __init__(self, name: str, queries: int = 6) -> None:
+        super().__init__()
+        self.name, self.embed, self.block = name, nn.Embedding(64, 8), nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.register_parameter(name, nn.Parameter(torch.randn(queries, 8)))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        text, queries = self.embed(input_ids), getattr(self, self.name)
+        read, _ = self.attention(
+            queries.expand(len(text), -1, -1), text, text, key_padding_mask=attention_mask == 0, need_weights=False
+        )
+        out: Tensor = self.block(read)
+        return out
+
+
+class HasReader(nn.Module):
+    """A model of a text whose reader is a module below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.reader, self.block = nn.Embedding(64, 8), Resamples(), nn.Linear(8, 8)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        text = self.embed(input_ids)
+        out: Tensor = self.block(text) + self.reader(text).mean(1, keepdim=True)
+        return out
+
+
+class Resamples(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents, self.to_q, self.out = nn.Parameter(torch.randn(1, 6, 8)), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, text: Tensor) -> Tensor:
+        scores = self.to_q(self.latents) @ text.transpose(1, 2)
+        out: Tensor = self.out(scores.softmax(-1) @ text)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "why"),
+    [
+        (Reads("latents"), "block", "as many learned queries \\('latents'\\) as the text has tokens: 6"),
+        (Reads("query_tokens"), "block", "'query_tokens'"),
+        (Reads("inducing"), "attention", "its queries \\(2, 6, 8\\) are learned"),
+        (HasReader(), "reader.out", "'latents'"),
+        (HasReader(), "reader", "'latents'"),
+    ],
+)
+def test_learned_queries_are_not_taken_for_tokens(model: nn.Module, layer: str, why: str) -> None:
+    text: Any = dict(input_ids=IDS, attention_mask=REAL.long())
+    with torch.no_grad(), attached(model, ActivationStatistics(layer, statistics=["mean"])) as layers:
+        with pytest.warns(UserWarning, match=why):
+            model(**text)
+        counts = [sum(r.value.counts) for r in layers.take_readings() if isinstance(r.value, Histogram)]
+    assert counts == [2 * 6 * 8]
+    last = SteeringController(layer, torch.ones(8), tokens="last")
+    with attached(model, last), pytest.raises(HookError, match=why):
+        model(**text)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"), [(HasReader(), "block"), (HasReader(), "embed"), (Reads("latents", queries=4), "embed")]
+)
+def test_tokens_beside_learned_queries_are_tokens(model: nn.Module, layer: str) -> None:
+    assert mask_of(model, layer, input_ids=IDS, attention_mask=REAL.long()) == REAL.int().tolist()
+
+
+def test_an_attention_among_tokens_keeps_their_mask() -> None:
+    class Attends(Reads):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            text = self.embed(input_ids)
+            read: Tensor = self.attention(self.block(text), text, text, need_weights=False)[0]
+            return read
+
+    model = Attends("unused", queries=3)
+    assert mask_of(model, "attention", input_ids=IDS, attention_mask=REAL.long()) == REAL.int().tolist()
