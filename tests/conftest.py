@@ -12,10 +12,11 @@ import pytest
 from hypothesis import settings
 
 from mi_crow_lightning import LanguageModel
+from tests.fuzzing import minutes, pytest_collection_modifyitems, pytest_pyfunc_call
 
-# On a busy machine an example takes as long as it takes.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+__all__ = ["pytest_collection_modifyitems", "pytest_pyfunc_call", "smollm2", "smollm2_file"]
+
+settings.load_profile("fuzz" if minutes() else "usual")
 
 
 @pytest.fixture(scope="session")
