@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import groupby
+from typing import TypeAlias
 
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.report.feature import Feature, Support
+from mi_crow_lightning.report.in_html import html_section, html_table
 from mi_crow_lightning.report.text_table import text_table
 
 __all__ = ["HookPlan", "HookedLayer", "RunReport", "refusals_in_words"]
+
+Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""The names of columns, and rows of cells."""
 
 _MAX_ROWS = 24
 _MAX_SIGNATURES = 4
@@ -62,11 +68,11 @@ class HookedLayer:
     stack: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunReport:
     """The report of a run: what it watches and steers, and whether that works with what else it uses.
 
-    ``str()`` returns it as text.
+    ``str()`` returns it as text, and a notebook shows it as tables.
 
     Attributes:
         run: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
@@ -102,15 +108,38 @@ class RunReport:
         raise KeyError(f"the report has no feature {name!r}; it has: {names}")
 
     def __str__(self) -> str:
-        parts = [_head(self), _hook_table(self.hooks), _layer_table(self.layers), _feature_table(self.features)]
+        tables = (text_table(*_hook_table(self.hooks)), text_table(*_layer_table(self.layers, _MAX_ROWS)))
+        parts = [_head(self), *tables, _features_in_words(self.features)]
         parts.append(refusals_in_words(self.refusals, self.dry_run))
         return "\n\n".join(part for part in parts if part)
+
+    def __repr__(self) -> str:
+        refused = f", {_count(len(self.refusals), 'refusal')}" if self.refusals else ""
+        dry = " in a dry run" if self.dry_run else ""
+        counted = f"{_count(len(self.hooks), 'hook')} on {_count(len(self.layers), 'layer')}"
+        return f"<RunReport of {self.run}{dry}: {counted}{refused}>"
+
+    def _repr_html_(self) -> str:
+        """Return the report as HTML, which a notebook shows."""
+        layers = html_table(*_layer_table(self.layers, len(self.layers)))
+        parts = [
+            f"<p>{escape(_head(self))}</p>",
+            *(f"<p><strong>{escape(why)}</strong></p>" for why in _refusals(self.refusals, self.dry_run)),
+            html_section("Hooks", html_table(*_hook_table(self.hooks))),
+            html_section("Layers", layers, is_open=len(self.layers) <= _MAX_ROWS),
+            html_section("This run uses", html_table(("", "", "", ""), _feature_table(self.features)[1])),
+        ]
+        return "".join(parts)
 
 
 def refusals_in_words(refusals: Iterable[str], dry_run: bool) -> str:
     """Return why a run is refused, or would be, as text."""
+    return "\n".join(map(_wrapped, _refusals(refusals, dry_run)))
+
+
+def _refusals(refusals: Iterable[str], dry_run: bool) -> Iterator[str]:
     verdict = "This run would be refused" if dry_run else "This run is refused"
-    return "\n".join(_wrapped(f"{verdict}: {why}") for why in refusals)
+    return (f"{verdict}: {why}" for why in refusals)
 
 
 def _head(report: RunReport) -> str:
@@ -120,7 +149,7 @@ def _head(report: RunReport) -> str:
     return f"HookCallback in {report.run}: {counted}."
 
 
-def _hook_table(hooks: Sequence[HookPlan]) -> str:
+def _hook_table(hooks: Sequence[HookPlan]) -> Table:
     header = ("hook", "layers", "", "when", "tokens")
     rows = [
         (
@@ -132,7 +161,7 @@ def _hook_table(hooks: Sequence[HookPlan]) -> str:
         )
         for plan in hooks
     ]
-    return text_table(header, rows)
+    return header, rows
 
 
 def _signature(signature: Signature | None) -> str:
@@ -143,11 +172,12 @@ def _signature(signature: Signature | None) -> str:
     return f"[{first}, ... {len(signature) - _MAX_SIGNATURES} more]"
 
 
-def _layer_table(layers: Sequence[HookedLayer]) -> str:
+def _layer_table(layers: Sequence[HookedLayer], most: int) -> Table:
+    """Return the layers as rows, at most ``most`` of them, each for neighbours that are alike."""
     alike = [list(group) for _, group in groupby(layers, key=_shown)]
     rows = [(_span(group), group[0].module, group[0].output_shape or "", ", ".join(group[0].hooks)) for group in alike]
-    left_out = [("...", f"{len(rows) - _MAX_ROWS} more rows", "", "")] if len(rows) > _MAX_ROWS else []
-    return text_table(("layer", "class", "output", "hooks, in the order they run"), rows[:_MAX_ROWS] + left_out)
+    left_out = [("...", f"{len(rows) - most} more rows", "", "")] if len(rows) > most else []
+    return ("layer", "class", "output", "hooks, in the order they run"), rows[:most] + left_out
 
 
 def _shown(layer: HookedLayer) -> tuple[object, ...]:
@@ -161,10 +191,14 @@ def _span(layers: Sequence[HookedLayer]) -> str:
     return f"{layers[0].name} to {layers[-1].name} ({len(layers)})"
 
 
-def _feature_table(features: Sequence[Feature]) -> str:
+def _feature_table(features: Sequence[Feature]) -> Table:
     used = [feature for feature in features if feature.support is not Support.NOT_USED]
+    return ("this run uses", "", "", ""), [_feature_row(feature) for feature in used]
+
+
+def _features_in_words(features: Sequence[Feature]) -> str:
     unused = [feature.name for feature in features if feature.support is Support.NOT_USED]
-    table = text_table(("this run uses", "", "", ""), [_feature_row(feature) for feature in used])
+    table = text_table(*_feature_table(features))
     return f"{table}\nnot used: {', '.join(unused)}" if unused else table
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -234,3 +236,43 @@ def test_a_long_report_is_cut_and_the_value_is_not() -> None:
     assert [line.split()[0] for line in lines[3:27]] == [f"model.{i}" for i in range(24)]
     assert lines[27].split() == ["...", "16", "more", "rows"]
     assert len(report.layers) == 40
+
+
+def test_a_short_repr_says_what_runs_where() -> None:
+    report = predicted(HookCallback([ActivationStatistics("block:1-2")], [steering()]))
+    assert repr(report) == "<RunReport of predict: 2 hooks on 2 layers>"
+    refused = predicted(HookCallback([ActivationStatistics("nowhere")], dry_run=True))
+    assert repr(refused) == "<RunReport of predict in a dry run: 1 hook on 0 layers, 1 refusal>"
+
+
+class Cells(HTMLParser):
+    """The texts of a page's cells and paragraphs."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_a_notebook_shows_all_that_the_text_says() -> None:
+    report = predicted(HookCallback([ActivationStatistics("block:1-2", hook_id="<script>")], [steering()]))
+    cells = Cells(report._repr_html_())
+    assert "script" not in cells.tags and "ActivationStatistics '<script>'" in cells.texts
+    said = {cell for line in str(report).splitlines() for cell in re.split(r"  +", line.strip()) if cell}
+    said = {cell for cell in said if not cell.startswith("not used: ")}
+    assert said <= {*cells.texts, "this run uses"}
+
+
+def test_a_notebook_folds_many_layers_and_shows_all_of_them() -> None:
+    layers = tuple(HookedLayer(f"a.{i}", i, f"Block{i}", ("Hook",)) for i in range(30))
+    report = RunReport(run="fit", dry_run=False, hooks=(), layers=layers, features=())
+    page = report._repr_html_()
+    assert "a.29" in page and "more rows" not in page and "<details><summary>Layers" in page
+    assert "6 more rows" in str(report)
