@@ -7,7 +7,7 @@ block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -66,6 +66,8 @@ class PerLayer(Generic[V]):
             self.value = {_layer(key, name): check(one, f"{name}[{key!r}]") for key, one in given.items()}
         else:
             self.value = check(given, name)
+        self._by_end = _by_end(self.value) if isinstance(self.value, dict) else {}
+        self._found: dict[tuple[str, int | None], int | str] = {}  # by layer and block; a pass asks again and again
 
     def at(self, ctx: HookContext) -> V:
         """Return the value of the layer that a hook is called at."""
@@ -83,17 +85,32 @@ class PerLayer(Generic[V]):
         """
         if not isinstance(self.value, dict):
             return self.value
-        keys: list[int | str] = [layer] if layer in self.value else []
-        keys = keys or [key for key in self.value if ends_alike(key, layer)]
-        keys = keys or [key for key in self.value if key == index]
+        if layer in self.value:
+            return self.value[layer]
+        key = self._found.get((layer, index))
+        if key is None or key not in self.value:
+            key = self._found[layer, index] = self._key_of(layer, index, self.value)
+        return self.value[key]
+
+    def _key_of(self, layer: str, index: int | None, value: dict[int | str, V]) -> int | str:
+        keys = self._alike(layer, value)
+        if not keys and index is not None and index in value:
+            keys = [index]
         if len(keys) == 1:
-            return self.value[keys[0]]
-        listed = ", ".join(map(repr, list(keys or self.value)[:8])) + (", ..." if len(keys or self.value) > 8 else "")
+            return keys[0]
+        keys = [key for key in value if key in keys]  # in the order in which they were given
+        listed = ", ".join(map(repr, list(keys or value)[:8])) + (", ..." if len(keys or value) > 8 else "")
         if keys:
             raise RegistrationError(f"{self.name} has several values for layer {layer!r}: those of {listed}")
         block = f" (block {index})" if index is not None else ""
-        hint = "" if index is not None or not all(isinstance(key, int) for key in self.value) else _NUMBERS_OF_BLOCKS
+        hint = "" if index is not None or not all(isinstance(key, int) for key in value) else _NUMBERS_OF_BLOCKS
         raise RegistrationError(f"{self.name} has nothing for layer {layer!r}{block}; it has: {listed}{hint}")
+
+    def _alike(self, layer: str, value: dict[int | str, V]) -> list[int | str]:
+        """Return the names that end as a layer's does, see `ends_alike`, without looking at all of them."""
+        longer = self._by_end.get(layer, ())
+        shorter = [end for end in _ends(layer) if end in value and end not in longer]
+        return [*longer, *shorter]
 
     def move(self: PerLayer[Tensor], device: torch.device) -> None:
         """Bring tensors to a device: a graph of ``torch.compile`` would do so in each call."""
@@ -114,6 +131,7 @@ class PerLayer(Generic[V]):
         Raises:
             RegistrationError: there is none, or there are several.
         """
+        self._found.clear()
         for layer, index in blocks.items():
             self.of(layer, index)
 
@@ -146,6 +164,21 @@ def ends_alike(one: object, other: str) -> bool:
         (True, False)
     """
     return isinstance(one, str) and (f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}"))
+
+
+def _ends(name: str) -> Iterator[str]:
+    """Yield a layer's name, and its ends by whole segments."""
+    segments = name.split(".")
+    return (".".join(segments[start:]) for start in range(len(segments)))
+
+
+def _by_end(keys: Iterable[int | str]) -> dict[str, list[int | str]]:
+    """Return the names of layers by each of their ends."""
+    found: dict[str, list[int | str]] = {}
+    for key in keys:
+        for end in _ends(key) if isinstance(key, str) else ():
+            found.setdefault(end, []).append(key)
+    return found
 
 
 class Casts:

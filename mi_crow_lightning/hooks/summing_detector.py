@@ -77,7 +77,7 @@ class SummingDetector(Detector):
     ) -> None:
         super().__init__(layer_signature, **options)
         self.tokens = Tokens.of(tokens)
-        self._layers: list[str] = []
+        self._layers: dict[str, int] = {}  # the place of each in the sums
         self._sums = RunningSums(0, torch.zeros(0), ColumnMerge([]), torch.device("cpu"))
         self._loaded: dict[str, Any] = {}
         self._number = -1
@@ -119,7 +119,7 @@ class SummingDetector(Detector):
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
         """Make new sums, filled with what a checkpoint brought, if one did."""
-        self._layers = list(layers)
+        self._layers = {layer: place for place, layer in enumerate(layers)}
         self._sums = self._make_sums(len(layers), device)
         self._restore()
 
@@ -135,7 +135,7 @@ class SummingDetector(Detector):
 
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """Add what `measure` gives for the chosen tokens of ``x``."""
-        layer = self._layers.index(ctx.layer)
+        layer = self._layers[ctx.layer]
         self._sums.add(_key(ctx.stage), layer, self._row(x, self.tokens.mask(x, ctx), ctx, layer))
 
     def reading_names(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ rank is sure to know them all (torchmetrics' own way needs a barrier and two gat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -245,6 +246,6 @@ def _names(layers: Sequence[str] | int) -> tuple[str, ...]:
             raise ValueError(f"the number of layers cannot be {layers}")
         return tuple(str(i) for i in range(layers))
     names = (layers,) if isinstance(layers, str) else tuple(layers)
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ValueError(f"every layer has one row, but these names occur more than once: {', '.join(repeated)}")
     return names

@@ -102,7 +102,7 @@ class ActivationStatistics(Detector):
             raise ValueError(f"dead_threshold={dead_threshold!r} must be 0 or a positive number")
         self.dead_threshold = dead_threshold
         self.tokens = Tokens.of(tokens)
-        self._layers: list[str] = []
+        self._layers: dict[str, int] = {}  # the place of each in the buffers
         self._device = torch.device("cpu")
         self._metrics: dict[str, ActivationStatisticsMetric] = {}
         self._in_graph: dict[str, dict[str, LayerSums]] = {}  # by stage and layer
@@ -110,7 +110,7 @@ class ActivationStatistics(Detector):
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
         """Make new buffers, filled with what a checkpoint brought, if one did."""
-        self._layers = list(layers)
+        self._layers = {layer: place for place, layer in enumerate(layers)}
         # The sums are float64, which Apple's GPUs do not have.
         self._device = torch.device("cpu") if device.type == "mps" else device
         self._metrics.clear()
@@ -137,7 +137,7 @@ class ActivationStatistics(Detector):
             batch: Any = ctx.batch_idx  # a tensor
             self._in_graph[ctx.stage.value][ctx.layer].add(x, mask, batch, channels)
         else:
-            self._metric(ctx.stage).accumulate(self._layers.index(ctx.layer), x, mask, ctx.batch_idx, channels)
+            self._metric(ctx.stage).accumulate(self._layers[ctx.layer], x, mask, ctx.batch_idx, channels)
 
     def reading_names(self) -> tuple[str, ...]:
         """Return the chosen statistics, and ``histogram`` and ``channel_rms`` if they are given."""
@@ -223,10 +223,10 @@ class ActivationStatistics(Detector):
         self.resumed.clear()
         if not loaded.get("rows"):
             return
-        if loaded["layers"] != self._layers:
+        if loaded["layers"] != list(self._layers):
             raise ValueError(
                 f"{self!r}: the checkpoint's statistics are of the layers {loaded['layers']}, and the detector "
-                f"watches {self._layers}: give it the same layers, or another hook_id"
+                f"watches {list(self._layers)}: give it the same layers, or another hook_id"
             )
         for stage, rows in loaded["rows"].items():
             self._metric(Stage.of(stage) if stage else None).load(self._buffer(loaded, stage, rows))
@@ -240,7 +240,7 @@ class ActivationStatistics(Detector):
     def _metric(self, stage: Stage | None) -> ActivationStatisticsMetric:
         key = stage.value if stage is not None else ""
         if key not in self._metrics:
-            metric = ActivationStatisticsMetric(self._layers, self._groups(), self._sums())
+            metric = ActivationStatisticsMetric(list(self._layers), self._groups(), self._sums())
             self._metrics[key] = metric.to(self._device)
         return self._metrics[key]
 

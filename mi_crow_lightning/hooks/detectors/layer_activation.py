@@ -7,6 +7,7 @@ is seen, and as much memory as you allow. If you only need their mean, spread or
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -89,9 +90,8 @@ class LayerActivationDetector(Detector):
         self.max_bytes = max_bytes
         self.device = torch.device(device) if device is not None else None
         self.tokens = Tokens.of(tokens) if tokens is not None else None
-        self._per_row: dict[str, list[list[int] | None]] = {}
-        self._held: dict[str, list[Tensor]] = {}
-        self._channels: dict[str, list[int]] = {}  # the dimension of the channels of each that is held
+        self._held: dict[str, _Held] = {}
+        self._bytes_held = 0
         self._unread: dict[str, Stage | None] = {}  # layers captured since the last reading, and in which stage
         self._layers: list[str] = []
         self._several = False
@@ -122,24 +122,24 @@ class LayerActivationDetector(Detector):
                 "For nn.TransformerEncoder, pass enable_nested_tensor=False."
             )
         dtype = self.target_dtype or x.dtype
-        replaced = self._held.get(ctx.layer, []) if self.keep == "last" else []
         chosen = self._chosen(x, ctx)
         counts = None if chosen is None else chosen.sum(-1).tolist()  # of each row, or of all in one row
         kept = x.numel() if counts is None else (sum(counts) if isinstance(counts, list) else counts) * x.shape[-1]
-        self._refuse_growth(kept * dtype.itemsize - _bytes(replaced), ctx.layer)
+        self._refuse_growth(kept * dtype.itemsize, ctx.layer)
         with torch.inference_mode(False):
             taken = x if chosen is None else x[chosen]  # (N, D)
             copy = taken.to(device=self.device or x.device, dtype=dtype, copy=chosen is None)
         dim = ctx.channel_dim(x) if chosen is None else -1
-        if self.keep == "last":
-            self._held[ctx.layer], self._channels[ctx.layer], self._per_row[ctx.layer] = [copy], [dim], []
-        else:
-            self._held.setdefault(ctx.layer, []).append(copy)
-            self._channels.setdefault(ctx.layer, []).append(dim)
-        if chosen is not None:
-            self._per_row.setdefault(ctx.layer, []).append(counts if isinstance(counts, list) else None)
+        self._hold(copy, dim, counts if isinstance(counts, list) else None, ctx.layer)
         self._unread[ctx.layer] = ctx.stage
         self._publish(ctx.layer)
+
+    def _hold(self, copy: Tensor, channels: int, per_row: list[int] | None, layer: str) -> None:
+        before = self._held.get(layer)
+        if before is None or self.keep == "last":
+            self._bytes_held -= before.bytes if before is not None else 0
+            self._held[layer] = before = _Held()
+        self._bytes_held += before.add(copy, channels, per_row)
 
     def _chosen(self, x: Tensor, ctx: HookContext) -> Tensor | None:
         """Return which positions of ``x`` to keep, bool of its leading dimensions; ``None`` for ``x`` as it is."""
@@ -171,9 +171,8 @@ class LayerActivationDetector(Detector):
     def clear_captured(self) -> None:
         """Forget all held activations."""
         self._held.clear()
-        self._channels.clear()
+        self._bytes_held = 0
         self._unread.clear()
-        self._per_row.clear()
         self.tensor_metadata.pop("activations", None)
         for name in ("activations_shape", "tokens_per_row"):
             self.metadata.pop(name, None)
@@ -197,10 +196,8 @@ class LayerActivationDetector(Detector):
         stage = self.context.stage if self.context is not None else None
         rows = list(empty_rows(len(self._layers)))
         for index, layer in enumerate(self._layers):
-            if self._unread.get(layer, "read") is stage:
-                held = zip(self._held[layer], self._channels[layer], strict=True)
-                parts = [_summary(one, dim) for one, dim in held if one.numel() and one.is_floating_point()]
-                rows[index] = merge_all(torch.stack(parts)) if parts else rows[index]
+            row = self._held[layer].summarized() if self._unread.get(layer, "read") is stage else None
+            rows[index] = row if row is not None else rows[index]
         home = next((row.device for row in rows if row.device.type != "cpu"), torch.device("cpu"))
         merged = yield Share(torch.stack([row if row.device == home else row.to(home) for row in rows]), merge_all)
         return merged
@@ -209,21 +206,28 @@ class LayerActivationDetector(Detector):
         """Begin the next reading. The held activations stay."""
         self._unread.clear()
 
-    def _refuse_growth(self, growth: int, layer: str) -> None:
-        held = sum(_bytes(tensors) for tensors in self._held.values())
-        if held + growth > self.max_bytes:
+    def _refuse_growth(self, size: int, layer: str) -> None:
+        if self._bytes_with(size, layer) <= self.max_bytes:
+            return
+        self._bytes_held = sum(held.count() for held in self._held.values())  # a user may have emptied a list
+        if (wanted := self._bytes_with(size, layer)) > self.max_bytes:
             raise CaptureBudgetExceeded(
-                f"keeping the activation of {layer!r} would take {held + growth:,} bytes, more than "
-                f"max_bytes={self.max_bytes:,} ({held:,} bytes are held, and stay). Call clear_captured() between "
-                "batches, set keep='last', watch fewer layers, use a smaller target_dtype, or raise max_bytes."
+                f"keeping the activation of {layer!r} would take {wanted:,} bytes, more than "
+                f"max_bytes={self.max_bytes:,} ({self._bytes_held:,} bytes are held, and stay). Call clear_captured() "
+                "between batches, set keep='last', watch fewer layers, use a smaller target_dtype, or raise max_bytes."
             )
 
+    def _bytes_with(self, size: int, layer: str) -> int:
+        """Return the bytes that would be held with one more activation."""
+        replaced = self._held[layer].bytes if self.keep == "last" and layer in self._held else 0
+        return self._bytes_held + size - replaced
+
     def _publish(self, layer: str) -> None:
-        held, shapes = self._held[layer], [tuple(tensor.shape) for tensor in self._held[layer]]
-        self._put(self.tensor_metadata, "activations", layer, held)
-        self._put(self.metadata, "activations_shape", layer, shapes)
+        held = self._held[layer]
+        self._put(self.tensor_metadata, "activations", layer, held.tensors)
+        self._put(self.metadata, "activations_shape", layer, held.shapes)
         if self.tokens is not None:
-            self._put(self.metadata, "tokens_per_row", layer, self._per_row[layer])
+            self._put(self.metadata, "tokens_per_row", layer, held.per_row)
 
     def _put(self, into: dict[str, Any], name: str, layer: str, values: list[Any]) -> None:
         value = values[0] if self.keep == "last" else values
@@ -233,8 +237,64 @@ class LayerActivationDetector(Detector):
             into[name] = value
 
 
-def _bytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+@dataclass
+class _Held:
+    """The activations that are held of one layer. Whatever is known of them grows with each; nothing is gone over.
+
+    Attributes:
+        tensors: the activations.
+        shapes: their shapes.
+        per_row: how many tokens are of each row, where tokens are chosen.
+        channels: the dimension of the channels of each.
+        bytes: what they take together.
+        row: the summary of those that were summarized; ``None`` before the first.
+        summarized_up_to: how many these are.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    per_row: list[list[int] | None] = field(default_factory=list)
+    channels: list[int] = field(default_factory=list)
+    bytes: int = 0
+    row: Tensor | None = None
+    summarized_up_to: int = 0
+
+    def add(self, copy: Tensor, channels: int, per_row: list[int] | None) -> int:
+        """Hold one more activation, and return its bytes."""
+        self.tensors.append(copy)
+        self.shapes.append(tuple(copy.shape))
+        self.per_row.append(per_row)
+        self.channels.append(channels)
+        size = copy.numel() * copy.element_size()
+        self.bytes += size
+        return size
+
+    def count(self) -> int:
+        """Count the bytes of the list again, and return them."""
+        self.bytes = sum(held.numel() * held.element_size() for held in self.tensors)
+        return self.bytes
+
+    def summarized(self) -> Tensor | None:
+        """Return the summary of all; ``None`` if none has floating-point numbers.
+
+        Raises:
+            ValueError: someone has changed the list, so what is known of each does not fit it.
+        """
+        if len(self.tensors) != len(self.channels):
+            raise ValueError(
+                f"{len(self.tensors)} activations are held and {len(self.channels)} were captured: forget them with "
+                "clear_captured(), and leave the list itself as it is"
+            )
+        new = range(self.summarized_up_to, len(self.tensors))
+        parts = [
+            _summary(self.tensors[i], self.channels[i])
+            for i in new
+            if self.tensors[i].numel() and self.tensors[i].is_floating_point()
+        ]
+        if parts:
+            self.row = merge_all(torch.stack(parts if self.row is None else [self.row, *parts]))
+        self.summarized_up_to = len(self.tensors)
+        return self.row
 
 
 def _summary(held: Tensor, channels: int) -> Tensor:

@@ -17,7 +17,7 @@ from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.conditions import Beyond, Of
-from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.context import HookContext, Registry
 from mi_crow_lightning.hooks.directions import channel_dim_for, check_width, unit_vector
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, ends_alike
 from mi_crow_lightning.hooks.registry.last_pass import LastPass
@@ -104,11 +104,12 @@ class ProjectionDetector(SummingDetector):
             RegistrationError: a layer has none, or they differ in width.
         """
         self._blocks = dict(blocks)
+        self._casts.clear()  # of the units that are now made again
         self._units = {layer: self._units_of(layer, index) for layer, index in blocks.items()}
 
-    def prepare(self, layers: list[str], device: torch.device) -> None:
-        """Make new sums, filled with what a checkpoint brought, if one did."""
-        super().prepare(layers, device)
+    def _set_registry(self, registry: Registry | None, context: HookContext | None) -> None:
+        """Begin with no pass seen; what was seen in a run ends with it."""
+        super()._set_registry(registry, context)
         self._last.clear()
 
     def prepare_graph(self, device: torch.device) -> None:
@@ -232,7 +233,7 @@ class ProjectionDetector(SummingDetector):
             return found[0]
         raise ConditionMismatch(
             f"{self!r}: layer={layer!r}, asked for at {ctx.layer!r}, means {len(found)} of its layers: choose one of "
-            f"{', '.join(map(repr, self._layers[:8]))}{', ...' if len(self._layers) > 8 else ''}"
+            f"{', '.join(map(repr, list(self._layers)[:8]))}{', ...' if len(self._layers) > 8 else ''}"
         )
 
     def index_of(self, vector: str | None) -> int:
