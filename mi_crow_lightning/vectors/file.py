@@ -11,15 +11,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mi_crow_lightning._foreign_files import Damaged, from_json, named, one_error, shortened
 from mi_crow_lightning.errors import VectorFileError
 from mi_crow_lightning.store.files import write_atomically
+from mi_crow_lightning.store.safetensors_file import Header, opened, read_header
 from mi_crow_lightning.vectors.origin import Origin
 
-__all__ = ["damaged", "read", "write"]
+__all__ = ["read", "write"]
 
 _FORMAT = "mi-crow-lightning steering vector"
 _VERSION = "1"
@@ -44,36 +45,37 @@ def read(path: Path) -> tuple[dict[str, Tensor], Origin]:
         VectorFileError: it holds something else, is damaged, or was written by a later release.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no steering vector at {str(path)!r}: there is no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise VectorFileError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
-    _check_format(path, facts, list(tensors))
-    try:
-        layers, origin = json.loads(facts["layers"]), Origin.from_text(facts["origin"])
-        directions = {layer: tensors.pop(layer) for layer in layers}
-        if tensors:
-            raise ValueError(f"the tensors {sorted(tensors)} are not in the list of layers")
-        return directions, origin
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error) from error
+        raise FileNotFoundError(f"no steering vector at {named(path)}: there is no such file")
+    with one_error(path, VectorFileError):
+        header = read_header(path)
+        _check_format(header)
+        layers = _layers(header)
+        origin = Origin.from_text(header.metadata.get("origin", ""))
+        with opened(path) as file:
+            return {layer: file.get_tensor(layer) for layer in layers}, origin
 
 
-def damaged(path: Path, error: Exception) -> VectorFileError:
-    """Build the error for a file of the right format whose content cannot be used; the caller raises it."""
-    return VectorFileError(f"{str(path)!r} is damaged: {error!r}")
-
-
-def _check_format(path: Path, facts: dict[str, str], names: list[str]) -> None:
+def _check_format(header: Header) -> None:
+    facts, names = header.metadata, list(header.shapes)
     if facts.get("format") != _FORMAT:
-        raise VectorFileError(
-            f"{str(path)!r} is a safetensors file of {len(names)} tensors ({', '.join(names[:4])}, ...), not a "
-            f"steering vector: SteeringVector.save writes {_FORMAT!r} into its metadata"
+        shown = shortened(", ".join(names[:4]))
+        raise Damaged(
+            f"is a safetensors file of {len(names)} tensors ({shown}, ...), not a steering vector: SteeringVector.save "
+            f"writes {_FORMAT!r} into its metadata"
         )
     if facts.get("version") != _VERSION:
-        raise VectorFileError(
-            f"{str(path)!r} has version {facts.get('version')!r}, and this release reads version {_VERSION!r}"
-        )
+        raise Damaged(f"has version {facts.get('version')!r}, and this release reads version {_VERSION!r}")
+
+
+def _layers(header: Header) -> list[str]:
+    """Return the layers in their order: the names of all tensors. Each has the shape (D,)."""
+    layers = from_json(header.metadata.get("layers", ""), "has a list of layers that")
+    if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+        raise Damaged("has a list of layers that is not a list of names")
+    if sorted(layers) != sorted(header.shapes):
+        odd = sorted(set(layers) ^ set(header.shapes)) or "the same layers twice"
+        raise Damaged(f"has other layers in its list than tensors: {shortened(str(odd))}")
+    for layer, shape in header.shapes.items():
+        if len(shape) != 1:
+            raise Damaged(f"holds {shortened(repr(layer))} of shape {shortened(str(shape))}, and (D,) is needed")
+    return layers

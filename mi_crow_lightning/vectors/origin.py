@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mi_crow_lightning._foreign_files import Damaged, from_json, shortened
 from mi_crow_lightning.errors import VectorMismatch
 
 __all__ = ["Origin"]
@@ -39,6 +40,7 @@ class Origin:
         for name in ("method", "model", "tokens"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a string")
+            _check_text(name, getattr(self, name))
         _check_mapping("samples", self.samples, (int,))
         _check_mapping("metadata", self.metadata, (str, int, float, bool))
 
@@ -72,9 +74,9 @@ class Origin:
         Raises:
             ValueError, TypeError: the text holds something else.
         """
-        read = json.loads(text)
-        if not isinstance(read, dict):
-            raise TypeError(f"expected a JSON object, not {text[:80]!r}")
+        read = from_json(text, "has an origin that")
+        if not isinstance(read, dict) or read.keys() - cls.__dataclass_fields__.keys():
+            raise Damaged(f"has an origin that is not one: {shortened(text)!r}")
         return cls(**read)
 
 
@@ -85,6 +87,14 @@ def _check_mapping(name: str, value: Any, allowed: tuple[type, ...]) -> None:
         if not isinstance(key, str) or type(item) not in allowed:
             kinds = ", ".join(kind.__name__ for kind in allowed)
             raise TypeError(f"{name}[{key!r}]={item!r}: keys must be strings, and values one of {kinds}")
+        _check_text(f"{name}[{key!r}]", f"{key}{item}" if isinstance(item, str) else key)
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds half of a surrogate pair, which no file can hold: {error}") from None
 
 
 def _both(a: str, b: str, sign: str) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning.errors import VectorMismatch
-from mi_crow_lightning.vectors.file import damaged, read, write
+from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, one_error
+from mi_crow_lightning.errors import VectorFileError, VectorMismatch
+from mi_crow_lightning.vectors.file import read, write
 from mi_crow_lightning.vectors.fit import names_in
 from mi_crow_lightning.vectors.origin import Origin, Value
 
@@ -63,6 +64,8 @@ class SteeringVector(Mapping[str, Tensor]):
     ) -> None:
         if not isinstance(directions, Mapping) or not directions:
             raise ValueError(f"directions={directions!r} must map at least one layer's name to a tensor (D,)")
+        if len(directions) > MOST_TENSORS:
+            raise ValueError(f"a vector may have {MOST_TENSORS} layers, and there are {len(directions)}")
         self._directions = {_checked_name(layer): _checked(layer, value) for layer, value in directions.items()}
         self._origin = Origin(method, model, tokens, dict(samples or {}), dict(metadata or {}))
 
@@ -250,10 +253,8 @@ class SteeringVector(Mapping[str, Tensor]):
             True
         """
         directions, origin = read(path := Path(path))
-        try:
+        with one_error(path, VectorFileError):
             return cls(directions, **vars(origin))
-        except (TypeError, ValueError) as error:
-            raise damaged(path, error) from error
 
     def fitted_to(self, model: nn.Module, *, any_model: bool = False) -> SteeringVector:
         """Return the same vector under the layer names of ``model``, after checking that it fits.
@@ -316,6 +317,9 @@ class SteeringVector(Mapping[str, Tensor]):
 def _checked_name(layer: object) -> str:
     if not isinstance(layer, str) or not layer or layer == "__metadata__":
         raise ValueError(f"a layer's name must be a non-empty string, not {layer!r}")
+    if len(layer) > LONGEST_NAME:
+        raise ValueError(f"a layer's name may have {LONGEST_NAME} characters, and {layer[:40]!r}... has {len(layer)}")
+    layer.encode()  # half of a surrogate pair could not be saved
     return layer
 
 

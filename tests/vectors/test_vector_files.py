@@ -63,12 +63,15 @@ def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"version": "2"}, r"has version '2', and this release reads version '1'"),
-        ({"origin": "{"}, "is damaged: JSONDecodeError"),
-        ({"origin": "[]"}, "is damaged: TypeError"),
-        ({"origin": '{"colour": "red"}'}, "is damaged: TypeError"),
-        ({"layers": '["h.7"]'}, r"is damaged: KeyError\('h.7'\)"),
-        ({"layers": "3"}, "is damaged: TypeError"),
-        ({"layers": '["h.9"]'}, r"is damaged: .*not in the list of layers"),
+        ({"origin": "{"}, "has an origin that is not JSON: Expecting property name"),
+        ({"origin": "[]"}, r"has an origin that is not one: '\[\]'"),
+        ({"origin": '{"colour": "red"}'}, "has an origin that is not one: .*colour"),
+        ({"origin": '{"samples": {"a": 0.5}}'}, r"cannot be read: TypeError: samples\['a'\]=0.5"),
+        ({"layers": '["h.7"]'}, "has other layers in its list than tensors: .*'h.7'"),
+        ({"layers": "3"}, "has a list of layers that is not a list of names"),
+        ({"layers": '{"h.10": 1, "h.9": 2, "größer": 3}'}, "has a list of layers that is not a list of names"),
+        ({"layers": '["h.9"]'}, r"has other layers in its list than tensors: \['größer', 'h.10'\]"),
+        ({"layers": '["h.9", "h.10", "größer", "h.9"]'}, "has other layers in its list than tensors: the same layers"),
     ],
 )
 def test_damaged_files_are_told(tmp_path: Path, change: dict[str, str], message: str) -> None:

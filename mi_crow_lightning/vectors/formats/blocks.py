@@ -47,11 +47,13 @@ def numbers_of(layers: Iterable[str]) -> dict[str, int]:
         ValueError: a layer is a part of a block, has no number, or has the number of another.
     """
     numbers: dict[str, int] = {}
+    taken = set[int]()
     for layer in layers:
         number, part = number_of(layer)
         if part:
             raise ValueError(f"layer {layer!r} is a part of block {number}, and this format holds directions of blocks")
-        if number in numbers.values():
+        if number in taken:
             raise ValueError(f"two layers have the number {number}: {[*numbers, layer]}; choose some with only(...)")
         numbers[layer] = number
+        taken.add(number)
     return numbers

@@ -6,24 +6,24 @@ numbers the model's layers so, and llama.cpp, which stores ``direction.N`` at ``
 ``i - 1``, comes to the same. llama.cpp refuses ``direction.0``; repeng writes and reads it.
 
 Read in llama.cpp ``common/common.cpp`` (``common_control_vector_load_one``) and ``src/llama-adapter.cpp``
-(``llama_adapter_cvec::apply``), and in repeng 0.4.0 ``extract.py``. This is the only module that knows gguf.
+(``llama_adapter_cvec::apply``), and in repeng 0.4.0 ``extract.py``. This is the only module that knows
+the package gguf, which writes; it reads damaged files for ever, so `gguf_file` reads.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from mi_crow_lightning._foreign_files import Damaged, named, one_error, shortened
 from mi_crow_lightning.errors import VectorFileError, VectorMismatch
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.vectors.formats.blocks import address_of, numbers_of
+from mi_crow_lightning.vectors.formats.gguf_file import GGUFHeader, read_header, read_vectors
 from mi_crow_lightning.vectors.origin import Origin
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
 
@@ -31,7 +31,7 @@ __all__ = ["read_control_vector", "write_control_vector"]
 
 _ARCHITECTURE = "controlvector"
 _ORIGIN = "mi_crow_lightning.origin"
-_NAME = re.compile(r"direction\.(?P<number>\d+)")
+_NAME = re.compile(r"direction\.(?P<number>[0-9]{1,9})")
 
 
 def read_control_vector(path: str | PathLike[str]) -> SteeringVector:
@@ -46,30 +46,23 @@ def read_control_vector(path: str | PathLike[str]) -> SteeringVector:
         method, the tokens and the rest.
 
     Raises:
-        ImportError: the package gguf is not installed.
         FileNotFoundError: there is no such file.
-        VectorFileError: it is not a GGUF file, has another architecture, or a tensor is not ``direction.N`` (D,)
-            float32.
+        VectorFileError: it is not a GGUF file, is damaged, has another architecture, or holds a tensor that is not
+            ``direction.N`` (D,) float32.
     """
-    gguf, path = _gguf(), Path(path)
+    path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no control vector at {str(path)!r}: there is no such file")
-    try:
-        reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        directions = dict(_direction(gguf, tensor) for tensor in reader.tensors)
-    except VectorFileError as error:
-        raise VectorFileError(f"{str(path)!r}: {error}") from None
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:  # damaged: anything
-        raise VectorFileError(f"{str(path)!r} is not a readable GGUF file: {error}") from error
-    if fields.get("general.architecture") != _ARCHITECTURE:
-        raise VectorFileError(
-            f"{str(path)!r} has the architecture {fields.get('general.architecture')!r}, and a control vector has "
-            f"{_ARCHITECTURE!r}"
-        )
-    if not directions:
-        raise VectorFileError(f"{str(path)!r} holds no tensor 'direction.N'")
-    return _with_origin(directions, fields)
+        raise FileNotFoundError(f"no control vector at {named(path)}: there is no such file")
+    with one_error(path, VectorFileError), path.open("rb") as file:
+        header = read_header(file)
+        if (architecture := header.fields.get("general.architecture")) != _ARCHITECTURE:
+            raise Damaged(
+                f"has the architecture {shortened(repr(architecture))}, and a control vector has {_ARCHITECTURE!r}"
+            )
+        blocks = _blocks(header)
+        directions = read_vectors(file, header)
+        ordered = {address_of(number): directions[blocks[number]] for number in sorted(blocks)}
+        return SteeringVector(ordered, **vars(_origin(header.fields)))
 
 
 def write_control_vector(vector: SteeringVector, path: str | PathLike[str], *, model_hint: str | None = None) -> None:
@@ -117,21 +110,21 @@ def _gguf() -> Any:
     return gguf
 
 
-def _direction(gguf: Any, tensor: Any) -> tuple[str, Tensor]:
-    name = _NAME.fullmatch(tensor.name)
-    if name is None:
-        raise VectorFileError(f"tensor {tensor.name!r} is not 'direction.N'")
-    shape, kind = tuple(int(size) for size in tensor.shape), gguf.GGMLQuantizationType(tensor.tensor_type)
-    if kind != gguf.GGMLQuantizationType.F32 or len(shape) != 1:
-        raise VectorFileError(f"{tensor.name!r} is {kind.name} of shape {shape}, and F32 (D,) is needed")
-    return address_of(int(name["number"])), torch.from_numpy(np.array(tensor.data, dtype=np.float32))
+def _blocks(header: GGUFHeader) -> dict[int, str]:
+    """Return the name of each block's direction."""
+    blocks: dict[int, str] = {}
+    for tensor in header.tensors:
+        if (name := _NAME.fullmatch(tensor.name)) is None:
+            raise Damaged(f"holds a tensor {shortened(repr(tensor.name))}, which is not 'direction.N'")
+        if (number := int(name["number"])) in blocks:
+            raise Damaged(f"holds two directions for block {number}: {blocks[number]!r} and {tensor.name!r}")
+        blocks[number] = tensor.name
+    if not blocks:
+        raise Damaged("holds no tensor 'direction.N'")
+    return blocks
 
 
-def _with_origin(directions: dict[str, Tensor], fields: dict[str, Any]) -> SteeringVector:
-    ordered = {layer: directions[layer] for layer in sorted(directions, key=lambda layer: numbers_of([layer])[layer])}
+def _origin(fields: dict[str, Any]) -> Origin:
     hint = fields.get(f"{_ARCHITECTURE}.model_hint", "")
-    try:
-        origin = Origin.from_text(fields[_ORIGIN]) if _ORIGIN in fields else Origin()
-        return SteeringVector(ordered, **{**vars(origin), "metadata": {**origin.metadata, "model_hint": hint}})
-    except (TypeError, ValueError) as error:
-        raise VectorFileError(f"the control vector is damaged: {error}") from error
+    origin = Origin.from_text(fields[_ORIGIN]) if _ORIGIN in fields else Origin()
+    return replace(origin, metadata={**origin.metadata, "model_hint": hint})

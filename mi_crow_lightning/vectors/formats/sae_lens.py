@@ -7,23 +7,27 @@ SAELens 6.54.12, ``saes/sae.py``, ``loading/pretrained_sae_loaders.py``).
 
 from __future__ import annotations
 
-import json
 import re
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
+from mi_crow_lightning._foreign_files import Damaged, check_name, from_json, named, one_error, shortened
 from mi_crow_lightning.errors import VectorFileError
+from mi_crow_lightning.store.safetensors_file import Header, opened, read_header
 from mi_crow_lightning.vectors.formats.blocks import address_of
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
 
 __all__ = ["from_sae"]
 
 _CONFIGURATION, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
-_HOOK = re.compile(r"blocks\.(?P<block>\d+)\.(?P<place>hook_resid_pre|hook_resid_post|hook_mlp_out|hook_attn_out)")
+_LONGEST_CONFIGURATION = 2**24  # bytes
+_HOOK = re.compile(
+    r"blocks\.(?P<block>[0-9]{1,9})\.(?P<place>hook_resid_pre|hook_resid_post|hook_mlp_out|hook_attn_out)"
+)
 _PARTS = {"hook_resid_post": "", "hook_mlp_out": "mlp", "hook_attn_out": "attn"}
 
 
@@ -48,65 +52,91 @@ def from_sae(folder: str | PathLike[str], feature: int, *, layer: str | None = N
     for name in (_CONFIGURATION, _WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"no {name} in {str(folder)!r}: an autoencoder of SAELens has {_CONFIGURATION} and "
+                f"no {name} in {named(folder)}: an autoencoder of SAELens has {_CONFIGURATION} and "
                 f"{_WEIGHTS} in one folder"
             )
-    configuration = _read_configuration(folder / _CONFIGURATION)
-    hook_name = configuration.get("hook_name", configuration.get("hook_point"))
-    row = _decoder_row(folder / _WEIGHTS, feature, configuration.get("d_in"))
-    model = configuration.get("model_name")
-    facts = {"sae_feature": feature, "sae_hook_name": hook_name, "sae_model_name": model}
-    return SteeringVector(
-        {layer if layer is not None else _layer_of(folder, hook_name): row},
-        method="sae_decoder",
-        metadata={name: value for name, value in facts.items() if value is not None},
+    with one_error(folder / _CONFIGURATION, VectorFileError):
+        place = _place(folder / _CONFIGURATION)
+        address = layer if layer is not None else _layer_of(place.hook_name)
+    with one_error(folder / _WEIGHTS, VectorFileError):
+        features = _features(read_header(folder / _WEIGHTS), place.width)
+        row = _row(folder / _WEIGHTS, feature) if _is_one_of(feature, features) else None
+    if row is None:
+        raise IndexError(f"no feature {feature!r}: the autoencoder has {features}, 0 to {features - 1}")
+    facts = {"sae_feature": feature, "sae_hook_name": place.hook_name, "sae_model_name": place.model}
+    metadata = {name: value for name, value in facts.items() if value is not None}
+    return SteeringVector({address: row}, method="sae_decoder", metadata=metadata)
+
+
+class _Place(NamedTuple):
+    """The place in the model, as a configuration has it; ``None`` for what it does not say."""
+
+    hook_name: str | None
+    model: str | None
+    width: int | None
+
+
+def _place(path: Path) -> _Place:
+    if (size := path.stat().st_size) > _LONGEST_CONFIGURATION:
+        raise Damaged(f"has {size} bytes, and a configuration has at most {_LONGEST_CONFIGURATION}")
+    read = from_json(path.read_bytes())
+    if not isinstance(read, dict) or not isinstance(read.get("metadata", {}), dict):
+        raise Damaged("does not hold a JSON object with the autoencoder's configuration")
+    facts = {**read, **read.get("metadata", {})}
+    hook_name, model, width = (
+        facts.get("hook_name", facts.get("hook_point")),
+        facts.get("model_name"),
+        facts.get("d_in"),
     )
+    for name, value, kind in (("hook_name", hook_name, str), ("model_name", model, str), ("d_in", width, int)):
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise Damaged(f"has {shortened(repr(value))} as {name}, which must be of the type {kind.__name__}")
+    return _Place(hook_name, model, width)
 
 
-def _read_configuration(path: Path) -> dict[str, Any]:
-    try:
-        configuration = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VectorFileError(f"{str(path)!r} is not JSON: {error}") from error
-    if not isinstance(configuration, dict) or not isinstance(configuration.get("metadata", {}), dict):
-        raise VectorFileError(f"{str(path)!r} does not hold a JSON object with the autoencoder's configuration")
-    return {**configuration, **configuration.get("metadata", {})}
+def _features(weights: Header, width: int | None) -> int:
+    """Return how many features the decoder has."""
+    if "W_dec" not in weights.shapes:
+        raise Damaged(f"holds {shortened(str(sorted(weights.shapes)))}, and not 'W_dec'")
+    shape = weights.shapes["W_dec"]
+    if len(shape) != 2 or not all(shape) or (width is not None and shape[1] != width):
+        raise Damaged(
+            f"has shape {shortened(str(shape))} of 'W_dec', and (d_sae, {'D' if width is None else width}) is needed"
+        )
+    return shape[0]
 
 
-def _decoder_row(path: Path, feature: int, width: Any) -> Tensor:
-    try:
-        with safe_open(path, framework="pt") as file:
-            if "W_dec" not in file.keys():
-                raise VectorFileError(f"{str(path)!r} holds {sorted(file.keys())}, and not 'W_dec'")
-            rows = file.get_slice("W_dec")
-            shape = tuple(rows.get_shape())
-            if len(shape) != 2 or (width is not None and shape[1] != width):
-                raise VectorFileError(f"'W_dec' in {str(path)!r} has shape {shape}, and (d_sae, {width}) is needed")
-            if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < shape[0]:
-                raise IndexError(f"no feature {feature!r}: the autoencoder has {shape[0]}, 0 to {shape[0] - 1}")
-            row: Tensor = rows[feature]
-            return row
-    except SafetensorError as error:
-        raise VectorFileError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
+def _row(weights: Path, feature: int) -> Tensor:
+    with opened(weights) as file:
+        row: Tensor = file.get_slice("W_dec")[feature]  # (D,)
+    if not row.is_floating_point() or not torch.isfinite(row := row.float()).all():
+        raise Damaged(f"has a row {feature} of 'W_dec' that does not hold finite numbers of a float type")
+    return row
 
 
-def _layer_of(folder: Path, hook_name: Any) -> str:
+def _is_one_of(feature: object, features: int) -> bool:
+    return isinstance(feature, int) and not isinstance(feature, bool) and 0 <= feature < features
+
+
+def _layer_of(hook_name: str | None) -> str:
     """Return the layer whose output ``hook_name`` is: in TransformerLens' names, or a module's own."""
-    if not isinstance(hook_name, str) or not hook_name:
-        raise VectorFileError(f"{_CONFIGURATION} in {str(folder)!r} has no hook_name: give layer=")
+    if not hook_name:
+        raise Damaged("has no hook_name: give layer=")
+    check_name("hook", hook_name)
     hook = _HOOK.fullmatch(hook_name)
     if hook is None:
         if "hook_" in hook_name:
-            raise VectorFileError(
-                f"{hook_name!r} in {str(folder)!r} is not the output of a block, its attention or its MLP: give layer="
+            raise Damaged(
+                f"has the place {shortened(repr(hook_name))}, which is not the output of a block, its attention or its "
+                "MLP: give layer="
             )
         return hook_name
     block, place = int(hook["block"]), hook["place"]
     if place != "hook_resid_pre":
         return address_of(block, _PARTS[place])
     if block == 0:
-        raise VectorFileError(
-            f"{hook_name!r} in {str(folder)!r} is the input of the first block, and not the output of another: "
-            "give layer=, the embedding"
+        raise Damaged(
+            f"has the place {hook_name!r}, which is the input of the first block, and not the output of another: give "
+            "layer=, the embedding"
         )
     return address_of(block - 1)  # what goes into a block comes out of the one before

@@ -125,10 +125,10 @@ def test_block_0_of_repeng_is_read(tmp_path: Path) -> None:
     ("tensors", "options", "message"),
     [
         ({}, {}, "holds no tensor 'direction.N'"),
-        ({"weight": np.ones(2, np.float32)}, {}, "tensor 'weight' is not 'direction.N'"),
-        ({"direction.x": np.ones(2, np.float32)}, {}, "tensor 'direction.x' is not 'direction.N'"),
-        ({"direction.1": np.ones((2, 3), np.float32)}, {}, r"'direction.1' is F32 of shape \(3, 2\), and F32 \(D,\)"),
-        ({"direction.1": np.ones(2, np.float16)}, {}, r"'direction.1' is F16 of shape \(2,\)"),
+        ({"weight": np.ones(2, np.float32)}, {}, "holds a tensor 'weight', which is not 'direction.N'"),
+        ({"direction.x": np.ones(2, np.float32)}, {}, "holds a tensor 'direction.x', which is not 'direction.N'"),
+        ({"direction.1": np.ones((2, 3), np.float32)}, {}, r"'direction.1', F32 of shape \(3, 2\): F32 \(D,\)"),
+        ({"direction.1": np.ones(2, np.float16)}, {}, r"'direction.1', F16 of shape \(2,\)"),
         ({"direction.1": np.array([np.nan], np.float32)}, {}, "'block:1' holds 1 non-finite"),
         ({"direction.1": np.ones(2, np.float32)}, {"architecture": "llama"}, "architecture 'llama', and a control vec"),
     ],
@@ -159,9 +159,10 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
         read_control_vector(path)
 
 
-def test_without_gguf_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gguf_vectors_are_read_and_the_extra_is_named_when_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ImportError, match=r"pip install 'mi-crow-lightning\[gguf\]'"):
-        read_control_vector(tmp_path / "joy.gguf")
-    with pytest.raises(ImportError, match=r"need the package gguf"):
+    with pytest.raises(ImportError, match=r"need the package gguf.* pip install 'mi-crow-lightning\[gguf\]'"):
         write_control_vector(vector("h.1"), tmp_path / "joy.gguf")
+    assert read_control_vector(Path(__file__).with_name("repeng.gguf")).layers == ("block:1", "block:2", "block:3")

@@ -79,11 +79,21 @@ def test_an_autoencoder_that_sae_lens_saved(tmp_path: Path) -> None:
     ("configuration", "message"),
     [
         (of_release_6("blocks.0.hook_resid_pre"), "is the input of the first block, .* give layer="),
-        (of_release_6("blocks.3.attn.hook_z"), "'blocks.3.attn.hook_z' .* is not the output of a block, its attention"),
+        (
+            of_release_6("blocks.3.attn.hook_z"),
+            "'blocks.3.attn.hook_z', which is not the output of a block, its attention",
+        ),
         ({"d_in": WIDTH}, "has no hook_name: give layer="),
-        ({**of_release_6("blocks.3.hook_resid_post"), "d_in": 8}, r"has shape \(16, 32\), and \(d_sae, 8\) is needed"),
+        (
+            {**of_release_6("blocks.3.hook_resid_post"), "d_in": 8},
+            r"has shape \(16, 32\) of 'W_dec', and \(d_sae, 8\) is needed",
+        ),
         ([], "does not hold a JSON object"),
         ({"metadata": 3}, "does not hold a JSON object"),
+        ({"hook_name": ["blocks.3.hook_resid_post"]}, r"has \['blocks.3.hook_resid_post'\] as hook_name"),
+        ({"hook_name": "h.3", "model_name": 3}, "has 3 as model_name, which must be of the type str"),
+        ({"hook_name": "h.3", "d_in": "32"}, "has '32' as d_in, which must be of the type int"),
+        ({"hook_name": "h" * 2000}, "has a hook with a name of 2000 characters, and at most 1000"),
     ],
 )
 def test_configurations_that_tell_no_place(tmp_path: Path, configuration: Any, message: str) -> None:
