@@ -21,6 +21,7 @@
     │   └── CaptureBudgetExceeded        a capture would grow past its byte budget
     ├── NeverFired (RuntimeError)        a controller was on, and none of its layers ran
     ├── NoReport (RuntimeError)          no run has begun that could be reported on
+    ├── RankFailed (RuntimeError)        the run cannot go on, because a hook failed on another rank
     ├── RanElsewhere (RuntimeError)      the results are in the processes that the run was started in, not in this one
     ├── NothingExtracted (RuntimeError)  no run has given anything to make vectors or scores from
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
@@ -33,7 +34,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mi_crow_lightning._messages import message_of
+from mi_crow_lightning._messages import in_a_notebook, message_of
 
 __all__ = [
     "ActivationError",
@@ -50,6 +51,7 @@ __all__ = [
     "NothingExtracted",
     "PatchMismatch",
     "RanElsewhere",
+    "RankFailed",
     "RegistrationError",
     "StoreKeyError",
     "StrengthMismatch",
@@ -64,6 +66,10 @@ __all__ = [
 
 class MiCrowError(Exception):
     """The base class of all errors of this package."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows, instead of some hundred for the frames of torch and Lightning."""
+        return in_a_notebook(self)
 
 
 class HookError(MiCrowError):
@@ -196,6 +202,10 @@ class NeverFired(MiCrowError, RuntimeError):
 
 class NoReport(MiCrowError, RuntimeError):
     """No run has begun that could be reported on."""
+
+
+class RankFailed(MiCrowError, RuntimeError):
+    """A hook failed on another rank in a way that ends the run on all of them."""
 
 
 class RanElsewhere(MiCrowError, RuntimeError):

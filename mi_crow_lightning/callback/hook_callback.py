@@ -18,7 +18,7 @@ from mi_crow_lightning.callback import start_warnings
 from mi_crow_lightning.callback.arguments import check_flag, check_hooks, check_options, check_per_dataloader
 from mi_crow_lightning.callback.dataloaders import Dataloaders
 from mi_crow_lightning.callback.hook_states import HookStates
-from mi_crow_lightning.callback.hooked_run import HookedRun
+from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.callback.names import describe, log_names, state_key_after, state_keys, unique_state_key
 from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.errors import RegistrationError
@@ -100,6 +100,7 @@ class HookCallback(pl.Callback):
         self._log = ReadingsLog(scalars)
         self._dataloaders = Dataloaders(self.per_dataloader)
         self._effects: Effects | None = None
+        self._failed_to_forget: dict[str, Exception] = {}
         self._states = HookStates()
         self._resumes = True
         self._reporter = Reporter()
@@ -143,8 +144,7 @@ class HookCallback(pl.Callback):
         self._find_state_key(trainer)
         if self._run is None:  # else another Trainer is in its run
             self._effects = None
-            for hook in self._by_key().values():
-                hook.forget_run()
+            self._failed_to_forget = failed_to_forget(self._by_key().values())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._register(trainer, pl_module)
@@ -310,6 +310,7 @@ class HookCallback(pl.Callback):
         self._states.give_effects_to(run, self._by_key())
         self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
         try:
+            run.report_failures(self._failed_to_forget)
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))
             if not trainer_facts.is_fitting(trainer):

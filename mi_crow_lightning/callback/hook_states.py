@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from mi_crow_lightning.callback.hooked_run import HookedRun
+from mi_crow_lightning.callback.hooked_run import HookedRun, default_policy
 from mi_crow_lightning.callback.rank_states import effects_of, of_all_ranks, own_effects, restore, states_of
+from mi_crow_lightning.callback.saveable import saveable_state
+from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.registry.calling import call_unregistered
 
 __all__ = ["HookStates"]
 
 _VERSION = 1
+
+
+def _state_of(hook: Hook, run: HookedRun | None) -> dict[str, Any] | None:
+    """Return the state of a hook, or ``None`` if it failed and its policy is not to raise."""
+    function = partial(saveable_state, hook)
+    if run is not None and hook.registered:
+        return run.layers.call(hook, function)
+    return call_unregistered(hook, hook.on_error or default_policy(hook), function)
 
 
 class HookStates:
@@ -33,13 +45,18 @@ class HookStates:
             effects: those of the current or last run.
             alone: whether this rank is no longer in step with the others; else all must take part.
         """
+        failed: list[HookError] = []
 
         def state_of(hook: Hook) -> dict[str, Any] | None:
-            # In a run the hook's on_error decides: a monitor must not cost a checkpoint.
-            return hook.state_dict() if run is None else run.layers.call(hook, hook.state_dict)
+            # The hook's on_error decides: a monitor must not cost a checkpoint. An error waits for the other ranks.
+            try:
+                return _state_of(hook, run)
+            except HookError as error:
+                failed.append(error)
+                return None
 
         own = {"hooks": states_of(hooks, state_of), "effects": self._loaded_effects or effects_of(hooks, effects)}
-        first, *others = of_all_ranks(own, alone)
+        first, *others = of_all_ranks(own, alone, failed=failed)
         return {"version": _VERSION, **first, **({"other_ranks": others} if others else {})}
 
     def load(

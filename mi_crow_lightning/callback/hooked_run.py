@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,9 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
+from mi_crow_lightning.metrics.guarded_shares import GuardedShares, ShareFailed
 
-__all__ = ["HookedRun"]
+__all__ = ["HookedRun", "default_policy", "failed_to_forget"]
 
 
 class HookedRun:
@@ -50,11 +51,12 @@ class HookedRun:
         names: Mapping[str, str] | None = None,
         graphs: Mapping[nn.Module, nn.Module] | None = None,
     ) -> None:
-        self.layers = Layers(root, allow_stacking=True, on_error=_default_policy, graphs=graphs)
+        self.layers = Layers(root, allow_stacking=True, on_error=default_policy, graphs=graphs)
         self._fresh_graphs = FreshGraphs()
         self._hooks = list(hooks)
         self._token_mask = token_mask
         self.batches_seen = 0
+        self._guarded: dict[tuple[str, Stage], GuardedShares] = {}
         self._was_on: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
         self._unread: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
         try:
@@ -94,6 +96,16 @@ class HookedRun:
         self.layers.hold_traced()
         return self._fresh_graphs.begin(variants=2 ** len(toggling_schedules(self.layers, stages)))
 
+    def report_failures(self, failed: Mapping[str, Exception]) -> None:
+        """Treat errors that hooks raised before the run as their policies say.
+
+        Args:
+            failed: the errors, by the IDs of the hooks.
+        """
+        for hook in self._registered():
+            if hook.id in failed:
+                self.layers.call(hook, partial(_raise, failed[hook.id]))
+
     def is_unread(self, hook: Hook) -> bool:
         """Return whether the hook was on in the running stage since its last reading there, and did not fail."""
         unread = self._unread[hook.id] | (hook.resumed if isinstance(hook, Detector) else set())
@@ -125,6 +137,22 @@ class HookedRun:
             if isinstance(hook, Detector):
                 hook.resumed.discard(stage)
         return {hook.id for hook in unread}
+
+    def shares_of(self, detector: Detector) -> Shares:
+        """Return the shares of a detector in the running stage, for `exchange`, which no failure holds up."""
+        assert self.stage is not None, "readings belong to a stage"
+        key = (detector.id, self.stage)
+        if key not in self._guarded:
+            self._guarded[key] = GuardedShares(small=len(self.layers.sites(detector)))
+        return self._guarded[key].of(detector.share if not detector._is_off_by_failure else None)
+
+    def share_failed(self, detector: Detector, failed: ShareFailed) -> None:
+        """Treat the failure of a detector's share, on this rank as its policy says."""
+        if failed.error is not None:
+            self.layers.call(detector, partial(_raise, failed.error))
+        elif not detector._is_off_by_failure:
+            _warn_of_failure_on_another_rank(detector)
+            detector._switch_off_after_pass()
 
     def begin_batch(self, moment: Moment, batch: Any) -> None:
         """Attach the hooks that are due in a batch, and take off the others."""
@@ -180,6 +208,17 @@ class HookedRun:
         check_that_hooks_ran(hooks, self.layers, self.effects, stage)
 
 
+def failed_to_forget(hooks: Iterable[Hook]) -> dict[str, Exception]:
+    """Let hooks drop what an earlier run left, and return the errors of those that did not, by ID."""
+    failed: dict[str, Exception] = {}
+    for hook in hooks:
+        try:
+            hook.forget_run()
+        except Exception as error:  # whatever a user's hook raises
+            failed[hook.id] = error
+    return failed
+
+
 def _warn_of_failure_on_another_rank(hook: Hook) -> None:
     warnings.warn(
         f"{hook!r} failed on another rank, which says why, and is now disabled on all ranks: its readings would come "
@@ -189,6 +228,10 @@ def _warn_of_failure_on_another_rank(hook: Hook) -> None:
     )
 
 
-def _default_policy(hook: Hook) -> str:
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def default_policy(hook: Hook) -> str:
     """Return the policy: a monitor must not end a long run, and predictions that only look steered must not go out."""
     return "raise" if hook.edits else "disable"

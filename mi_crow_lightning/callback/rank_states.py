@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import distributed
 
+from mi_crow_lightning.errors import HookError, RankFailed
 from mi_crow_lightning.hooks.effects import Effects, joined_effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.metrics.collectives import is_distributed
@@ -28,17 +29,32 @@ def effects_of(hooks: Mapping[str, Hook], effects: Effects | None) -> State:
     return {key: effects.state(hook.id) for key, hook in hooks.items() if hook.edits} if effects is not None else {}
 
 
-def of_all_ranks(own: State, alone: bool = False) -> list[State]:
+def of_all_ranks(own: State, alone: bool = False, failed: Sequence[HookError] = ()) -> list[State]:
     """Return the states of each rank, for the checkpoint, which rank 0 writes: all ranks must take part.
 
     Args:
         own: those of this rank.
         alone: whether this rank is no longer in step with the others, and returns only its own.
+        failed: the errors of this rank that end the run; they are raised once no other rank waits for this one.
+
+    Raises:
+        HookError: the first of ``failed``.
+        RankFailed: another rank has such an error.
     """
     if alone or not is_distributed():
+        if failed:
+            raise failed[0]
         return [own]
     gathered: list[State] = [{}] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, own)
+    distributed.all_gather_object(gathered, {"failed": True} if failed else own)
+    if failed:
+        raise failed[0]
+    ended = [str(rank) for rank, state in enumerate(gathered) if "failed" in state]
+    if ended:
+        raise RankFailed(
+            f"the state of a hook could not be saved on rank {', '.join(ended)}, which says why: the run ends on all "
+            "ranks"
+        )
     return gathered
 
 

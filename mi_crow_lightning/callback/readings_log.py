@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effect
 from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.hooks.registry.reading_hooks import readings_of
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryRow
@@ -25,6 +27,7 @@ from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.loggers.tensorboard import summary_writer
 from mi_crow_lightning.metrics.collectives import exchange, is_distributed
+from mi_crow_lightning.metrics.guarded_shares import ShareFailed
 from mi_crow_lightning.metrics.histogram import Histogram
 from mi_crow_lightning.report.tag_count import count_tags
 
@@ -95,16 +98,18 @@ class ReadingsLog:
     def _take_readings(self, run: HookedRun, stage: Stage, device: torch.device | None) -> Iterator[DetectorReadings]:
         # Every rank takes part with every detector: it does not know which are on, or failed, on other ranks.
         sharing = run.detectors if is_distributed() else [one for one in run.detectors if run.is_unread(one)]
-        owners = [run.share_states(), run.effects.share(stage), *(one.share() for one in sharing)]
+        owners = [run.share_states(), run.effects.share(stage), *(run.shares_of(one) for one in sharing)]
         unread, effects, *merged = exchange(owners, device)
         for detector, of_all_ranks in zip(sharing, merged, strict=True):
             if detector.id not in unread:
                 continue
-            detector._receive(of_all_ranks)
-            readings = run.layers.call(detector, partial(_read, detector)) or []
+            if isinstance(of_all_ranks, ShareFailed):
+                run.share_failed(detector, of_all_ranks)
+                continue
             blocks = {site.match.name: site.match.index for site in run.layers.sites(detector)}
-            signature, points = _in_tags(detector.layer_signature), _by_block(detector, readings, blocks)
-            yield DetectorReadings(readings, tuple(blocks), signature, detector.tag_prefix, points)
+            read = run.layers.call(detector, partial(_read, detector, of_all_ranks, blocks))
+            if read is not None:
+                yield read
             run.layers.call(detector, detector.reset)
         yield from _of_effects(effects)
 
@@ -119,20 +124,14 @@ class ReadingsLog:
                 write_layout(writer, charts, stages=[read.stage])
 
 
-def _read(detector: Detector) -> list[Reading]:
-    """Return the detector's readings; a wrong one fails here, where the error can name the detector."""
-    readings = list(detector.readings())
-    declared = detector.reading_names()
-    for reading in readings:
-        if not isinstance(reading, Reading):
-            raise TypeError(f"readings() must return Reading(layer, name, value), not {reading!r}")
-        if not isinstance(reading.value, (int, float, Histogram)):
-            raise TypeError(
-                f"the value of {reading!r} must be a number or a Histogram; for a tensor return its .item()"
-            )
-        if declared and reading.name not in declared:
-            raise ValueError(f"readings() returned {reading.name!r}, which is not in reading_names() {declared!r}")
-    return readings
+def _read(detector: Detector, of_all_ranks: Any, blocks: Mapping[str, int | None]) -> DetectorReadings:
+    """Return the detector's readings, and all else that it is asked for them; what fails here can name the detector."""
+    detector._receive(of_all_ranks)
+    readings, prefix = readings_of(detector), detector.tag_prefix
+    if not isinstance(prefix, str):
+        raise TypeError(f"tag_prefix must be a string, not {prefix!r}: it is the first part of the tags")
+    points = _by_block(detector, readings, blocks)
+    return DetectorReadings(readings, tuple(blocks), _in_tags(detector.layer_signature), prefix, points)
 
 
 def _in_tags(signature: Signature | None) -> str:

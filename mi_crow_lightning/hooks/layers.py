@@ -16,7 +16,7 @@ from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.addressing.model_names import warn_of_another_model
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Match, Signature, of_one_hook, resolve
-from mi_crow_lightning.errors import HookError, RegistrationError, WrittenInPlace
+from mi_crow_lightning.errors import HookError, MiCrowError, RegistrationError, WrittenInPlace
 from mi_crow_lightning.hooks.context import HookContext, Place
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effects
@@ -28,6 +28,7 @@ from mi_crow_lightning.hooks.passes.tracker import Passes
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.registry.calling import wrapped
 from mi_crow_lightning.hooks.registry.failures import act_on
+from mi_crow_lightning.hooks.registry.reading_hooks import readings_of
 from mi_crow_lightning.hooks.registry.rules import (
     refuse_other_widths,
     refuse_replicated,
@@ -176,13 +177,7 @@ class Layers:
         names = [match.name for match in matches]
         if not self.allow_stacking:
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
-        hook.check_layers({match.name: match.index for match in matches})
-        refuse_other_widths(hook, kind, matches, tree)
-        warn_of_another_model(repr(hook), hook._vector_models, self.root)
-        device = _device(matches[0].module, self.root)
-        hook.prepare(names, device)
-        if any(match.module in self.graphs for match in matches):
-            hook.prepare_graph(device)
+        failed = self._prepare(hook, kind, matches, tree)
         hook.layer_signature = list(signature) if isinstance(signature, (list, tuple)) else signature
         hook.hook_type = kind
         self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), due)
@@ -192,11 +187,37 @@ class Layers:
         except BaseException:  # one layer took no handle: those on the others must not stay
             self.unregister_hook(hook)
             raise
+        if failed is not None:
+            self._pass_over([(wrapped(hook, failed, self._base_context(hook)), hook)], None)
+            self.refresh(hook)
         for note in dict.fromkeys(notes):
             if note not in self._noted:
                 self._noted.add(note)
                 warnings.warn(note, stacklevel=2)
         return hook.id
+
+    def _prepare(self, hook: Hook, kind: HookType, matches: list[Match], tree: ModuleTree) -> Exception | None:
+        """Prepare a hook for its layers.
+
+        Returns:
+            The hook's error, if the user said by ``on_error`` that the run goes on without it. Without that a hook that
+            does not fit ends the run before it has cost anything.
+        """
+        try:
+            hook.check_layers({match.name: match.index for match in matches})
+            refuse_other_widths(hook, kind, matches, tree)
+            warn_of_another_model(repr(hook), hook._vector_models, self.root)
+            device = _device(matches[0].module, self.root)
+            hook.prepare([match.name for match in matches], device)
+            if any(match.module in self.graphs for match in matches):
+                hook.prepare_graph(device)
+        except MiCrowError:  # the hook works, and was given the wrong layers or vectors
+            raise
+        except Exception as error:  # whatever a user's hook raises
+            if hook.on_error in (None, "raise"):
+                raise
+            return error
+        return None
 
     def unregister_hook(self, hook_or_id: Hook | str) -> bool:
         """Take a hook off the model.
@@ -332,7 +353,8 @@ class Layers:
         taken: list[Reading] = []
         for detector in self.get_hooks():
             if isinstance(detector, Detector):
-                taken += self.call(detector, partial(_readings_of, detector)) or []
+                taken += self.call(detector, partial(readings_of, detector)) or []
+                self.call(detector, detector.reset)
         return taken
 
     def check_in_place(self, hook: Hook) -> None:
@@ -407,12 +429,6 @@ class Layers:
 
 
 LanguageModelLayers = Layers  # its name in mi-crow
-
-
-def _readings_of(detector: Detector) -> list[Reading]:
-    readings = list(detector.readings())
-    detector.reset()
-    return readings
 
 
 def _id(hook_or_id: Hook | str) -> str:

@@ -59,6 +59,8 @@ def _of_unknown_width(layers: Layers) -> Iterator[tuple[Site, int]]:
     """Yield the sites whose layer declares no width, each with the width of its hook's vector."""
     tree = None
     for hook in layers.get_hooks():
+        if hook._is_off_by_failure:
+            continue  # it may not have been prepared
         for site in layers.sites(hook):
             tree = tree or ModuleTree(layers.root)
             given, width = vector_and_layer_width(hook, hook.hook_type, site.match, tree)

@@ -6,26 +6,38 @@ This is the only place where the errors of hooks are caught and wrapped.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.errors import HookError, NoTensorFound
 from mi_crow_lightning.hooks.activations import is_inference, put_input, put_output, shape_of, take_input, take_output
-from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.context import HookContext, Place, Unregistered
 from mi_crow_lightning.hooks.controller import Controller, checked_edit
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.tracker import Passes
+from mi_crow_lightning.hooks.registry.failures import act_on
 from mi_crow_lightning.hooks.registry.replacement import replacement
 from mi_crow_lightning.hooks.registry.unusual import current_transform, transformed, why_unreadable
 from mi_crow_lightning.hooks.registry.write_guard import out_of_inference, written
 from mi_crow_lightning.hooks.token_controller import TokenController
 
-__all__ = ["call", "call_again", "call_in_graph", "call_observe", "observes_only", "way_to", "wrapped"]
+__all__ = [
+    "call",
+    "call_again",
+    "call_in_graph",
+    "call_observe",
+    "call_unregistered",
+    "observes_only",
+    "way_to",
+    "wrapped",
+]
+
+_T = TypeVar("_T")
 
 Way: TypeAlias = Callable[[Any, HookContext, nn.Module], Any]
 """A function that calls a hook: from the hook, its context and the layer to what replaces the output or inputs."""
@@ -149,6 +161,20 @@ def call_in_graph(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
         return _by_hook_fn(hook, ctx, module)
     finally:
         hook._set_context(outside)
+
+
+def call_unregistered(hook: Hook, policy: str, function: Callable[[], _T]) -> _T | None:
+    """Call a function of a hook that is on no model, and treat its errors as ``policy`` says.
+
+    Returns:
+        What ``function`` returns, or ``None`` if it failed and the policy is not to raise.
+    """
+    try:
+        return function()
+    except Exception as error:  # whatever a user's hook raises
+        place = Place(Unregistered(nn.Identity(), hook), hook)
+        act_on([(wrapped(hook, error, HookContext(place)), hook, policy)], None)
+        return None
 
 
 def wrapped(hook: Hook, error: Exception, ctx: HookContext) -> HookError:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from mi_crow_lightning._messages import traceback_of
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.hook import Hook
 
@@ -37,7 +37,7 @@ def act_on(errors: Sequence[tuple[HookError, Hook, str]], outputs: Any) -> None:
 def _warn_of(error: HookError, hook: Hook, policy: str) -> None:
     if error.unreadable is not None and hook.error is not None and hook.error.unreadable == error.unreadable:
         return  # said before in this run
-    text = "".join(traceback.format_exception(error.original_error)).rstrip()
+    text = traceback_of(error.original_error)
     if error.unreadable is not None:
         outcome = (
             "The hook is left out of this pass and stays on: it acts in passes with plain tensors, and its readings "
