@@ -142,6 +142,7 @@ def check_name(kind: str, name: object) -> str:
 
     Raises:
         Damaged: it is not a text, is empty, or is too long.
+        UnicodeEncodeError: it holds half of a surrogate pair, and could not be written again.
 
     Examples:
         >>> check_name("layer", "h.0")
@@ -151,4 +152,5 @@ def check_name(kind: str, name: object) -> str:
         raise Damaged(f"has {shortened(repr(name))} as the name of a {kind}: it must be a text that is not empty")
     if len(name) > LONGEST_NAME:
         raise Damaged(f"has a {kind} with a name of {len(name)} characters, and at most {LONGEST_NAME} are read")
+    name.encode()
     return name

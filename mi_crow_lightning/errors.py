@@ -25,7 +25,8 @@
     ├── RanElsewhere (RuntimeError)      the results are in the processes that the run was started in, not in this one
     ├── NothingExtracted (RuntimeError)  no run has given anything to make vectors or scores from
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
-    └── StoreKeyError (ValueError)       a key would lead out of the store's folder
+    ├── StoreFileError (OSError, ValueError)  a file of a store is damaged, or is not one of its files
+    └── StoreKeyError (ValueError)       a key cannot be a file name, or would lead out of the store's folder
 
 Wrong arguments to a constructor raise a plain ``ValueError`` or ``TypeError``.
 """
@@ -53,6 +54,7 @@ __all__ = [
     "RanElsewhere",
     "RankFailed",
     "RegistrationError",
+    "StoreFileError",
     "StoreKeyError",
     "StrengthMismatch",
     "TagConflict",
@@ -218,6 +220,10 @@ class NothingExtracted(MiCrowError, RuntimeError):
 
 class VectorFileError(MiCrowError, ValueError):
     """A file or folder holds no vector that can be read."""
+
+
+class StoreFileError(MiCrowError, OSError, ValueError):
+    """A file of a store is damaged, or something else than a store's file."""
 
 
 class StoreKeyError(MiCrowError, ValueError):

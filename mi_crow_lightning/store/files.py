@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mi_crow_lightning.errors import StoreKeyError
 
-__all__ = ["holds_file", "inside", "visible", "write_atomically"]
+__all__ = ["holds_file", "inside", "is_file", "is_folder", "visible", "write_atomically"]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -79,16 +79,42 @@ def inside(root: Path, *parts: str) -> Path:
 
 def visible(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Go through the entries of ``folder`` by name, without temporary files; there are none without a folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     with os.scandir(folder) as entries:
         shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     yield from shown
 
 
-def holds_file(folder: Path) -> bool:
-    """Say whether there is a finished file anywhere below ``folder``.
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a folder, or a link to one; a link that leads in a circle is neither."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
-    A process that is killed before its first write ends leaves empty folders, which count as nothing.
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a file, or a link to one; a link that leads in a circle is neither."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def holds_file(folder: Path) -> bool:
+    """Say whether there is a finished file anywhere below ``folder``, however deep.
+
+    A process that is killed before its first write ends leaves empty folders, which count as nothing. A folder that
+    cannot be looked into counts as something.
     """
-    return any(not entry.is_dir(follow_symlinks=False) or holds_file(Path(entry.path)) for entry in visible(folder))
+    folders = [folder]
+    while folders:
+        try:
+            entries = list(visible(folders.pop()))
+        except OSError:
+            return True
+        if not all(entry.is_dir(follow_symlinks=False) for entry in entries):
+            return True
+        folders += [Path(entry.path) for entry in entries]
+    return False

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mi_crow_lightning.store.files import holds_file, inside, visible
+from mi_crow_lightning.store.files import holds_file, inside, is_file, is_folder, visible
 from mi_crow_lightning.store.keys import (
     SUFFIX,
     batch_file_name,
@@ -31,12 +31,14 @@ _METADATA = "metadata.json"
 
 def keys_in(layer: Path) -> list[str]:
     """List the keys of the tensors in a layer's folder, sorted."""
-    return sorted(entry.name.removesuffix(SUFFIX) for entry in visible(layer) if entry.name.endswith(SUFFIX))
+    return sorted(
+        entry.name.removesuffix(SUFFIX) for entry in visible(layer) if entry.name.endswith(SUFFIX) and is_file(entry)
+    )
 
 
 def layers_in(batch: Path) -> list[str]:
     """List the layers with at least one tensor in a batch's folder, sorted."""
-    return [entry.name for entry in visible(batch) if entry.is_dir() and keys_in(Path(entry.path))]
+    return [entry.name for entry in visible(batch) if is_folder(entry) and keys_in(Path(entry.path))]
 
 
 def batches_in(run: Path) -> list[int]:
@@ -44,9 +46,9 @@ def batches_in(run: Path) -> list[int]:
     found = set[int]()
     for entry in visible(run):
         index = read_batch_name(entry.name)
-        if index is None or entry.is_dir() is entry.name.endswith(SUFFIX):
+        if index is None:
             continue
-        if not entry.is_dir() or holds_file(Path(entry.path)):
+        if is_file(entry) if entry.name.endswith(SUFFIX) else is_folder(entry) and holds_file(Path(entry.path)):
             found.add(index)
     return sorted(found)
 
@@ -112,7 +114,7 @@ class Folders:
     def runs(self) -> list[str]:
         """List the runs that hold anything, sorted."""
         entries = visible(inside(self.base, *self._prefix))
-        return [entry.name for entry in entries if entry.is_dir() and holds_file(Path(entry.path))]
+        return [entry.name for entry in entries if is_folder(entry) and holds_file(Path(entry.path))]
 
     def existing_run(self, run_id: str) -> Path:
         """Return the path of a run that is there.

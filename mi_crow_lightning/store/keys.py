@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 
+from mi_crow_lightning._foreign_files import shortened
 from mi_crow_lightning.errors import StoreKeyError
 
 __all__ = ["SUFFIX", "batch_file_name", "batch_folder_name", "check_name", "read_batch_name", "split_path"]
@@ -12,6 +14,12 @@ SUFFIX = ".safetensors"
 
 _MOST_BYTES = 255
 _LAST_INDEX = 2**63 - 1
+# What Windows takes for a device, with any ending, so that a store can be copied there; as in Python's ntpath.
+_DEVICES = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
+    f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789\xb9\xb2\xb3"
+}
+_ON_WINDOWS = os.name == "nt"
+_NOT_ON_WINDOWS = re.compile(r'[<>:"|?*\x00-\x1f]')  # "a:b" would be written into a hidden part of "a"
 _BATCH = re.compile(r"batch_([0-9]{1,19})(\.safetensors)?", re.ASCII)
 
 
@@ -27,8 +35,8 @@ def check_name(kind: str, name: object, *, suffix: str = "", reserved: str | Non
         reserved: a file name that the store itself uses in that folder.
 
     Raises:
-        StoreKeyError: the name is not a string, is empty, too long, starts with a dot, or holds a path separator or a
-            NUL.
+        StoreKeyError: the name is not a string, is empty, too long, starts with a dot, holds a path separator or a
+            NUL, or is one that Windows would take for another; on Windows also, if it holds one of ``<>:"|?*``.
 
     Examples:
         >>> check_name("layer", "transformer.h.0.attn")
@@ -37,11 +45,11 @@ def check_name(kind: str, name: object, *, suffix: str = "", reserved: str | Non
     limit = _MOST_BYTES - len(suffix)
     if not isinstance(name, str):
         fault: str | None = f"is a {type(name).__name__}, not a str"
-    elif (fault := _fault(name, limit, reserved)) is None:
+    elif (fault := _fault(name, limit, reserved) or _fault_on_windows(name, suffix)) is None:
         return name
     raise StoreKeyError(
-        f"{kind} {name!r} cannot be a name in the store: it {fault}. Allowed: a non-blank str of at most "
-        f"{limit} bytes that does not start with '.' and holds no '/', '\\' or NUL."
+        f"{kind} {shortened(repr(name), 1000)} cannot be a name in the store: it {fault}. Allowed: a non-blank str of "
+        f"at most {limit} bytes that does not start with '.', holds no '/', '\\' or NUL, and is a name on Windows, too."
     )
 
 
@@ -66,6 +74,17 @@ def _fault(name: str, limit: int, reserved: str | None) -> str | None:
     return f"takes {size} bytes" if size > limit else None
 
 
+def _fault_on_windows(name: str, suffix: str) -> str | None:
+    """Return what is wrong with a name on Windows, which would write it under another one."""
+    if name.partition(".")[0].rstrip(" ").casefold() in _DEVICES:
+        return "is a device on Windows"
+    if (name + suffix).endswith((" ", ".")):
+        return "ends in a space or '.', which Windows leaves out"
+    if _ON_WINDOWS and (found := _NOT_ON_WINDOWS.search(name)):
+        return f"holds {found[0]!r}, which Windows does not allow"
+    return None
+
+
 def split_path(key: object) -> tuple[str, ...]:
     """Split ``"a/b/c"`` into its names, each of them checked.
 
@@ -81,7 +100,7 @@ def split_path(key: object) -> tuple[str, ...]:
     try:
         return tuple(check_name("part", part) for part in key.split("/"))
     except StoreKeyError as error:
-        raise StoreKeyError(f"key {key!r} would not stay in the store's folder: {error}") from error
+        raise StoreKeyError(f"key {shortened(repr(key), 500)} would not stay in the store's folder: {error}") from error
 
 
 def batch_folder_name(batch_index: object) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from mi_crow_lightning.errors import StoreKeyError
+from mi_crow_lightning._foreign_files import Damaged, one_error, shortened
+from mi_crow_lightning.errors import StoreFileError, StoreKeyError
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.store.folders import Folders, batches_in, keys_in, layers_in
+from mi_crow_lightning.store.keys import SUFFIX
 from mi_crow_lightning.store.metadata import from_json_file, to_json
 from mi_crow_lightning.store.missing import missing
 from mi_crow_lightning.store.store import Store, TensorMetadata
@@ -183,18 +185,30 @@ class LocalStore(Store):
         if not path.is_file():
             return {}, {}
         metadata = from_json_file(path)
-        names = metadata.pop(_NAMES, None)
-        if isinstance(names, dict):
-            return metadata, {
-                layer: {key: self._read_one(folder, layer, key) for key in keys} for layer, keys in names.items()
-            }
-        raise ValueError(f"{str(path)!r} was not written by a store: it has no {_NAMES!r}")
-
-    def _read_one(self, folder: Path, layer: str, key: str) -> torch.Tensor:
-        path = self._folders.tensor(folder, layer, key)
-        if not path.is_file():
-            raise missing("key", key, keys_in(path.parent), path.parent)
-        return read_tensor(path)
+        with one_error(path, StoreFileError):
+            names = _names(metadata.pop(_NAMES, None))
+            files = {layer: {key: self._folders.tensor(folder, layer, key) for key in keys} for layer, keys in names}
+        return metadata, {
+            layer: {key: _read_one(path) for key, path in by_key.items()} for layer, by_key in files.items()
+        }
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.base_path).as_posix()
+
+
+def _names(listed: Any) -> list[tuple[str, list[str]]]:
+    """Return the layers and keys of the tensors that belong to metadata, as the metadata's file lists them."""
+    if not isinstance(listed, dict):
+        raise Damaged(f"was not written by a store: it has no {_NAMES!r}")
+    for layer, keys in listed.items():
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len({*keys}) < len(keys):
+            raise Damaged(
+                f"lists {shortened(repr(keys))} of layer {shortened(repr(layer))}, and names are needed, each once"
+            )
+    return list(listed.items())
+
+
+def _read_one(path: Path) -> torch.Tensor:
+    if not path.is_file():
+        raise missing("key", path.name.removesuffix(SUFFIX), keys_in(path.parent), path.parent)
+    return read_tensor(path)

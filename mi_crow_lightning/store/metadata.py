@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from mi_crow_lightning._foreign_files import MOST_LEVELS, Damaged, from_json, levels, one_error, shortened
+from mi_crow_lightning._messages import message_of
+from mi_crow_lightning.errors import StoreFileError
 
 __all__ = ["from_json_file", "to_json"]
 
@@ -17,7 +20,8 @@ def to_json(metadata: object) -> bytes:
 
     Raises:
         TypeError: ``metadata`` is not a dict.
-        ValueError: a value or a dict key cannot be JSON; the message names where it is.
+        ValueError: a value or a dict key cannot be JSON, or is nested deeper than 100 levels; the message names where
+            it is.
 
     Examples:
         >>> to_json({"model": "gpt2"})
@@ -28,36 +32,38 @@ def to_json(metadata: object) -> bytes:
     """
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata must be a dict, got {type(metadata).__name__}")
-    fault = _fault(metadata)
-    if fault is None:
-        return json.dumps(metadata, indent=2).encode("ascii")
-    raise ValueError(f"{_blame(metadata)} cannot be written as JSON: {fault}")
-
-
-def _fault(value: object) -> str | None:
     try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        return str(error)
+        if levels(json.dumps(metadata)) <= MOST_LEVELS:
+            return json.dumps(metadata, indent=2).encode("ascii")
+    except (TypeError, ValueError, RecursionError):
+        pass  # the walk finds which value it is
+    names, fault = _blame(metadata, ()) or ([], "it changed while it was written")
+    where = "".join(f"[{shortened(repr(name))}]" for name in names)
+    raise ValueError(f"metadata{shortened(where, 1000)} cannot be written as JSON: {shortened(fault)}")
+
+
+def _blame(value: object, around: tuple[int, ...]) -> tuple[list[object], str] | None:
+    """Return the first value that cannot be written, as the names that lead there, and why. Each value is seen once."""
+    if not isinstance(value, (dict, list, tuple)):
+        return _fault([], value)
+    if id(value) in around:
+        return [], "it holds itself"
+    if len(around) == MOST_LEVELS:
+        return [], f"it is nested deeper than {MOST_LEVELS} levels"
+    for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+        if (wrong_name := _fault([name], {name: None})) is not None:
+            return wrong_name
+        if (found := _blame(child, (*around, id(value)))) is not None:
+            return [name, *found[0]], found[1]
     return None
 
 
-def _blame(value: object) -> str:
-    # Walks down to the innermost value that fails; ``seen`` stops at a value that holds itself.
-    where, seen = "metadata", set[int]()
-    while id(value) not in seen:
-        seen.add(id(value))
-        for name, child in _children(value):
-            if _fault(child) is not None or _fault({name: None}) is not None:
-                where, value = f"{where}[{name!r}]", child
-                break
-    return where
-
-
-def _children(value: object) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return value.items()
-    return enumerate(value) if isinstance(value, (list, tuple)) else ()
+def _fault(names: list[object], value: object) -> tuple[list[object], str] | None:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        return names, message_of(error)
+    return None
 
 
 def from_json_file(path: Path) -> dict[str, Any]:
@@ -65,12 +71,10 @@ def from_json_file(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file does not hold a JSON object.
+        StoreFileError: it does not hold a JSON object, or one that is nested deeper than metadata are written.
     """
-    try:
-        loaded = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from error
-    if isinstance(loaded, dict):
+    with one_error(path, StoreFileError):
+        loaded = from_json(path.read_bytes())
+        if not isinstance(loaded, dict):
+            raise Damaged(f"holds a JSON {type(loaded).__name__}, not an object")
         return loaded
-    raise ValueError(f"{str(path)!r} holds a JSON {type(loaded).__name__}, not an object")

@@ -23,7 +23,8 @@ class Store(abc.ABC):
 
     Names (runs, layers, keys) are kept as they are given. Every method refuses a name that cannot be a file name, and
     a ``batch_index`` that is not an int from 0 on, with a ``StoreKeyError``. Every method that reads raises
-    ``FileNotFoundError`` for what is not there, and says what is.
+    ``FileNotFoundError`` for what is not there, and says what is, and ``StoreFileError``, which is an ``OSError`` and a
+    ``ValueError``, for a file that is damaged or another's.
 
     Args:
         base_path: where the store is.
@@ -63,7 +64,7 @@ class Store(abc.ABC):
         Raises:
             StoreKeyError: the path would leave the store.
             FileNotFoundError: there is no such tensor.
-            OSError: the file is damaged.
+            StoreFileError: the file is damaged.
         """
 
     @abc.abstractmethod
@@ -83,7 +84,7 @@ class Store(abc.ABC):
         Raises:
             StoreKeyError: a name or the index is refused.
             FileNotFoundError: there is no such run, batch, layer or key.
-            OSError: the file is damaged.
+            StoreFileError: the file is damaged.
         """
 
     @abc.abstractmethod
@@ -146,7 +147,7 @@ class Store(abc.ABC):
         Raises:
             FileNotFoundError: there is no such run or batch.
             ValueError: two tensors would get the same name; read them with `get`.
-            OSError: a file is damaged.
+            StoreFileError: a file is damaged.
         """
 
     @abc.abstractmethod
@@ -163,7 +164,7 @@ class Store(abc.ABC):
         Raises:
             StoreKeyError: ``run_id`` is refused.
             TypeError: ``meta`` is not a dict.
-            ValueError: something in ``meta`` cannot be JSON; the message names it.
+            ValueError: something in ``meta`` cannot be JSON, or is nested deeper than 100 levels; the message names it.
             OSError: it could not be written; the earlier metadata is kept.
         """
 
@@ -174,7 +175,7 @@ class Store(abc.ABC):
         Raises:
             StoreKeyError: ``run_id`` is refused.
             FileNotFoundError: there is no such run.
-            ValueError: the file does not hold a JSON object.
+            StoreFileError: the file does not hold a JSON object.
         """
 
     @abc.abstractmethod
@@ -212,8 +213,7 @@ class Store(abc.ABC):
         Raises:
             StoreKeyError: the run or the index is refused.
             FileNotFoundError: there is no such run or batch, or one of its tensors is gone.
-            ValueError: the metadata file was not written by a store.
-            OSError: a tensor's file is damaged.
+            StoreFileError: a file is damaged, or was not written by a store.
         """
 
     @abc.abstractmethod
@@ -232,7 +232,7 @@ class Store(abc.ABC):
         """Read back everything that `put_run_detector_metadata` appended, in that order.
 
         Raises:
-            StoreKeyError, FileNotFoundError, ValueError, OSError: as for `get_detector_metadata`.
+            StoreKeyError, FileNotFoundError, StoreFileError: as for `get_detector_metadata`.
         """
 
     def get_detector_metadata_by_layer_by_key(

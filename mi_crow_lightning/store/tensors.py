@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 
-from mi_crow_lightning.errors import StoreKeyError
+from mi_crow_lightning._foreign_files import Damaged, one_error, shortened
+from mi_crow_lightning.errors import StoreFileError, StoreKeyError
+from mi_crow_lightning.store.safetensors_file import Header, check_names, opened, read_header
 
 __all__ = ["Batch", "batch_to_bytes", "read_batch", "read_tensor", "to_bytes"]
 
@@ -57,6 +60,10 @@ def batch_to_bytes(tensors: object) -> bytes:
 
 
 def _encode(tensors: Mapping[str, object], container: str) -> bytes:
+    try:
+        check_names(tensors)
+    except Damaged as error:
+        raise ValueError(f"a batch that {error}, cannot be stored") from None
     copies = {name: _portable(name, tensor) for name, tensor in tensors.items()}
     try:
         data: bytes = save(copies, metadata={_CONTAINER: container})
@@ -82,7 +89,8 @@ def read_tensor(path: Path) -> torch.Tensor:
     """Read back a tensor that `to_bytes` encoded.
 
     Raises:
-        OSError: there is no such file, it is damaged, or it does not hold a single tensor.
+        FileNotFoundError: there is no such file.
+        StoreFileError: it is damaged, or does not hold a single tensor.
 
     Examples:
         >>> import tempfile
@@ -91,34 +99,40 @@ def read_tensor(path: Path) -> torch.Tensor:
         ...     read_tensor(Path(folder, "a"))
         tensor([0, 1, 2])
     """
-    tensors, _ = _load(path)
-    if _ONLY in tensors:
-        return tensors[_ONLY]
-    raise OSError(f"{str(path)!r} holds {sorted(tensors)}, not a single tensor named {_ONLY!r}")
+    with one_error(path, StoreFileError):
+        header = read_header(path)
+        if _ONLY not in header.shapes:
+            names = shortened(str(sorted(header.shapes)))
+            raise Damaged(f"holds {names}, not a single tensor named {_ONLY!r}")
+        with opened(path) as file:
+            return cast(torch.Tensor, file.get_tensor(_ONLY))
 
 
 def read_batch(path: Path) -> Batch:
     """Read back what `batch_to_bytes` encoded: a list as a list, a dict as a dict.
 
     Raises:
-        OSError: there is no such file, or it is damaged.
+        FileNotFoundError: there is no such file.
+        StoreFileError: it is damaged, or does not hold a batch.
     """
-    tensors, container = _load(path)
+    with one_error(path, StoreFileError):
+        header = read_header(path)
+        names = _names(header)
+        with opened(path) as file:
+            tensors = {name: file.get_tensor(name) for name in header.shapes}
+        return tensors if names is None else [tensors[name] for name in names]
+
+
+def _names(header: Header) -> list[str] | None:
+    """Return the names of the tensors of a list, in its order; ``None`` for those of a dict."""
+    container, found = header.metadata.get(_CONTAINER), set(header.shapes)
+    names = [f"item_{i}" for i in range(len(found))]
     if container == "dict":
-        return tensors
-    names = [f"item_{i}" for i in range(len(tensors))]
+        return None
     if container is None:  # a file of mi-crow's does not say what it holds: these names stand for a list
-        if set(tensors) == {"_empty_list"}:
-            return []
-        if not tensors or set(tensors) != set(names):
-            return tensors
-    return [tensors[name] for name in names]
-
-
-def _load(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata.get(_CONTAINER)
-    except SafetensorError as error:
-        raise OSError(f"{str(path)!r} is not a readable safetensors file: {error}") from error
+        return [] if found == {"_empty_list"} else names if found and found == set(names) else None
+    if container == "list" and found == set(names):
+        return names
+    raise Damaged(
+        f"is {shortened(repr(container))} of {shortened(str(sorted(found)))}, not a list or a dict of tensors"
+    )

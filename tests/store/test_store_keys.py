@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_crow_lightning.errors import StoreKeyError
-from mi_crow_lightning.store import LocalStore
+from mi_crow_lightning.store import LocalStore, keys
 
 ONE = torch.ones(1)
 HOSTILE = {
@@ -34,9 +34,19 @@ HOSTILE = {
     "x" * 256: "takes 256 bytes",
     "é" * 128: "takes 256 bytes",
 }
+FOR_WINDOWS = {
+    "CON": "is a device on Windows",
+    "nul": "is a device on Windows",
+    "Aux.h.0": "is a device on Windows",
+    "prn .txt": "is a device on Windows",
+    "com1": "is a device on Windows",
+    "LPT\xb3.x": "is a device on Windows",
+    "CONOUT$": "is a device on Windows",
+}
 
 
-@pytest.mark.parametrize(("name", "why"), list(HOSTILE.items()), ids=range(len(HOSTILE)))
+@pytest.mark.documents("reliability/a-name-that-windows-would-take-for-another")
+@pytest.mark.parametrize(("name", "why"), list((HOSTILE | FOR_WINDOWS).items()), ids=range(len(HOSTILE | FOR_WINDOWS)))
 def test_hostile_names_are_refused_and_nothing_is_written(tmp_path: Path, name: str, why: str) -> None:
     store = LocalStore(tmp_path / "store")
     message = f"{re.escape(repr(name))} cannot be a name in the store: it {re.escape(why)}.*Allowed: .*bytes"
@@ -52,6 +62,29 @@ def test_hostile_names_are_refused_and_nothing_is_written(tmp_path: Path, name: 
     with pytest.raises(StoreKeyError, match=message):
         store.put_detector_metadata("r", 0, {}, {"fine": {"k": ONE}, name: {"k": ONE}})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.documents("reliability/a-name-that-windows-would-take-for-another")
+def test_names_that_windows_writes_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    for name in ("layer.", "layer "):
+        with pytest.raises(StoreKeyError, match=r"ends in a space or '\.', which Windows leaves out"):
+            store.put("r", 0, name, "k", ONE)
+    for name in ("console", "aux1", "my.con", "com10", "comx", "nulls.0", "h.0:3", "a?"):
+        store.put("r", 0, name, name + ".", ONE)  # the key's file ends in .safetensors
+    monkeypatch.setattr(keys, "_ON_WINDOWS", True)
+    for name in ("2026-11-27T10:00", 'say "a"', "a?", "h.*", "a|b", "a<b>", "a\nb"):
+        with pytest.raises(StoreKeyError, match=r"it holds .*, which Windows does not allow\. Allowed: "):
+            store.put("r", 0, name, "k", ONE)
+
+
+def test_long_names_are_refused_in_few_words(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for call in (store.get_tensor, store.get_run_metadata):
+        for name in ("x" * 10**6, "a/" * 10**6, "\ud800" * 10**5):
+            with pytest.raises(StoreKeyError) as caught:
+                call(name)
+            assert len(str(caught.value).encode()) <= 2048
 
 
 @pytest.mark.parametrize("name", [None, 3, b"a", Path("a")])

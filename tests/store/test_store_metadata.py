@@ -83,7 +83,7 @@ def test_damaged_metadata_names_its_file(tmp_path: Path) -> None:
     store.put_run_metadata("r", {})
     path = tmp_path / "runs" / "r" / "meta.json"
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"meta\.json' is not valid JSON"):
+    with pytest.raises(ValueError, match=r"meta\.json' is not JSON: Expecting"):
         store.get_run_metadata("r")
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"meta\.json' holds a JSON list, not an object"):

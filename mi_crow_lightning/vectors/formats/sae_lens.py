@@ -91,6 +91,7 @@ def _place(path: Path) -> _Place:
     for name, value, kind in (("hook_name", hook_name, str), ("model_name", model, str), ("d_in", width, int)):
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise Damaged(f"has {shortened(repr(value))} as {name}, which must be of the type {kind.__name__}")
+        str(value).encode()  # half of a surrogate pair could not be written again
     return _Place(hook_name, model, width)
 
 
@@ -120,7 +121,7 @@ def _is_one_of(feature: object, features: int) -> bool:
 
 def _layer_of(hook_name: str | None) -> str:
     """Return the layer whose output ``hook_name`` is: in TransformerLens' names, or a module's own."""
-    if not hook_name:
+    if not hook_name or hook_name == "__metadata__":  # which no layer can be named in a vector's file
         raise Damaged("has no hook_name: give layer=")
     check_name("hook", hook_name)
     hook = _HOOK.fullmatch(hook_name)

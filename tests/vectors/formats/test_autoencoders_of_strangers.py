@@ -37,7 +37,7 @@ def read(
     """What reading a folder gives; the error names the folder, and the file at fault in it."""
     (folder / "cfg.json").write_bytes(configuration)
     (folder / "sae_weights.safetensors").write_bytes(weights)
-    result = outcome(lambda: from_sae(folder, 1, **options), folder, VectorFileError)
+    result = outcome(lambda: from_sae(folder, 0, **options), folder, VectorFileError)
     if isinstance(result, VectorFileError):
         assert "cfg.json" in str(result) or "sae_weights.safetensors" in str(result)
     if isinstance(result, SteeringVector):
@@ -104,8 +104,8 @@ def test_configurations_of_many_megabytes(tmp_path: Path) -> None:
         (torch.ones(4), "has shape (4,) of 'W_dec', and (d_sae, 4) is needed"),
         (torch.ones(2, 3), "has shape (2, 3) of 'W_dec', and (d_sae, 4) is needed"),
         (torch.ones(0, 4), "has shape (0, 4) of 'W_dec', and (d_sae, 4) is needed"),
-        (torch.ones(2, 4, dtype=torch.int64), "has a row 1 of 'W_dec' that does not hold finite numbers of a float"),
-        (torch.full((2, 4), torch.nan), "has a row 1 of 'W_dec' that does not hold finite numbers of a float"),
+        (torch.ones(2, 4, dtype=torch.int64), "has a row 0 of 'W_dec' that does not hold finite numbers of a float"),
+        (torch.full((2, 4), torch.nan), "has a row 0 of 'W_dec' that does not hold finite numbers of a float"),
     ],
 )
 def test_decoders_of_another_form(tmp_path: Path, decoder: torch.Tensor, says: str) -> None:
@@ -113,12 +113,16 @@ def test_decoders_of_another_form(tmp_path: Path, decoder: torch.Tensor, says: s
 
 
 @pytest.mark.documents("reliability/an-autoencoders-configuration-holds-something-else")
-@pytest.mark.parametrize("place", [3, ["h"], {"a": 1}, True, ""])
+@pytest.mark.parametrize("place", [3, ["h"], {"a": 1}, True, "", "\ud800"])
 def test_a_layer_that_is_given_does_not_hide_a_wrong_place(tmp_path: Path, place: Any) -> None:
     configuration = json.dumps({**CONFIGURATION, "metadata": {"hook_name": place}}).encode()
     result = read(tmp_path, configuration, layer="h.1")
-    assert (
-        isinstance(result, SteeringVector)
-        if place == ""
-        else "as hook_name, which must be of the type str" in str(result)
-    )
+    says = "surrogates not allowed" if place == "\ud800" else "as hook_name, which must be of the type str"
+    assert isinstance(result, SteeringVector) if place == "" else says in str(result)
+
+
+@pytest.mark.documents("reliability/an-autoencoders-configuration-holds-something-else")
+@pytest.mark.parametrize("place", ["", "__metadata__", "\ud800", "h" * 1001, "blocks.\u0663.hook_resid_post"])
+def test_places_that_cannot_be_layers(tmp_path: Path, place: str) -> None:
+    configuration = json.dumps({**CONFIGURATION, "metadata": {"hook_name": place}}).encode()
+    assert isinstance(read(tmp_path, configuration), VectorFileError)
