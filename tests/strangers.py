@@ -41,7 +41,7 @@ CLAIMS = [
 _DEEP = "as deep as lists are written"
 
 
-def outcome(read: Callable[[], T], path: Path, kind: type[Exception]) -> Exception | T:
+def outcome(read: Callable[[], T], path: Path, kind: type[Exception] | tuple[()]) -> Exception | T:
     """What reading returns, or its error, once that is known to be documented, short, and to name the file."""
     start, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:

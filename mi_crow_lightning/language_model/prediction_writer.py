@@ -16,7 +16,7 @@ from torch import Tensor
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning.language_model.generated import GeneratedText
-from mi_crow_lightning.language_model.line_file import LineFile
+from mi_crow_lightning.language_model.line_file import LineFile, holds_lines
 
 __all__ = ["PredictionWriter"]
 
@@ -37,7 +37,7 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         path: the file. With several processes each writes one: with ``texts.jsonl``, rank 1 writes
             ``texts.rank1.jsonl``.
-        mode: ``"x"`` refuses a file that exists, ``"w"`` overwrites it, ``"a"`` continues it.
+        mode: ``"x"`` refuses a file that exists, ``"w"`` overwrites it, ``"a"`` continues it if it holds JSON lines.
 
     Attributes:
         file: the file that this rank writes; ``None`` before predict starts.
@@ -66,14 +66,14 @@ class PredictionWriter(BasePredictionWriter):
 
         Raises:
             FileExistsError: the file of some rank exists, and the mode is ``"x"``.
+            ValueError: the file of some rank does not hold JSON lines, and the mode is ``"a"``. It is left as it is.
         """
         self._close()
         self.file = file = self._file_of(trainer)
-        free = self.mode != "x" or not file.exists()
+        usable = self.mode == "w" or not file.exists() or (self.mode == "a" and holds_lines(file))
         # On all ranks or on none: a rank that went on alone would wait for the others.
-        if not trainer.strategy.reduce_boolean_decision(free, all=True):
-            found = f"{str(file)!r} exists already" if not free else f"another rank's file beside {str(file)!r} exists"
-            raise FileExistsError(f"{found}: PredictionWriter(..., mode='w') overwrites it, mode='a' continues it")
+        if not trainer.strategy.reduce_boolean_decision(usable, all=True):
+            raise self._refusal(file if not usable else None)
         self._lines = LineFile(file, self.mode)
 
     def write_on_batch_end(
@@ -108,6 +108,19 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close()
+
+    def _refusal(self, file: Path | None) -> Exception:
+        """Build the error for a file that is not written; ``None`` where it is another rank's."""
+        found = f"another rank's file beside {str(self.file)!r}" if file is None else repr(str(file))
+        if self.mode == "x":
+            already = "exists" if file is None else "exists already"
+            return FileExistsError(
+                f"{found} {already}: PredictionWriter(..., mode='w') overwrites it, mode='a' continues it"
+            )
+        return ValueError(
+            f"{found} does not begin with a line of JSON, so it is not continued and left as it is: choose another "
+            "path, or mode='w' to overwrite it"
+        )
 
     def _file_of(self, trainer: pl.Trainer) -> Path:
         if trainer.world_size == 1:

@@ -5,20 +5,23 @@ Every checksum in the files is verified in Python, at about 5 MB a second.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mi_crow_lightning._foreign_files import Damaged, named, one_error, shortened
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.loggers.compact_tensors import PLUGIN, VERSION
+from mi_crow_lightning.loggers.compact_schema import Schema, numbers_of, read_schema
+from mi_crow_lightning.loggers.compact_tensors import PLUGIN
+from mi_crow_lightning.loggers.event_file import events
 from mi_crow_lightning.loggers.history import HistoryRow
 from mi_crow_lightning.loggers.tags import tag
 
 __all__ = ["HistogramRow", "read_compact", "read_compact_histograms"]
 
-_Tensor = tuple[dict[str, Any], str, int, list[float]]  # schema, tag, step, values
+_FILES = "events.out.tfevents.*"
+_Tensor = tuple[Schema, str, int, list[float]]  # schema, tag, step, values
 
 
 class HistogramRow(NamedTuple):
@@ -58,7 +61,9 @@ def read_compact(log_dir: str | os.PathLike[str]) -> Iterator[HistoryRow]:
 
     Raises:
         FileNotFoundError: the folder holds no event file.
-        ValueError: the files were written by a release with another version of the tensors.
+        ValueError: a file is damaged, or was written by a release with another version of the tensors. The rows before
+            the damage are there when it is raised; a file that ends in the middle of an event is read up to there.
+        OSError: a file cannot be read.
 
     Examples:
         >>> import tempfile
@@ -85,7 +90,9 @@ def read_compact_histograms(log_dir: str | os.PathLike[str]) -> Iterator[Histogr
 
     Raises:
         FileNotFoundError: the folder holds no event file.
-        ValueError: the files were written by a release with another version of the tensors.
+        ValueError: a file is damaged, or was written by a release with another version of the tensors. The rows before
+            the damage are there when it is raised; a file that ends in the middle of an event is read up to there.
+        OSError: a file cannot be read.
     """
     return _histograms(_event_files(log_dir))
 
@@ -93,50 +100,47 @@ def read_compact_histograms(log_dir: str | os.PathLike[str]) -> Iterator[Histogr
 def _numbers(files: list[Path]) -> Iterator[HistoryRow]:
     tags: dict[str, list[str]] = {}
     for schema, address, step, values in _tensors(files, "statistic"):
-        stage, name, layers = schema["stage"], schema["name"], schema["layers"]
+        stage, name = schema.stage, schema.name
         if address not in tags:
-            prefix, loader = schema["prefix"], schema.get("dataloader_idx")
-            tags[address] = [tag(Reading(layer, name, 0.0), stage, prefix, loader) for layer in layers]
-        for written_as, layer, value in zip(tags[address], layers, values, strict=True):
+            named_by = [Reading(layer, name, 0.0) for layer in schema.layers]
+            tags[address] = [tag(reading, stage, schema.prefix, schema.dataloader_idx) for reading in named_by]
+        for written_as, layer, value in zip(tags[address], schema.layers, values, strict=True):
             yield HistoryRow(stage, step, written_as, layer, name, value)
 
 
 def _histograms(files: list[Path]) -> Iterator[HistogramRow]:
     for schema, address, step, counts in _tensors(files, "histogram"):
-        picture, edges = address.rpartition("#")[0], tuple(schema["edges"])
-        yield HistogramRow(schema["stage"], step, picture, schema["layer"], schema["name"], edges, tuple(counts))
+        (layer,), picture = schema.layers, address.rpartition("#")[0]
+        yield HistogramRow(schema.stage, step, picture, layer, schema.name, schema.edges, tuple(counts))
 
 
 def _tensors(files: list[Path], kind: str) -> Iterator[_Tensor]:
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-    from tensorboard.util.tensor_util import make_ndarray
-
-    schemas: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, Schema] = {}
     for file in files:
-        for event in LegacyEventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == PLUGIN:
-                    schemas[value.tag] = _schema(value.metadata.plugin_data.content, file)
-                schema = schemas.get(value.tag)
-                if schema is not None and schema["kind"] == kind:
-                    yield schema, value.tag, event.step, make_ndarray(value.tensor).tolist()
+        with one_error(file, ValueError):
+            for event in events(file):
+                for value in event.summary.value:
+                    schema = _described(schemas, value)
+                    if schema is not None and schema.kind == kind:
+                        yield schema, value.tag, event.step, numbers_of(value, schema)
 
 
-def _schema(content: bytes, file: Path) -> dict[str, Any]:
-    schema: dict[str, Any] = json.loads(content)
-    if schema.get("version") != VERSION:
-        raise ValueError(
-            f"{file}: its compact tensors have version {schema.get('version')!r}, but this release reads version "
-            f"{VERSION}: use the release that wrote them"
-        )
-    return schema
+def _described(schemas: dict[str, Schema], value: Any) -> Schema | None:
+    """Return the schema of a value's tag, after a look whether the value brings one; ``None`` for others' values."""
+    if value.metadata.plugin_data.plugin_name == PLUGIN:
+        schema = read_schema(value.metadata.plugin_data.content)
+        if schemas.setdefault(value.tag, schema) != schema:
+            raise Damaged(f"describes the tensors of {shortened(repr(value.tag))} in two ways")
+    return schemas.get(value.tag)
 
 
 def _event_files(log_dir: str | os.PathLike[str]) -> list[Path]:
     """Return the event files of one run, oldest first: their names begin with the time."""
-    files = sorted(Path(log_dir).glob("events.out.tfevents.*"))
+    files = sorted(file for file in Path(log_dir).glob(_FILES) if file.is_file())
     if not files:
-        below = sorted({str(file.parent) for file in Path(log_dir).rglob("events.out.tfevents.*")})
-        hint = f"; there are event files in {', '.join(below[:5])}" if below else ""
-        raise FileNotFoundError(f"no event file of TensorBoard in {str(log_dir)!r}{hint}")
+        found = {
+            str(file.parent) for below in ("*", "*/*", "*/*/*") for file in Path(log_dir).glob(f"{below}/{_FILES}")
+        }
+        hint = f"; there are event files in {shortened(', '.join(sorted(found)[:5]), 500)}" if found else ""
+        raise FileNotFoundError(f"no event file of TensorBoard in {named(Path(log_dir))}{hint}")
     return files

@@ -28,7 +28,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def batches(found: dict[str, Any]) -> list[tuple[str, int, float]]:
-    return [(stage, step, round(value, 5)) for stage, step, tag, value in found["rows"] if tag.startswith("mine_batches")]
+    return [
+        (stage, step, round(value, 5)) for stage, step, tag, value in found["rows"] if tag.startswith("mine_batches")
+    ]
 
 
 @pytest.mark.documents("reliability/share-raises-on-one-of-several-ranks")

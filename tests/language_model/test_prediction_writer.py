@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,17 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from mi_crow_lightning import HookCallback, PredictionWriter
-from mi_crow_lightning.language_model.line_file import LineFile
+from mi_crow_lightning.language_model.line_file import LineFile, holds_lines
 from tests.callback.runs import told
 from tests.language_model.test_sweep import SWEEP, module_of, steer
 from tests.language_model.tiny import TEXTS, model_of, texts_loader
 from tests.models import trainer
+from tests.strangers import damaged, outcome
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,13 +169,60 @@ def test_a_file_is_written_anew_or_continued(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [b"", b'{"text": "0"}\n', b'{"text": "' + b"0" * 200_000 + b'"}\n'])
-@pytest.mark.parametrize("half", [b"", b'{"te', b"x" * 200_000])
+@pytest.mark.parametrize("half", [b"", b'{"te', b'{"text": "' + b"x" * 200_000])
 def test_a_half_line_at_the_end_of_a_continued_file_is_cut(tmp_path: Path, whole: bytes, half: bytes) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(whole + half)
     with told(f"ended in half a line: its last {len(half)} bytes were cut off", times=1 if half else 0):
         write(path, as_texts, mode="a")
     assert path.read_bytes().startswith(whole) and len(lines(path)) == len(whole.splitlines()) + 5
+
+
+OTHERS = {
+    "model": b"GGUF" + bytes(range(256)),
+    "text": b"joy\nand more joy",
+    "list of lines": b'["a"]\n["b"]\n',
+    "number": b"1\n2\n",
+    "list": b'[{"a": 1},\n{"b": 2}]',
+    "JSON on several lines": b'{\n  "a": 1\n}',
+    "table": b"a,b\n1,2\n",
+    "one line without an end": b"x" * 200_000,
+    "nested": b'{"a":' * 5000 + b"\n",
+    "number of many digits": b'{"a": ' + b"1" * 5000 + b"}\n",
+    "zeros": b"\0" * 4096,
+    "not UTF-8": b'{"a": "\xff"}\n',
+}
+
+
+@pytest.mark.documents("reliability/a-file-to-be-continued-holds-something-other-than-json-lines")
+@pytest.mark.parametrize("content", OTHERS.values(), ids=OTHERS)
+def test_a_file_of_something_else_is_not_continued_and_not_cut(tmp_path: Path, content: bytes) -> None:
+    """What follows its last line break would be cut off as half a line: of most files, everything."""
+    (path := tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a' does not begin with a line of JSON, so it is not continued"):
+        write(path, as_texts, mode="a")
+    assert path.read_bytes() == content
+
+
+@pytest.mark.fuzz
+@pytest.mark.documents("reliability/a-file-to-be-continued-is-damaged")
+@settings(max_examples=150)
+@given(damaged(b'{"index": 0, "text": "joy"}\n{"index": 1, "text": "\\u00e9 and [more]"}\n{"index": 2}\n'))
+def test_a_damaged_file_is_continued_after_its_last_line_or_left(folder: Path, content: bytes) -> None:
+    (path := folder / "a.jsonl").write_bytes(content)
+    assert outcome(lambda: holds_lines(path), path, ()) in (True, False)
+    if not holds_lines(path):
+        return
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        (file := LineFile(path, "a")).append(["{}"])
+        file.close()
+    whole = content[: content.rfind(b"\n") + 1]
+    assert path.read_bytes() == whole + b"{}\n" and len(caught) == (whole != content)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("strangers")
 
 
 def test_each_batch_is_on_disk_when_the_next_one_starts(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mi_crow_lightning import SteeringVector
 from mi_crow_lightning.errors import VectorFileError
 from mi_crow_lightning.vectors import read_control_vector, write_control_vector
+from mi_crow_lightning.vectors.formats.blocks import numbers_of
 from tests.strangers import CLAIMS, ODD, TEXTS, as_json, damaged, outcome
 
 pytestmark = pytest.mark.faults
@@ -186,6 +187,17 @@ def test_other_versions(tmp_path: Path, version: int) -> None:
 def test_a_model_is_refused_by_its_header(smollm2_file: Path) -> None:
     message = str(outcome(lambda: read_control_vector(smollm2_file), smollm2_file, VectorFileError))
     assert "has the architecture 'llama', and a control vector has 'controlvector'" in message
+
+
+@pytest.mark.documents("reliability/a-count-length-or-shape-in-a-gguf-file-is-larger-than-the-file")
+def test_time_is_linear_in_the_number_of_directions(tmp_path: Path) -> None:
+    """Each of 50,000 directions was compared with all those before it."""
+    many = [(f"direction.{i}", (1,), 0, 4 * i) for i in range(50_000)]
+    (file := tmp_path / "v.gguf").write_bytes(file_of([CONTROL_VECTOR], many, b"\0\0\x80\x3f" * len(many)))
+    vector = outcome(lambda: read_control_vector(file), file, VectorFileError)
+    assert isinstance(vector, SteeringVector) and len(vector) == 50_000
+    numbers = outcome(lambda: numbers_of(vector), file, VectorFileError)
+    assert list(numbers.values()) == list(range(50_000))  # type: ignore[union-attr]
 
 
 WHOLE = Path(__file__).with_name("repeng.gguf").read_bytes()
