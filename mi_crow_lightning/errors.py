@@ -24,6 +24,7 @@
     ├── RankFailed (RuntimeError)        the run cannot go on, because a hook failed on another rank
     ├── RanElsewhere (RuntimeError)      the results are in the processes that the run was started in, not in this one
     ├── NothingExtracted (RuntimeError)  no run has given anything to make vectors or scores from
+    ├── HookStateError (ValueError)      a checkpoint's state of a hook, or of the callback, cannot be loaded
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
     ├── StoreFileError (OSError, ValueError)  a file of a store is damaged, or is not one of its files
     └── StoreKeyError (ValueError)       a key cannot be a file name, or would lead out of the store's folder
@@ -44,6 +45,7 @@ __all__ = [
     "EditMismatch",
     "HookConflict",
     "HookError",
+    "HookStateError",
     "LayerNotFound",
     "MiCrowError",
     "NeverFired",
@@ -216,6 +218,10 @@ class RanElsewhere(MiCrowError, RuntimeError):
 
 class NothingExtracted(MiCrowError, RuntimeError):
     """Vectors or held-out scores were asked for before a run gave any."""
+
+
+class HookStateError(MiCrowError, ValueError):
+    """A checkpoint's state of a hook, or of the callback, cannot be loaded; what it is of stays as it was."""
 
 
 class VectorFileError(MiCrowError, ValueError):

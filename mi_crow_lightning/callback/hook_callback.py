@@ -263,7 +263,7 @@ class HookCallback(pl.Callback):
         In validate, test and predict nothing is resumed: switches, strengths and vectors stay as they are.
 
         Raises:
-            ValueError: the state is of another version, or of other layers.
+            HookStateError: the state is damaged, or of another version, or of other layers.
         """
         resumes, self._resumes = self._resumes, True
         self._states.load(self._by_key(), self._run, state_dict, resumes)

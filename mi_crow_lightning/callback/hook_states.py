@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
+from mi_crow_lightning._saved_state import Check, checked_state, each, refusal, within_limits
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.callback.hooked_run import HookedRun, default_policy
 from mi_crow_lightning.callback.rank_states import effects_of, of_all_ranks, own_effects, restore, states_of
 from mi_crow_lightning.callback.saveable import saveable_state
-from mi_crow_lightning.errors import HookError
-from mi_crow_lightning.hooks.effects import Effects
+from mi_crow_lightning.errors import HookError, HookStateError
+from mi_crow_lightning.hooks.effects import Effects, checked_effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.calling import call_unregistered
 
 __all__ = ["HookStates"]
 
 _VERSION = 1
+_OTHER_NAME = ". Give the callback another name= to start without it"
 
 
 def _state_of(hook: Hook, run: HookedRun | None) -> dict[str, Any] | None:
@@ -71,23 +74,23 @@ class HookStates:
             resumes: whether a fit goes on; else hooks load only the results of finished runs.
 
         Raises:
-            ValueError: the state is of another version, or of other layers.
+            HookStateError: the state is damaged, or of another version, or of other layers.
         """
-        if state.get("version") != _VERSION:
-            raise ValueError(
-                f"the checkpoint's HookCallback state has version {state.get('version')!r}, and this release "
-                f"reads version {_VERSION}: give the callback another name= to start without it"
-            )
-        saved, ranks = state["hooks"], [state, *state.get("other_ranks", [])]
+        ranks = _checked(state)
+        saved = ranks[0]["hooks"]
+        try:
+            effects = own_effects(ranks)
+        except Exception as error:  # such as ranks that had other layers
+            raise refusal("HookCallback's effects", error, _OTHER_NAME) from error
         restore({key: hook for key, hook in hooks.items() if key in saved}, ranks, resumes)
         if not resumes:
             return
-        self._loaded_effects = own_effects(ranks)
+        self._loaded_effects = effects
         self.give_effects_to(run, hooks)
         if saved.keys() != hooks.keys():
             warnings.warn(
-                f"HookCallback: hooks only in the checkpoint: {sorted(saved.keys() - hooks.keys())}; hooks without a "
-                f"state in it: {sorted(hooks.keys() - saved.keys())}. Hooks are matched by hook_id, or by their order "
+                f"HookCallback: hooks only in the checkpoint: {_some(saved.keys() - hooks.keys())}; hooks without a "
+                f"state in it: {_some(hooks.keys() - saved.keys())}. Hooks are matched by hook_id, or by their order "
                 "if they have none.",
                 stacklevel=3,
             )
@@ -100,3 +103,43 @@ class HookStates:
         for key, hook in hooks.items():
             if hook.edits and key in loaded:
                 run.effects.load(hook.id, loaded[key])
+
+
+def _checked(state: Any) -> list[dict[str, Any]]:
+    """Return the parts of each rank, whose effects are checked; the hooks check their own states.
+
+    Raises:
+        HookStateError: the state is damaged, or of another version.
+    """
+    version = state.get("version") if isinstance(state, Mapping) else None
+    if isinstance(state, Mapping) and (type(version) is not int or version != _VERSION):
+        raise HookStateError(
+            f"the checkpoint's HookCallback state has version {shown(version)}, and this release "
+            f"reads version {_VERSION}: give the callback another name= to start without it"
+        )
+    others = _fields_of(state, {"other_ranks": _ranks}, ["other_ranks"]).get("other_ranks", [])
+    rank_form = {"hooks": _states, "effects": _effects}
+    return [_fields_of(of_rank, rank_form) for of_rank in (state, *others)]
+
+
+def _fields_of(state: Any, form: Mapping[str, Check], optional: Collection[str] = ()) -> dict[str, Any]:
+    return checked_state("HookCallback", state, form, optional, _OTHER_NAME, deep=False)
+
+
+def _ranks(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name}={shown(value)} must be a list")
+    return list(value)
+
+
+def _states(name: str, value: Any) -> dict[str, Any]:
+    return each(name, value, lambda part, state: state)
+
+
+def _effects(name: str, value: Any) -> dict[str, Any]:
+    within_limits(name, value)
+    return each(name, value, checked_effects)
+
+
+def _some(keys: Collection[str]) -> str:
+    return shown(sorted(keys), 600)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import distributed
 
+from mi_crow_lightning._saved_state import refusal
 from mi_crow_lightning.errors import HookError, RankFailed
 from mi_crow_lightning.hooks.effects import Effects, joined_effects
 from mi_crow_lightning.hooks.hook import Hook
@@ -61,14 +63,44 @@ def of_all_ranks(own: State, alone: bool = False, failed: Sequence[HookError] = 
 def restore(hooks: Mapping[str, Hook], ranks: Sequence[State], resumes: bool = True) -> None:
     """Load into each hook its state of this rank, or the joined state if there were more ranks, or fewer.
 
+    All states are checked before the first is loaded.
+
     Args:
         hooks: the hooks by their names in the states.
         ranks: the states of each rank.
         resumes: whether a fit goes on; else hooks load only the results of finished runs.
+
+    Raises:
+        HookStateError: a state is damaged, or of something else.
     """
-    for key, hook in hooks.items():
-        state = _own_or_joined(key, [of_rank["hooks"] for of_rank in ranks], hook._joined_state)
-        (hook.load_state_dict if resumes else hook._load_results)(state)
+    of_ranks = [of_rank["hooks"] for of_rank in ranks]
+    loading = hooks if resumes else {key: hook for key, hook in hooks.items() if hook._results}
+    states = {key: _state_for(hook, key, of_ranks, resumes) for key, hook in loading.items()}
+    for key, hook in loading.items():
+        with _refusing_by_name(hook):
+            if resumes:
+                hook.load_state_dict(states[key])
+            else:
+                hook._load_results(hook._checked_state(states[key], only=hook._results))
+
+
+def _state_for(hook: Hook, key: str, of_ranks: Sequence[State], resumes: bool) -> State:
+    """Return the state of this rank, or the joined one, after a check of each rank's."""
+    with _refusing_by_name(hook):
+        if type(hook).load_state_dict is Hook.load_state_dict:  # else the class knows its own form
+            for states in of_ranks:
+                if key in states:
+                    hook._checked_state(states[key], only=None if resumes else hook._results)
+        return _own_or_joined(key, of_ranks, hook._joined_state)
+
+
+@contextmanager
+def _refusing_by_name(hook: Hook) -> Iterator[None]:
+    """Turn any error into one that names the hook, those of a user's own hook, too."""
+    try:
+        yield
+    except Exception as error:
+        raise refusal(hook, error) from error
 
 
 def own_effects(ranks: Sequence[State]) -> State:

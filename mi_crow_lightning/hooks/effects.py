@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._saved_state import each, is_count, names, numbers
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import NoTensorFound
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.schedules import EVALUATIONS, Stage
-from mi_crow_lightning.metrics.changes import EffectSums, EffectValues, merge_changes
+from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
+from mi_crow_lightning.metrics.changes import Change, EffectSums, EffectValues, merge_changes
 from mi_crow_lightning.metrics.collectives import Shares, exchange
 
-__all__ = ["Effect", "Effects", "joined_effects"]
+__all__ = ["Effect", "Effects", "checked_effects", "joined_effects"]
 
 
 class Effect(NamedTuple):
@@ -132,6 +134,27 @@ class Effects:
         for (hook_id, layer), of_place in zip(self._places, values, strict=True):
             if of_place is not None:
                 yield Effect(self._names[hook_id], layer, stage.value, *of_place)
+
+
+def checked_effects(name: str, value: Any) -> dict[str, Any]:
+    """Return what `Effects.state` gave of one hook, after a checkpoint.
+
+    Raises:
+        TypeError, ValueError: a part of it is missing or damaged.
+    """
+    if not isinstance(value, dict) or not {"layers", "rows", "totals"} <= value.keys():
+        raise TypeError(f"{name}={shown(value)} must be a dict with 'layers', 'rows' and 'totals'")
+    layers = names(f"{name}['layers']", value["layers"])
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"{name}['layers'] has a layer twice")
+
+    def counts(part: str, rows: Any) -> Tensor:
+        if not is_count(numbers(part, rows, len(layers), len(Change))):
+            raise ValueError(f"{part} has counts that are not finite, or below 0")
+        return rows  # type: ignore[no-any-return]
+
+    tables = {part: each(f"{name}[{part!r}]", value[part], counts, keys=IN_STATES) for part in ("rows", "totals")}
+    return {"layers": layers, **tables}
 
 
 def joined_effects(states: Sequence[Mapping[str, Any]], rank: int) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import check_flag, not_known
 from mi_crow_lightning._moved import answers_for_old_names
+from mi_crow_lightning._saved_state import Check, checked_state, refusal
 from mi_crow_lightning.addressing.signatures import Signature, check_signature
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry, Unregistered
@@ -24,6 +25,8 @@ from mi_crow_lightning.spawned_runs import SpawnedRuns
 __all__ = ["HOOK_FUNCTION_INPUT", "HOOK_FUNCTION_OUTPUT", "ON_ERROR", "Hook", "HookError", "HookType"]
 
 ON_ERROR = ("raise", "disable", "warn")
+
+_OTHER_ID = ". Give the hook another hook_id to start without it"
 
 # The names that mi-crow has for what torch passes to ``_hook_fn``.
 HOOK_FUNCTION_INPUT: TypeAlias = Sequence[Tensor]
@@ -297,14 +300,52 @@ class Hook:
         return {"enabled": self._enabled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, before or after the hook is registered."""
-        self._switch(bool(state["enabled"]))
+        """Restore what `state_dict` returned, before or after the hook is registered.
 
-    def _load_results(self, state: dict[str, Any]) -> None:
-        """Restore only the results of finished runs, for a run that is not a fit and resumes nothing.
+        Raises:
+            HookStateError: the state is damaged, or of something else. The hook is then as it was.
+        """
+        self._load(self._checked_state(state))
+
+    def _checked_state(self, state: Any, only: Collection[str] | None = None) -> dict[str, Any]:
+        """Return what `_load` takes of a state, and change nothing.
 
         Args:
-            state: what `state_dict` returned.
+            state: what `state_dict` returned, perhaps long ago and elsewhere.
+            only: names of the fields that are looked at; ``None`` for all.
+
+        Raises:
+            HookStateError: a field of the hook's class is missing, or damaged.
+        """
+        form = {name: check for name, check in self._state_form().items() if only is None or name in only}
+        try:
+            fields = checked_state(self, state, form, self._may_be_missing, _OTHER_ID)
+            if only is None:
+                self._check_together(fields)
+        except Exception as error:
+            raise refusal(self, error, _OTHER_ID) from error
+        return fields
+
+    # A class of the package names the fields of its states, with a check of each, and takes them over here.
+
+    _may_be_missing: tuple[str, ...] = ()
+    _results: tuple[str, ...] = ()  # the fields that hold the results of finished runs
+
+    def _state_form(self) -> dict[str, Check]:
+        return {"enabled": check_flag}
+
+    def _check_together(self, fields: dict[str, Any]) -> None:
+        """Refuse fields that do not fit one another, or not this hook."""
+
+    def _load(self, fields: dict[str, Any]) -> None:
+        """Take over checked fields; nothing can go wrong any more."""
+        self._switch(fields["enabled"])
+
+    def _load_results(self, fields: dict[str, Any]) -> None:
+        """Take over only the results of finished runs, for a run that is not a fit and resumes nothing.
+
+        Args:
+            fields: the checked fields that ``_results`` names.
         """
 
     def forget_run(self) -> None:

@@ -13,7 +13,7 @@ from enum import Enum
 
 from mi_crow_lightning._arguments import not_known
 
-__all__ = ["EVALUATIONS", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
+__all__ = ["EVALUATIONS", "IN_STATES", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
 
 
 class Stage(str, Enum):
@@ -40,6 +40,9 @@ class Stage(str, Enum):
         except ValueError:
             raise not_known(argument, value, [member.value for member in cls]) from None
 
+
+IN_STATES = ("", *(stage.value for stage in Stage))
+"""The keys of what states hold for each stage; ``""`` is outside a Trainer."""
 
 EVALUATIONS = (Stage.VALIDATE.value, Stage.TEST.value, Stage.PREDICT.value)
 

@@ -17,11 +17,14 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._saved_state import Check, each, is_count, names, numbers
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.errors import HookStateError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.schedules import EVALUATIONS, Stage
+from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.running_sums import MERGES, ColumnMerge, RunningSums
@@ -166,14 +169,24 @@ class SummingDetector(Detector):
         rows = {stage: sums for stage, sums in self._sums.state().items() if stage not in EVALUATIONS}
         return {**super().state_dict(), **self._of_what(), "rows": rows}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was made.
+    def _state_form(self) -> dict[str, Check]:
+        facts = dict.fromkeys(self._of_what(), names)
+        return super()._state_form() | facts | {"rows": _by_stage}
 
-        Raises:
-            ValueError: the state is of other layers or sums.
-        """
-        super().load_state_dict(state)
-        self._loaded = state
+    def _check_together(self, fields: dict[str, Any]) -> None:
+        super()._check_together(fields)
+        shape = (len(fields["layers"]), *self._row_shape(fields))
+        for stage, rows in fields["rows"].items():
+            name = f"rows[{stage!r}]"
+            if not is_count(numbers(name, rows, *shape)[..., 0]):
+                raise ValueError(f"{name} has counts of tokens that are not finite, or below 0")
+        if self.registered:
+            self._refuse_others(fields)
+
+    def _load(self, fields: dict[str, Any]) -> None:
+        """Go on from where the state was made."""
+        super()._load(fields)
+        self._loaded = fields
         if self.registered:  # else `prepare` takes it up
             self._restore()
 
@@ -196,14 +209,18 @@ class SummingDetector(Detector):
         self.resumed.clear()
         if not loaded.get("rows"):
             return
-        for what, here in self._of_what().items():
-            if loaded[what] != here:
-                raise ValueError(
-                    f"{self!r}: the checkpoint's {self._summed} are of the {what} {loaded[what]}, and the detector has "
-                    f"{here}: give it the same, or another hook_id"
-                )
+        self._refuse_others(loaded)
         self._sums.load(loaded["rows"])
         self.resumed |= {Stage.of(stage) for stage, rows in loaded["rows"].items() if stage and rows[..., 0].any()}
+
+    def _refuse_others(self, loaded: Mapping[str, Any]) -> None:
+        """Refuse sums of something else."""
+        for what, here in self._of_what().items():
+            if loaded["rows"] and loaded[what] != here:
+                raise HookStateError(
+                    f"{shown(self)}: the checkpoint's {self._summed} are of the {what} {shown(loaded[what], 400)}, "
+                    f"and the detector has {shown(here, 400)}: give it the same, or another hook_id"
+                )
 
     # A row holds how many tokens were seen, then the sums. A subclass of the package may keep other rows that begin so.
 
@@ -216,6 +233,10 @@ class SummingDetector(Detector):
     def _of_what(self) -> dict[str, list[str]]:
         """Return the facts that must be the same where sums of a checkpoint are loaded."""
         return {"layers": list(self._layers), "merge": _kinds(self)}
+
+    def _row_shape(self, fields: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the shape of one row, from the other fields of a state."""
+        return (1 + len(fields["merge"]),)
 
     def _row(self, x: Tensor, mask: Tensor | None, ctx: HookContext, layer: int) -> Tensor:
         if torch.compiler.is_compiling() and not _is_traced(type(self)):
@@ -346,6 +367,17 @@ def _declared(detector: SummingDetector) -> list[str]:
             f"these, as sums={sums} says"
         )
     return kinds
+
+
+def _by_stage(name: str, value: Any) -> dict[str, Tensor]:
+    return each(name, value, _any_tensor, keys=IN_STATES)
+
+
+def _any_tensor(name: str, value: Any) -> Tensor:
+    """Return a tensor; its shape follows from other fields."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}={shown(value)} must be a tensor")
+    return value
 
 
 def _kinds(detector: SummingDetector) -> list[str]:

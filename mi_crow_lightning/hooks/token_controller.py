@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._saved_state import Check
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.conditions import Condition, where_both
 from mi_crow_lightning.hooks.context import HookContext
@@ -166,16 +167,25 @@ class TokenController(Controller):
         """Return the switch and the strength; of a function, only the fact that it was one."""
         return super().state_dict() | {"strength": self._strengths.kept}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    _may_be_missing: tuple[str, ...] = ("strength",)  # the state of another class of hooks
+
+    def _state_form(self) -> dict[str, Check]:
+        return super()._state_form() | {"strength": _saved_strength}
+
+    def _load(self, fields: dict[str, Any]) -> None:
         """Restore the switch and the strength; if the saved strength was a function, the present strength stays."""
-        super().load_state_dict(state)
-        saved = state.get("strength", self.strength)
-        if not (isinstance(saved, str) and saved == A_FUNCTION):
-            self.strength = saved
-        elif not callable(self.strength):
+        super()._load(fields)
+        saved = fields.get("strength")
+        if isinstance(saved, Strengths):
+            self._strengths = saved
+        elif saved == A_FUNCTION and not callable(self.strength):
             warnings.warn(
                 f"{self!r}: its strength was a function when the checkpoint was written, which a "
                 f"checkpoint cannot keep. It goes on with {self.strength!r}: pass the function again, or set strength "
                 "after loading.",
                 stacklevel=2,
             )
+
+
+def _saved_strength(name: str, value: Any) -> Strengths | str:
+    return A_FUNCTION if isinstance(value, str) and value == A_FUNCTION else Strengths(value)

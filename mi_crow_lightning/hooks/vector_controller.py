@@ -87,7 +87,10 @@ class VectorController(TokenController):
         return self._vectors.value
 
     def _keep(self, given: Any) -> None:
-        self._vectors = PerLayer(given, self.argument, self.checked)
+        self._take(PerLayer(given, self.argument, self.checked))
+
+    def _take(self, vectors: PerLayer[Tensor]) -> None:
+        self._vectors = vectors
         self._casts.clear()
         self._scaled.clear()
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from mi_crow_lightning._saved_state import Check
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.per_layer import Vector
+from mi_crow_lightning.hooks.per_layer import PerLayer, Vector
 from mi_crow_lightning.hooks.strengths import Strength
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.hooks.vector_controller import VectorController
@@ -85,7 +87,18 @@ class SteeringController(VectorController):
         vector = of.cpu() if isinstance(of, Tensor) else {layer: one.cpu() for layer, one in of.items()}
         return super().state_dict() | {"vector": vector}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    _may_be_missing = (*VectorController._may_be_missing, "vector")
+
+    def _state_form(self) -> dict[str, Check]:
+        return super()._state_form() | {"vector": self._saved_vector}
+
+    def _saved_vector(self, name: str, value: Any) -> PerLayer[Tensor]:
+        if not isinstance(value, (Tensor, dict)):  # a string would be opened as a path
+            raise TypeError(f"{name}={shown(value)} must be a tensor, or a dict of tensors by layer")
+        return PerLayer(value, name, self.checked)
+
+    def _load(self, fields: dict[str, Any]) -> None:
         """Restore the switch, the strength and the vector."""
-        super().load_state_dict(state)
-        self.vector = state.get("vector", self.vector)
+        super()._load(fields)
+        if "vector" in fields:
+            self._take(fields["vector"])

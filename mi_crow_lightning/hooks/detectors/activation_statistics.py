@@ -8,18 +8,21 @@ device, whatever the size of the activations, and copies to the host only when a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._saved_state import Check, each, is_count, names, numbers
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.errors import HookStateError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.schedules import EVALUATIONS, Stage
+from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.activation import (
     STATISTICS,
@@ -36,7 +39,7 @@ from mi_crow_lightning.metrics.activation_statistics import ActivationStatistics
 from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.one_pass.buffers import join_buffers, split
 from mi_crow_lightning.metrics.one_pass.graph_sums import LayerSums, take_sums
-from mi_crow_lightning.metrics.rows import Row, with_sums
+from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, with_sums
 from mi_crow_lightning.metrics.statistic import Sum
 from mi_crow_lightning.metrics.summary import Group
 
@@ -191,14 +194,31 @@ class ActivationStatistics(Detector):
         state = {**super().state_dict(), "layers": list(self._layers), "rows": rows, "channels": channels}
         return {**state, **self._names_of_sums()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from where `state_dict` was made.
+    _may_be_missing = ("sums",)
 
-        Raises:
-            ValueError: the state is of other layers.
-        """
-        super().load_state_dict(state)
-        self._loaded = state
+    def _state_form(self) -> dict[str, Check]:
+        return super()._state_form() | {"layers": names, "sums": names, "rows": _by_stage, "channels": _by_stage}
+
+    def _check_together(self, fields: dict[str, Any]) -> None:
+        super()._check_together(fields)
+        if fields["rows"].keys() != fields["channels"].keys():
+            raise ValueError(f"rows are of the stages {[*fields['rows']]}, and channels of {[*fields['channels']]}")
+        for stage, rows in fields["rows"].items():
+            name, size = f"rows[{stage!r}]", ROW_SIZE + len(fields.get("sums", ()))
+            numbers(name, rows, len(fields["layers"]), size)
+            if not is_count(rows[:, _COUNTS]):
+                raise ValueError(f"{name} has counts that are not finite, or below 0")
+            widths = rows[:, Row.CHANNELS]
+            if (widths > len(fields["channels"][stage].flatten())).any() or (widths % 1).any():
+                raise ValueError(f"{name} has widths of layers that are not those of the channels")
+            numbers(f"channels[{stage!r}]", fields["channels"][stage], 2, int(widths.sum()))
+        if self.registered:
+            self._refuse_others(fields)
+
+    def _load(self, fields: dict[str, Any]) -> None:
+        """Go on counting from where the state was made."""
+        super()._load(fields)
+        self._loaded = fields
         if self.registered:  # else `prepare` takes it up
             self._restore()
 
@@ -223,15 +243,19 @@ class ActivationStatistics(Detector):
         self.resumed.clear()
         if not loaded.get("rows"):
             return
-        if loaded["layers"] != list(self._layers):
-            raise ValueError(
-                f"{self!r}: the checkpoint's statistics are of the layers {loaded['layers']}, and the detector "
-                f"watches {list(self._layers)}: give it the same layers, or another hook_id"
-            )
+        self._refuse_others(loaded)
         for stage, rows in loaded["rows"].items():
             self._metric(Stage.of(stage) if stage else None).load(self._buffer(loaded, stage, rows))
             if stage and (rows[:, Row.COUNT] + rows[:, Row.NONFINITE]).any():
                 self.resumed.add(Stage.of(stage))
+
+    def _refuse_others(self, loaded: Mapping[str, Any]) -> None:
+        """Refuse statistics of other layers."""
+        if loaded["rows"] and loaded["layers"] != list(self._layers):
+            raise HookStateError(
+                f"{shown(self)}: the checkpoint's statistics are of the layers {shown(loaded['layers'], 400)}, and the "
+                f"detector watches {shown([*self._layers], 400)}: give it the same layers, or another hook_id"
+            )
 
     @property
     def _stage(self) -> Stage | None:
@@ -267,6 +291,13 @@ class ActivationStatistics(Detector):
         """Return the buffer of a stage, with the sums that this detector needs."""
         rows = with_sums(rows, state.get("sums", ()), self._sums())
         return torch.cat([rows.flatten(), state["channels"][stage].flatten()])
+
+
+_COUNTS = [Row.COUNT, Row.CHANNELS, Row.ZEROS, Row.NONFINITE, Row.TOKENS, *range(Row.BINS, ROW_SIZE)]
+
+
+def _by_stage(name: str, value: Any) -> dict[str, Tensor]:
+    return each(name, value, lambda part, rows: numbers(part, rows, None, None), keys=IN_STATES)
 
 
 def _known(names: Sequence[str] | None) -> tuple[str, ...]:

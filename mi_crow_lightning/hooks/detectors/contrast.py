@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._saved_state import Check, each, is_count, numbers, text
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import NothingExtracted, VectorMismatch
 from mi_crow_lightning.hooks.context import HookContext
@@ -270,16 +272,20 @@ class ContrastDetector(Detector):
             "scores": [list(row) for row in self._contrast.scores],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        super().load_state_dict(state)
-        self._load_results(state)
+    _results = ("model", "extraction", "scores")
 
-    def _load_results(self, state: dict[str, Any]) -> None:
+    def _state_form(self) -> dict[str, Check]:
+        return super()._state_form() | {"model": text, "extraction": _saved_extraction, "scores": _saved_scores}
+
+    def _load(self, fields: dict[str, Any]) -> None:
+        """Restore the switch, the vectors and the scores."""
+        super()._load(fields)
+        self._load_results(fields)
+
+    def _load_results(self, fields: dict[str, Any]) -> None:
         """Restore the vectors and scores, in whatever run a checkpoint is loaded."""
-        self._model = state["model"]
-        self._contrast.extraction = Extraction.from_tensors(state["extraction"]) if state["extraction"] else None
-        self._contrast.scores = [Separability(*row) for row in state["scores"]]
+        self._model = fields["model"]
+        self._contrast.extraction, self._contrast.scores = fields["extraction"], fields["scores"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_batch": None, "_moment": None}
@@ -299,6 +305,55 @@ def _positions_first(x: Tensor, ctx: HookContext) -> Tensor:
         raise VectorMismatch(f"the vectors of {ctx.layer!r}: {channels_not_shown(x, ctx)}")
     is_shown = x.dim() == 3 or channels.by_dims[x.dim()] is not None or x.shape[dim] == channels.width
     return x.movedim(dim, -1).flatten(1, -2) if is_shown else x  # (B, C, H, W) -> (B, H * W, C)
+
+
+def _saved_extraction(name: str, value: Any) -> Extraction | None:
+    """Return the extraction of a checkpoint; ``None`` where no run had reached the end of its stage."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{name}={shown(value)} must be a dict")
+    if not value:
+        return None
+    if unknown := {"moments", "samples"} ^ value.keys():
+        raise ValueError(f"{name} must have 'moments' and 'samples' alone, not {shown(unknown)} as well or instead")
+    moments = each(f"{name}['moments']", value["moments"], _saved_moments)
+    if not moments:
+        raise ValueError(f"{name}['moments'] has no layer")
+    samples = each(f"{name}['samples']", value["samples"], lambda part, one: numbers(part, one, None, None))
+    if samples and samples.keys() != moments.keys():
+        raise ValueError(f"{name} has samples of {shown([*samples])} and moments of {shown([*moments])}")
+    for layer, one in samples.items():
+        numbers(f"{name}['samples'][{layer!r}]", one, None, moments[layer]["mean"].shape[1] + 1)
+        if not torch.isin(one[:, -1], one.new_tensor([-2, -1, 0, 1])).all():
+            raise ValueError(f"{name}['samples'][{layer!r}] has labels that are of no class")
+    return Extraction.from_tensors(value)
+
+
+def _saved_moments(name: str, value: Any) -> dict[str, Tensor]:
+    """Return the moments of one layer."""
+    moments: dict[str, Tensor] = each(name, value, lambda part, one: one)
+    if not {"count", "mean"} <= moments.keys() <= {"count", "mean", *GROUPS}:
+        raise ValueError(f"{name} must have 'count', 'mean' and perhaps {GROUPS}, not {shown([*moments])}")
+    width = numbers(f"{name}['mean']", moments["mean"], len(GROUPS), None).shape[1]
+    count = numbers(f"{name}['count']", moments["count"], len(GROUPS))
+    if not is_count(count) or (count % 1).any() or not width:
+        raise ValueError(f"{name}['count'] must hold whole numbers, 0 or more, and 'mean' at least one feature")
+    for group in moments.keys() & set(GROUPS):
+        numbers(f"{name}[{group!r}]", moments[group], width, width)
+    return moments
+
+
+def _saved_scores(name: str, value: Any) -> list[Separability]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name}={shown(value)} must be a list of rows")
+    return [_saved_score(f"{name}[{i}]", row) for i, row in enumerate(value)]
+
+
+def _saved_score(name: str, row: Any) -> Separability:
+    kinds = (str, float, int, float)  # as `Separability` has them
+    fits = isinstance(row, (list, tuple)) and len(row) == len(kinds)
+    if not fits or not all(type(one) is kind for one, kind in zip(row, kinds, strict=True)):
+        raise TypeError(f"{name}={shown(row)} must be a row of {', '.join(Separability._fields)}")
+    return Separability(*row)
 
 
 def _check_method(method: str, covariance: Sequence[str], keep_samples: bool) -> None:

@@ -25,7 +25,7 @@ from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 from mi_crow_lightning.hooks.summing_detector import SummingDetector
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
-from mi_crow_lightning.metrics.projections import project, summarize_projections
+from mi_crow_lightning.metrics.projections import Projection, project, summarize_projections
 
 __all__ = ["ProjectionDetector"]
 
@@ -189,6 +189,9 @@ class ProjectionDetector(SummingDetector):
 
     def _of_what(self) -> dict[str, list[str]]:
         return {"layers": list(self._layers), "vectors": list(self._directions)}
+
+    def _row_shape(self, fields: Mapping[str, Any]) -> tuple[int, ...]:
+        return len(fields["vectors"]), len(Projection)
 
     def _row(self, x: Tensor, mask: Tensor | None, ctx: HookContext, layer: int) -> Tensor:
         """Return the summaries of the chosen tokens, ``(K, 6)``.

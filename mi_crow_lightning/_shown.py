@@ -1,0 +1,29 @@
+"""Values as messages show them: on one line, and short, whatever they are."""
+
+from __future__ import annotations
+
+__all__ = ["cut", "shown"]
+
+_MOST = 160  # characters of a value: a message names several, and stays below 2 kB
+
+
+def shown(value: object, most: int = _MOST) -> str:
+    """Return ``repr(value)`` on one line, cut where it is long, whatever the value is and its ``__repr__`` does.
+
+    Examples:
+        >>> shown("last"), shown("x" * 1000, most=40)
+        ("'last'", "'xxxxxxxxxxxxxxxxx... (1,002 characters)")
+    """
+    try:
+        text = repr(value)
+    except Exception as failure:  # as of an integer with 5,000 digits, or of lists as deep
+        return f"(a {type(value).__name__} that cannot be shown: {type(failure).__name__})"
+    if "\n" in text:
+        text = " ".join(text.split())
+    return cut(text, most)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text, or its beginning and how long it is."""
+    end = f"... ({len(text):,} characters)"
+    return text if len(text) <= most else text[: max(most - len(end), 0)] + end
