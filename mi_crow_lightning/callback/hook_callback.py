@@ -182,6 +182,14 @@ class HookCallback(pl.Callback):
     ) -> None:
         self._begin_batch(trainer, Stage.TRAIN, batch, batch_idx)
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self._check_edits()  # before gradient checkpointing repeats them
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._check_edits()  # before a step that the edits should have changed
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -360,6 +368,10 @@ class HookCallback(pl.Callback):
                 self._read_dataloaders(trainer, stage, begins=dataloader_idx)
             moment = trainer_facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
             self._run.begin_batch(moment, batch)
+
+    def _check_edits(self) -> None:
+        if self._run is not None:
+            self._run.layers.check_handles(edits=True)
 
     def _end_batch(self) -> None:
         if self._run is not None:

@@ -54,6 +54,7 @@ def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]
         for hook in [hooks] if isinstance(hooks, Hook) else hooks:
             layers.register_hook(None, hook)
         yield layers
+        layers.check_handles()
         for hook in layers.get_hooks():
             sites = layers.sites(hook)
             if hook.enabled:

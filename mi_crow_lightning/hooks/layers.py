@@ -27,6 +27,7 @@ from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.passes.tracker import Passes
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.registry.calling import wrapped
+from mi_crow_lightning.hooks.registry.cleared_handles import refuse_cleared_handles
 from mi_crow_lightning.hooks.registry.failures import act_on
 from mi_crow_lightning.hooks.registry.reading_hooks import readings_of
 from mi_crow_lightning.hooks.registry.rules import (
@@ -350,6 +351,7 @@ class Layers:
 
         If several processes run, all must call it: each gets the readings of what all of them saw.
         """
+        self.check_handles()
         taken: list[Reading] = []
         for detector in self.get_hooks():
             if isinstance(detector, Detector):
@@ -372,6 +374,21 @@ class Layers:
                 "deleted after the run began, and hooks do not follow: change layers before the run, for example in "
                 "configure_model"
             )
+
+    def check_handles(self, *, edits: bool = False) -> None:
+        """Check that nobody else took the handles of hooks that are on off the model, and act as ``on_error`` says.
+
+        Args:
+            edits: whether to check controllers alone.
+
+        Raises:
+            HookError: the handles of a hook are gone, and its policy is to raise.
+        """
+        around = self._watchers.cleared()
+        for hook in self.get_controllers() if edits else self.get_hooks():
+            cleared = {module: site for site in self.sites(hook) for module in site.cleared(around)}
+            if cleared:
+                self.call(hook, partial(refuse_cleared_handles, cleared, self.root))
 
     def call(self, hook: Hook, function: Callable[[], _T]) -> _T | None:
         """Call a function of a hook outside a pass, and treat its errors as in a pass.

@@ -79,7 +79,9 @@ class Inference:
             _evaluating(model),
             self._controllers(with_controllers),
         ):
-            return model(**with_positions(model, encodings)), encodings
+            output = model(**with_positions(model, encodings))
+            self._lm.layers.check_handles()
+            return output, encodings
 
     @contextmanager
     def _controllers(self, wanted: bool) -> Iterator[None]:

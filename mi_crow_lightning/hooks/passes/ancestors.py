@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.generate import follow_generate, unfollow_generate
-from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
+from mi_crow_lightning.hooks.passes.handles import NO_KEYWORDS, Handle, InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.token_call import read_facts, with_masks_of_outer
 from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, token_module
@@ -74,7 +72,7 @@ class EnterCall(InertWhenCopied):
         self._graph_call = graph_call
         self._outer = outer
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KEYWORDS) -> None:
         if self._outer is not None:
             self._outer.begin(args, kwargs)
         if torch.compiler.is_compiling():
@@ -95,7 +93,7 @@ class LeaveCall(InertWhenCopied):
         self._passes = passes
         self._outer = outer
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any = None) -> None:
         if self._outer is not None:
             self._outer.given = None
         if not torch.compiler.is_compiling() and running.context is None:
@@ -118,7 +116,7 @@ class Watchers:
         self._graphs = graphs
         self._graph_calls: dict[nn.Module, GraphCall] = {}
         self._outer_calls: dict[nn.Module, OuterGraphCall] = {}
-        self._handles: dict[nn.Module, list[RemovableHandle | OutsideHandle]] = {}
+        self._handles: dict[nn.Module, list[Handle]] = {}
         self._users: dict[nn.Module, int] = {}
 
     def plan(self, layer: nn.Module, uses: list[list[nn.Module]]) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -171,6 +169,10 @@ class Watchers:
                 leave = attach(module, leave_call, HookType.FORWARD, always_call=True, outside=outside)
                 self._handles[module] = [enter, leave]
                 follow_generate(module, self._passes)
+
+    def cleared(self) -> set[nn.Module]:
+        """Return the watched modules whose calls torch no longer reports, because somebody took the handles off."""
+        return {module for module, of_it in self._handles.items() if not all(handle.in_place for handle in of_it)}
 
     def detach(self, modules: list[nn.Module]) -> None:
         """Count one user fewer for each of ``modules``, and stop watching those that have none left."""

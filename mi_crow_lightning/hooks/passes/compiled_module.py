@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Outside", "OutsideHandle", "outside_of"]
+__all__ = ["Outside", "outside_of"]
 
 
 class Outside(nn.Module):
@@ -32,30 +31,18 @@ class Outside(nn.Module):
         assert self.compiled is not None, "the module was compiled"
         return self.compiled(*args, **kwargs)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the module's calls still come here."""
+        module: nn.Module = self.__dict__["module"]
+        return module._compiled_call_impl is self
+
     def leave_if_unused(self) -> None:
         """Put the compiled call back when no hook is left."""
         unused = not self._forward_hooks and not self._forward_pre_hooks
         module: nn.Module = self.__dict__["module"]
         if unused and module._compiled_call_impl is self:
             module.__dict__["_compiled_call_impl"] = self.compiled
-
-
-class OutsideHandle:
-    """The handle of a hook outside a compiled module.
-
-    Args:
-        handle: torch's handle of the hook on ``outside``.
-        outside: where the hook is attached.
-    """
-
-    def __init__(self, handle: RemovableHandle, outside: Outside) -> None:
-        self._handle = handle
-        self._outside = outside
-
-    def remove(self) -> None:
-        """Take the hook off; doing so twice is harmless."""
-        self._handle.remove()
-        self._outside.leave_if_unused()
 
 
 def outside_of(module: nn.Module) -> Outside:

@@ -15,9 +15,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mi_crow_lightning.hooks.hook_type import HookType
-from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle, outside_of
+from mi_crow_lightning.hooks.passes.compiled_module import Outside, outside_of
 
-__all__ = ["InertWhenCopied", "Rank", "attach"]
+__all__ = ["NO_KEYWORDS", "Handle", "InertWhenCopied", "Rank", "attach"]
+
+NO_KEYWORDS: dict[str, Any] = {}
+"""Stands for a call's keywords if somebody cleared torch's list of who gets them: the batch's end reports that."""
 
 
 class Rank(IntEnum):
@@ -54,6 +57,53 @@ class InertWhenCopied:
         return (_make_no_op, ())
 
 
+class Handle:
+    """A callable of ours on a module: torch's handle, and whether torch still calls it.
+
+    Anyone may clear or replace a module's dicts of hooks, and torch does not report that.
+
+    Args:
+        module: the module.
+        callback: the callable on it.
+        handle: torch's handle.
+        hook_type: before or after the module's forward.
+        always_call: whether it is also called if the forward raised.
+    """
+
+    __slots__ = ("_always_call", "_callback", "_forward", "_handle", "_module")
+
+    def __init__(
+        self, module: nn.Module, callback: Any, handle: RemovableHandle, hook_type: HookType, always_call: bool
+    ) -> None:
+        self._module = module
+        self._callback = callback
+        self._handle = handle
+        self._forward = hook_type is HookType.FORWARD
+        self._always_call = always_call
+
+    @property
+    def in_place(self) -> bool:
+        """Whether torch calls the callable as it was attached: with keywords, and where wanted after an error too."""
+        module, own = self._module, self._handle.id
+        if isinstance(module, Outside) and not module.in_place:
+            return False
+        if not self._forward:
+            return module._forward_pre_hooks.get(own) is self._callback and own in module._forward_pre_hooks_with_kwargs
+        always = not self._always_call or own in module._forward_hooks_always_called
+        return module._forward_hooks.get(own) is self._callback and own in module._forward_hooks_with_kwargs and always
+
+    def remove(self) -> None:
+        """Take the callable off; doing so twice is harmless."""
+        self._handle.remove()
+        module = self._module
+        hooks = module._forward_hooks if self._forward else module._forward_pre_hooks
+        if hooks:  # torch removes it from the dict that the module had when it was attached
+            for own in [key for key, value in hooks.items() if value is self._callback]:
+                del hooks[own]
+        if isinstance(module, Outside):
+            module.leave_if_unused()
+
+
 def attach(
     module: nn.Module,
     callback: InertWhenCopied,
@@ -61,7 +111,7 @@ def attach(
     *,
     always_call: bool = False,
     outside: bool = False,
-) -> RemovableHandle | OutsideHandle:
+) -> Handle:
     """Attach ``callback`` to ``module``, in its place among our callables there.
 
     Args:
@@ -77,9 +127,7 @@ def attach(
     if not callable(callback):
         raise TypeError(f"{type(callback).__name__} is not callable")
     if outside and module._compiled_call_impl is not None:
-        around = outside_of(module)
-        handle = _attach(around, _On(module, callback), hook_type, always_call)
-        return OutsideHandle(handle, around)
+        return _attach(outside_of(module), _On(module, callback), hook_type, always_call)
     return _attach(module, callback, hook_type, always_call)
 
 
@@ -94,7 +142,7 @@ class _On(InertWhenCopied):
         return self._callback(self._module, *call)
 
 
-def _attach(module: nn.Module, callback: Any, hook_type: HookType, always_call: bool) -> RemovableHandle:
+def _attach(module: nn.Module, callback: Any, hook_type: HookType, always_call: bool) -> Handle:
     handle: RemovableHandle
     if hook_type is HookType.PRE_FORWARD:
         handle = module.register_forward_pre_hook(callback, with_kwargs=True)
@@ -102,7 +150,7 @@ def _attach(module: nn.Module, callback: Any, hook_type: HookType, always_call: 
     else:
         handle = module.register_forward_hook(callback, with_kwargs=True, always_call=always_call)
         _move_later_ones_behind(module._forward_hooks, callback)
-    return handle
+    return Handle(module, callback, handle, hook_type, always_call)
 
 
 def _move_later_ones_behind(hooks: dict[int, Any], callback: InertWhenCopied) -> None:

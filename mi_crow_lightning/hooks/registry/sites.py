@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from mi_crow_lightning.addressing.signatures import Match
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry
@@ -15,9 +14,8 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
 from mi_crow_lightning.hooks.passes.axes import axes_of, axes_of_call
-from mi_crow_lightning.hooks.passes.compiled_module import OutsideHandle
 from mi_crow_lightning.hooks.passes.facts import PassFacts
-from mi_crow_lightning.hooks.passes.handles import InertWhenCopied, Rank, attach
+from mi_crow_lightning.hooks.passes.handles import NO_KEYWORDS, Handle, InertWhenCopied, Rank, attach
 from mi_crow_lightning.hooks.passes.layer_channels import channels_of
 from mi_crow_lightning.hooks.passes.queries import queries_of
 from mi_crow_lightning.hooks.passes.reentrancy import running
@@ -87,7 +85,7 @@ class Site(InertWhenCopied):
         self._watched = watched
         self._watchers = watchers
         self._axes = axes_of(match.name, match.module, watched, channels)
-        self._handle: RemovableHandle | OutsideHandle | None = None
+        self._handle: Handle | None = None
         self._way, self._observes_only, self._edits = way_to(hook), observes_only(hook), hook.edits
         self._has_several_sources = len(token_sources) > 1
         self._fired_in: RunningBatch | None = None
@@ -100,6 +98,17 @@ class Site(InertWhenCopied):
     def in_place(self) -> bool:
         """Return whether the layer is where it was in the model when the hook was registered."""
         return all(child in parent._modules.values() for parent, child in pairwise(self._path))
+
+    def cleared(self, around: set[nn.Module]) -> list[nn.Module]:
+        """Return the modules that torch calls without the handles of this site: the layer, and those around it.
+
+        Args:
+            around: the modules that are no longer watched, see `Watchers.cleared`.
+        """
+        if self._handle is None:
+            return []
+        layer = [] if self._handle.in_place else [self.match.module]
+        return [*layer, *filter(around.__contains__, self._watched)] if around else layer
 
     def switch(self, on: bool) -> None:
         """Put the hook on the layer, or take it off, after which it costs nothing."""
@@ -120,7 +129,9 @@ class Site(InertWhenCopied):
             self._handle = None
             self._watchers.detach(self._watched)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KEYWORDS, output: Any = None
+    ) -> Any:
         shared = self._shared
         if _is_compiling():
             return self._in_graph(module, args, kwargs, output, shared.running)

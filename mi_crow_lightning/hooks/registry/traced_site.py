@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mi_crow_lightning.hooks.passes.handles import NO_KEYWORDS
 from mi_crow_lightning.hooks.registry.sites import Site
 from mi_crow_lightning.hooks.schedules import Stage
 
@@ -50,7 +51,9 @@ class TracedSite(Site):
         self._on = False
         super().remove()
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> Any:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KEYWORDS, output: Any = None
+    ) -> Any:
         if not self._on:
             return None
         if not torch.compiler.is_compiling():
