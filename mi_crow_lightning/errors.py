@@ -201,7 +201,7 @@ class CaptureBudgetExceeded(ActivationError):
 
 
 class NeverFired(MiCrowError, RuntimeError):
-    """A controller was on in a stage, and none of its layers ran."""
+    """A controller was on in a batch, or in a whole stage, and none of its layers ran."""
 
 
 class NoReport(MiCrowError, RuntimeError):

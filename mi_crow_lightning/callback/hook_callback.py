@@ -184,6 +184,8 @@ class HookCallback(pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._check_edits()  # before gradient checkpointing repeats them
+        if pl_module.automatic_optimization:  # else the step itself runs backward, maybe before some layers
+            self._end_step()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -193,6 +195,8 @@ class HookCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if outputs or not pl_module.automatic_optimization:  # else the step left the batch out
+            self._end_step()
         self._end_batch()
         moment = self._run.moment if self._run is not None else None
         if moment is not None and moment.logged and trainer_facts.takes_a_step(trainer):
@@ -222,6 +226,7 @@ class HookCallback(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._end_step()
         self._end_batch()
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
@@ -372,6 +377,10 @@ class HookCallback(pl.Callback):
     def _check_edits(self) -> None:
         if self._run is not None:
             self._run.layers.check_handles(edits=True)
+
+    def _end_step(self) -> None:
+        if self._run is not None:
+            self._run.end_step()
 
     def _end_batch(self) -> None:
         if self._run is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning.callback.first_batches import FirstBatches
 from mi_crow_lightning.callback.idle_hooks import check_that_hooks_ran
 from mi_crow_lightning.hooks.compiled.fresh_graphs import FreshGraphs
 from mi_crow_lightning.hooks.compiled.rules import toggling_schedules
@@ -53,6 +54,7 @@ class HookedRun:
     ) -> None:
         self.layers = Layers(root, allow_stacking=True, on_error=default_policy, graphs=graphs)
         self._fresh_graphs = FreshGraphs()
+        self._first_batches = FirstBatches(self.layers)
         self._hooks = list(hooks)
         self._token_mask = token_mask
         self.batches_seen = 0
@@ -160,6 +162,7 @@ class HookedRun:
         self.layers.begin_batch(moment, batch, self._token_mask)
         for hook in self._registered():
             self.layers.set_due(hook, bool(self.layers.call(hook, partial(self._is_due, hook, moment))))
+        self._first_batches.begin(self._registered(), moment)
 
     def _is_due(self, hook: Hook, moment: Moment) -> bool:
         """Return whether the hook's schedule wants it; if so, check that its layers are still in the model."""
@@ -174,6 +177,15 @@ class HookedRun:
         """Set the stage that is read next, in case it had no batch."""
         self.pause()
         self.layers.begin_batch(moment)
+
+    def end_step(self) -> None:
+        """Check, once a batch's step has returned, that controllers which were on for the first time in a stage ran.
+
+        Raises:
+            NeverFired: no layer of a controller ran.
+        """
+        if self.moment is not None:
+            self._first_batches.check(self.moment)
 
     def end_batch(self) -> None:
         """End a batch, its backward pass included: note which hooks were on, and take all off."""

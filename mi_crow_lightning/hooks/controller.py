@@ -27,7 +27,13 @@ class Controller(Hook):
         layer_signature: see `Hook`.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
-        **options: ``schedule`` and ``on_error``, see `Hook`.
+        may_skip: whether the model may leave all of its layers out of a batch, as with early exit, layerdrop or
+            experts. If not, a Trainer raises `NeverFired` after the first batch in which that happens; otherwise, only
+            at the end of a stage in which none of them ever ran.
+        **options: ``schedule``, ``on_error`` and ``channels``, see `Hook`.
+
+    Raises:
+        TypeError: ``may_skip`` is not a bool.
 
     Examples:
         >>> class Double(Controller):
@@ -49,9 +55,14 @@ class Controller(Hook):
         layer_signature: Signature | None = None,
         hook_type: HookType | str = HookType.FORWARD,
         hook_id: str | None = None,
+        *,
+        may_skip: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
+        if not isinstance(may_skip, bool):
+            raise TypeError(f"may_skip={may_skip!r} must be True or False")
+        self.may_skip = may_skip
 
     def _edited(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> Any:
         ctx = self.context

@@ -38,7 +38,18 @@ _FOR_SUBCLASSES = frozenset(
         *("prepare", "prepare_graph", "check_layers", "default_schedule", "traceable", "why_not_traced"),
         *("state_dict", "load_state_dict", "forget_run", "resumed", "share", "over_ranks", "by_block"),
         *("process_activation", "process_activations", "modify_activations", "observe", "edit", "change", "measure"),
-        *("reading_names", "reset", "tag_prefix", "when", "observes", "edits", "is_enabled", "registered", "channels"),
+        *(
+            "reading_names",
+            "reset",
+            "tag_prefix",
+            "when",
+            "observes",
+            "edits",
+            "is_enabled",
+            "registered",
+            "channels",
+            "may_skip",
+        ),
     }
 )
 
@@ -83,6 +94,9 @@ class Hook:
     _edits = False
 
     _alone_at: str | None = None  # the layer for which the hook was prepared by a direct call
+
+    #: Whether the model may leave all layers of a hook that edits out of a batch; see `Controller`.
+    may_skip = False
 
     #: Whether the hook may be traced into a graph of ``torch.compile``. A subclass that overrides what the hook does
     #: must set this itself.

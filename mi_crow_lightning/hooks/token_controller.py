@@ -39,7 +39,7 @@ class TokenController(Controller):
         preserve_norm: whether each edited token is scaled back to its original norm, as the last step.
         hook_type: see `Hook`.
         hook_id: see `Hook`.
-        **options: ``schedule``, ``on_error``, see `Hook`.
+        **options: ``may_skip``, see `Controller`; ``schedule``, ``on_error``, see `Hook`.
 
     Raises:
         TypeError, ValueError: an argument is not one of the values named above.

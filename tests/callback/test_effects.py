@@ -282,7 +282,8 @@ def test_a_controller_that_changed_nothing_is_told_unless_that_is_no_surprise(ma
 def test_a_controller_that_never_ran_is_an_error_also_beside_one_that_did() -> None:
     module = module_of("llama")
     module.spare = nn.Linear(2, 2)
-    watch = HookCallback(controllers=[SteeringController("block:1", V), FunctionController("spare", lambda x: x)])
+    spare = FunctionController("spare", lambda x: x, may_skip=True)
+    watch = HookCallback(controllers=[SteeringController("block:1", V), spare])
     with pytest.raises(NeverFired, match="never ran: spare"):
         run("predict", trainer(watch), module, near())
     assert [effect.hook for effect in watch.effects()] == ["SteeringController"]

@@ -160,10 +160,10 @@ class Detour(Module):
         self.spare = nn.Linear(2, 2)
 
 
-@pytest.mark.documents("reliability/none-of-a-controllers-layers-runs")
+@pytest.mark.documents("reliability/a-controller-with-may-skip-true-never-runs-in-a-stage")
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 def test_a_controller_whose_layers_never_run_is_an_error(stage: str) -> None:
-    edit = FunctionController("spare", lambda x: x, schedule=EVERY)
+    edit = FunctionController("spare", lambda x: x, may_skip=True, schedule=EVERY)
     words = r"was on in stage '\w+', but these of its 1 layers never ran: spare\. Nothing was edited"
     with pytest.raises(NeverFired, match=words):
         run(stage, trainer(HookCallback(controllers=edit)), Detour(), data_of())

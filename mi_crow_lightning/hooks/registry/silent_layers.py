@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from mi_crow_lightning.errors import NeverFired
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.sites import Site
+from mi_crow_lightning.hooks.schedules import Moment
 
-__all__ = ["report_silent_layers"]
+__all__ = ["refuse_silent_batch", "report_silent_layers"]
 
 
 def report_silent_layers(hook: Hook, sites: Sequence[Site], silent: Sequence[Site], where: str) -> None:
@@ -26,11 +27,25 @@ def report_silent_layers(hook: Hook, sites: Sequence[Site], silent: Sequence[Sit
     """
     if not silent:
         return
-    names = [site.match.name for site in silent]
-    message = (
-        f"{hook!r} was on in {where}, but these of its {len(sites)} layers never ran: "
-        f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-    )
+    message = f"{hook!r} was on in {where}, but these of its {len(sites)} layers never ran: {_names(silent)}"
     if hook.edits and len(silent) == len(sites):
         raise NeverFired(f"{message}. Nothing was edited. Choose layers that run there.")
     warnings.warn(message, stacklevel=3)
+
+
+def refuse_silent_batch(hook: Hook, sites: Sequence[Site], moment: Moment) -> None:
+    """Raise an error if none of a controller's layers ran in a batch, the first of its stage that it was due in.
+
+    Raises:
+        NeverFired: that is so.
+    """
+    if not any(site.ran_in(moment.stage) for site in sites):
+        raise NeverFired(
+            f"{hook!r} was on in stage {moment.stage.value!r} for the first time in batch {moment.batch_idx}, and none "
+            f"of its {len(sites)} layers ran there: {_names(sites)}. Nothing was edited. Choose layers that run. If "
+            "the model leaves them out of some batches (early exit, layerdrop, experts), give the hook may_skip=True."
+        )
+
+
+def _names(sites: Sequence[Site]) -> str:
+    return ", ".join(site.match.name for site in sites[:8]) + (", ..." if len(sites) > 8 else "")

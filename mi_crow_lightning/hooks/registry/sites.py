@@ -95,6 +95,10 @@ class Site(InertWhenCopied):
         """Whether the layer calls the hook."""
         return self._handle is not None
 
+    def ran_in(self, stage: Stage) -> bool:
+        """Return whether the hook was called here in a stage."""
+        return stage in self.fired
+
     def in_place(self) -> bool:
         """Return whether the layer is where it was in the model when the hook was registered."""
         return all(child in parent._modules.values() for parent, child in pairwise(self._path))

@@ -35,6 +35,10 @@ class TracedSite(Site):
         """Whether the hook runs when the layer does."""
         return self._on
 
+    def ran_in(self, stage: Stage) -> bool:
+        """Return whether the hook was called here in a stage, the running batch included."""
+        return self._ran_in is stage or super().ran_in(stage)
+
     def hold(self) -> None:
         """Put the hook on the layer, for the whole run."""
         super().switch(True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mi_crow_lightning import ActivationStatistics, HookCallback, ScaleController, Schedule
 from mi_crow_lightning.errors import NeverFired
 from tests.callback.compiled.cases import QUIET, WAYS, Counted, Silent, in_place, small_mlp, three_blocks
-from tests.callback.runs import fit, run, told
+from tests.callback.runs import assert_bit_equal, fingerprint, fit, run, told
 from tests.models import assert_same_handles, handles, trainer, vector_data
 
 pytestmark = QUIET
@@ -88,5 +88,18 @@ def test_a_layer_that_never_runs_is_told() -> None:
     with told("these of its 2 layers never ran: model.unused"):
         run("predict", trainer(HookCallback(detector)), in_place(Silent(Half()), "eager"), vector_data(8))
     steer = HookCallback(controllers=ScaleController("model.unused", 2.0))
-    with pytest.raises(NeverFired, match=r"these of its 1 layers never ran: model\.unused"):
+    with pytest.raises(NeverFired, match=r"none of its 1 layers ran there: model\.unused"):
         run("predict", trainer(steer), in_place(Silent(Half()), "eager"), vector_data(8))
+
+
+@pytest.mark.documents("reliability/none-of-a-controllers-layers-runs")
+def test_a_layer_of_a_graph_must_run_before_the_optimizer_steps() -> None:
+    module = in_place(Silent(Half()), "eager")
+    before = fingerprint(module)["weights"]
+    schedule = Schedule(stages="train")
+    with pytest.raises(NeverFired, match="in stage 'train' for the first time in batch 0"):
+        fit(module, vector_data(8), HookCallback(controllers=ScaleController("model.unused", 2.0, schedule=schedule)))
+    assert_bit_equal(before, fingerprint(module)["weights"])
+    watch = HookCallback(controllers=ScaleController("model.used", 2.0, schedule=schedule))
+    fit(in_place(Silent(Half()), "eager"), vector_data(8), watch)
+    assert watch.effects()[0].fired == 2
