@@ -1,0 +1,62 @@
+// What the page asks the server.
+
+const base = new URL("../", import.meta.url);
+
+/** Return the runs and their series. */
+export async function fetchIndex() {
+  return (await answer("index", {})).json();
+}
+
+/** Return one statistic of a run: `{layers, steps, times, values, state}`, `values` step by step. */
+export async function fetchMatrix(run, series) {
+  const { header, arrays, state } = await packed("matrix", { run, ...series });
+  return { layers: header.layers, leftOut: header.left_out, ...arrays, state };
+}
+
+/** Return every statistic of one layer: `[{name, steps, values}]`. */
+export async function fetchLayer(run, series, layer) {
+  const { header, arrays } = await packed("layer", { run, ...series, layer });
+  return header.names.map((name, at) => ({ name, steps: arrays[`steps${at}`], values: arrays[`values${at}`] }));
+}
+
+/** Return the histograms of one layer: `[{edges, steps, counts}]`, those with the same bins together. */
+export async function fetchHistograms(run, series, layer) {
+  const { header, arrays } = await packed("histogram", { run, ...series, layer });
+  return Array.from({ length: header.parts }, (_, at) => ({
+    edges: arrays[`edges${at}`],
+    steps: arrays[`steps${at}`],
+    counts: arrays[`counts${at}`],
+  }));
+}
+
+async function packed(route, parameters) {
+  const response = await answer(route, parameters);
+  return { ...unpack(await response.arrayBuffer()), state: response.headers.get("ETag") };
+}
+
+async function answer(route, parameters) {
+  const address = new URL(route, base);
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== null && value !== undefined) address.searchParams.set(name, value);
+  }
+  const response = await fetch(address);
+  if (response.ok) return response;
+  const reason = await response.json().then((body) => body.error, () => response.statusText);
+  throw new Error(reason || `the server answered ${response.status}`);
+}
+
+const TYPES = { float32: Float32Array, float64: Float64Array };
+
+/** Read a header and arrays: see `packing.py`. */
+export function unpack(buffer) {
+  const length = new DataView(buffer).getUint32(4, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
+  const arrays = {};
+  let at = 8 + length;
+  for (const { name, dtype, shape } of header.arrays) {
+    const size = shape.reduce((product, side) => product * side, 1);
+    arrays[name] = new TYPES[dtype](buffer, at, size);
+    at += 8 * Math.ceil(arrays[name].byteLength / 8);
+  }
+  return { header, arrays };
+}

@@ -1,0 +1,172 @@
+// The tab: what is chosen, what was read, and what is drawn of it.
+
+import { fetchIndex, fetchMatrix } from "./api.js";
+import { asked, resolve, stageText } from "./choices.js";
+import { makeScale } from "./colours.js";
+import { element } from "./dom.js";
+import { Heatmap } from "./heatmap.js";
+import { chosenRows } from "./layers.js";
+import { legend } from "./legend.js";
+import { exact, nearest } from "./numbers.js";
+import { linkTo, readAddress, writeAddress } from "./state.js";
+import { Toolbar } from "./toolbar.js";
+import { makeView } from "./view.js";
+
+export class App {
+  constructor(root) {
+    this.state = readAddress();
+    this.read = 0; // counts what was asked for: an answer to an older question is dropped
+    this.toolbar = new Toolbar({ change: (part) => this.change(part), copy: () => this.copyLink() });
+    this.title = element("h1", {}, "Activations");
+    this.notes = element("div", { className: "notes", role: "status" });
+    this.readout = element("div", { className: "readout", "aria-live": "polite" });
+    this.legend = element("div", {});
+    this.heatmap = new Heatmap("Heatmap of layers by steps. Arrow keys move, Home and End go to the first and last step, Enter opens the layer.", {
+      move: (row, column) => this.say(row, column),
+      choose: (row, column) => this.choose(row, column),
+      brush: (first, last) => this.change({ from: this.view.steps[first], to: this.view.steps[last] }),
+    });
+    this.body = element("div", {}, this.toolbar.root, this.legend, this.heatmap.root, this.readout);
+    this.root = element("main", {}, this.title, this.notes, this.body);
+    root.replaceChildren(this.root);
+  }
+
+  /** Read what there is, and show it. */
+  async reload() {
+    const read = ++this.read;
+    await this.guarded(async () => {
+      const index = await fetchIndex();
+      if (read !== this.read) return;
+      this.index = index;
+      await this.load(read);
+    });
+  }
+
+  async change(part) {
+    Object.assign(this.state, part);
+    const read = ++this.read;
+    await this.guarded(() => this.load(read));
+  }
+
+  async guarded(work) {
+    this.root.setAttribute("aria-busy", "true");
+    try {
+      await work();
+    } catch (error) {
+      this.note([`This could not be read: ${error.message}`], true);
+    } finally {
+      this.root.setAttribute("aria-busy", "false");
+    }
+  }
+
+  async load(read) {
+    const chosen = resolve(this.index, this.state);
+    this.body.hidden = chosen === null;
+    if (chosen === null) {
+      this.note(["No run of this log has activations yet. A Trainer writes them with HookCallback and a TensorBoardLogger.", ...this.problems()]);
+      return;
+    }
+    const { run, series, compare } = chosen;
+    const [matrix, other] = await Promise.all([
+      fetchMatrix(run.name, asked(series)),
+      compare && fetchMatrix(compare.name, asked(series)),
+    ]);
+    if (read !== this.read) return;
+    Object.assign(this, { chosen, matrix, other });
+    this.draw();
+  }
+
+  /** Draw everything from what was read. */
+  draw() {
+    if (!this.matrix) return;
+    const { state, matrix, other } = this;
+    this.view = makeView(matrix, other, state.from, state.to);
+    const column = this.column();
+    this.rows = chosenRows(this.view.layers, state, (at) => this.view.rows[at], column);
+    const numbers = this.rows.map(({ at }) => this.view.rows[at]);
+    const scale = makeScale(state.scale, numbers, other !== null);
+    this.toolbar.show(this.index, this.chosen, state);
+    this.legend.replaceChildren(legend(scale, kinds(numbers)));
+    this.heatmap.show({
+      rows: this.rows,
+      steps: this.view.steps,
+      value: (row, at) => numbers[row][at],
+      colour: scale.colour,
+      describe: (row, at) => this.describe(row, at),
+      chosenColumn: state.step === null ? -1 : column,
+      chosenRow: this.rows.findIndex(({ layer }) => layer === state.layer),
+    });
+    this.note([...this.summary(), ...this.problems()]);
+    writeAddress(this.state);
+  }
+
+  /** Return the column of the chosen step, or of the last one. */
+  column() {
+    const { steps } = this.view;
+    return this.state.step === null ? steps.length - 1 : nearest(steps, this.state.step);
+  }
+
+  summary() {
+    const { run, series, compare } = this.chosen;
+    const { layers, steps } = this.view;
+    const what = `${series.prefix} ${series.name}, ${stageText(series)}, of ${run.name}${compare ? ` minus ${compare.name}` : ""}`;
+    const size = `${this.rows.length} of ${layers.length} layers, ${steps.length} of ${this.matrix.steps.length} steps`;
+    const lines = [`${what}: ${size}.`];
+    const { samples } = this.index;
+    if (samples && this.matrix.steps.length >= samples) {
+      lines.push(`TensorBoard keeps ${samples} steps of a run, chosen at random: start it with --samples_per_plugin mi_crow_lightning=0 to keep all.`);
+    }
+    if (compare && !steps.length) lines.push("The two runs have no step in common.");
+    if (this.matrix.leftOut) lines.push(`${this.matrix.leftOut} values do not fit their schema and are left out: the file is damaged.`);
+    return lines;
+  }
+
+  problems() {
+    return this.index.runs.flatMap((run) => run.problems.map((problem) => `${run.name}: ${problem}`)).slice(0, 5);
+  }
+
+  note(lines, bad = false) {
+    this.notes.classList.toggle("bad", bad);
+    this.notes.replaceChildren(...lines.map((line) => element("p", {}, line)));
+  }
+
+  describe(row, column) {
+    const { layer, at } = this.rows[row];
+    const value = this.view.rows[at][column];
+    const lines = [layer, `step ${this.view.steps[column]}`];
+    if (this.view.pair) {
+      const [one, two] = this.view.pair(at, column);
+      return [...lines, `${exact(one)} minus ${exact(two)} is ${exact(value)}`];
+    }
+    return [...lines, `${this.chosen.series.name} ${exact(value)}`];
+  }
+
+  say(row, column) {
+    this.readout.textContent = this.describe(row, column).join(", ");
+  }
+
+  choose(row, column) {
+    this.say(row, column);
+    this.change({ layer: this.rows[row].layer, step: this.view.steps[column] });
+  }
+
+  async copyLink() {
+    const link = linkTo(this.state);
+    try {
+      await navigator.clipboard.writeText(link);
+      this.readout.textContent = "The link is in the clipboard.";
+    } catch {
+      this.readout.textContent = `The link: ${link}`; // no permission, or no https
+    }
+  }
+}
+
+function kinds(rows) {
+  const found = { missing: false, above: false, below: false };
+  for (const row of rows) for (const value of row) {
+    if (value !== value) found.missing = true;
+    else if (value === Infinity) found.above = true;
+    else if (value === -Infinity) found.below = true;
+  }
+  return found;
+}

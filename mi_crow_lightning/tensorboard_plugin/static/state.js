@@ -1,0 +1,80 @@
+// What is chosen, and its place in the address: a link shows somebody else the same picture.
+
+const PLUGIN = "mi_crow_lightning";
+const KEY = `p.${PLUGIN}.`;
+
+export const INITIAL = Object.freeze({
+  run: null,
+  compare: null,
+  prefix: null,
+  name: null,
+  stage: null,
+  loader: null,
+  scale: "linear",
+  order: "model",
+  search: "",
+  from: null,
+  to: null,
+  step: null, // null: the last one
+  layer: null,
+  table: null,
+});
+
+const NUMBERS = new Set(["loader", "from", "to", "step"]);
+
+/** Return the state that the address of TensorBoard's page holds. The plugin's page is a frame in that. */
+export function readAddress() {
+  const state = { ...INITIAL };
+  for (const [key, value] of parts(hostHash())) {
+    const name = key.startsWith(KEY) ? key.slice(KEY.length) : "";
+    if (!(name in INITIAL)) continue;
+    const number = Number(value);
+    if (!NUMBERS.has(name)) state[name] = value;
+    else if (value !== "" && Number.isFinite(number)) state[name] = number;
+  }
+  return state;
+}
+
+/** Write the state into the address, while TensorBoard shows this plugin. */
+export function writeAddress(state) {
+  const host = hostWindow();
+  const [shown] = hostHash().split("&");
+  if (!host || (shown && shown !== PLUGIN)) return;
+  const hash = addressOf(state);
+  if (host.location.hash !== hash) host.history.replaceState(host.history.state, "", hash);
+}
+
+/** Return the link to a state. */
+export function linkTo(state) {
+  const { origin, pathname, search } = (hostWindow() ?? window).location;
+  return origin + pathname + search + addressOf(state);
+}
+
+function addressOf(state) {
+  const chosen = Object.entries(state).filter(([name, value]) => value !== null && value !== INITIAL[name]);
+  return [`#${PLUGIN}`, ...chosen.map(([name, value]) => `${KEY}${name}=${encodeURIComponent(value)}`)].join("&");
+}
+
+function parts(hash) {
+  return hash.split("&").map((part) => {
+    const [key, ...rest] = part.split("=");
+    try {
+      return [key, decodeURIComponent(rest.join("="))];
+    } catch {
+      return ["", ""];
+    }
+  });
+}
+
+function hostHash() {
+  return hostWindow()?.location.hash.slice(1) ?? "";
+}
+
+/** Return TensorBoard's window, or `null` where another site shows it in a frame. */
+export function hostWindow() {
+  try {
+    return window.parent.location.origin === window.location.origin ? window.parent : null;
+  } catch {
+    return null;
+  }
+}
