@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+AXE := $(if $(shell command -v npm),.browser/axe.min.js)
 
 # Extra arguments for pytest (make test ARGS="-k tokens -n 2") or the demo script.
 ARGS ?=
@@ -16,14 +17,14 @@ ARGS ?=
 MINUTES ?= 10
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers test-kernel test-oldest fuzz check sweep lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel test-browser test-oldest fuzz check sweep lint docs: export HF_HUB_OFFLINE := 1
 # Tiny models gain nothing from threads, and on busy cores these wait for one another.
-test test-loggers test-kernel test-oldest fuzz check sweep: export OMP_NUM_THREADS := 1
+test test-loggers test-kernel test-browser test-oldest fuzz check sweep: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers test-kernel test-oldest fuzz check lint format docs demo sweep bench clean
+.PHONY: help setup test test-loggers test-kernel test-browser test-oldest fuzz check lint format docs demo sweep bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +52,15 @@ test-loggers: setup  ## Install W&B and MLflow, and run the tests that log to th
 test-kernel: setup  ## Run the CUDA kernels' tests on the CPU, in Triton's interpreter; installs triton
 	$(BIN)/python -m pip install --quiet triton -c constraints.txt
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/metrics -k kernel $(ARGS)
+
+# Without npm, which brings axe-core, the test of accessibility is skipped.
+test-browser: setup $(AXE)  ## Run the tests of the tab in TensorBoard, in headless Chromium; installs Debian's if there is none
+	@command -v chromium >/dev/null || [ -n "$$CHROMIUM" ] || { apt-get update -qq && apt-get install -y -qq chromium; }
+	$(if $(AXE),AXE=$(abspath $(AXE))) $(BIN)/python -m pytest -m browser $(ARGS) tests/tensorboard_plugin
+
+.browser/axe.min.js:
+	@mkdir -p $(@D)
+	cd $(@D) && npm pack --silent axe-core@4.14.1 && tar xzf axe-core-*.tgz --strip-components 1 package/axe.min.js
 
 # constraints-oldest.txt takes the place of the pins of the same packages.
 test-oldest: $(OLDEST)/.installed  ## Run the tests with the oldest versions that pyproject.toml admits
@@ -102,5 +112,5 @@ bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs 
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## Remove .venv, built files and caches
-	rm -rf $(VENV) $(OLDEST) build dist site .site-check .sweep .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site .site-check .sweep .browser .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find mi_crow_lightning tests examples -type d -name __pycache__ -prune -exec rm -rf {} +

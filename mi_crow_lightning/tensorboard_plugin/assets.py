@@ -17,7 +17,8 @@ ENTRY = "/static/index.js"
 
 FILES: tuple[str, ...] = (
     *("index.js", "app.js", "api.js", "choices.js", "colours.js", "dom.js", "heatmap.js", "host.js", "layers.js"),
-    *("legend.js", "numbers.js", "state.js", "style.css", "toolbar.js", "view.js"),
+    *("detail.js", "histogram.js", "legend.js", "lines.js", "numbers.js", "state.js", "style.css", "table.js"),
+    *("toolbar.js", "view.js", "uplot/uPlot.esm.js", "uplot/uPlot.min.css"),
 )
 """Every file of the page, below ``static/``."""
 

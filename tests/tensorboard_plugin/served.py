@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,14 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def fetch(address: str) -> bytes:
-    """What an address answers."""
-    with urllib.request.urlopen(address, timeout=30) as response:
-        content: bytes = response.read()
-        return content
+    """What an address answers, once TensorBoard has read the log far enough to know it."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=30) as response:
+                content: bytes = response.read()
+                return content
+        except urllib.error.HTTPError as error:
+            if error.code != 404 or time.monotonic() > until:
+                raise
+            time.sleep(0.1)

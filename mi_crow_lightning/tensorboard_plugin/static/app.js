@@ -3,12 +3,14 @@
 import { fetchIndex, fetchMatrix } from "./api.js";
 import { asked, resolve, stageText } from "./choices.js";
 import { makeScale } from "./colours.js";
+import { Detail } from "./detail.js";
 import { element } from "./dom.js";
 import { Heatmap } from "./heatmap.js";
 import { chosenRows } from "./layers.js";
 import { legend } from "./legend.js";
 import { exact, nearest } from "./numbers.js";
 import { linkTo, readAddress, writeAddress } from "./state.js";
+import { Table } from "./table.js";
 import { Toolbar } from "./toolbar.js";
 import { makeView } from "./view.js";
 
@@ -26,7 +28,10 @@ export class App {
       choose: (row, column) => this.choose(row, column),
       brush: (first, last) => this.change({ from: this.view.steps[first], to: this.view.steps[last] }),
     });
-    this.body = element("div", {}, this.toolbar.root, this.legend, this.heatmap.root, this.readout);
+    this.table = new Table();
+    this.detail = new Detail({ close: () => this.change({ layer: null }), step: (step) => this.change({ step }) });
+    const parts = [this.toolbar.root, this.legend, this.heatmap.root, this.readout, this.table.root, this.detail.root];
+    this.body = element("div", {}, ...parts);
     this.root = element("main", {}, this.title, this.notes, this.body);
     root.replaceChildren(this.root);
   }
@@ -38,6 +43,7 @@ export class App {
       const index = await fetchIndex();
       if (read !== this.read) return;
       this.index = index;
+      this.loaded = this.opened = null;
       await this.load(read);
     });
   }
@@ -67,18 +73,47 @@ export class App {
       return;
     }
     const { run, series, compare } = chosen;
-    const [matrix, other] = await Promise.all([
-      fetchMatrix(run.name, asked(series)),
-      compare && fetchMatrix(compare.name, asked(series)),
-    ]);
-    if (read !== this.read) return;
-    Object.assign(this, { chosen, matrix, other });
+    const wanted = JSON.stringify([run.name, asked(series), compare?.name]);
+    if (this.loaded !== wanted) {
+      const [matrix, other] = await Promise.all([
+        fetchMatrix(run.name, asked(series)),
+        compare && fetchMatrix(compare.name, asked(series)),
+      ]);
+      if (read !== this.read) return;
+      Object.assign(this, { matrix, other, loaded: wanted });
+    }
+    this.chosen = chosen;
     this.draw();
+    await this.open(read);
+  }
+
+  /** Read the chosen layer, and show it. */
+  async open(read) {
+    const { layer } = this.state;
+    if (layer === null || !this.matrix.layers.includes(layer)) return this.detail.hide();
+    const wanted = JSON.stringify([this.loaded, layer]);
+    if (this.opened !== wanted) {
+      const details = await Detail.read(this.chosen, layer);
+      if (read !== this.read) return;
+      Object.assign(this, { details, opened: wanted });
+    }
+    this.drawDetail();
+  }
+
+  drawDetail() {
+    const { from, to } = this.state;
+    this.detail.show(this.details, { from, to, step: this.view.steps[this.column()] ?? null });
+  }
+
+  /** Draw again what is there, in other colours. */
+  repaint() {
+    if (!this.matrix) return;
+    this.draw();
+    if (!this.detail.root.hidden) this.drawDetail();
   }
 
   /** Draw everything from what was read. */
   draw() {
-    if (!this.matrix) return;
     const { state, matrix, other } = this;
     this.view = makeView(matrix, other, state.from, state.to);
     const column = this.column();
@@ -96,6 +131,10 @@ export class App {
       chosenColumn: state.step === null ? -1 : column,
       chosenRow: this.rows.findIndex(({ layer }) => layer === state.layer),
     });
+    if (this.heatmap.cell) this.say(...this.heatmap.cell); // another number may be there now
+    else this.readout.textContent = "";
+    if (state.table !== null) this.table.show({ rows: this.rows, view: this.view, column, ...this.chosen });
+    else this.table.hide();
     this.note([...this.summary(), ...this.problems()]);
     writeAddress(this.state);
   }
@@ -117,6 +156,7 @@ export class App {
       lines.push(`TensorBoard keeps ${samples} steps of a run, chosen at random: start it with --samples_per_plugin mi_crow_lightning=0 to keep all.`);
     }
     if (compare && !steps.length) lines.push("The two runs have no step in common.");
+    if (this.heatmap.crowded) lines.push("Where several steps share a pixel, it has the colour of the number that is largest in size.");
     if (this.matrix.leftOut) lines.push(`${this.matrix.leftOut} values do not fit their schema and are left out: the file is damaged.`);
     return lines;
   }
@@ -142,7 +182,8 @@ export class App {
   }
 
   say(row, column) {
-    this.readout.textContent = this.describe(row, column).join(", ");
+    const text = this.describe(row, column).join(", ");
+    if (this.readout.textContent !== text) this.readout.textContent = text;
   }
 
   choose(row, column) {

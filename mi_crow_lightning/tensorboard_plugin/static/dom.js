@@ -18,12 +18,18 @@ export function labelled(text, control) {
 
 /** Fill a select with `[value, text]` pairs, or with `{label, options}` groups of them, and choose a value. */
 export function fillSelect(select, entries, chosen) {
+  const described = JSON.stringify(entries);
+  if (select.dataset.entries !== described) refill(select, entries);
+  select.dataset.entries = described; // an open list must not close because the log was read again
+  select.value = chosen;
+}
+
+function refill(select, entries) {
   const option = ([value, text]) => element("option", { value }, text);
   const made = entries.map((entry) =>
     Array.isArray(entry) ? option(entry) : element("optgroup", { label: entry.label }, ...entry.options.map(option)),
   );
   select.replaceChildren(...made);
-  select.value = chosen;
 }
 
 /** Size a canvas in CSS pixels, and return its context, in which one unit is one CSS pixel. */

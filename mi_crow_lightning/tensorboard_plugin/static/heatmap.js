@@ -13,7 +13,7 @@ const DRAGGED = 5; // pixels that make a brush of a click
  * A heatmap. `show(picture)` draws `{rows, steps, value(row, column), colour(value, row), describe(row, column)}`;
  * a row has a `label` and a `stack`.
  *
- * Calls `on.move(row, column)` when the cell under the cursor changes, `on.choose(row, column)` on a click or Enter,
+ * Calls `on.move(row, column)` when the cursor moves, `on.choose(row, column)` on a click or Enter,
  * and `on.brush(first, last)` with columns.
  */
 export class Heatmap {
@@ -21,6 +21,7 @@ export class Heatmap {
     this.on = on;
     this.label = label;
     this.picture = null;
+    this.crowded = false; // whether a pixel stands for several steps
     this.cell = null; // [row, column]
     this.canvas = element("canvas", { "aria-hidden": "true" });
     this.overlay = element("canvas", {
@@ -93,6 +94,7 @@ export class Heatmap {
     if (!rows.length || !steps.length) return;
     const ratio = window.devicePixelRatio || 1;
     const columns = Math.max(1, Math.min(steps.length, Math.floor(this.cellWidth * steps.length * ratio)));
+    this.crowded = columns < steps.length;
     const image = new ImageData(columns, rows.length);
     for (let row = 0; row < rows.length; row++) {
       for (let column = 0; column < columns; column++) {
@@ -227,11 +229,10 @@ export class Heatmap {
   moveTo(row, column, event = null) {
     const cell = this.picture && this.within(row, column);
     if (!cell) return;
-    const changed = !this.cell || this.cell[0] !== cell[0] || this.cell[1] !== cell[1];
     this.cell = cell;
     this.drawOverlay();
     this.showTooltip(event);
-    if (changed) this.on.move(...cell);
+    this.on.move(...cell);
   }
 
   pressed(event) {
@@ -270,7 +271,8 @@ export class Heatmap {
       Home: event.ctrlKey ? [0, 0] : [row, 0],
       End: event.ctrlKey ? [rows.length - 1, steps.length - 1] : [row, steps.length - 1],
     }[event.key];
-    if (to) this.moveTo(...(this.cell ? to : start));
+    const isFirst = !this.cell && event.key.startsWith("Arrow"); // it only shows where the cursor is
+    if (to) this.moveTo(...(isFirst ? start : to));
     else if (event.key === "Enter" || event.key === " ") this.on.choose(row, column);
     else if (event.key === "Escape") this.hideTooltip();
     else return;

@@ -48,7 +48,7 @@ export function chosenRows(layers, { search, order }, row, column) {
   const cut = several ? 0 : sharedStart(sorted.map((one) => one.layer));
   return sorted.map((one) => ({
     ...one,
-    stack: several ? one.stack || "other layers" : "",
+    stack: several ? one.stack || "other layers" : one.layer.slice(0, Math.max(0, cut - 1)),
     label: one.layer.slice(several && one.stack ? one.stack.length + 1 : cut),
   }));
 

@@ -7,7 +7,7 @@ import { short } from "./numbers.js";
 const [WIDTH, HEIGHT, SIDE] = [320, 12, 40];
 
 /** Return the legend: the ramp with its numbers, and a swatch for each kind of number that has no place in it. */
-export function legend(scale, { missing, above, below }) {
+export function legend(scale, { missing, above, below }, what = "") {
   const canvas = element("canvas", { role: "img", "aria-label": words(scale) });
   const context = sized(canvas, WIDTH + 2 * SIDE, HEIGHT + 18);
   scale.colours.forEach((colour, index) => {
@@ -25,7 +25,7 @@ export function legend(scale, { missing, above, below }) {
     [above, ABOVE, "+infinity"],
     [below, BELOW, "−infinity"],
   ];
-  return element("div", { className: "legend" }, canvas, ...swatches.filter(([is]) => is).map(([, ...of]) => swatch(...of)));
+  return element("div", { className: "legend" }, what, canvas, ...swatches.filter(([is]) => is).map(([, ...of]) => swatch(...of)));
 }
 
 function swatch(colour, text) {

@@ -1,0 +1,102 @@
+// One layer: every statistic over the steps, its histogram, and the numbers at the chosen step.
+
+import { fetchHistograms, fetchLayer } from "./api.js";
+import { asked } from "./choices.js";
+import { element } from "./dom.js";
+import { histogramPicture } from "./histogram.js";
+import { lineChart } from "./lines.js";
+import { exact, nearest } from "./numbers.js";
+
+/** The panel of a layer. `on.close()`, and `on.step(step)` for a step that is chosen in it. */
+export class Detail {
+  constructor(on) {
+    this.on = on;
+    this.charts = [];
+    this.title = element("h2", { tabIndex: -1 });
+    const close = element("button", { type: "button" }, "Close the layer");
+    close.addEventListener("click", () => on.close());
+    this.body = element("div", {});
+    this.root = element("section", { className: "detail", hidden: true, "aria-label": "Layer" }, element("header", {}, this.title, close), this.body);
+  }
+
+  /** Read what belongs to a layer: of the run, and of the one it is compared with. */
+  static async read({ run, series, compare }, layer) {
+    const of = (one) => (one ? fetchLayer(one.name, asked(series), layer) : null);
+    const [statistics, others, histograms] = await Promise.all([of(run), of(compare)?.catch(() => null), histogramsOf(run, series, layer)]);
+    return { layer, statistics, others, histograms, run, compare };
+  }
+
+  hide() {
+    this.clear();
+    this.root.hidden = true;
+  }
+
+  clear() {
+    for (const chart of this.charts) chart.destroy();
+    this.charts = [];
+    this.body.replaceChildren();
+  }
+
+  /** Draw what was read, in a range of steps. */
+  show(read, { from, to, step }) {
+    this.clear();
+    this.root.hidden = false;
+    this.title.textContent = read.layer;
+    const choose = (chosen) => this.on.step(chosen);
+    const pairs = read.statistics.map((one) => [one, read.others?.find(({ name }) => name === one.name)].filter(Boolean));
+    this.charts = pairs.map((lines) => lineChart(lines[0].name, lines.map((line) => within(line, from, to)), step, choose));
+    const key = read.compare ? element("p", { className: "notes" }, ...colourKey(read)) : "";
+    const charts = element("div", { className: "charts" }, ...this.charts.map((chart) => chart.root));
+    this.body.append(key, charts, element("div", { className: "sides" }, histogramOf(read, from, to, step, choose), numbers(read, pairs, step)));
+  }
+}
+
+async function histogramsOf(run, series, layer) {
+  const same = (one) => one.prefix === series.prefix && one.stage === series.stage && one.loader === series.loader;
+  return Promise.all(
+    run.histograms.filter(same).map(async (one) => {
+      const parts = await fetchHistograms(run.name, asked(one), layer).catch(() => []); // not of every layer
+      return { name: one.name, parts };
+    }),
+  );
+}
+
+function within({ steps, values }, from, to) {
+  const kept = Array.from(steps, (_, at) => at).filter((at) => (from === null || steps[at] >= from) && (to === null || steps[at] <= to));
+  return { steps: kept.map((at) => steps[at]), values: kept.map((at) => values[at]) };
+}
+
+function histogramOf({ histograms, run }, from, to, step, choose) {
+  const made = histograms.map(({ name, parts }) => [name, histogramPicture(parts, from, to, step, choose)]).filter(([, picture]) => picture);
+  const shown = made.map(([name, picture]) => element("div", {}, element("h3", {}, `${name} of ${run.name} over the steps`), picture.root));
+  return element("div", {}, ...(shown.length ? shown : [element("p", { className: "notes" }, "There is no histogram of this layer.")]));
+}
+
+function numbers({ run, compare }, pairs, step) {
+  const heads = compare ? ["statistic", run.name, compare.name, "difference"] : ["statistic", run.name];
+  const rows = pairs.map(([one, other]) => {
+    const values = [valueAt(one, step)];
+    if (compare) values.push(other ? valueAt(other, step) : NaN);
+    if (compare) values.push(values[0] - values[1]);
+    return element("tr", {}, element("th", { scope: "row" }, one.name), ...values.map((value) => element("td", {}, exact(value))));
+  });
+  const head = element("thead", {}, element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text))));
+  const table = element("table", { className: "numbers" }, element("caption", {}, `Numbers at step ${step}`), head, element("tbody", {}, ...rows));
+  return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Numbers of the layer" }, table);
+}
+
+function valueAt({ steps, values }, step) {
+  const at = nearest(steps, step);
+  return steps[at] === step ? values[at] : NaN;
+}
+
+function colourKey({ run, compare }) {
+  return [
+    ["--first", run.name],
+    ["--second", compare.name],
+  ].map(([colour, name]) => {
+    const square = element("span", { className: "swatch" });
+    square.style.background = `var(${colour})`;
+    return element("span", { className: "key" }, square, name);
+  });
+}
