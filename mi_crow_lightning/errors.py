@@ -18,6 +18,7 @@
     │   ├── PatchMismatch (ValueError)   stored activations do not fit those of the run
     │   ├── TokensUnknown (ValueError)   a hook asked for tokens where there is no sequence
     │   ├── UnreadableActivation (TypeError)  a nested tensor, or one inside a transform of torch.func
+    │   ├── ThreadConflict (RuntimeError)  a detector met two threads at once, or a hook half of a thread's pass
     │   └── CaptureBudgetExceeded        a capture would grow past its byte budget
     ├── NeverFired (RuntimeError)        a controller was on, and none of its layers ran
     ├── NoReport (RuntimeError)          no run has begun that could be reported on
@@ -60,6 +61,7 @@ __all__ = [
     "StoreKeyError",
     "StrengthMismatch",
     "TagConflict",
+    "ThreadConflict",
     "TokensUnknown",
     "UnreadableActivation",
     "VectorFileError",
@@ -194,6 +196,10 @@ class TokensUnknown(ActivationError, ValueError):
 
 class UnreadableActivation(ActivationError, TypeError):
     """A detector met a nested tensor, or one that exists only inside a transform of torch.func such as vmap."""
+
+
+class ThreadConflict(ActivationError, RuntimeError):
+    """Two threads used a detector at once, or a hook would act in a part of a pass that another thread is in."""
 
 
 class CaptureBudgetExceeded(ActivationError):

@@ -191,6 +191,7 @@ class HookedRun:
         """End a batch, its backward pass included: note which hooks were on, and take all off."""
         self.layers.passes.settle()
         self.layers.check_handles()
+        self.layers.check_threads()
         for hook in self._registered():
             if self.stage is not None and self.layers.is_attached(hook):
                 self._was_on[hook.id].add(self.stage)

@@ -55,6 +55,7 @@ def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]
             layers.register_hook(None, hook)
         yield layers
         layers.check_handles()
+        layers.check_threads()
         for hook in layers.get_hooks():
             sites = layers.sites(hook)
             if hook.enabled:

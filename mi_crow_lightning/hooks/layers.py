@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -41,6 +42,12 @@ from mi_crow_lightning.hooks.registry.rules import (
 from mi_crow_lightning.hooks.registry.shared import Shared
 from mi_crow_lightning.hooks.registry.sites import Registration, Site
 from mi_crow_lightning.hooks.registry.traced_site import TracedSite
+from mi_crow_lightning.hooks.registry.two_threads import (
+    refuse_half_a_pass,
+    refuse_traced_in_two_threads,
+    second_thread,
+    warn_of_effects,
+)
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 __all__ = ["Layers"]
@@ -104,7 +111,7 @@ class Layers:
         self._begin()
 
     def _begin(self) -> None:
-        self._shared = Shared(self._pass_over, _device(self.root, self.root))
+        self._shared = Shared(self._pass_over, self._second_thread, _device(self.root, self.root))
         self._watchers = Watchers(self._shared.passes, self.graphs)
         self._registrations: dict[str, Registration] = {}
         self._noted: set[str] = set()  # warnings of signatures: several hooks may have the same one
@@ -328,7 +335,7 @@ class Layers:
         self._shared.running = running = RunningBatch(moment, batch, token_mask)
         if self.graphs:
             self._shared.traced.begin(running)
-        self.passes.reset()
+        self.passes.begin(running)
         for hook in self.get_hooks():
             hook._set_context(self._base_context(hook))
 
@@ -389,6 +396,31 @@ class Layers:
             cleared = {module: site for site in self.sites(hook) for module in site.cleared(around)}
             if cleared:
                 self.call(hook, partial(refuse_cleared_handles, cleared, self.root))
+
+    def check_threads(self) -> None:
+        """Check that no other thread is in a pass, before hooks that are on come off.
+
+        Raises:
+            HookError: one is, and the policy of a hook is to raise.
+        """
+        names = self.passes.other_threads()
+        for hook in self.get_hooks() if names else ():
+            if self.is_attached(hook):
+                self.call(hook, partial(refuse_half_a_pass, names))
+
+    def leaving_out(self, hooks: Iterable[Hook]) -> AbstractContextManager[None]:
+        """Leave hooks out of the passes of this thread, and of no other, for as long as the block runs."""
+        return self.passes.leaving_out(hook.id for hook in hooks)
+
+    def _second_thread(self, first: str) -> None:
+        """Leave the hooks that are for one thread at a time out of a pass that runs beside another thread's."""
+        hooks = [hook for hook in self.get_hooks() if self.is_attached(hook)]
+        refuse_traced_in_two_threads([hook for hook in hooks if hook in self.traced_hooks()], first)
+        for hook in hooks:
+            if hook.observes:
+                self.passes.failed(wrapped(hook, second_thread(first), self._base_context(hook)), hook)
+        if self.effects is not None and any(hook.edits for hook in hooks):
+            warn_of_effects(first)
 
     def call(self, hook: Hook, function: Callable[[], _T]) -> _T | None:
         """Call a function of a hook outside a pass, and treat its errors as in a pass.

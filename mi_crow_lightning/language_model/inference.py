@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -83,17 +85,10 @@ class Inference:
             self._lm.layers.check_handles()
             return output, encodings
 
-    @contextmanager
-    def _controllers(self, wanted: bool) -> Iterator[None]:
-        """Switch controllers off unless they are wanted, and afterwards switch on again those that were on."""
-        off = [] if wanted else [hook for hook in self._lm.layers.get_controllers() if hook.enabled]
-        for hook in off:
-            hook.disable()
-        try:
-            yield
-        finally:
-            for hook in off:
-                hook.enable()
+    def _controllers(self, wanted: bool) -> AbstractContextManager[None]:
+        """Leave controllers out of this thread's passes, unless they are wanted."""
+        layers = self._lm.layers
+        return nullcontext() if wanted else layers.leaving_out(layers.get_controllers())
 
 
 InferenceEngine = Inference  # its name in mi-crow
@@ -109,13 +104,31 @@ def _check_each_has_tokens(texts: Sequence[str], encodings: Mapping[str, Tensor]
         raise ValueError(f"texts without any token, at places {texts_said}: leave them out, or give each a word")
 
 
+class _Evaluated:
+    """The modules that were in training mode before a model was put into evaluation, and how many threads need it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.training = [module for module in model.modules() if module.training]
+        self.threads = 0
+
+
+_evaluated: WeakKeyDictionary[nn.Module, _Evaluated] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode, and afterwards each module back into the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Put the model into evaluation mode, and each module back into the mode it was in once no thread needs it."""
+    with _lock:
+        if model not in _evaluated:
+            _evaluated[model] = _Evaluated(model)
+            model.eval()
+        _evaluated[model].threads += 1
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            _evaluated[model].threads -= 1
+            if not _evaluated[model].threads:
+                for module in _evaluated.pop(model).training:
+                    module.training = True

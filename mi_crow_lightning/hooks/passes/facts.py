@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeGuard
 
 from torch import Tensor
 
+from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
+
 __all__ = ["PassFacts", "is_sequence"]
 
 
@@ -47,6 +49,7 @@ class PassFacts:
         lost: whether this is a recompute of a pass that is not known.
         acted: the sites whose hook had its effect in this pass, so that a recompute repeats it; ``None`` if nobody
             noted that.
+        batch: the batch that runs in the thread of this pass; ``None`` if nobody noted it.
         derived: tensors that follow from the facts; ``None`` in a graph that is being compiled, which keeps none.
     """
 
@@ -74,6 +77,7 @@ class PassFacts:
     unreadable: str | None = None
     lost: bool = False
     acted: set[object] | None = field(default=None, repr=False)
+    batch: RunningBatch | None = field(default=None, repr=False)
     derived: dict[Any, Any] | None = field(default=None, repr=False)
 
     @property
@@ -118,6 +122,7 @@ class PassFacts:
             takes_mask=True,
             mask_is_padding=self.encoder_mask_is_padding,
             acted=self.acted,
+            batch=self.batch,
             derived=derived,
         )
 

@@ -8,6 +8,7 @@ run in a different thread from the forward pass, so all threads see the calls th
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,11 @@ class EndedCalls:
             facts: the facts of the call.
         """
         self._ended.append(_Ended(start, next_node(), thread, facts))
+
+    def forget(self, threads: Collection[object]) -> None:
+        """Forget the calls of some threads."""
+        if self._ended:
+            self._ended = deque((call for call in self._ended if call.thread not in threads), maxlen=_REMEMBERED)
 
     def repeated(self) -> PassFacts | None:
         """Return the facts of the call that is repeated; ``None`` if it is not known.

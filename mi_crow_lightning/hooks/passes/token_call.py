@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from mi_crow_lightning.hooks.passes.facts import PassFacts, is_sequence
+from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.passes.token_module import Signature
 
 __all__ = ["Generation", "OuterCall", "of_beams", "read_facts", "with_masks_of_outer"]
@@ -130,6 +131,7 @@ def read_facts(
     learned: int = 0,
     kept: bool = False,
     acted: set[object] | None = None,
+    batch: RunningBatch | None = None,
 ) -> PassFacts:
     """Read the facts of a call.
 
@@ -142,6 +144,7 @@ def read_facts(
         learned: tokens of a learned prompt, which PEFT may put into the cache.
         kept: whether tensors that follow from the facts are kept with them.
         acted: the set that collects the sites whose hook has its effect in the pass.
+        batch: the batch that runs in this thread.
     """
     names = signature.names
     past = _cache_length(given.get("past_key_values")) if "past_key_values" in names else None
@@ -181,6 +184,7 @@ def read_facts(
         mask_is_padding=signature.padding_mask is not None,
         unreadable=None if mask is None or isinstance(mask, Tensor) else type(mask).__name__,
         acted=acted,
+        batch=batch,
         derived={} if kept else None,
     )
 

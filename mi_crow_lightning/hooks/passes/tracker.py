@@ -4,15 +4,17 @@ The ancestors of the watched layers report when they are entered and left. The o
 the pass: when it returns, the pass is over, and only then are errors of hooks raised or reported. One ancestor of each
 layer, its *token module*, also says which tokens are real, see ``token_module.py``.
 
-A forward pass belongs to the thread that runs it: two threads may run one model side by side.
+A forward pass belongs to the thread that runs it, with its batch: two threads may run one model side by side. Detectors
+add up what they see, and are for one thread at a time: `ThreadConflict` names the thread that comes second.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -20,6 +22,8 @@ from torch import nn
 from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.recomputes import EndedCalls, next_node
+from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
+from mi_crow_lightning.hooks.passes.threads import is_in_a_module, thread_name
 from mi_crow_lightning.hooks.passes.token_call import Generation, OuterCall, read_facts, with_masks_of_outer
 from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, virtual_tokens
 
@@ -33,20 +37,39 @@ _IDLE = "idle"  # stands before a site that did not act
 class _ThreadPass:
     """The running pass of one thread.
 
+    Args:
+        batch: the running batch.
+
     Attributes:
+        ident: the number of the thread.
+        batch: the batch that hooks see in this thread.
+        has_own_batch: whether this thread began it outside a Trainer, so that another thread's batch changes nothing.
+        is_second: whether the pass began while another thread's pass was running.
+        directly: whether a layer is being called that no watched module around it was called for.
+        without: IDs of the hooks that are left out of this thread's passes.
         calls: the watched modules that are being called, outermost first.
         outer: the running calls around token modules, outermost first, each with its arguments.
         tokens: for each token module, the facts of its running call, or of its last call in the batch; under ``None``
             the facts of the running pass for layers without a token module.
         starts: for each token module, and under ``None`` for the pass, the number of the call's first autograd node.
-        failed: IDs of the hooks that failed in the pass.
+        failed: IDs of the hooks that failed in the pass, and of those that are left out.
         errors: their errors, each with its hook.
         first_widths: for each token module, the width of the first pass with an empty cache.
         generations: the running calls of ``generate``, outermost first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch: RunningBatch) -> None:
+        self.ident = threading.get_ident()
+        self.has_own_batch = False
+        self.is_second = False
+        self.directly = False
+        self.without: frozenset[str] = frozenset()
         self.generations: list[Generation] = []
+        self.begin(batch)
+
+    def begin(self, batch: RunningBatch) -> None:
+        """Forget all passes, because another batch begins."""
+        self.batch = batch
         self.tokens: dict[nn.Module | None, PassFacts] = {}
         self.first_widths: dict[nn.Module, int] = {}
         self.cut_short()
@@ -57,14 +80,23 @@ class _ThreadPass:
         self.outer: dict[nn.Module, OuterCall] = {}
         self.starts: dict[nn.Module | None, int] = {}
         self.errors: list[tuple[HookError, Any]] = []
-        self.failed: set[str] = set()
+        self.failed = set(self.without)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread is in a pass, or in a call of ``generate``, and not merely left in one by a Ctrl-C."""
+        return bool(self.generations) or (bool(self.calls) and is_in_a_module(self.ident))
 
 
 class _Threads(threading.local):
-    """The state of each thread, found with one look-up."""
+    """The state of each thread, found with one look-up.
 
-    def __init__(self) -> None:
-        self.state = _ThreadPass()
+    Args:
+        made: makes the state of a thread.
+    """
+
+    def __init__(self, made: Callable[[], _ThreadPass]) -> None:
+        self.state = made()
 
 
 class Passes(Generic[H]):
@@ -72,17 +104,27 @@ class Passes(Generic[H]):
 
     Args:
         over: called when a pass is over, with its errors, each with its hook, and its output.
+        second: called when a pass has begun that runs beside another thread's.
 
     Attributes:
         threads: its ``state`` is the running pass of this thread.
+        direct_calls: held by a thread while a detector sees a layer that is called outside a pass.
         acted: the sites whose hook had its effect when it was last called in the batch: used by a recompute whose pass
             is not known.
     """
 
-    def __init__(self, over: Callable[[list[tuple[HookError, H]], Any], None]) -> None:
-        self.threads = _Threads()
+    def __init__(
+        self, over: Callable[[list[tuple[HookError, H]], Any], None], second: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._batch = NO_BATCH
+        self._lock = threading.Lock()
+        self._states: WeakSet[_ThreadPass] = WeakSet()
+        self._running: dict[int, _ThreadPass] = {}  # the threads that are in a pass, or in a call of `generate`
+        self._first: _ThreadPass | None = None
+        self.threads = _Threads(self._new_state)
+        self.direct_calls = threading.RLock()
         self.acted: set[object] = set()
-        self._over = over
+        self._over, self._second = over, second
         self._signatures: dict[nn.Module, Signature] = {}
         self._outer: dict[nn.Module, Signature] = {}
         self._ended: dict[nn.Module | None, EndedCalls] = {None: EndedCalls()}
@@ -101,13 +143,45 @@ class Passes(Generic[H]):
             self._outer.update({outer: Signature.of(outer, []) for outer in outside if takes_a_mask(outer)})
         return self._signatures[module]
 
-    def reset(self) -> None:
-        """Forget all passes, because the next batch begins; errors of an interrupted pass are lost too."""
-        generations = self.threads.state.generations
-        self.threads = _Threads()  # nothing of the batch before counts, in other threads either
-        self.threads.state.generations = generations
+    def begin(self, batch: RunningBatch) -> None:
+        """Begin a batch: forget all passes before it; errors of an interrupted pass are lost too.
+
+        In a Trainer it is the batch of all threads. Outside, each thread may begin its own. A pass that another thread
+        is in goes on with the batch that it began with.
+        """
+        here = self.threads.state
+        with self._lock:
+            here.has_own_batch, self._batch = batch.moment is None, batch
+            begun = [one for one in self._states if one is here or not (one.calls or one.generations)]
+            begun = [one for one in begun if one is here or not one.has_own_batch]
+            for one in begun:
+                one.begin(batch)
+            for ended in self._ended.values():
+                ended.forget(begun)
         self.acted.clear()
-        self._ended = {module: EndedCalls() for module in self._ended}
+
+    def _new_state(self) -> _ThreadPass:
+        with self._lock:
+            state = _ThreadPass(self._batch)
+            self._states.add(state)
+        return state
+
+    @contextmanager
+    def leaving_out(self, hook_ids: Iterable[str]) -> Iterator[None]:
+        """Leave hooks out of the passes of this thread, and of no other, for as long as the block runs."""
+        here = self.threads.state
+        before, here.without = here.without, here.without | frozenset(hook_ids)
+        here.failed |= here.without
+        try:
+            yield
+        finally:
+            here.failed -= here.without - before
+            here.without = before
+
+    def other_threads(self) -> list[str]:
+        """Return the names of the other threads that are in a pass."""
+        here = self.threads.state
+        return [thread_name(one.ident) for one in list(self._running.values()) if one is not here and one.is_running]
 
     def facts_at(self, modules: Sequence[nn.Module], recomputing: bool = False) -> PassFacts:
         """Return the facts of the running pass, or of the pass that is recomputed, as read at token modules.
@@ -130,22 +204,25 @@ class Passes(Generic[H]):
     @contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
         """Note the running ``generate`` of this thread for as long as the block runs."""
-        generations = self.threads.state.generations
-        generations.append(generation)
+        here = self.threads.state
+        here.generations.append(generation)
+        self._start(here)
         try:
             yield
         finally:
-            generations.pop()
+            here.generations.pop()
+            self._stop(here)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that an ancestor is called."""
         here = self.threads.state
         if module in here.calls:
             here.cut_short()  # as after a Ctrl-C: torch does not report that these calls are over
-        if not here.calls:
-            here.tokens[None] = PassFacts(generating=bool(here.generations), acted=_acted(), derived={})
-            here.starts[None] = next_node()
-        here.calls.append(module)
+        begins = not here.calls
+        with self._lock:  # a batch that another thread begins must not forget half of this
+            if begins:
+                self._begin_pass(here)
+            here.calls.append(module)
         if module in self._outer:
             outer = self._outer[module]
             here.outer[module] = (outer, outer.given(args, kwargs))
@@ -153,6 +230,37 @@ class Passes(Generic[H]):
         if signature is not None:
             here.tokens[module] = self._read(module, signature, signature.given(args, kwargs))
             here.starts[module] = next_node()
+        if begins and here.is_second and self._first is not None:
+            self._second(thread_name(self._first.ident))
+
+    def _begin_pass(self, here: _ThreadPass) -> None:
+        if here.batch is not self._batch and not here.has_own_batch:
+            here.begin(self._batch)  # the last pass of this thread ended after another one began this batch
+        acted = _acted()
+        here.tokens[None] = PassFacts(generating=bool(here.generations), acted=acted, derived={}, batch=here.batch)
+        here.starts[None] = next_node()
+        if acted is not None:  # else it is a recompute, which belongs to a pass that is over
+            self._start(here)
+
+    def _start(self, here: _ThreadPass) -> None:
+        """Note that a thread is in a pass, and whether another one was first."""
+        self._running[here.ident] = here
+        here.is_second = len(self._running) > 1 and self._is_second(here)
+        if not here.is_second:
+            self._first = here
+
+    def _is_second(self, here: _ThreadPass) -> bool:
+        """Return whether a pass that begins in this thread runs beside one of the thread that was first."""
+        for one in list(self._running.values()):
+            if one is not here and not one.is_running:
+                self._running.pop(one.ident, None)
+        first = self._first
+        return first is not None and first is not here and self._running.get(first.ident) is first
+
+    def _stop(self, here: _ThreadPass) -> None:
+        """Note that a thread is no longer in a pass, if it is not in an outer one."""
+        if not here.calls and not here.generations:
+            self._running.pop(here.ident, None)
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """Note that an ancestor returned or raised."""
@@ -167,12 +275,14 @@ class Passes(Generic[H]):
         if not here.calls:
             self._end(None)
             here.tokens.pop(None, None)
+            self._stop(here)
             self.settle(output)
 
     def forget(self, module: nn.Module) -> None:
         """Forget an ancestor that is no longer watched, because the end of a running call will not be reported."""
         here = self.threads.state
         here.calls = [called for called in here.calls if called is not module]
+        self._stop(here)
 
     def failed(self, error: HookError, hook: H) -> None:
         """Note that a hook failed: it stays out of the rest of the pass, and its error waits until the pass is over."""
@@ -212,7 +322,7 @@ class Passes(Generic[H]):
         """Raise or report the errors of a pass that is over, even if nothing watches its modules any more."""
         here = self.threads.state
         errors, here.errors = here.errors, []
-        here.failed.clear()
+        here.failed = set(here.without)
         if errors:
             self._over(errors, output)
 
@@ -227,7 +337,9 @@ class Passes(Generic[H]):
         generation = here.generations[-1] if here.generations else None
         learned = max(map(virtual_tokens, here.calls))
         width = here.first_widths.get(module)
-        facts = read_facts(module, given, signature, generation, width, learned, kept=True, acted=_acted())
+        facts = read_facts(
+            module, given, signature, generation, width, learned, kept=True, acted=_acted(), batch=here.batch
+        )
         if here.outer:
             facts = with_masks_of_outer(facts, list(reversed(here.outer.values())))
         if generation is not None and facts.prompt_mask is not None and facts.mask is None and not facts.unreadable:

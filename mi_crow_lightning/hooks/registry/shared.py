@@ -22,6 +22,7 @@ class Shared:
 
     Args:
         over: called when a pass is over, with its errors, each with its hook, and its output.
+        second: called when a pass has begun that runs beside another thread's, with that thread's name.
         device: the model's device.
 
     Attributes:
@@ -31,8 +32,13 @@ class Shared:
         effects: counts what hooks change; ``None`` to count nothing.
     """
 
-    def __init__(self, over: Callable[[list[tuple[HookError, Hook]], Any], None], device: torch.device) -> None:
-        self.passes: Passes[Hook] = Passes(over)
+    def __init__(
+        self,
+        over: Callable[[list[tuple[HookError, Hook]], Any], None],
+        second: Callable[[str], None],
+        device: torch.device,
+    ) -> None:
+        self.passes: Passes[Hook] = Passes(over, second)
         self.running: RunningBatch = NO_BATCH
         self.traced = TracedBatch(device)
         self.effects: Effects | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.addressing.signatures import Match
+from mi_crow_lightning.errors import ThreadConflict
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -20,6 +23,7 @@ from mi_crow_lightning.hooks.passes.layer_channels import channels_of
 from mi_crow_lightning.hooks.passes.queries import queries_of
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
+from mi_crow_lightning.hooks.passes.threads import modules_being_called, thread_name
 from mi_crow_lightning.hooks.registry.calling import (
     call,
     call_again,
@@ -27,6 +31,7 @@ from mi_crow_lightning.hooks.registry.calling import (
     call_observe,
     observes_only,
     way_to,
+    wrapped,
 )
 from mi_crow_lightning.hooks.registry.shared import Shared
 from mi_crow_lightning.hooks.schedules import Stage
@@ -89,6 +94,7 @@ class Site(InertWhenCopied):
         self._way, self._observes_only, self._edits = way_to(hook), observes_only(hook), hook.edits
         self._has_several_sources = len(token_sources) > 1
         self._fired_in: RunningBatch | None = None
+        self._put_on_by = 0  # the thread
 
     @property
     def on(self) -> bool:
@@ -123,6 +129,7 @@ class Site(InertWhenCopied):
                 way_to(self.hook),
                 observes_only(self.hook),
             )  # another method may have been set since
+            self._put_on_by = threading.get_ident()
             self._handle = attach(self.match.module, self, self.hook.hook_type, outside=not self.is_traced)
             self._watchers.attach(self._watched)
 
@@ -141,16 +148,19 @@ class Site(InertWhenCopied):
             return self._in_graph(module, args, kwargs, output, shared.running)
         if running.context is not None:  # a hook is running the model: hooks stay out of that pass
             return None
-        hook, batch, passes = self.hook, shared.running, shared.passes
-        if batch is not self._fired_in:
-            self._fired_in = batch
-            self.fired.add(batch.stage)
+        hook, passes = self.hook, shared.passes
         # Inside a backward pass, a layer runs only because gradient checkpointing runs it again.
         if _graph_task() != -1:
             return self._again(module, args, kwargs, output)
         here = passes.threads.state
+        batch = here.batch
+        if batch is not self._fired_in:
+            self._fired_in = batch
+            self.fired.add(batch.stage)
         facts = None if self._has_several_sources else here.tokens.get(self._source)
         if facts is None:
+            if not here.calls and not here.directly:
+                return self._outside_a_pass(module, args, kwargs, output)
             facts = passes.facts_at(self.token_sources)
         if not hook._enabled or hook._off_by_failure or (here.failed and hook.id in here.failed):
             passes.note_idle(self, facts)
@@ -166,9 +176,32 @@ class Site(InertWhenCopied):
         if not self._edits:
             return call(hook, self._way, ctx, module, passes)
         result = call(hook, self._way, ctx, module, passes, self)
-        if result is not None and shared.effects is not None:
+        if result is not None and shared.effects is not None and not here.is_second:
             shared.effects.note(hook.id, hook.hook_type, ctx, result)
         return result
+
+    def _outside_a_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Call the hook where no watched module around the layer was called: one thread at a time.
+
+        Raises:
+            HookError: the hook was put on by another thread while this one was in the middle of a pass.
+        """
+        passes = self._shared.passes
+        here = passes.threads.state
+        if self._put_on_by != here.ident and any(called in self._watched for called in modules_being_called()):
+            error = ThreadConflict(
+                f"thread {thread_name(self._put_on_by)!r} put the hook on while thread {thread_name(here.ident)!r} was "
+                "in the middle of a pass through the model, which the hook would see in part. Let threads finish their "
+                "passes before hooks are put on."
+            )
+            passes.failed(wrapped(self.hook, error, HookContext(self.place, here.batch)), self.hook)
+            return None
+        here.directly = True
+        try:
+            with passes.direct_calls if not self._edits else nullcontext():
+                return self(module, args, kwargs, output)
+        finally:
+            here.directly = False
 
     def _again(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Repeat in a recompute the effect that the hook had, if any; a detector has already seen the activation."""
@@ -177,7 +210,8 @@ class Site(InertWhenCopied):
         if facts is None or not passes.acted_in(self, facts, self.match.name):
             return None
         facts, axes = facts.at_layer(args, kwargs), axes_of_call(self._axes, args)
-        ctx = HookContext(self.place, self._shared.running, facts, axes, args, kwargs, output, recomputing=True)
+        batch = facts.batch if facts.batch is not None else self._shared.running
+        ctx = HookContext(self.place, batch, facts, axes, args, kwargs, output, recomputing=True)
         return call_again(self.hook, self._way, ctx, module)
 
     def _in_graph(
