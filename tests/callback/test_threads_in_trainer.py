@@ -193,7 +193,8 @@ class Straddling(Module):
             self.model.model.layers[0].register_forward_pre_hook(wait)
             self.thread = In(torch.inference_mode()(lambda: self.model(**batch)), "straddles")
             assert self.inside.wait(20), self.thread.join()
-        return batch_idx
+            return batch_idx
+        return self.model(**batch).logits
 
     def end(self) -> None:
         self.go.set()
