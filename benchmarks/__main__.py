@@ -30,6 +30,7 @@ from benchmarks.rows_logging import event, moved
 from benchmarks.rows_memory import memory
 from benchmarks.rows_sites import sites
 from benchmarks.rows_steering import steering
+from benchmarks.rows_tab import tab
 from benchmarks.rows_tensor import accuracy, one_tensor
 from benchmarks.rows_watching import forward, training
 
@@ -51,6 +52,16 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
     yield "compiled model", lambda: compiled(compile_case, rounds)
     yield "log step", moved
     yield "event file", lambda: event(2 if quick else 60)
+    yield "tab in TensorBoard", not_with_quick if quick else tab
+
+
+def not_with_quick() -> Section:
+    """Leave out a row.
+
+    Raises:
+        NotRun: always.
+    """
+    raise NotRun("--quick opens no browser")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,17 @@ ENTRY = "/static/index.js"
 
 FILES: tuple[str, ...] = (
     *("index.js", "app.js", "api.js", "choices.js", "colours.js", "dom.js", "heatmap.js", "host.js", "layers.js"),
-    *("detail.js", "histogram.js", "legend.js", "lines.js", "numbers.js", "state.js", "style.css", "table.js"),
+    *(
+        "detail.js",
+        "histogram.js",
+        "legend.js",
+        "lines.js",
+        "numbers.js",
+        "profile.js",
+        "state.js",
+        "style.css",
+        "table.js",
+    ),
     *("toolbar.js", "view.js", "uplot/uPlot.esm.js", "uplot/uPlot.min.css"),
 )
 """Every file of the page, below ``static/``."""

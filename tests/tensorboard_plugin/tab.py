@@ -75,10 +75,15 @@ class Tab:
             return [box.x + Number(left) + {column + 0.5} * cellWidth, box.y + top + rowHeight / 2];
             }})()"""
         )
-        frame = self.page.run(
+        frame = self.corner()
+        return inside[0] + frame[0], inside[1] + frame[1]
+
+    def corner(self) -> tuple[float, float]:
+        """The corner of the tab, as a point of the window."""
+        x, y = self.page.run(
             f"(({{x, y}}) => [x, y])(document.querySelector('iframe[src*=\"{FRAME}\"]').getBoundingClientRect())"
         )
-        return inside[0] + frame[0], inside[1] + frame[1]
+        return x, y
 
     def click(self, row: int, column: int) -> None:
         """Click on a cell of the heatmap."""

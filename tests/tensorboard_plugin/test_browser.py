@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
+from benchmarks import rows_tab
 from mi_crow_lightning.loggers import HistoryRow, read_compact
 from tests.tensorboard_plugin.browser import Browser, chromium
 from tests.tensorboard_plugin.logs import BLOCKS, write_plain, write_run
@@ -222,6 +223,26 @@ def test_two_runs_are_subtracted(tab: Tab, log: Path) -> None:
     assert [np.float32(text) for text in rows[1][1:]] == [np.float32(one), np.float32(two), np.float32(one - two)]
 
 
+def test_two_steps_stand_side_by_side(tab: Tab, log: Path) -> None:
+    tab.open(run="one", name="rms", layer=BLOCKS[1], step=30)
+    tab.press("Profile")
+    tab.choose("Beside step", "4")
+    head, *rows = tab.table(".numbers")
+    assert head == ["statistic", "one, step 30", "one, step 4", "difference"] and rows[1][0] == "rms"
+    now, then = (np.float32(value_of(log, "one", "rms", BLOCKS[1], step)) for step in (30, 4))
+    assert [np.float32(text) for text in rows[1][1:3]] == [now, then]
+    assert np.float32(rows[1][3]) == np.float32(float(now) - float(then))
+    profile = "document.querySelector('section[aria-label^=Profile]')"
+    texts = tab.run(f"[...{profile}.querySelectorAll('.key, h3')].map((one) => one.textContent)")
+    assert texts == ["step 30", "step 4", "rms over model.layers"]
+    of_box = "({x, y, width, height}) => [x, y, width, height]"
+    box = tab.run(f"({of_box})({profile}.querySelector('.u-over').getBoundingClientRect())")
+    frame = tab.corner()
+    tab.page.click(frame[0] + box[0] + box[2] * 0.6, frame[1] + box[1] + box[3] / 2)  # the fourth of six layers
+    tab.ready()
+    assert tab.run("document.querySelector('.detail h2').textContent") == BLOCKS[3]
+
+
 def test_encoder_and_decoder_are_apart(tab: Tab) -> None:
     tab.open(run="stacks")
     tops = [float(top) for top in tab.run("document.querySelector('.overlay').dataset.tops").split()]
@@ -300,6 +321,12 @@ def test_other_ways_to_start_tensorboard(options: tuple[str], page: Browser, log
         assert last_number(tab.readout) == np.float32(value_of(log, "one", "rms", BLOCKS[3], 14))
         assert tab.page.run("location.href").startswith(address)
         assert not [error for error in page.errors if "/font-roboto/" not in error]  # TensorBoard's own, with a prefix
+
+
+def test_the_benchmark_measures_it() -> None:
+    section = rows_tab.tab(layers=3, steps=4, rounds=1)
+    assert len(section.lines) == 2 and len(section.targets) == 4
+    assert all(target.value is not None and 1 < target.value < 60_000 for target in section.targets)
 
 
 @pytest.mark.parametrize("dark", [False, True])

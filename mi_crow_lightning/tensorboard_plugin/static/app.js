@@ -9,6 +9,7 @@ import { Heatmap } from "./heatmap.js";
 import { chosenRows } from "./layers.js";
 import { legend } from "./legend.js";
 import { exact, nearest } from "./numbers.js";
+import { Profile } from "./profile.js";
 import { linkTo, readAddress, writeAddress } from "./state.js";
 import { Table } from "./table.js";
 import { Toolbar } from "./toolbar.js";
@@ -29,8 +30,9 @@ export class App {
       brush: (first, last) => this.change({ from: this.view.steps[first], to: this.view.steps[last] }),
     });
     this.table = new Table();
+    this.profile = new Profile((layer) => this.change({ layer }));
     this.detail = new Detail({ close: () => this.change({ layer: null }), step: (step) => this.change({ step }) });
-    const parts = [this.toolbar.root, this.legend, this.heatmap.root, this.readout, this.table.root, this.detail.root];
+    const parts = [this.toolbar.root, this.legend, this.heatmap.root, this.readout, this.profile.root, this.table.root, this.detail.root];
     this.body = element("div", {}, ...parts);
     this.root = element("main", {}, this.title, this.notes, this.body);
     root.replaceChildren(this.root);
@@ -102,7 +104,7 @@ export class App {
 
   drawDetail() {
     const { from, to } = this.state;
-    this.detail.show(this.details, { from, to, step: this.view.steps[this.column()] ?? null });
+    this.detail.show(this.details, { from, to, step: this.stepOf(this.column()), beside: this.stepOf(this.beside()) });
   }
 
   /** Draw again what is there, in other colours. */
@@ -133,8 +135,11 @@ export class App {
     });
     if (this.heatmap.cell) this.say(...this.heatmap.cell); // another number may be there now
     else this.readout.textContent = "";
-    if (state.table !== null) this.table.show({ rows: this.rows, view: this.view, column, ...this.chosen });
-    else this.table.hide();
+    const shown = { rows: this.rows, view: this.view, column, beside: this.beside(), layer: state.layer, ...this.chosen };
+    for (const [part, is] of [[this.profile, state.profile], [this.table, state.table]]) {
+      if (is !== null && this.view.steps.length) part.show(shown);
+      else part.hide();
+    }
     this.note([...this.summary(), ...this.problems()]);
     writeAddress(this.state);
   }
@@ -145,6 +150,16 @@ export class App {
     return this.state.step === null ? steps.length - 1 : nearest(steps, this.state.step);
   }
 
+  /** Return the column of the other step that is shown beside it, or `null`. */
+  beside() {
+    const { steps } = this.view;
+    return this.state.beside === null || !steps.length || this.other ? null : nearest(steps, this.state.beside);
+  }
+
+  stepOf(column) {
+    return column === null ? null : (this.view.steps[column] ?? null);
+  }
+
   summary() {
     const { run, series, compare } = this.chosen;
     const { layers, steps } = this.view;
@@ -153,7 +168,7 @@ export class App {
     const lines = [`${what}: ${size}.`];
     const { samples } = this.index;
     if (samples && this.matrix.steps.length >= samples) {
-      lines.push(`TensorBoard keeps ${samples} steps of a run, chosen at random: start it with --samples_per_plugin mi_crow_lightning=0 to keep all.`);
+      lines.push(`TensorBoard keeps ${samples} steps, of more a random choice: start it with --samples_per_plugin mi_crow_lightning=0 to keep all.`);
     }
     if (compare && !steps.length) lines.push("The two runs have no step in common.");
     if (this.heatmap.crowded) lines.push("Where several steps share a pixel, it has the colour of the number that is largest in size.");

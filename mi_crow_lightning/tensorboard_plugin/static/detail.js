@@ -4,7 +4,7 @@ import { fetchHistograms, fetchLayer } from "./api.js";
 import { asked } from "./choices.js";
 import { element } from "./dom.js";
 import { histogramPicture } from "./histogram.js";
-import { lineChart } from "./lines.js";
+import { colourKey, lineChart } from "./lines.js";
 import { exact, nearest } from "./numbers.js";
 
 /** The panel of a layer. `on.close()`, and `on.step(step)` for a step that is chosen in it. */
@@ -38,16 +38,25 @@ export class Detail {
   }
 
   /** Draw what was read, in a range of steps. */
-  show(read, { from, to, step }) {
+  show(read, { from, to, step, beside }) {
     this.clear();
     this.root.hidden = false;
     this.title.textContent = read.layer;
     const choose = (chosen) => this.on.step(chosen);
     const pairs = read.statistics.map((one) => [one, read.others?.find(({ name }) => name === one.name)].filter(Boolean));
-    this.charts = pairs.map((lines) => lineChart(lines[0].name, lines.map((line) => within(line, from, to)), step, choose));
-    const key = read.compare ? element("p", { className: "notes" }, ...colourKey(read)) : "";
+    this.charts = pairs.map((lines) =>
+      lineChart({
+        title: lines[0].name,
+        lines: lines.map((line) => within(line, from, to)),
+        marked: step,
+        say: (place) => `step ${place}`,
+        ticks: String,
+        choose,
+      }),
+    );
+    const key = read.compare ? colourKey([read.run.name, read.compare.name]) : "";
     const charts = element("div", { className: "charts" }, ...this.charts.map((chart) => chart.root));
-    this.body.append(key, charts, element("div", { className: "sides" }, histogramOf(read, from, to, step, choose), numbers(read, pairs, step)));
+    this.body.append(key, charts, element("div", { className: "sides" }, histogramOf(read, from, to, step, choose), numbers(read, pairs, step, beside)));
   }
 }
 
@@ -63,7 +72,7 @@ async function histogramsOf(run, series, layer) {
 
 function within({ steps, values }, from, to) {
   const kept = Array.from(steps, (_, at) => at).filter((at) => (from === null || steps[at] >= from) && (to === null || steps[at] <= to));
-  return { steps: kept.map((at) => steps[at]), values: kept.map((at) => values[at]) };
+  return { x: kept.map((at) => steps[at]), y: kept.map((at) => values[at]) };
 }
 
 function histogramOf({ histograms, run }, from, to, step, choose) {
@@ -72,31 +81,22 @@ function histogramOf({ histograms, run }, from, to, step, choose) {
   return element("div", {}, ...(shown.length ? shown : [element("p", { className: "notes" }, "There is no histogram of this layer.")]));
 }
 
-function numbers({ run, compare }, pairs, step) {
-  const heads = compare ? ["statistic", run.name, compare.name, "difference"] : ["statistic", run.name];
-  const rows = pairs.map(([one, other]) => {
-    const values = [valueAt(one, step)];
-    if (compare) values.push(other ? valueAt(other, step) : NaN);
-    if (compare) values.push(values[0] - values[1]);
-    return element("tr", {}, element("th", { scope: "row" }, one.name), ...values.map((value) => element("td", {}, exact(value))));
+function numbers({ run, compare }, pairs, step, beside) {
+  const columns = [[compare || beside !== null ? `${run.name}, step ${step}` : run.name, ([one]) => valueAt(one, step)]];
+  if (compare) columns.push([`${compare.name}, step ${step}`, ([, other]) => (other ? valueAt(other, step) : NaN)]);
+  else if (beside !== null) columns.push([`${run.name}, step ${beside}`, ([one]) => valueAt(one, beside)]);
+  if (columns.length > 1) columns.push(["difference", (pair) => columns[0][1](pair) - columns[1][1](pair)]);
+  const rows = pairs.map((pair) => {
+    const cells = columns.map(([, value]) => element("td", {}, exact(value(pair))));
+    return element("tr", {}, element("th", { scope: "row" }, pair[0].name), ...cells);
   });
-  const head = element("thead", {}, element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text))));
-  const table = element("table", { className: "numbers" }, element("caption", {}, `Numbers at step ${step}`), head, element("tbody", {}, ...rows));
+  const heads = ["statistic", ...columns.map(([text]) => text)].map((text) => element("th", { scope: "col" }, text));
+  const caption = element("caption", {}, `Numbers at step ${step}`);
+  const table = element("table", { className: "numbers" }, caption, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
   return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Numbers of the layer" }, table);
 }
 
 function valueAt({ steps, values }, step) {
   const at = nearest(steps, step);
   return steps[at] === step ? values[at] : NaN;
-}
-
-function colourKey({ run, compare }) {
-  return [
-    ["--first", run.name],
-    ["--second", compare.name],
-  ].map(([colour, name]) => {
-    const square = element("span", { className: "swatch" });
-    square.style.background = `var(${colour})`;
-    return element("span", { className: "key" }, square, name);
-  });
 }

@@ -177,14 +177,16 @@ export class Heatmap {
     if (!this.picture) return;
     const { chosenColumn = -1, chosenRow = -1 } = this.picture;
     context.strokeStyle = themed("--text");
-    if (chosenColumn >= 0) this.frame(context, 4, this.bottom - 4, chosenColumn, chosenColumn, 1);
+    if (chosenColumn >= 0 && this.tops.length) {
+      this.frame(context, this.tops[0], this.bottom - this.tops[0], chosenColumn, chosenColumn, 1);
+    }
     if (chosenRow >= 0 && this.tops.length) {
       this.frame(context, this.tops[chosenRow], this.rowHeight, 0, this.picture.steps.length - 1, 1);
     }
     if (this.brushed) {
       context.fillStyle = themed("--brush");
       const [first, last] = this.brushed;
-      context.fillRect(this.left + first * this.cellWidth, 4, (last - first + 1) * this.cellWidth, this.bottom - 4);
+      context.fillRect(this.left + first * this.cellWidth, this.tops[0], (last - first + 1) * this.cellWidth, this.bottom - this.tops[0]);
     }
     if (this.cell && this.tops.length) {
       context.strokeStyle = themed("--cursor");

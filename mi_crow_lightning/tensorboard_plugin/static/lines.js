@@ -1,4 +1,4 @@
-// Lines over the steps, drawn by uPlot.
+// Lines, drawn by uPlot.
 
 import uPlot from "./uplot/uPlot.esm.js";
 import { element, themed } from "./dom.js";
@@ -7,55 +7,62 @@ import { exact, short } from "./numbers.js";
 const HEIGHT = 150;
 
 /**
- * Return a chart of one statistic over the steps.
+ * Return a chart: `{root, destroy}`.
  *
  * @param title its heading.
- * @param lines `[{steps, values}]`, of one run or two.
- * @param step the step that is marked.
- * @param choose called with a step that is clicked.
+ * @param lines one or two, `{x, y}` each, `x` ascending.
+ * @param marked the place on the x axis that is marked, or `null`.
+ * @param say the words for a place on the x axis.
+ * @param ticks the words for it on the axis, where they are not its number.
+ * @param choose called with a place that is clicked.
  */
-export function lineChart(title, lines, step, choose) {
+export function lineChart({ title, lines, marked = null, say, ticks = short, choose }) {
   const heading = element("h3", {}, title);
   const place = element("div", {});
-  const root = element("figure", { className: "chart", role: "group", "aria-label": `${title} over the steps` }, heading, place);
-  const steps = [...new Set(lines.flatMap((line) => Array.from(line.steps)))].sort((a, b) => a - b);
-  const values = lines.map((line) => onto(steps, line));
+  const root = element("figure", { className: "chart", role: "group", "aria-label": title }, heading, place);
+  const all = [...new Set(lines.flatMap((line) => Array.from(line.x)))].sort((a, b) => a - b);
+  const values = lines.map((line) => onto(all, line));
+  const dots = { show: all.length < 40, size: 5 };
   const options = {
     width: 280,
     height: HEIGHT,
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false } },
     scales: { x: { time: false } },
-    series: [{}, ...lines.map((_, at) => ({ stroke: () => themed(at ? "--second" : "--first"), width: 1.5, points: { show: steps.length < 20 } }))],
-    axes: [axis(24), { ...axis(56), space: 28, values: (_, ticks) => ticks.map(short) }],
-    hooks: { setCursor: [read], draw: [(plot) => mark(plot, step)] },
+    series: [{}, ...lines.map((_, at) => ({ stroke: () => themed(at ? "--second" : "--first"), width: 1.5, points: dots }))],
+    axes: [axis({ size: 24, incrs: WHOLE, values: (_, at) => at.map(ticks) }), axis({ size: 56, space: 28, values: (_, at) => at.map(short) })],
+    hooks: { setCursor: [read], draw: [(plot) => mark(plot, marked)] },
   };
-  const plot = new uPlot(options, [steps, ...values], place);
-  plot.over.addEventListener("click", () => plot.cursor.idx !== null && choose(steps[plot.cursor.idx]));
+  const plot = new uPlot(options, [all, ...values], place);
+  plot.over.addEventListener("click", () => plot.cursor.idx !== null && choose(all[plot.cursor.idx]));
   const resized = new ResizeObserver(() => root.clientWidth && plot.setSize({ width: root.clientWidth, height: HEIGHT }));
   resized.observe(root);
   return { root, destroy: () => (resized.disconnect(), plot.destroy()) };
 
   function read({ cursor: { idx } }) {
-    const here = idx === null || idx === undefined ? "" : values.map((row) => exact(row[idx] ?? NaN)).join(" and ");
-    heading.textContent = here ? `${title}: ${here} at step ${steps[idx]}` : title;
+    const known = idx !== null && idx !== undefined;
+    const numbers = known ? values.map((row) => exact(row[idx] ?? NaN)).join(" and ") : "";
+    heading.textContent = known ? `${title}: ${numbers} at ${say(all[idx])}` : title;
   }
 }
 
-function axis(size) {
-  return { stroke: () => themed("--text"), grid: { stroke: () => themed("--grid"), width: 1 }, ticks: { show: false }, size, font: "11px Roboto, system-ui, sans-serif" };
+const WHOLE = [1, 2, 5].flatMap((digit) => Array.from({ length: 12 }, (_, zeros) => digit * 10 ** zeros)).sort((a, b) => a - b);
+
+function axis(options) {
+  const grid = { stroke: () => themed("--grid"), width: 1 };
+  return { stroke: () => themed("--text"), grid, ticks: { show: false }, font: "11px Roboto, system-ui, sans-serif", ...options };
 }
 
-function onto(steps, line) {
-  const at = new Map(Array.from(line.steps, (step, index) => [step, index]));
-  return steps.map((step) => {
-    const value = at.has(step) ? line.values[at.get(step)] : NaN;
+function onto(all, { x, y }) {
+  const at = new Map(Array.from(x, (place, index) => [place, index]));
+  return all.map((place) => {
+    const value = at.has(place) ? y[at.get(place)] : NaN;
     return Number.isFinite(value) ? value : null; // a gap: there is no place for nan and infinity
   });
 }
 
-function mark(plot, step) {
-  const x = plot.valToPos(step, "x", true);
+function mark(plot, marked) {
+  const x = marked === null ? NaN : plot.valToPos(marked, "x", true);
   const { left, top, width, height } = plot.bbox;
   if (!(x >= left && x <= left + width)) return;
   plot.ctx.save();
@@ -66,4 +73,14 @@ function mark(plot, step) {
   plot.ctx.lineTo(x, top + height);
   plot.ctx.stroke();
   plot.ctx.restore();
+}
+
+/** Return the words for the colours of two lines. */
+export function colourKey(names) {
+  const entries = names.map((name, at) => {
+    const square = element("span", { className: "swatch" });
+    square.style.background = `var(${at ? "--second" : "--first"})`;
+    return element("span", { className: "key" }, square, name);
+  });
+  return element("p", { className: "notes" }, ...entries);
 }

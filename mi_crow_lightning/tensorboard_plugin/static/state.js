@@ -16,11 +16,13 @@ export const INITIAL = Object.freeze({
   from: null,
   to: null,
   step: null, // null: the last one
+  beside: null, // another step
   layer: null,
   table: null,
+  profile: null,
 });
 
-const NUMBERS = new Set(["loader", "from", "to", "step"]);
+const NUMBERS = new Set(["loader", "from", "to", "step", "beside"]);
 
 /** Return the state that the address of TensorBoard's page holds. The plugin's page is a frame in that. */
 export function readAddress() {

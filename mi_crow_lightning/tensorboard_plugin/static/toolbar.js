@@ -24,14 +24,20 @@ export class Toolbar {
     this.stage = select((value) => named(["stage", "loader"], value));
     this.scale = select((value) => ({ scale: value }));
     this.order = select((value) => ({ order: value }));
+    this.beside = number("beside");
     this.from = number("from");
     this.to = number("to");
     this.search = element("input", { type: "search", placeholder: "e.g. *.attn", spellcheck: false });
     this.search.addEventListener("input", () => change({ search: this.search.value }));
     this.whole = element("button", { type: "button" }, "All steps");
     this.whole.addEventListener("click", () => change({ from: null, to: null }));
-    this.table = element("button", { type: "button", "aria-pressed": "false" }, "Table");
-    this.table.addEventListener("click", () => change({ table: this.table.getAttribute("aria-pressed") === "true" ? null : "1" }));
+    const toggle = (text, name) => {
+      const made = element("button", { type: "button", "aria-pressed": "false" }, text);
+      made.addEventListener("click", () => change({ [name]: made.getAttribute("aria-pressed") === "true" ? null : "1" }));
+      return made;
+    };
+    this.profile = toggle("Profile", "profile");
+    this.table = toggle("Table", "table");
     this.link = element("button", { type: "button" }, "Copy link");
     this.link.addEventListener("click", copy);
     fillSelect(this.scale, SCALES, "linear");
@@ -46,9 +52,10 @@ export class Toolbar {
       ["Find layers", this.search],
       ["From step", this.from],
       ["To step", this.to],
+      ["Beside step", this.beside],
     ];
     const made = fields.map(([text, control]) => labelled(text, control));
-    this.root = element("div", { className: "toolbar", role: "group", "aria-label": "What is shown" }, ...made, this.whole, this.table, this.link);
+    this.root = element("div", { className: "toolbar", role: "group", "aria-label": "What is shown" }, ...made, this.whole, this.profile, this.table, this.link);
   }
 
   /** Show the choices there are, and what is chosen. */
@@ -66,8 +73,11 @@ export class Toolbar {
     if (this.search.value !== state.search) this.search.value = state.search;
     this.from.value = state.from ?? "";
     this.to.value = state.to ?? "";
+    this.beside.value = state.beside ?? "";
+    this.beside.disabled = compare !== null; // the other run is beside it
     this.whole.disabled = state.from === null && state.to === null;
     this.table.setAttribute("aria-pressed", String(state.table !== null));
+    this.profile.setAttribute("aria-pressed", String(state.profile !== null));
   }
 }
 
