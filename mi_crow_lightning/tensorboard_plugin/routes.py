@@ -36,6 +36,7 @@ class Routes:
     def apps(self) -> dict[str, Callable[..., Any]]:
         """Return a WSGI application for each address."""
         answers = {"/index": self.index, "/matrix": self.matrix, "/layer": self.layer, "/histogram": self.histogram}
+        answers["/epochs"] = self.epochs
         return {address: get_only(answer) for address, answer in answers.items()}
 
     def index(self, request: Request) -> Response:
@@ -90,6 +91,11 @@ class Routes:
             return pack({"parts": len(parts)}, arrays)
 
         return binary(request, state, content)
+
+    def epochs(self, request: Request) -> Response:
+        """Answer with the first logged step of each epoch of a run, and the epoch."""
+        run = _parameter(request, "run")
+        return text(request, {"epochs": self._source.epochs(_where(request), run)})
 
 
 def _series_of(catalog: Catalog, layers: dict[tuple[str, ...], int]) -> dict[str, Any]:

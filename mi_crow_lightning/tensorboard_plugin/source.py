@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -15,7 +16,10 @@ from mi_crow_lightning.tensorboard_plugin.joining import Columns, Histograms, Ma
 from mi_crow_lightning.tensorboard_plugin.metadata import NAME, Series
 from mi_crow_lightning.tensorboard_plugin.plain_tags import of_scalar
 
-__all__ = ["NotThere", "Source", "Unreadable", "Where"]
+__all__ = ["EPOCH", "NotThere", "Source", "Unreadable", "Where"]
+
+EPOCH = "epoch"
+"""The tag of the scalar in which Lightning logs the epoch."""
 
 _ALL = 10**9  # TensorBoard's "all" is 0 for its user, and nothing for its data provider
 _KEPT = 64  # matrices that are kept decoded: those of a few runs
@@ -118,6 +122,16 @@ class Source:
         if drawing is None:
             raise NotThere(f"run {run!r:.200} has no {series.prefix} {series.name} of {layer!r:.200}")
         return list(_drawn(self._points("read_tensors", "histograms", where, run, [drawing])(drawing)))
+
+    def epochs(self, where: Where, run: str) -> list[tuple[int, float]]:
+        """Return the first logged step of each epoch, and the epoch, from the scalar that Lightning logs."""
+        points = self._points("read_scalars", "scalars", where, run, [EPOCH])(EPOCH)
+        by_step = {step: float(value[0]) for step, _, value in sorted(points, key=lambda point: point[1])}
+        found: list[tuple[int, float]] = []
+        for step in sorted(by_step):
+            if math.isfinite(by_step[step]) and (not found or found[-1][1] != by_step[step]):
+                found.append((step, by_step[step]))
+        return found
 
     def _list(self, method: str, plugin: str, where: Where, chosen: Any) -> dict[str, Any]:
         read = getattr(self._provider, method)

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import rows_tab
 from mi_crow_lightning.loggers import HistoryRow, read_compact
@@ -33,6 +34,9 @@ def write_log(folder: Path) -> Path:
     write_run(folder / "two", range(0, 40, 4), value=lambda name, layer, step: layer - 0.5 * step)
     write_run(folder / "stacks", range(8), layers=OTHER)
     write_plain(folder / "plain", range(6))
+    with SummaryWriter(str(folder / "plain")) as writer:
+        for step in range(6):
+            writer.add_scalar("epoch", step // 3, step)
     write_run(folder / "<b id=hit>hostile<b>", range(3), layers=HOSTILE, prefix="<i>x</i>")
     return folder
 
@@ -255,7 +259,10 @@ def test_encoder_and_decoder_are_apart(tab: Tab) -> None:
 def test_a_run_of_plain_scalars_is_shown(tab: Tab) -> None:
     tab.open(run="plain", name="rms")
     assert "6 of 6 layers, 6 of 6 steps" in tab.title
+    tab.click(0, 2)
+    assert tab.readout.startswith(f"{BLOCKS[0]}, step 2, epoch 0, rms ")
     tab.click(0, 5)
+    assert tab.readout.startswith(f"{BLOCKS[0]}, step 5, epoch 1, rms ")
     assert tab.run("document.querySelectorAll('.detail .heatmap').length") == 1
 
 

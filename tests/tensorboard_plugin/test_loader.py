@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -117,6 +119,11 @@ def until_whole(address: str) -> bytes:
     return content
 
 
+# TensorBoard 2.20 imports pkg_resources of setuptools, which is not among its dependencies.
+STARTS = not version("tensorboard").startswith("2.20.") or find_spec("pkg_resources") is not None
+
+
+@pytest.mark.skipif(not STARTS, reason="this TensorBoard does not start by itself")
 @pytest.mark.parametrize("options", [(), ("--load_fast=false",)], ids=["fast loader", "slow loader"])
 def test_a_real_tensorboard_has_the_tab_and_all_numbers(options: tuple[str, ...], tmp_path: Path) -> None:
     log, served = tmp_path / "log", tmp_path / "served"

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.data_provider import MultiplexerDataPr
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.core.core_plugin import CorePlugin
+from torch.utils.tensorboard import SummaryWriter
 from werkzeug.test import Client, TestResponse
 
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms
@@ -147,7 +148,7 @@ def test_a_dataloader_is_a_number(log: Log, loader: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-@pytest.mark.parametrize("route", ["index", "matrix", "layer", "histogram", "static/index.js"])
+@pytest.mark.parametrize("route", ["index", "matrix", "layer", "histogram", "epochs", "static/index.js"])
 def test_other_methods_are_refused(log: Log, route: str, method: str) -> None:
     response = log.get(route, method=method)
     assert response.status_code == 405 and response.headers["Allow"] == "GET, HEAD"
@@ -278,6 +279,16 @@ def test_a_growing_run_is_read_again(tmp_path: Path) -> None:
     second = log.get("matrix", run="run", **RMS, headers={"If-None-Match": state})
     assert second.status_code == 200 and second.headers["ETag"] != state
     assert unpack(second.data)[1]["steps"].tolist() == [*range(5)]
+
+
+def test_epochs_begin_where_lightning_logs_a_new_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", range(6))
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step, epoch in ((1, 0), (3, 0), (3, 0), (5, 1), (7, 1), (9, 2), (11, math.nan)):
+            writer.add_scalar("epoch", epoch, step)
+    log = Log(tmp_path)
+    assert json.loads(log.get("epochs", run="run").data) == {"epochs": [[1, 0.0], [5, 1.0], [9, 2.0]]}
+    assert json.loads(log.get("epochs", run="none").data) == {"epochs": []}
 
 
 def test_of_a_resumed_run_the_repeated_steps_count_once(tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ export async function fetchHistograms(run, series, layer) {
   }));
 }
 
+/** Return the first logged step of each epoch: `[[step, epoch]]`. */
+export async function fetchEpochs(run) {
+  return (await (await answer("epochs", { run })).json()).epochs;
+}
+
 async function packed(route, parameters) {
   const response = await answer(route, parameters);
   return { ...unpack(await response.arrayBuffer()), state: response.headers.get("ETag") };
@@ -41,7 +46,10 @@ async function answer(route, parameters) {
   }
   const response = await fetch(address);
   if (response.ok) return response;
-  const reason = await response.json().then((body) => body.error, () => response.statusText);
+  const reason = await response.json().then(
+    (body) => body.error,
+    () => response.statusText,
+  );
   throw new Error(reason || `the server answered ${response.status}`);
 }
 

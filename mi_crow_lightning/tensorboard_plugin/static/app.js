@@ -1,6 +1,6 @@
 // The tab: what is chosen, what was read, and what is drawn of it.
 
-import { fetchIndex, fetchMatrix } from "./api.js";
+import { fetchEpochs, fetchIndex, fetchMatrix } from "./api.js";
 import { asked, resolve, stageText } from "./choices.js";
 import { makeScale } from "./colours.js";
 import { Detail } from "./detail.js";
@@ -13,7 +13,7 @@ import { Profile } from "./profile.js";
 import { linkTo, readAddress, writeAddress } from "./state.js";
 import { Table } from "./table.js";
 import { Toolbar } from "./toolbar.js";
-import { makeView } from "./view.js";
+import { makeView, marksOf } from "./view.js";
 
 export class App {
   constructor(root) {
@@ -24,15 +24,26 @@ export class App {
     this.notes = element("div", { className: "notes", role: "status" });
     this.readout = element("div", { className: "readout", "aria-live": "polite" });
     this.legend = element("div", {});
-    this.heatmap = new Heatmap("Heatmap of layers by steps. Arrow keys move, Home and End go to the first and last step, Enter opens the layer.", {
-      move: (row, column) => this.say(row, column),
-      choose: (row, column) => this.choose(row, column),
-      brush: (first, last) => this.change({ from: this.view.steps[first], to: this.view.steps[last] }),
-    });
+    this.heatmap = new Heatmap(
+      "Heatmap of layers by steps. Arrow keys move, Home and End go to the first and last step, Enter opens the layer.",
+      {
+        move: (row, column) => this.say(row, column),
+        choose: (row, column) => this.choose(row, column),
+        brush: (first, last) => this.change({ from: this.view.steps[first], to: this.view.steps[last] }),
+      },
+    );
     this.table = new Table();
     this.profile = new Profile((layer) => this.change({ layer }));
     this.detail = new Detail({ close: () => this.change({ layer: null }), step: (step) => this.change({ step }) });
-    const parts = [this.toolbar.root, this.legend, this.heatmap.root, this.readout, this.profile.root, this.table.root, this.detail.root];
+    const parts = [
+      this.toolbar.root,
+      this.legend,
+      this.heatmap.root,
+      this.readout,
+      this.profile.root,
+      this.table.root,
+      this.detail.root,
+    ];
     this.body = element("div", {}, ...parts);
     this.root = element("main", {}, this.title, this.notes, this.body);
     root.replaceChildren(this.root);
@@ -71,18 +82,22 @@ export class App {
     const chosen = resolve(this.index, this.state);
     this.body.hidden = chosen === null;
     if (chosen === null) {
-      this.note(["No run of this log has activations yet. A Trainer writes them with HookCallback and a TensorBoardLogger.", ...this.problems()]);
+      this.note([
+        "No run of this log has activations yet. A Trainer writes them with HookCallback and a TensorBoardLogger.",
+        ...this.problems(),
+      ]);
       return;
     }
     const { run, series, compare } = chosen;
     const wanted = JSON.stringify([run.name, asked(series), compare?.name]);
     if (this.loaded !== wanted) {
-      const [matrix, other] = await Promise.all([
+      const [matrix, other, epochs] = await Promise.all([
         fetchMatrix(run.name, asked(series)),
         compare && fetchMatrix(compare.name, asked(series)),
+        fetchEpochs(run.name),
       ]);
       if (read !== this.read) return;
-      Object.assign(this, { matrix, other, loaded: wanted });
+      Object.assign(this, { matrix, other, epochs, loaded: wanted });
     }
     this.chosen = chosen;
     this.draw();
@@ -124,8 +139,10 @@ export class App {
     const scale = makeScale(state.scale, numbers, other !== null);
     this.toolbar.show(this.index, this.chosen, state);
     this.legend.replaceChildren(legend(scale, kinds(numbers)));
+    this.marks = marksOf(this.epochs, this.view.steps);
     this.heatmap.show({
       rows: this.rows,
+      marks: this.marks,
       steps: this.view.steps,
       value: (row, at) => numbers[row][at],
       colour: scale.colour,
@@ -133,10 +150,21 @@ export class App {
       chosenColumn: state.step === null ? -1 : column,
       chosenRow: this.rows.findIndex(({ layer }) => layer === state.layer),
     });
-    if (this.heatmap.cell) this.say(...this.heatmap.cell); // another number may be there now
+    if (this.heatmap.cell)
+      this.say(...this.heatmap.cell); // another number may be there now
     else this.readout.textContent = "";
-    const shown = { rows: this.rows, view: this.view, column, beside: this.beside(), layer: state.layer, ...this.chosen };
-    for (const [part, is] of [[this.profile, state.profile], [this.table, state.table]]) {
+    const shown = {
+      rows: this.rows,
+      view: this.view,
+      column,
+      beside: this.beside(),
+      layer: state.layer,
+      ...this.chosen,
+    };
+    for (const [part, is] of [
+      [this.profile, state.profile],
+      [this.table, state.table],
+    ]) {
       if (is !== null && this.view.steps.length) part.show(shown);
       else part.hide();
     }
@@ -168,11 +196,15 @@ export class App {
     const lines = [`${what}: ${size}.`];
     const { samples } = this.index;
     if (samples && this.matrix.steps.length >= samples) {
-      lines.push(`TensorBoard keeps ${samples} steps, of more a random choice: start it with --samples_per_plugin mi_crow_lightning=0 to keep all.`);
+      lines.push(
+        `TensorBoard keeps ${samples} steps, of more a random choice: start it with --samples_per_plugin mi_crow_lightning=0 to keep all.`,
+      );
     }
     if (compare && !steps.length) lines.push("The two runs have no step in common.");
-    if (this.heatmap.crowded) lines.push("Where several steps share a pixel, it has the colour of the number that is largest in size.");
-    if (this.matrix.leftOut) lines.push(`${this.matrix.leftOut} values do not fit their schema and are left out: the file is damaged.`);
+    if (this.heatmap.crowded)
+      lines.push("Where several steps share a pixel, it has the colour of the number that is largest in size.");
+    if (this.matrix.leftOut)
+      lines.push(`${this.matrix.leftOut} values do not fit their schema and are left out: the file is damaged.`);
     return lines;
   }
 
@@ -188,7 +220,8 @@ export class App {
   describe(row, column) {
     const { layer, at } = this.rows[row];
     const value = this.view.rows[at][column];
-    const lines = [layer, `step ${this.view.steps[column]}`];
+    const epoch = this.marks.findLast((mark) => mark.column <= column)?.text;
+    const lines = [layer, [`step ${this.view.steps[column]}`, epoch].filter(Boolean).join(", ")];
     if (this.view.pair) {
       const [one, two] = this.view.pair(at, column);
       return [...lines, `${exact(one)} minus ${exact(two)} is ${exact(value)}`];
@@ -219,10 +252,11 @@ export class App {
 
 function kinds(rows) {
   const found = { missing: false, above: false, below: false };
-  for (const row of rows) for (const value of row) {
-    if (value !== value) found.missing = true;
-    else if (value === Infinity) found.above = true;
-    else if (value === -Infinity) found.below = true;
-  }
+  for (const row of rows)
+    for (const value of row) {
+      if (value !== value) found.missing = true;
+      else if (value === Infinity) found.above = true;
+      else if (value === -Infinity) found.below = true;
+    }
   return found;
 }

@@ -22,14 +22,19 @@ export function resolve(index, state) {
   const run = withNumbers.find((one) => one.name === state.run) ?? newest;
   const series = pickSeries(run.statistics, state);
   const same = (one) => seriesKey(one) === seriesKey(series) && stageKey(one) === stageKey(series);
-  const compare = withNumbers.find((one) => one.name === state.compare && one !== run && one.statistics.some(same)) ?? null;
+  const compare =
+    withNumbers.find((one) => one.name === state.compare && one !== run && one.statistics.some(same)) ?? null;
   return { run, series, compare };
 }
 
 function pickSeries(statistics, { prefix, name, stage, loader }) {
   const points = (one) =>
-    8 * (one.name === name) + 4 * (one.prefix === prefix) + 2 * (one.stage === stage) + ((one.loader ?? null) === loader) +
-    (name === null ? (2 - (FIRST.indexOf(one.name) + 3) % 3) / 8 : 0) + (stage === null && one.stage === "train" ? 0.5 : 0);
+    8 * (one.name === name) +
+    4 * (one.prefix === prefix) +
+    2 * (one.stage === stage) +
+    ((one.loader ?? null) === loader) +
+    (name === null ? (2 - ((FIRST.indexOf(one.name) + 3) % 3)) / 8 : 0) +
+    (stage === null && one.stage === "train" ? 0.5 : 0);
   return statistics.reduce((best, one) => (points(one) > points(best) ? one : best));
 }
 

@@ -9,8 +9,31 @@ export const SCALES = [
 ];
 
 // viridis, and a red-blue scale around white: both stay ordered for colour-blind eyes.
-const SEQUENTIAL = ramp(["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"]);
-const DIVERGING = ramp(["#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f"]);
+const SEQUENTIAL = ramp([
+  "#440154",
+  "#482878",
+  "#3e4989",
+  "#31688e",
+  "#26828e",
+  "#1f9e89",
+  "#35b779",
+  "#6ece58",
+  "#b5de2b",
+  "#fde725",
+]);
+const DIVERGING = ramp([
+  "#053061",
+  "#2166ac",
+  "#4393c3",
+  "#92c5de",
+  "#d1e5f0",
+  "#f7f7f7",
+  "#fddbc7",
+  "#f4a582",
+  "#d6604d",
+  "#b2182b",
+  "#67001f",
+]);
 
 export const MISSING = [158, 158, 158];
 export const ABOVE = [255, 0, 200];
@@ -35,7 +58,9 @@ function ramp(anchors) {
 export function makeScale(kind, rows, around = false) {
   const ranges = rows.map((row) => extent(row));
   const known = ranges.filter(Boolean);
-  const all = known.length ? [Math.min(...known.map(([low]) => low)), Math.max(...known.map(([, high]) => high))] : [0, 1];
+  const all = known.length
+    ? [Math.min(...known.map(([low]) => low)), Math.max(...known.map(([, high]) => high))]
+    : [0, 1];
   const diverging = around || (all[0] < 0 && all[1] > 0);
   const colours = diverging ? DIVERGING : SEQUENTIAL;
   const symmetric = ([low, high]) => {
@@ -61,10 +86,11 @@ export function makeScale(kind, rows, around = false) {
 function symmetricLog(rows, [low, high]) {
   const size = Math.max(Math.abs(low), Math.abs(high)) || 1;
   let smallest = size;
-  for (const row of rows) for (const value of row) {
-    const distance = Math.abs(value);
-    if (distance > 0 && distance < smallest) smallest = distance;
-  }
+  for (const row of rows)
+    for (const value of row) {
+      const distance = Math.abs(value);
+      if (distance > 0 && distance < smallest) smallest = distance;
+    }
   const unit = Math.max(smallest, size * 1e-6);
   return {
     to: (value) => Math.sign(value) * Math.log1p(Math.abs(value) / unit),

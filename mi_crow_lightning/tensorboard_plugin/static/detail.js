@@ -16,13 +16,22 @@ export class Detail {
     const close = element("button", { type: "button" }, "Close the layer");
     close.addEventListener("click", () => on.close());
     this.body = element("div", {});
-    this.root = element("section", { className: "detail", hidden: true, "aria-label": "Layer" }, element("header", {}, this.title, close), this.body);
+    this.root = element(
+      "section",
+      { className: "detail", hidden: true, "aria-label": "Layer" },
+      element("header", {}, this.title, close),
+      this.body,
+    );
   }
 
   /** Read what belongs to a layer: of the run, and of the one it is compared with. */
   static async read({ run, series, compare }, layer) {
     const of = (one) => (one ? fetchLayer(one.name, asked(series), layer) : null);
-    const [statistics, others, histograms] = await Promise.all([of(run), of(compare)?.catch(() => null), histogramsOf(run, series, layer)]);
+    const [statistics, others, histograms] = await Promise.all([
+      of(run),
+      of(compare)?.catch(() => null),
+      histogramsOf(run, series, layer),
+    ]);
     return { layer, statistics, others, histograms, run, compare };
   }
 
@@ -43,7 +52,9 @@ export class Detail {
     this.root.hidden = false;
     this.title.textContent = read.layer;
     const choose = (chosen) => this.on.step(chosen);
-    const pairs = read.statistics.map((one) => [one, read.others?.find(({ name }) => name === one.name)].filter(Boolean));
+    const pairs = read.statistics.map((one) =>
+      [one, read.others?.find(({ name }) => name === one.name)].filter(Boolean),
+    );
     this.charts = pairs.map((lines) =>
       lineChart({
         title: lines[0].name,
@@ -56,7 +67,16 @@ export class Detail {
     );
     const key = read.compare ? colourKey([read.run.name, read.compare.name]) : "";
     const charts = element("div", { className: "charts" }, ...this.charts.map((chart) => chart.root));
-    this.body.append(key, charts, element("div", { className: "sides" }, histogramOf(read, from, to, step, choose), numbers(read, pairs, step, beside)));
+    this.body.append(
+      key,
+      charts,
+      element(
+        "div",
+        { className: "sides" },
+        histogramOf(read, from, to, step, choose),
+        numbers(read, pairs, step, beside),
+      ),
+    );
   }
 }
 
@@ -71,18 +91,30 @@ async function histogramsOf(run, series, layer) {
 }
 
 function within({ steps, values }, from, to) {
-  const kept = Array.from(steps, (_, at) => at).filter((at) => (from === null || steps[at] >= from) && (to === null || steps[at] <= to));
+  const kept = Array.from(steps, (_, at) => at).filter(
+    (at) => (from === null || steps[at] >= from) && (to === null || steps[at] <= to),
+  );
   return { x: kept.map((at) => steps[at]), y: kept.map((at) => values[at]) };
 }
 
 function histogramOf({ histograms, run }, from, to, step, choose) {
-  const made = histograms.map(({ name, parts }) => [name, histogramPicture(parts, from, to, step, choose)]).filter(([, picture]) => picture);
-  const shown = made.map(([name, picture]) => element("div", {}, element("h3", {}, `${name} of ${run.name} over the steps`), picture.root));
-  return element("div", {}, ...(shown.length ? shown : [element("p", { className: "notes" }, "There is no histogram of this layer.")]));
+  const made = histograms
+    .map(({ name, parts }) => [name, histogramPicture(parts, from, to, step, choose)])
+    .filter(([, picture]) => picture);
+  const shown = made.map(([name, picture]) =>
+    element("div", {}, element("h3", {}, `${name} of ${run.name} over the steps`), picture.root),
+  );
+  return element(
+    "div",
+    {},
+    ...(shown.length ? shown : [element("p", { className: "notes" }, "There is no histogram of this layer.")]),
+  );
 }
 
 function numbers({ run, compare }, pairs, step, beside) {
-  const columns = [[compare || beside !== null ? `${run.name}, step ${step}` : run.name, ([one]) => valueAt(one, step)]];
+  const columns = [
+    [compare || beside !== null ? `${run.name}, step ${step}` : run.name, ([one]) => valueAt(one, step)],
+  ];
   if (compare) columns.push([`${compare.name}, step ${step}`, ([, other]) => (other ? valueAt(other, step) : NaN)]);
   else if (beside !== null) columns.push([`${run.name}, step ${beside}`, ([one]) => valueAt(one, beside)]);
   if (columns.length > 1) columns.push(["difference", (pair) => columns[0][1](pair) - columns[1][1](pair)]);
@@ -92,8 +124,18 @@ function numbers({ run, compare }, pairs, step, beside) {
   });
   const heads = ["statistic", ...columns.map(([text]) => text)].map((text) => element("th", { scope: "col" }, text));
   const caption = element("caption", {}, `Numbers at step ${step}`);
-  const table = element("table", { className: "numbers" }, caption, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
-  return element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Numbers of the layer" }, table);
+  const table = element(
+    "table",
+    { className: "numbers" },
+    caption,
+    element("thead", {}, element("tr", {}, ...heads)),
+    element("tbody", {}, ...rows),
+  );
+  return element(
+    "div",
+    { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Numbers of the layer" },
+    table,
+  );
 }
 
 function valueAt({ steps, values }, step) {

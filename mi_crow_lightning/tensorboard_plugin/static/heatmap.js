@@ -5,13 +5,15 @@ import { nearest } from "./numbers.js";
 
 const AXIS = 34; // below the picture
 const HEADER = 18; // above each stack
+const MARKS = 16; // above all, where there are marks
+const WIDEST = 120; // a cell
 const RIGHT = 12;
 const FONT = "11px Roboto, system-ui, sans-serif";
 const DRAGGED = 5; // pixels that make a brush of a click
 
 /**
  * A heatmap. `show(picture)` draws `{rows, steps, value(row, column), colour(value, row), describe(row, column)}`;
- * a row has a `label` and a `stack`.
+ * a row has a `label` and a `stack`; `marks` are lines before a column with a `text`.
  *
  * Calls `on.move(row, column)` when the cursor moves, `on.choose(row, column)` on a click or Enter,
  * and `on.brush(first, last)` with columns.
@@ -65,6 +67,7 @@ export class Heatmap {
     this.drawCells(context);
     this.drawLabels(context, rows);
     this.drawAxis(context);
+    this.drawMarks(context, this.picture.marks ?? []);
     sized(this.overlay, width, this.height);
     this.publish();
     this.drawOverlay();
@@ -77,9 +80,9 @@ export class Heatmap {
     const longest = rows.reduce((most, row) => Math.max(most, context.measureText(row.label).width), 0);
     this.left = Math.min(Math.ceil(longest) + 12, Math.max(60, width * 0.3));
     this.rowHeight = Math.max(4, Math.min(22, Math.floor(560 / Math.max(rows.length, 1))));
-    this.cellWidth = Math.max(0, width - this.left - RIGHT) / Math.max(steps.length, 1);
+    this.cellWidth = Math.min(WIDEST, Math.max(0, width - this.left - RIGHT) / Math.max(steps.length, 1));
     this.tops = [];
-    let top = 4;
+    let top = this.picture.marks?.length ? 4 + MARKS : 4;
     for (const [index, row] of rows.entries()) {
       if (row.stack && row.stack !== rows[index - 1]?.stack) top += HEADER;
       this.tops.push(top);
@@ -135,7 +138,11 @@ export class Heatmap {
       if (stack && stack !== rows[row - 1]?.stack) {
         context.textAlign = "left";
         context.font = `bold ${FONT}`;
-        context.fillText(fitted(context, stack, this.cellWidth * this.picture.steps.length), this.left, this.tops[row] - 8);
+        context.fillText(
+          fitted(context, stack, this.cellWidth * this.picture.steps.length),
+          this.left,
+          this.tops[row] - 8,
+        );
         context.font = FONT;
         context.textAlign = "right";
       }
@@ -158,6 +165,24 @@ export class Heatmap {
       context.fillText(String(steps[column]), x, this.bottom + 6);
     }
     context.fillText("step", this.left + (this.cellWidth * steps.length) / 2, this.bottom + 20);
+  }
+
+  drawMarks(context, marks) {
+    context.textAlign = "left";
+    context.textBaseline = "top";
+    let free = 0; // labels do not overlap
+    for (const { column, text } of marks) {
+      const x = this.left + column * this.cellWidth;
+      context.strokeStyle = "rgb(255 255 255 / 70%)";
+      context.beginPath();
+      context.moveTo(x, this.tops[0] ?? 0);
+      context.lineTo(x, this.bottom);
+      context.stroke();
+      if (x < free) continue;
+      context.fillStyle = themed("--faint");
+      context.fillText(text, x, 4);
+      free = x + context.measureText(text).width + 8;
+    }
   }
 
   /** Write where the cells are into the element, so that scripts can point at them. */
@@ -186,7 +211,12 @@ export class Heatmap {
     if (this.brushed) {
       context.fillStyle = themed("--brush");
       const [first, last] = this.brushed;
-      context.fillRect(this.left + first * this.cellWidth, this.tops[0], (last - first + 1) * this.cellWidth, this.bottom - this.tops[0]);
+      context.fillRect(
+        this.left + first * this.cellWidth,
+        this.tops[0],
+        (last - first + 1) * this.cellWidth,
+        this.bottom - this.tops[0],
+      );
     }
     if (this.cell && this.tops.length) {
       context.strokeStyle = themed("--cursor");

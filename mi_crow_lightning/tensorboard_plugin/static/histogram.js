@@ -11,14 +11,22 @@ const MOST = 96; // rows: where the bins change from step to step, there may be 
 /** Return the picture: `{root}`, or `null` if there is nothing to draw. */
 export function histogramPicture(parts, from, to, step, choose) {
   const columns = parts
-    .flatMap(({ edges, steps, counts }) => Array.from(steps, (at, index) => ({ step: at, edges, counts: counts.subarray(index * (edges.length - 1), (index + 1) * (edges.length - 1)) })))
+    .flatMap(({ edges, steps, counts }) =>
+      Array.from(steps, (at, index) => ({
+        step: at,
+        edges,
+        counts: counts.subarray(index * (edges.length - 1), (index + 1) * (edges.length - 1)),
+      })),
+    )
     .filter((column) => (from === null || column.step >= from) && (to === null || column.step <= to))
     .sort((one, two) => one.step - two.step);
   if (!columns.length) return null;
   const edges = commonEdges(parts);
   const counts = columns.map((column) => rebinned(column, edges));
   const totals = columns.map((column) => column.counts.reduce((sum, count) => sum + count, 0));
-  const filled = Array.from({ length: edges.length - 1 }, (_, bin) => bin).filter((bin) => counts.some((one) => one[bin] > 0));
+  const filled = Array.from({ length: edges.length - 1 }, (_, bin) => bin).filter((bin) =>
+    counts.some((one) => one[bin] > 0),
+  );
   if (!filled.length) return null;
   const bins = Array.from({ length: filled.at(-1) - filled[0] + 1 }, (_, at) => filled.at(-1) - at);
   const shares = bins.map((bin) => Float64Array.from(counts, (one, column) => one[bin] / totals[column]));
@@ -28,7 +36,11 @@ export function histogramPicture(parts, from, to, step, choose) {
   const describe = (row, column) => {
     const bin = bins[row];
     const count = counts[column][bin];
-    return [`from ${exact(edges[bin])} to ${exact(edges[bin + 1])}`, `step ${steps[column]}`, `${exact(count)} elements, ${short(100 * shares[row][column])} %`];
+    return [
+      `from ${exact(edges[bin])} to ${exact(edges[bin + 1])}`,
+      `step ${steps[column]}`,
+      `${exact(count)} elements, ${short(100 * shares[row][column])} %`,
+    ];
   };
   const heatmap = new Heatmap("Histogram of the layer, bins by steps. Arrow keys move, Enter chooses the step.", {
     move: (row, column) => (readout.textContent = describe(row, column).join(", ")),
@@ -36,7 +48,7 @@ export function histogramPicture(parts, from, to, step, choose) {
     brush: () => {},
   });
   heatmap.show({
-    rows: bins.map((bin) => ({ label: short(edges[bin]), stack: "" })),
+    rows: bins.map((bin) => ({ label: edgeText(edges[bin]), stack: "" })),
     steps,
     value: (row, column) => shares[row][column],
     colour: scale.colour,
@@ -46,6 +58,11 @@ export function histogramPicture(parts, from, to, step, choose) {
   });
   const shown = legend(scale, {}, "share of the elements");
   return { root: element("div", {}, shown, heatmap.root, readout), draw: () => heatmap.draw() };
+}
+
+function edgeText(edge) {
+  const whole = exact(edge); // most edges are powers of two
+  return whole.length <= 7 ? whole : short(edge);
 }
 
 function commonEdges(parts) {

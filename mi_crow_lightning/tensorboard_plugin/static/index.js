@@ -8,7 +8,9 @@ import { followDarkMode, onReload } from "./host.js";
 export async function render() {
   document.title = "Activations";
   document.documentElement.lang = "en";
-  const styles = ["style.css", "uplot/uPlot.min.css"].map((file) => element("link", { rel: "stylesheet", href: new URL(file, import.meta.url).href }));
+  const styles = ["style.css", "uplot/uPlot.min.css"].map((file) =>
+    element("link", { rel: "stylesheet", href: new URL(file, import.meta.url).href }),
+  );
   const styled = styles.map((link) => new Promise((resolve) => link.addEventListener("load", resolve)));
   document.head.append(...styles);
   await Promise.all(styled);

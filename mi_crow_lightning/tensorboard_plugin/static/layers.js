@@ -12,7 +12,10 @@ export function matcher(glob) {
   const text = glob.trim();
   if (!text) return () => true;
   const isGlob = /[*?]/.test(text);
-  const source = text.replace(/[.+^${}()|[\]\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".");
+  const source = text
+    .replace(/[.+^${}()|[\]\\]/g, "\\$&")
+    .replaceAll("*", ".*")
+    .replaceAll("?", ".");
   const pattern = new RegExp(isGlob ? `^${source}$` : source, "isu");
   return (name) => pattern.test(name);
 }
@@ -44,7 +47,9 @@ export function chosenRows(layers, { search, order }, row, column) {
   const shown = layers.map((layer, at) => ({ layer, at, stack: stackOf(layer) })).filter((one) => matches(one.layer));
   const stacks = [...new Set(shown.map((one) => one.stack))];
   const several = stacks.length > 1 && stacks.length <= 12;
-  const sorted = several ? stacks.flatMap((stack) => inOrder(shown.filter((one) => one.stack === stack))) : inOrder(shown);
+  const sorted = several
+    ? stacks.flatMap((stack) => inOrder(shown.filter((one) => one.stack === stack)))
+    : inOrder(shown);
   const cut = several ? 0 : sharedStart(sorted.map((one) => one.layer));
   return sorted.map((one) => ({
     ...one,

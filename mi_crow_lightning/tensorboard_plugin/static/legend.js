@@ -18,14 +18,23 @@ export function legend(scale, { missing, above, below }, what = "") {
   context.font = "11px Roboto, system-ui, sans-serif";
   context.textAlign = "center";
   context.textBaseline = "top";
-  const ticks = scale.ticks?.map(([place, value]) => [place, short(value)]) ?? [[0, "layer's least"], [1, "layer's most"]];
+  const ticks = scale.ticks?.map(([place, value]) => [place, short(value)]) ?? [
+    [0, "layer's least"],
+    [1, "layer's most"],
+  ];
   for (const [place, text] of ticks) context.fillText(text, SIDE + place * WIDTH, HEIGHT + 4);
   const swatches = [
     [missing, MISSING, "no number (nan)"],
     [above, ABOVE, "+infinity"],
     [below, BELOW, "−infinity"],
   ];
-  return element("div", { className: "legend" }, what, canvas, ...swatches.filter(([is]) => is).map(([, ...of]) => swatch(...of)));
+  return element(
+    "div",
+    { className: "legend" },
+    what,
+    canvas,
+    ...swatches.filter(([is]) => is).map(([, ...of]) => swatch(...of)),
+  );
 }
 
 function swatch(colour, text) {

@@ -29,13 +29,21 @@ export function lineChart({ title, lines, marked = null, say, ticks = short, cho
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false } },
     scales: { x: { time: false } },
-    series: [{}, ...lines.map((_, at) => ({ stroke: () => themed(at ? "--second" : "--first"), width: 1.5, points: dots }))],
-    axes: [axis({ size: 24, incrs: WHOLE, values: (_, at) => at.map(ticks) }), axis({ size: 56, space: 28, values: (_, at) => at.map(short) })],
+    series: [
+      {},
+      ...lines.map((_, at) => ({ stroke: () => themed(at ? "--second" : "--first"), width: 1.5, points: dots })),
+    ],
+    axes: [
+      axis({ size: 24, incrs: WHOLE, values: (_, at) => at.map(ticks) }),
+      axis({ size: 56, space: 28, values: (_, at) => at.map(short) }),
+    ],
     hooks: { setCursor: [read], draw: [(plot) => mark(plot, marked)] },
   };
   const plot = new uPlot(options, [all, ...values], place);
   plot.over.addEventListener("click", () => plot.cursor.idx !== null && choose(all[plot.cursor.idx]));
-  const resized = new ResizeObserver(() => root.clientWidth && plot.setSize({ width: root.clientWidth, height: HEIGHT }));
+  const resized = new ResizeObserver(
+    () => root.clientWidth && plot.setSize({ width: root.clientWidth, height: HEIGHT }),
+  );
   resized.observe(root);
   return { root, destroy: () => (resized.disconnect(), plot.destroy()) };
 
@@ -46,11 +54,19 @@ export function lineChart({ title, lines, marked = null, say, ticks = short, cho
   }
 }
 
-const WHOLE = [1, 2, 5].flatMap((digit) => Array.from({ length: 12 }, (_, zeros) => digit * 10 ** zeros)).sort((a, b) => a - b);
+const WHOLE = [1, 2, 5]
+  .flatMap((digit) => Array.from({ length: 12 }, (_, zeros) => digit * 10 ** zeros))
+  .sort((a, b) => a - b);
 
 function axis(options) {
   const grid = { stroke: () => themed("--grid"), width: 1 };
-  return { stroke: () => themed("--text"), grid, ticks: { show: false }, font: "11px Roboto, system-ui, sans-serif", ...options };
+  return {
+    stroke: () => themed("--text"),
+    grid,
+    ticks: { show: false },
+    font: "11px Roboto, system-ui, sans-serif",
+    ...options,
+  };
 }
 
 function onto(all, { x, y }) {

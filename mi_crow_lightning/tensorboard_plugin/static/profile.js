@@ -23,7 +23,13 @@ export class Profile {
     this.hide();
     this.root.hidden = false;
     const stacks = [...new Set(shown.rows.map((row) => row.stack))];
-    this.charts = stacks.map((stack) => this.chart(shown, shown.rows.filter((row) => row.stack === stack), stack));
+    this.charts = stacks.map((stack) =>
+      this.chart(
+        shown,
+        shown.rows.filter((row) => row.stack === stack),
+        stack,
+      ),
+    );
     const charts = element("div", { className: "charts wide" }, ...this.charts.map((chart) => chart.root));
     this.root.append(colourKey(namesOf(shown)), charts);
   }

@@ -16,7 +16,12 @@ export class Table {
     this.csv = element("button", { type: "button" }, "Download CSV");
     this.csv.addEventListener("click", () => this.download());
     this.where = element("span", { role: "status" });
-    this.scroll = element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Table of the heatmap" });
+    this.scroll = element("div", {
+      className: "scroll",
+      tabIndex: 0,
+      role: "region",
+      "aria-label": "Table of the heatmap",
+    });
     const pager = element("div", { className: "pager" }, this.earlier, this.later, this.where, this.csv);
     this.root = element("section", { "aria-label": "Table", hidden: true }, pager, this.scroll);
   }
@@ -50,7 +55,9 @@ export class Table {
     this.scroll.replaceChildren(
       element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body)),
     );
-    this.where.textContent = steps.length ? `steps ${steps[0]} to ${steps.at(-1)} of ${view.steps[0]} to ${view.steps.at(-1)}` : "no steps";
+    this.where.textContent = steps.length
+      ? `steps ${steps[0]} to ${steps.at(-1)} of ${view.steps[0]} to ${view.steps.at(-1)}`
+      : "no steps";
     this.earlier.disabled = this.first === 0;
     this.later.disabled = this.first + WIDTH >= view.steps.length;
   }

@@ -33,7 +33,9 @@ export class Toolbar {
     this.whole.addEventListener("click", () => change({ from: null, to: null }));
     const toggle = (text, name) => {
       const made = element("button", { type: "button", "aria-pressed": "false" }, text);
-      made.addEventListener("click", () => change({ [name]: made.getAttribute("aria-pressed") === "true" ? null : "1" }));
+      made.addEventListener("click", () =>
+        change({ [name]: made.getAttribute("aria-pressed") === "true" ? null : "1" }),
+      );
       return made;
     };
     this.profile = toggle("Profile", "profile");
@@ -55,16 +57,32 @@ export class Toolbar {
       ["Beside step", this.beside],
     ];
     const made = fields.map(([text, control]) => labelled(text, control));
-    this.root = element("div", { className: "toolbar", role: "group", "aria-label": "What is shown" }, ...made, this.whole, this.profile, this.table, this.link);
+    this.root = element(
+      "div",
+      { className: "toolbar", role: "group", "aria-label": "What is shown" },
+      ...made,
+      this.whole,
+      this.profile,
+      this.table,
+      this.link,
+    );
   }
 
   /** Show the choices there are, and what is chosen. */
   show(index, { run, series, compare }, state) {
     const runs = index.runs.filter((one) => one.statistics.length);
-    fillSelect(this.run, runs.map((one) => [one.name, one.name]), run.name);
+    fillSelect(
+      this.run,
+      runs.map((one) => [one.name, one.name]),
+      run.name,
+    );
     fillSelect(this.statistic, byPrefix(run.statistics), seriesKey(series));
     const stages = run.statistics.filter((one) => seriesKey(one) === seriesKey(series));
-    fillSelect(this.stage, stages.map((one) => [stageKey(one), stageText(one)]), stageKey(series));
+    fillSelect(
+      this.stage,
+      stages.map((one) => [stageKey(one), stageText(one)]),
+      stageKey(series),
+    );
     const others = runs.filter((one) => one !== run).map((one) => [one.name, one.name]);
     fillSelect(this.compare, [["", "none"], ...others], compare?.name ?? "");
     this.compare.disabled = !others.length;

@@ -36,6 +36,16 @@ function difference(one, two, from, to) {
   };
 }
 
+/** Return where epochs begin among steps: `[{column, text}]`. */
+export function marksOf(epochs, steps) {
+  const marks = epochs.map(([step, epoch]) => ({
+    column: steps.findIndex((one) => one >= step),
+    text: `epoch ${epoch}`,
+  }));
+  const seen = marks.filter(({ column }, at) => column >= 0 && column !== marks[at + 1]?.column); // of several, the last
+  return seen.length > 1 ? seen : []; // a single epoch says nothing
+}
+
 function inRange(steps, from, to) {
   const columns = [];
   steps.forEach((step, column) => {
