@@ -111,6 +111,15 @@ def test_more_fields_or_tensors_than_the_file_has(tmp_path: Path, claim: int) ->
         assert isinstance(read(tmp_path, file_of([CONTROL_VECTOR], claimed=claimed)), VectorFileError)
 
 
+@pytest.mark.documents("reliability/a-file-has-more-tensors-or-longer-names-than-are-read")
+def test_more_tensors_than_are_read(tmp_path: Path) -> None:
+    content = file_of([CONTROL_VECTOR], data=b"\0" * 24 * 100_001, claimed=(100_001, 1))
+    assert "holds 100001 tensors, and at most 100000 are read" in str(read(tmp_path, content))
+    assert "has a text of 1001 bytes, where at most 1000" in str(
+        read(tmp_path, file_of([CONTROL_VECTOR], [("d" * 1001, (4,), 0, 0)]))
+    )
+
+
 @pytest.mark.documents("reliability/a-count-length-or-shape-in-a-gguf-file-is-larger-than-the-file")
 @pytest.mark.parametrize(
     ("tensors", "says"),
