@@ -16,7 +16,18 @@ ENTRY = "/static/index.js"
 """The address of the module that TensorBoard's page imports."""
 
 FILES: tuple[str, ...] = (
-    *("index.js", "app.js", "api.js", "choices.js", "colours.js", "dom.js", "heatmap.js", "host.js", "layers.js"),
+    *(
+        "index.js",
+        "app.js",
+        "api.js",
+        "choices.js",
+        "colours.js",
+        "dom.js",
+        "drawing.js",
+        "heatmap.js",
+        "host.js",
+        "layers.js",
+    ),
     *(
         "detail.js",
         "histogram.js",

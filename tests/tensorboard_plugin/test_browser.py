@@ -223,7 +223,7 @@ def test_two_runs_are_subtracted(tab: Tab, log: Path) -> None:
     assert found is not None
     assert [np.float32(text) for text in found.groups()] == [np.float32(one), np.float32(two), np.float32(one - two)]
     head, *rows = tab.table(".numbers")
-    assert head == ["statistic", "one", "two", "difference"] and rows[1][0] == "rms"
+    assert head == ["statistic", "one, step 12", "two, step 12", "difference"] and rows[1][0] == "rms"
     assert [np.float32(text) for text in rows[1][1:]] == [np.float32(one), np.float32(two), np.float32(one - two)]
 
 

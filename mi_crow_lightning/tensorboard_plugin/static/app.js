@@ -191,14 +191,14 @@ export class App {
   summary() {
     const { run, series, compare } = this.chosen;
     const { layers, steps } = this.view;
-    const what = `${series.prefix} ${series.name}, ${stageText(series)}, of ${run.name}${compare ? ` minus ${compare.name}` : ""}`;
+    const of = compare ? `${run.name} minus ${compare.name}` : run.name;
+    const what = `${series.prefix} ${series.name}, ${stageText(series)}, of ${of}`;
     const size = `${this.rows.length} of ${layers.length} layers, ${steps.length} of ${this.matrix.steps.length} steps`;
     const lines = [`${what}: ${size}.`];
     const { samples } = this.index;
     if (samples && this.matrix.steps.length >= samples) {
-      lines.push(
-        `TensorBoard keeps ${samples} steps, of more a random choice: start it with --samples_per_plugin mi_crow_lightning=0 to keep all.`,
-      );
+      const option = "--samples_per_plugin mi_crow_lightning=0";
+      lines.push(`TensorBoard keeps ${samples} steps, of more a random choice: start it with ${option} to keep all.`);
     }
     if (compare && !steps.length) lines.push("The two runs have no step in common.");
     if (this.heatmap.crowded)

@@ -1,14 +1,9 @@
 // The heatmap: a picture of rows and columns on a canvas, that pointer and keyboard move over.
 
-import { element, fitted, sized, themed } from "./dom.js";
+import { element, sized, themed } from "./dom.js";
+import { drawPicture, placeOf } from "./drawing.js";
 import { nearest } from "./numbers.js";
 
-const AXIS = 34; // below the picture
-const HEADER = 18; // above each stack
-const MARKS = 16; // above all, where there are marks
-const WIDEST = 120; // a cell
-const RIGHT = 12;
-const FONT = "11px Roboto, system-ui, sans-serif";
 const DRAGGED = 5; // pixels that make a brush of a click
 
 /**
@@ -45,12 +40,6 @@ export class Heatmap {
     this.draw();
   }
 
-  /** Put the cursor on a cell without saying so. */
-  point(row, column) {
-    this.cell = this.within(row, column);
-    this.drawOverlay();
-  }
-
   within(row, column) {
     const { rows, steps } = this.picture;
     if (!rows.length || !steps.length) return null;
@@ -60,129 +49,11 @@ export class Heatmap {
   draw() {
     const width = this.root.clientWidth;
     if (!this.picture || !width) return;
-    const { rows } = this.picture;
-    this.place(width);
-    const context = sized(this.canvas, width, this.height);
-    context.font = FONT;
-    this.drawCells(context);
-    this.drawLabels(context, rows);
-    this.drawAxis(context);
-    this.drawMarks(context, this.picture.marks ?? []);
+    Object.assign(this, placeOf(this.picture, width, this.canvas.getContext("2d")));
+    this.crowded = drawPicture(sized(this.canvas, width, this.height), this.picture, this);
     sized(this.overlay, width, this.height);
     this.publish();
     this.drawOverlay();
-  }
-
-  place(width) {
-    const { rows, steps } = this.picture;
-    const context = this.canvas.getContext("2d");
-    context.font = FONT;
-    const longest = rows.reduce((most, row) => Math.max(most, context.measureText(row.label).width), 0);
-    this.left = Math.min(Math.ceil(longest) + 12, Math.max(60, width * 0.3));
-    this.rowHeight = Math.max(4, Math.min(22, Math.floor(560 / Math.max(rows.length, 1))));
-    this.cellWidth = Math.min(WIDEST, Math.max(0, width - this.left - RIGHT) / Math.max(steps.length, 1));
-    this.tops = [];
-    let top = this.picture.marks?.length ? 4 + MARKS : 4;
-    for (const [index, row] of rows.entries()) {
-      if (row.stack && row.stack !== rows[index - 1]?.stack) top += HEADER;
-      this.tops.push(top);
-      top += this.rowHeight;
-    }
-    this.bottom = top;
-    this.height = top + AXIS;
-  }
-
-  drawCells(context) {
-    const { rows, steps } = this.picture;
-    if (!rows.length || !steps.length) return;
-    const ratio = window.devicePixelRatio || 1;
-    const columns = Math.max(1, Math.min(steps.length, Math.floor(this.cellWidth * steps.length * ratio)));
-    this.crowded = columns < steps.length;
-    const image = new ImageData(columns, rows.length);
-    for (let row = 0; row < rows.length; row++) {
-      for (let column = 0; column < columns; column++) {
-        const first = Math.floor((column * steps.length) / columns);
-        const after = Math.floor(((column + 1) * steps.length) / columns);
-        const colour = this.picture.colour(this.extreme(row, first, after), row);
-        image.data.set([...colour, 255], 4 * (row * columns + column));
-      }
-    }
-    const source = element("canvas", { width: columns, height: rows.length });
-    source.getContext("2d").putImageData(image, 0, 0);
-    context.imageSmoothingEnabled = false;
-    const width = this.cellWidth * steps.length;
-    for (const [row, top] of this.tops.entries()) {
-      context.drawImage(source, 0, row, columns, 1, this.left, top, width, this.rowHeight);
-    }
-  }
-
-  /** Return the number that stands for several columns: the largest in size, and nan or infinity before all. */
-  extreme(row, first, after) {
-    let found = this.picture.value(row, first);
-    for (let column = first + 1; column < after && Number.isFinite(found); column++) {
-      const value = this.picture.value(row, column);
-      if (!(Math.abs(value) <= Math.abs(found))) found = value;
-    }
-    return found;
-  }
-
-  drawLabels(context, rows) {
-    context.fillStyle = themed("--text");
-    context.textBaseline = "middle";
-    context.textAlign = "right";
-    const every = Math.ceil(11 / this.rowHeight);
-    for (const [row, { label, stack }] of rows.entries()) {
-      if (row % every === 0) {
-        context.fillText(fitted(context, label, this.left - 8), this.left - 6, this.tops[row] + this.rowHeight / 2);
-      }
-      if (stack && stack !== rows[row - 1]?.stack) {
-        context.textAlign = "left";
-        context.font = `bold ${FONT}`;
-        context.fillText(
-          fitted(context, stack, this.cellWidth * this.picture.steps.length),
-          this.left,
-          this.tops[row] - 8,
-        );
-        context.font = FONT;
-        context.textAlign = "right";
-      }
-    }
-  }
-
-  drawAxis(context) {
-    const { steps } = this.picture;
-    context.fillStyle = themed("--text");
-    context.strokeStyle = themed("--line");
-    context.textAlign = "center";
-    context.textBaseline = "top";
-    const every = Math.max(1, Math.ceil(70 / Math.max(this.cellWidth, 1e-6)));
-    for (let column = 0; column < steps.length; column += every) {
-      const x = this.left + (column + 0.5) * this.cellWidth;
-      context.beginPath();
-      context.moveTo(x, this.bottom);
-      context.lineTo(x, this.bottom + 4);
-      context.stroke();
-      context.fillText(String(steps[column]), x, this.bottom + 6);
-    }
-    context.fillText("step", this.left + (this.cellWidth * steps.length) / 2, this.bottom + 20);
-  }
-
-  drawMarks(context, marks) {
-    context.textAlign = "left";
-    context.textBaseline = "top";
-    let free = 0; // labels do not overlap
-    for (const { column, text } of marks) {
-      const x = this.left + column * this.cellWidth;
-      context.strokeStyle = "rgb(255 255 255 / 70%)";
-      context.beginPath();
-      context.moveTo(x, this.tops[0] ?? 0);
-      context.lineTo(x, this.bottom);
-      context.stroke();
-      if (x < free) continue;
-      context.fillStyle = themed("--faint");
-      context.fillText(text, x, 4);
-      free = x + context.measureText(text).width + 8;
-    }
   }
 
   /** Write where the cells are into the element, so that scripts can point at them. */

@@ -38,10 +38,8 @@ function difference(one, two, from, to) {
 
 /** Return where epochs begin among steps: `[{column, text}]`. */
 export function marksOf(epochs, steps) {
-  const marks = epochs.map(([step, epoch]) => ({
-    column: steps.findIndex((one) => one >= step),
-    text: `epoch ${epoch}`,
-  }));
+  const columnOf = (step) => steps.findIndex((one) => one >= step);
+  const marks = epochs.map(([step, epoch]) => ({ column: columnOf(step), text: `epoch ${epoch}` }));
   const seen = marks.filter(({ column }, at) => column >= 0 && column !== marks[at + 1]?.column); // of several, the last
   return seen.length > 1 ? seen : []; // a single epoch says nothing
 }
