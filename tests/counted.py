@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["Operations", "calls_in", "few_objects", "operations_in", "tensors_alive"]
 
 
-def calls_in(work: Callable[[], object]) -> int:
-    """Count the calls of Python's functions and of C's: one in a loop counts each time."""
-    count = 0
+def calls_in(work: Callable[[], object], of: Callable[..., object] | None = None) -> int:
+    """Count the calls of Python's functions and of C's, one in a loop each time; or those of one function of Python."""
+    count, code = 0, getattr(of, "__code__", None)
 
     def note(frame: FrameType, event: str, arg: Any) -> None:
         nonlocal count
-        count += event in ("call", "c_call")
+        count += event in ("call", "c_call") if code is None else event == "call" and frame.f_code is code
 
     before = sys.getprofile()
     sys.setprofile(note)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -115,14 +116,18 @@ def declared(layer: nn.Module) -> Declared | None:
         >>> declared(nn.ReLU()) is None
         True
     """
-    base = next((cls for cls in type(layer).__mro__ if cls in _CLASSES), None)
+    cls = type(layer)
+    known = _bases.get(cls)
+    if known is None:
+        known = _bases[cls] = _bases_of(cls)
+    base, by_torch = known
     if base is None:
         return _linear_of_gpt2(layer)
     place, width_in, width_out, unbatched, may_move = _CLASSES[base]
     given, made = width_in(layer), width_out(layer)
     if base in (nn.LayerNorm, nn.RMSNorm) and made is None:
         return None  # it normalises several dimensions, and says nothing of channels
-    return Declared(place, given, made, unbatched, _overrides_forward(layer), may_move)
+    return Declared(place, given, made, unbatched, cls.forward is not by_torch.forward, may_move)
 
 
 def _linear_of_gpt2(layer: Any) -> Declared | None:
@@ -133,6 +138,11 @@ def _linear_of_gpt2(layer: Any) -> Declared | None:
     return Declared(LAST, layer.nx, layer.nf, own_forward=type(layer).forward is not cls.forward)
 
 
-def _overrides_forward(layer: nn.Module) -> bool:
-    by_torch = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn."))
-    return type(layer).forward is not by_torch.forward  # type: ignore[attr-defined]
+# Asked of every layer of a model; classes that a user makes may go again.
+_bases: WeakKeyDictionary[type[nn.Module], tuple[type | None, Any]] = WeakKeyDictionary()
+
+
+def _bases_of(cls: type[nn.Module]) -> tuple[type | None, Any]:
+    """Return the class in the table that a class is or is made from, and the class by torch that it is made from."""
+    base = next((one for one in cls.__mro__ if one in _CLASSES), None)
+    return base, next((one for one in cls.__mro__ if one.__module__.startswith("torch.nn.")), None)

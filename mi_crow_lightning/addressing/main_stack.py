@@ -7,22 +7,25 @@ stands beside its student. So a stack must be recognisable, and the main one mus
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
+from mi_crow_lightning.addressing.module_tree import ModuleTree, holders_of, unwrapped
+from mi_crow_lightning.addressing.sizes import Sizes, size_of
 from mi_crow_lightning.addressing.stack_names import is_text, language_model, prefix_of, stacks_of_prefix
 from mi_crow_lightning.errors import LayerNotFound
 
-__all__ = ["find_blocks", "find_stack", "stacks_by_prefix"]
+__all__ = ["blocks_of", "find_blocks", "find_stack", "places_of_blocks", "stacks_by_prefix", "stacks_of"]
 
 _GENERAL_PACKAGES = ("torch", "lightning", "pytorch_lightning")
 _NAMES_OF_BLOCKS = ("Layer", "Block")
 
-_found: WeakKeyDictionary[ModuleTree, list[str]] = WeakKeyDictionary()  # a tree does not change
+# A tree does not change.
+_found: WeakKeyDictionary[ModuleTree, list[str]] = WeakKeyDictionary()
+_main: WeakKeyDictionary[ModuleTree, str | None] = WeakKeyDictionary()
+_places: WeakKeyDictionary[ModuleTree, dict[str, tuple[int, str]]] = WeakKeyDictionary()
 
 
 def find_blocks(tree: ModuleTree, prefix: str | None = None) -> list[str]:
@@ -72,7 +75,31 @@ def stacks_by_prefix(tree: ModuleTree) -> dict[str, str]:
     return others if main is None else {main: "", **others}
 
 
+def stacks_of(tree: ModuleTree) -> list[str]:
+    """Return the names of all stacks, the main one first if there is one."""
+    main, stacks = _main_stack(tree), _stacks(tree)
+    return stacks if main is None else [main, *(stack for stack in stacks if stack != main)]
+
+
+def blocks_of(tree: ModuleTree, stack: str) -> dict[str, tuple[int, str]]:
+    """Return the blocks of a stack by name, each with its index and the stack."""
+    return {block: (index, stack) for index, block in enumerate(tree.children(stack))}
+
+
+def places_of_blocks(tree: ModuleTree) -> dict[str, tuple[int, str]]:
+    """Return the blocks of all stacks, see `blocks_of`."""
+    if tree not in _places:
+        _places[tree] = {block: place for stack in stacks_of(tree) for block, place in blocks_of(tree, stack).items()}
+    return _places[tree]
+
+
 def _main_stack(tree: ModuleTree) -> str | None:
+    if tree not in _main:
+        _main[tree] = _find_main_stack(tree)
+    return _main[tree]
+
+
+def _find_main_stack(tree: ModuleTree) -> str | None:
     stacks = _stacks(tree)
     if not stacks:
         return _plain_sequential(tree)
@@ -104,28 +131,34 @@ def _listed(tree: ModuleTree, stacks: Sequence[str]) -> str:
 
 def _stacks(tree: ModuleTree) -> list[str]:
     if tree not in _found:
-        _found[tree] = _outermost(_lists_of_blocks(tree))
+        _found[tree] = _find_stacks(tree)
     return _found[tree]
 
 
-def _lists_of_blocks(tree: ModuleTree) -> list[str]:
-    lists = {name: classes for name, module in tree.modules.items() if (classes := _classes_of_blocks(module))}
+def _find_stacks(tree: ModuleTree) -> list[str]:
+    named = [name for name, module in tree.modules.items() if _is_list(unwrapped(module))]
+    lists = {name: classes for name in named if (classes := _classes_of_blocks(tree.modules[name]))}
+    attention, counted = _with_attention(tree), {name for name in named if _is_counted(tree, name)}
+    sure = {name for name in named if name in counted or (name in lists and name in attention)}
+    found = _outermost([name for name in named if name in sure])
+    if all(not sure.isdisjoint((name, *holders_of(name))) for name in lists):
+        return found  # as of most models: what the other lists hold does not matter
+    main = _large(tree, lists).union(*(lists[name] for name in lists if name in sure))
+    return _outermost([name for name in named if name in sure or not main.isdisjoint(lists.get(name, ()))])
+
+
+def _large(tree: ModuleTree, lists: Mapping[str, frozenset[type[nn.Module]]]) -> frozenset[type[nn.Module]]:
+    """Return the classes of blocks whose lists hold most of the parameters."""
+    of_layers = Sizes(tree)
     sizes: Counter[frozenset[type[nn.Module]]] = Counter()
     for name, classes in lists.items():
-        sizes[classes] += _size(tree.modules[name])
-    half = _size(tree.root) / 2
-    main = frozenset[type[nn.Module]]().union(
-        *(
-            classes
-            for name, classes in lists.items()
-            if sizes[classes] > half or _holds_attention(tree.modules[name]) or _is_counted(tree, name)
-        )
-    )
-    return [
-        name
-        for name, module in tree.modules.items()
-        if (lists[name] & main if name in lists else _is_counted(tree, name))
-    ]
+        sizes[classes] += of_layers.of(name)
+    half = of_layers.of("") / 2
+    return frozenset[type[nn.Module]]().union(*(classes for classes, size in sizes.items() if size > half))
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ModuleList, nn.Sequential))
 
 
 def _classes_of_blocks(module: nn.Module, least: int = 2) -> frozenset[type[nn.Module]]:
@@ -135,7 +168,7 @@ def _classes_of_blocks(module: nn.Module, least: int = 2) -> frozenset[type[nn.M
     them.
     """
     module = unwrapped(module)
-    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+    if not _is_list(module):
         return frozenset()
     children = list(module.children())
     classes = frozenset(type(unwrapped(child)) for child in children)
@@ -176,27 +209,25 @@ def _is_general(base: type) -> bool:
     return base.__module__.split(".")[0] in _GENERAL_PACKAGES or base.__name__ == "PreTrainedModel"
 
 
-def _holds_attention(module: nn.Module) -> bool:
-    return any("attention" in type(m).__name__.lower() or "attn" in type(m).__name__.lower() for m in module.modules())
-
-
-def _size(module: nn.Module) -> int:
-    return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in module.parameters())
+def _with_attention(tree: ModuleTree) -> set[str]:
+    """Return the names of attention, and of all that holds some under one of its names."""
+    classes = {type(module) for module, _ in tree.first_names()}
+    meant = {cls for cls in classes if "attention" in cls.__name__.lower() or "attn" in cls.__name__.lower()}
+    first = {name for module, name in tree.first_names() if type(module) in meant}
+    names = [*first, *(alias for alias, name in tree.aliases.items() if name in first)]
+    return {holder for name in names for holder in (name, *holders_of(name))}
 
 
 def _outermost(names: list[str]) -> list[str]:
-    return [name for name in names if not any(name != other and _lies_in(name, other) for other in names)]
-
-
-def _lies_in(name: str, other: str) -> bool:
-    return other == "" or name.startswith(f"{other}.")
+    known = set(names)
+    return [name for name in names if known.isdisjoint(holders_of(name))]
 
 
 def _plain_sequential(tree: ModuleTree) -> str | None:
     """Return the root if it is a ``Sequential``, else its only child with parameters if that is one."""
     if isinstance(unwrapped(tree.root), nn.Sequential):
         return ""
-    holding = [name for name in tree.children("") if _size(tree.modules[name]) > 0]
+    holding = [name for name in tree.children("") if size_of(tree.modules[name]) > 0]
     if len(holding) == 1 and isinstance(unwrapped(tree.modules[holding[0]]), nn.Sequential):
         return holding[0]
     return None

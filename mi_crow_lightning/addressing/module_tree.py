@@ -6,9 +6,12 @@ segment to their names. A user addresses layers by the names of the bare model, 
 
 from __future__ import annotations
 
+from collections.abc import ItemsView, Iterator, Sequence
+from functools import cached_property
+
 from torch import nn
 
-__all__ = ["ModuleTree", "unwrapped"]
+__all__ = ["ModuleTree", "holders_of", "unwrapped"]
 
 _WRAPPER_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # "module" and "model" are ordinary names too: they only mean a wrapper below these classes.
@@ -19,12 +22,16 @@ _WRAPPER_CLASSES = {
     "_forward_module": ("_FabricModule",),
     "_original_module": ("_FabricModule",),
 }
+_WRAPPER_NAMES = frozenset([*_WRAPPER_SEGMENTS, *_WRAPPER_CLASSES])
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module inside its wrappers."""
-    for name, child in module.named_children():
-        if _is_wrapper_segment(name, module):
+    children = module._modules
+    if _WRAPPER_NAMES.isdisjoint(children.keys()):  # nearly always: asked of every module, so asked at once
+        return module
+    for name, child in children.items():
+        if child is not None and _is_wrapper_segment(name, module):
             return unwrapped(child)
     return module
 
@@ -32,8 +39,22 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def _is_wrapper_segment(name: str, parent: nn.Module) -> bool:
     if name in _WRAPPER_SEGMENTS:
         return True
+    if name not in _WRAPPER_CLASSES:
+        return False
     classes = {cls.__name__ for cls in type(parent).__mro__}
     return not classes.isdisjoint(_WRAPPER_CLASSES.get(name, ()))
+
+
+def holders_of(name: str) -> Iterator[str]:
+    """Yield the clean names of what holds a layer, innermost first; the last is the root's.
+
+    Examples:
+        >>> list(holders_of("model.layers.3"))
+        ['model.layers', 'model', '']
+    """
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 class ModuleTree:
@@ -62,26 +83,51 @@ class ModuleTree:
         self._walk(root, "", (root,))
 
     def _walk(self, module: nn.Module, name: str, path: tuple[nn.Module, ...]) -> None:
-        self._paths.setdefault(module, []).append(path)
-        first = self._first_names.setdefault(module, name)
-        if first == name:
-            if name and name not in self.modules:
-                self._children.setdefault(name.rpartition(".")[0], []).append(name)
-            self.modules.setdefault(name, module)
+        first = self._first_names.get(module)
+        if first is None:
+            self._first_names[module], self._paths[module] = name, [path]
         else:
+            self._paths[module].append(path)
+        if first is not None and first != name:
             self.aliases[name] = first
-        for segment, child in module._modules.items():
+        elif name not in self.modules:
+            self.modules[name] = module
+            if name:
+                self._children.setdefault(name.rpartition(".")[0], []).append(name)
+        children = module._modules
+        if not children:
+            return
+        wraps, prefix = not _WRAPPER_NAMES.isdisjoint(children.keys()), f"{name}." if name else ""
+        for segment, child in children.items():
             if child is None or child in path:
                 continue
-            if _is_wrapper_segment(segment, module):
-                self._walk(child, name, (*path, child))
-            else:
-                self._walk(child, f"{name}.{segment}" if name else segment, (*path, child))
+            is_wrapped = wraps and _is_wrapper_segment(segment, module)
+            self._walk(child, name if is_wrapped else prefix + segment, (*path, child))
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Clean names of all layers, without the root."""
         return [name for name in self.modules if name]
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each clean name in the model's order."""
+        return {name: place for place, name in enumerate(self.modules)}
+
+    @cached_property
+    def _by_last_segment(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            found.setdefault(name.rpartition(".")[2], []).append(name)
+        return found
+
+    def ending_in(self, segment: str) -> Sequence[str]:
+        """Return the clean names whose last segment is this one, in the model's order."""
+        return self._by_last_segment.get(segment, ())
+
+    def first_names(self) -> ItemsView[nn.Module, str]:
+        """Return every module with its first clean name, also those inside wrappers, which share a name with them."""
+        return self._first_names.items()
 
     def ancestors(self, module: nn.Module) -> list[nn.Module]:
         """Return every module that holds ``module`` somewhere, innermost first, without ``module`` itself."""

@@ -31,7 +31,13 @@ from typing import TypeAlias
 from torch import nn
 
 from mi_crow_lightning.addressing.block_signatures import block_at, is_of_blocks, layers_of_blocks, some
-from mi_crow_lightning.addressing.main_stack import find_blocks, stacks_by_prefix
+from mi_crow_lightning.addressing.main_stack import (
+    blocks_of,
+    find_blocks,
+    places_of_blocks,
+    stacks_by_prefix,
+    stacks_of,
+)
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.addressing.roles import roles_of
 from mi_crow_lightning.errors import LayerNotFound
@@ -105,7 +111,7 @@ def resolve(tree: ModuleTree, signature: Signature, note: Callable[[str], None] 
             f"count once: {some(repeated)}"
         )
     by_name = {match.name: match for group in groups for match in group}
-    return [by_name[name] for name in tree.modules if name in by_name]
+    return [by_name[name] for name in sorted(by_name, key=tree.places.__getitem__)]
 
 
 def of_one_hook(matches: Sequence[Match]) -> list[Match]:
@@ -141,13 +147,12 @@ def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
 
 
 def _matches_of(tree: ModuleTree, signature: str | int, note: Callable[[str], None]) -> list[Match]:
-    text, stacks = str(signature), list(stacks_by_prefix(tree))
+    text, places = str(signature), places_of_blocks(tree)
     if not _is_name(tree, signature) and is_of_blocks(text):
         names, stack = layers_of_blocks(tree, text, note)
-        stacks = [*stacks, stack]
+        places = places if stack in stacks_of(tree) else places | blocks_of(tree, stack)
     else:
         names = _names(tree, signature)
-    places = {block: (i, stack) for stack in stacks for i, block in enumerate(tree.children(stack))}
     return [Match(name, tree.modules[name], *_place(places, name)) for name in names]
 
 
@@ -184,7 +189,9 @@ def _classes(module: nn.Module) -> list[str]:
 
 def _by_glob(tree: ModuleTree, text: str) -> list[str]:
     pattern = text.split(".")
-    found = [name for name in tree.names if _matches(name.split(".")[-len(pattern) :], pattern)]
+    last = pattern[-1]
+    candidates = tree.names if any(character in last for character in "*?[") else tree.ending_in(last)
+    found = [name for name in candidates if _matches(name.split(".")[-len(pattern) :], pattern)]
     if not found:
         raise LayerNotFound(
             f"the model has no layer that matches {text!r} ('*' stays within one dotted segment); "
@@ -198,8 +205,8 @@ def _matches(segments: list[str], pattern: list[str]) -> bool:
 
 
 def _by_suffix(tree: ModuleTree, text: str) -> str:
-    wanted = text.split(".")
-    found = [name for name in tree.names if name.split(".")[-len(wanted) :] == wanted]
+    candidates = tree.ending_in(text.rpartition(".")[2])
+    found = [name for name in candidates if name == text or name.endswith(f".{text}")]
     if len(found) == 1:
         return found[0]
     if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mi_crow_lightning._arguments import not_known
@@ -9,7 +10,7 @@ from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.loggers.scalar_choice import SCALARS
 
-__all__ = ["check_flag", "check_hooks", "check_options", "check_per_dataloader"]
+__all__ = ["check_flag", "check_history_size", "check_hooks", "check_options", "check_per_dataloader"]
 
 
 def check_hooks(
@@ -28,11 +29,11 @@ def check_hooks(
     for hook in editing:
         if not hook.edits:
             raise TypeError(f"controllers holds {hook!r}, which only observes: put it into detectors=[...]")
-    ids = [hook.id for hook in (*observing, *editing)]
+    ids = Counter(hook.id for hook in (*observing, *editing))
     for hook in (*observing, *editing):
         if hook.layer_signature is None:
             raise ValueError(f"{hook!r} names no layer: give layer_signature=, e.g. 'block:*' for every block")
-        if ids.count(hook.id) > 1:
+        if ids[hook.id] > 1:
             if not hook._has_given_id:
                 raise ValueError(f"{hook!r} is given twice, or together with a copy of itself: make a second hook")
             raise ValueError(f"two hooks have the ID {hook.id!r} (or one is given twice): IDs must differ")
@@ -89,6 +90,19 @@ def check_per_dataloader(value: bool, detectors: Iterable[Hook]) -> bool:
         raise ValueError(
             f"per_dataloader=True reads detectors after each dataloader, and {whole!r} gives one result for all "
             "dataloaders of a stage: put it into another HookCallback, without per_dataloader"
+        )
+    return value
+
+
+def check_history_size(value: int | None) -> int | None:
+    """Return ``value`` if it is a number of rows, or ``None``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(
+            f"history_size={value!r} must be the most numbers that history() holds, 1 or more, or None for all"
         )
     return value
 

@@ -15,7 +15,13 @@ import torch
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.callback import start_warnings
-from mi_crow_lightning.callback.arguments import check_flag, check_hooks, check_options, check_per_dataloader
+from mi_crow_lightning.callback.arguments import (
+    check_flag,
+    check_history_size,
+    check_hooks,
+    check_options,
+    check_per_dataloader,
+)
 from mi_crow_lightning.callback.dataloaders import Dataloaders
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
@@ -58,6 +64,8 @@ class HookCallback(pl.Callback):
         per_dataloader: whether each of several dataloaders of an evaluation has its own readings, whose tags end in
             ``/dataloader_idx_<i>``, as those of ``self.log(add_dataloader_idx=True)``. By default one reading covers
             all of them.
+        history_size: the most numbers that `history` holds; ``None`` for all of a run, 8 bytes each. When there are
+            more, it holds only every second step, with one warning, and later fewer; loggers get the same as before.
         dry_run: match layers and report as usual, and attach nothing: the run is the one without the callback.
 
     Raises:
@@ -82,6 +90,7 @@ class HookCallback(pl.Callback):
         scalars: Literal["auto", "all", "summary", "none"] = "auto",
         token_mask: Callable[[Any], Any] | None = None,
         per_dataloader: bool = False,
+        history_size: int | None = 100_000,
         dry_run: bool = False,
     ) -> None:
         self.detectors, self.controllers = check_hooks(detectors, controllers)
@@ -97,7 +106,7 @@ class HookCallback(pl.Callback):
         self._run: HookedRun | None = None
         self._interrupted = False
         self._trainer: weakref.ref[pl.Trainer] | None = None
-        self._log = ReadingsLog(scalars)
+        self._log = ReadingsLog(scalars, check_history_size(history_size))
         self._dataloaders = Dataloaders(self.per_dataloader)
         self._effects: Effects | None = None
         self._failed_to_forget: dict[str, Exception] = {}
@@ -109,7 +118,10 @@ class HookCallback(pl.Callback):
             hook._spawned_runs = self._spawned_runs
 
     def history(self) -> list[HistoryRow]:
-        """Return all numbers written since this callback was made, with or without a logger.
+        """Return the numbers written since this callback was made, with or without a logger.
+
+        These are all up to ``history_size``. Beyond that they are those of every second step, later of every fourth,
+        and so on, spread over all of the run, and always those of the last step of each stage.
 
         Raises:
             RanElsewhere: the last run used ``ddp_spawn`` or the like, and this is not one of its processes.

@@ -62,8 +62,7 @@ class HookedRun:
         self._was_on: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
         self._unread: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
         try:
-            for hook in self._hooks:
-                self.layers.register_hook(None, hook, due=False)
+            self.layers.register_hooks(self._hooks, due=False)
         except BaseException:
             self.end()
             raise

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
 from weakref import WeakValueDictionary
 
 from mi_crow_lightning.hooks.hook import Hook
@@ -59,10 +61,13 @@ def readable_names(hooks: Sequence[Hook]) -> list[str]:
         ['ScaleController', 'ScaleController-2', 'half']
     """
     names: dict[int, str] = {}
+    taken: set[str] = set()
+    numbers: dict[str, Iterator[int]] = defaultdict(partial(itertools.count, 1))  # a number is tried once for all
     for index, hook in sorted(enumerate(hooks), key=lambda one: not one[1]._has_given_id):  # given IDs stay as they are
         base = hook.id if hook._has_given_id else type(hook).__name__
-        tries = (_numbered(base, "-", number) for number in itertools.count(1))
-        names[index] = next(name for name in tries if name not in names.values())
+        tries = (_numbered(base, "-", number) for number in numbers[base])
+        names[index] = next(name for name in tries if name not in taken)
+        taken.add(names[index])
     return [names[index] for index in range(len(hooks))]
 
 

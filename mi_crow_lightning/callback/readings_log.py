@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.callback.hooked_run import HookedRun
@@ -41,11 +42,14 @@ class ReadingsLog:
 
     Args:
         scalars: the numbers that become scalars, one of `SCALARS`.
+        history_size: the most numbers that are kept; ``None`` for all.
     """
 
-    def __init__(self, scalars: str = "auto") -> None:
+    def __init__(self, scalars: str = "auto", history_size: int | None = None) -> None:
         self.scalars = scalars
-        self._history = History()
+        self._history_size = history_size
+        self._history = History(history_size)
+        self._warned_of_history = False
         self._laid_out: set[str] = set()
 
     def begin_run(self) -> None:
@@ -88,7 +92,9 @@ class ReadingsLog:
             return {}
         _refuse_shared_tags(read.tagged)
         scalars = resolve_scalars(self.scalars, count_tags(run.layers, dataloaders))
-        self._history.add(stage, read.step, read.tagged)
+        if self._history.add(stage, read.step, read.tagged) and not self._warned_of_history:
+            self._warned_of_history = True
+            _warn_of_thinned_history(self._history_size, read.step, bool(loggers))
         write(loggers, read, scalars)
         if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
             self._laid_out.add(stage)
@@ -132,6 +138,15 @@ def _read(detector: Detector, of_all_ranks: Any, blocks: Mapping[str, int | None
         raise TypeError(f"tag_prefix must be a string, not {prefix!r}: it is the first part of the tags")
     points = _by_block(detector, readings, blocks)
     return DetectorReadings(readings, tuple(blocks), _in_tags(detector.layer_signature), prefix, points)
+
+
+def _warn_of_thinned_history(size: int | None, step: int, logged: bool) -> None:
+    elsewhere = "Loggers get the same as before" if logged else "This Trainer has no logger, so they are nowhere else"
+    rank_zero_warn(
+        f"HookCallback: history() holds at most history_size={size} numbers, and at step {step} there were more. From "
+        "now on it holds every second step, those before included, and fewer when it is full again. "
+        f"{elsewhere}. To keep all, 8 bytes each, set history_size=None."
+    )
 
 
 def _in_tags(signature: Signature | None) -> str:

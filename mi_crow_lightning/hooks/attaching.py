@@ -51,8 +51,7 @@ def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]
         raise TypeError(f"hooks={hooks!r} must be a hook or several, not a {type(hooks).__name__}")
     layers = Layers(model, allow_stacking=True)
     try:
-        for hook in [hooks] if isinstance(hooks, Hook) else hooks:
-            layers.register_hook(None, hook)
+        layers.register_hooks([hooks] if isinstance(hooks, Hook) else hooks)
         yield layers
         layers.check_handles()
         layers.check_threads()

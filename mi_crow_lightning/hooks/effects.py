@@ -58,6 +58,9 @@ class Effects:
     def __init__(self, layers: Mapping[str, Iterable[str]], names: Mapping[str, str], device: torch.device) -> None:
         self._places = [(hook_id, layer) for hook_id, names_ in layers.items() for layer in names_]
         self._index = {place: index for index, place in enumerate(self._places)}
+        self._of_hook: dict[str, list[int]] = {}  # where each hook's places are
+        for index, (hook_id, _) in enumerate(self._places):
+            self._of_hook.setdefault(hook_id, []).append(index)
         self._names = dict(names)
         self._sums = EffectSums(len(self._places), device)
         self._unknown: set[tuple[str, str]] = set()
@@ -107,7 +110,7 @@ class Effects:
 
     def state(self, hook_id: str) -> dict[str, Any]:
         """Return one hook's changes for a checkpoint: in training those since the last reading, and all before."""
-        layers = {layer: index for (hook, layer), index in self._index.items() if hook == hook_id}
+        layers = {self._places[index][1]: index for index in self._of_hook.get(hook_id, ())}
         state = self._sums.state(list(layers.values()))
         rows = {stage: rows for stage, rows in state["rows"].items() if stage not in EVALUATIONS}
         return {"layers": list(layers), **state, "rows": rows}
@@ -125,9 +128,8 @@ class Effects:
 
     def changed_nothing(self, hook_id: str, stage: Stage) -> bool:
         """Return whether, as far as was exchanged, a hook is known to have left every token as it was."""
-        totals = zip(self._places, self._sums.totals(stage.value), strict=True)
-        of_hook = (values for (hook, _), values in totals if hook == hook_id and values is not None)
-        touched = any(values.tokens or values.broken for values in of_hook)
+        totals = self._sums.totals(stage.value, self._of_hook.get(hook_id, ()))
+        touched = any(values.tokens or values.broken for values in totals if values is not None)
         return not touched and (hook_id, stage.value) not in self._unknown
 
     def _rows(self, stage: Stage, values: Iterable[EffectValues | None]) -> Iterator[Effect]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -24,6 +25,10 @@ from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
+from mi_crow_lightning.hooks.passes.channels import Channels
+from mi_crow_lightning.hooks.passes.layer_channels import Around, channels_of
+from mi_crow_lightning.hooks.passes.neighbours import Once
+from mi_crow_lightning.hooks.passes.queries import learned_queries, queries_of
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.passes.tracker import Passes
 from mi_crow_lightning.hooks.reading import Reading
@@ -40,7 +45,7 @@ from mi_crow_lightning.hooks.registry.rules import (
     refuse_unfit,
 )
 from mi_crow_lightning.hooks.registry.shared import Shared
-from mi_crow_lightning.hooks.registry.sites import Registration, Site
+from mi_crow_lightning.hooks.registry.sites import Registration, Site, steps_to, ways_to
 from mi_crow_lightning.hooks.registry.traced_site import TracedSite
 from mi_crow_lightning.hooks.registry.two_threads import (
     refuse_half_a_pass,
@@ -114,6 +119,8 @@ class Layers:
         self._shared = Shared(self._pass_over, self._second_thread, _device(self.root, self.root))
         self._watchers = Watchers(self._shared.passes, self.graphs)
         self._registrations: dict[str, Registration] = {}
+        self._taken: Counter[tuple[str, HookType, bool]] = Counter()  # hooks on a layer, by place and kind
+        self._walk: Walk | None = None
         self._noted: set[str] = set()  # warnings of signatures: several hooks may have the same one
 
     @property
@@ -176,19 +183,22 @@ class Layers:
                 f"{hook!r} names no layer: give layer_signature= to the hook or here; 'block:*' means every block"
             )
         kind = HookType.of(hook_type) if hook_type is not None else hook.hook_type
-        tree = ModuleTree(self.root)
+        walk = self._walk or Walk(self.root)
+        tree = walk.tree
         notes: list[str] = []
         matches = of_one_hook(resolve(tree, signature, notes.append))
         refuse_scripted(hook, matches)
         refuse_uncalled(hook, matches)
         refuse_replicated(hook, matches, tree)
         names = [match.name for match in matches]
-        if not self.allow_stacking:
+        places = [(name, kind, hook.edits) for name in names]
+        if not self.allow_stacking and any(self._taken[place] for place in places):
             refuse_same_kind_on_layer(hook, kind, names, self._registrations.values())
         failed = self._prepare(hook, kind, matches, tree)
         hook.layer_signature = list(signature) if isinstance(signature, (list, tuple)) else signature
         hook.hook_type = kind
-        self._registrations[hook.id] = Registration(hook, self._sites(hook, tree, matches), due)
+        self._registrations[hook.id] = Registration(hook, self._sites(hook, walk, matches), due)
+        self._taken.update(places)
         hook._set_registry(self, self._base_context(hook))
         try:
             self.refresh(hook)
@@ -227,6 +237,31 @@ class Layers:
             return error
         return None
 
+    def register_hooks(self, hooks: Iterable[Hook], *, due: bool = True) -> list[str]:
+        """Put several hooks on the layers that their own signatures select; if one cannot be put there, none is.
+
+        The model is walked once for all of them, where `register_hook` walks it for each.
+
+        Args:
+            hooks: the hooks.
+            due: see `register_hook`, which also lists the errors and warnings.
+
+        Returns:
+            The hooks' IDs.
+        """
+        ids: list[str] = []
+        self._walk = Walk(self.root)
+        try:
+            for hook in hooks:
+                ids.append(self.register_hook(None, hook, due=due))
+        except BaseException:
+            for hook_id in ids:
+                self.unregister_hook(hook_id)
+            raise
+        finally:
+            self._walk = None
+        return ids
+
     def unregister_hook(self, hook_or_id: Hook | str) -> bool:
         """Take a hook off the model.
 
@@ -237,7 +272,13 @@ class Layers:
         if registration is None:
             return False
         registration.remove()
-        registration.hook._set_registry(None, None)
+        hook = registration.hook
+        for name in registration.names:
+            place = (name, hook.hook_type, hook.edits)
+            self._taken[place] -= 1
+            if not self._taken[place]:
+                del self._taken[place]
+        hook._set_registry(None, None)
         return True
 
     def unregister_all_hooks(self) -> None:
@@ -372,6 +413,8 @@ class Layers:
         Raises:
             RegistrationError: a layer was replaced or deleted, so the hook is on a module that nobody calls.
         """
+        if self._registrations[hook.id].in_place():
+            return
         moved = [site.match for site in self.sites(hook) if not site.in_place()]
         modules = set(self.root.modules()) if moved else set()  # a wrapper around a layer does not matter
         gone = [match.name for match in moved if match.module not in modules]
@@ -434,13 +477,17 @@ class Layers:
             self._pass_over([(wrapped(hook, error, self._base_context(hook)), hook)], None)
             return None
 
-    def _sites(self, hook: Hook, tree: ModuleTree, matches: list[Match]) -> list[Site]:
-        sequence = next(_sequence)
-        sites: list[Site] = []
+    def _sites(self, hook: Hook, walk: Walk, matches: list[Match]) -> list[Site]:
+        sequence, ways, sites = next(_sequence), ways_to(hook), list[Site]()
         for match in matches:
-            watched, sources = self._watchers.plan(match.module, tree.uses(match.module))
-            kind, path = TracedSite if match.module in self.graphs else Site, tree.path(match.module)
-            sites.append(kind(hook, match, self, self._shared, path, watched, self._watchers, sources, sequence))
+            watched, sources = self._watchers.plan(match.module, walk.tree.uses(match.module))
+            path = walk.tree.path(match.module)
+            channels = walk.channels_of(path, hook)
+            queries = queries_of(path, sources[0] if sources else None, walk.learned_queries)
+            place, steps = Place(self, hook, match.name, match.index, channels, queries), steps_to(match.name, path)
+            kind = TracedSite if match.module in self.graphs else Site
+            of_layer = (hook, match, place, self._shared, steps, watched, self._watchers, sources, sequence, ways)
+            sites.append(kind(*of_layer))
         return sites
 
     def _switch(self, hook_or_id: Hook | str, switch: Callable[[Hook], None]) -> bool:
@@ -462,7 +509,7 @@ class Layers:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without hooks: the hooks on the model are inert in its copy."""
-        mine = ("_shared", "_watchers", "_registrations")
+        mine = ("_shared", "_watchers", "_registrations", "_taken", "_walk")
         return {name: value for name, value in self.__dict__.items() if name not in mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -475,6 +522,27 @@ class Layers:
         if hook.on_error is not None:
             return hook.on_error
         return self._on_error(hook) if callable(self._on_error) else self._on_error
+
+
+class Walk:
+    """A model's layers, and what is found out about them while hooks are registered.
+
+    Args:
+        root: the module that layer names are relative to.
+
+    Attributes:
+        tree: the layers.
+        learned_queries: see ``queries.py``.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.tree = ModuleTree(root)
+        self.learned_queries = Once(learned_queries)
+        self._around = Around()
+
+    def channels_of(self, path: tuple[nn.Module, ...], hook: Hook) -> Channels:
+        """Return where the channels of a layer's activation are, for a hook."""
+        return channels_of(path, hook.hook_type is HookType.PRE_FORWARD, hook.channels, self._around)
 
 
 LanguageModelLayers = Layers  # its name in mi-crow

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from mi_crow_lightning.addressing.sizes import size_of
 from mi_crow_lightning.language_model.imported_model import import_model, is_importable_name
 from mi_crow_lightning.language_model.without_weights import model_from_config, read_config
-from mi_crow_lightning.report.layer_table import LayerRow, layer_rows, layer_table, parameter_count
+from mi_crow_lightning.report.layer_table import LayerRow, layer_rows, layer_table
 from mi_crow_lightning.report.output_shapes import output_shapes
 from mi_crow_lightning.report.tiny_calls import tiny_calls
 
@@ -71,7 +72,7 @@ def outline(name: str, signature: str | None = None) -> ModelOutline:
     return ModelOutline(
         model=name,
         module=type(model).__name__,
-        parameters=parameter_count(model),
+        parameters=size_of(model),
         inputs=shapes.inputs,
         shapes_found_by=shapes.found_by,
         shapes_unknown=shapes.why_not,
@@ -89,7 +90,7 @@ def _from_config(name: str) -> tuple[nn.Module, Callable[[], nn.Module]]:
     model = model_from_config(config)
 
     def on_cpu() -> nn.Module:
-        if parameter_count(model) > _MOST_ON_CPU:
+        if size_of(model) > _MOST_ON_CPU:
             raise ValueError(f"it has more than {_MOST_ON_CPU:,} parameters, too many to run on the CPU")
         return model_from_config(config, "cpu")
 

@@ -148,10 +148,12 @@ class EffectSums:
             self._totals[stage] = self._foreseen.pop(stage)
         return [_values(row) for row in rows.tolist()]
 
-    def totals(self, stage: str) -> list[EffectValues | None]:
-        """Return all that was taken in a stage so far."""
+    def totals(self, stage: str, places: Sequence[int] | None = None) -> list[EffectValues | None]:
+        """Return all that was taken in a stage so far, at some places or at all."""
         totals = self._foreseen.get(stage, self._totals.get(stage))
-        return [None] * len(self._empty) if totals is None else [_values(row) for row in totals.tolist()]
+        if totals is None:
+            return [None] * (len(self._empty) if places is None else len(places))
+        return [_values(row) for row in (totals if places is None else totals[list(places)]).tolist()]
 
     def state(self, places: Sequence[int]) -> dict[str, dict[str, Tensor]]:
         """Return what was added at some places and not taken, and what was taken: ``(len(places), 7)`` on the CPU."""

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.addressing.signatures import resolve, signatures_by_role
+from mi_crow_lightning.addressing.sizes import Sizes
 from mi_crow_lightning.report.text_table import text_table
 
-__all__ = ["LayerRow", "layer_rows", "layer_table", "parameter_count"]
+__all__ = ["LayerRow", "layer_rows", "layer_table"]
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,17 @@ def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]
     tree = ModuleTree(model)
     if signature is None and not tree.names:
         return []
-    roles = signatures_by_role(tree)
+    roles, sizes = signatures_by_role(tree), Sizes(tree)
     return [
         LayerRow(
             name=match.name,
             role=roles.get(match.name),
             index=match.index,
             module=type(unwrapped(match.module)).__name__,
-            parameters=parameter_count(match.module),
+            parameters=sizes.of(match.name),
         )
         for match in resolve(tree, "*" if signature is None else signature)
     ]
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Return how many numbers the weights of a module have; weights made in its first pass do not count."""
-    return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in module.parameters())
 
 
 def layer_table(rows: Sequence[LayerRow]) -> str:

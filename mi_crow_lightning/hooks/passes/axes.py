@@ -7,9 +7,10 @@ wrong dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -87,15 +88,26 @@ def axes_of(name: str, layer: nn.Module, ancestors: Sequence[nn.Module], channel
         return Axes.CHANNELS_FIRST
     if any(_is_time_first(module) for module in (layer, *ancestors)):
         return Axes.TIME_FIRST
-    known = _listed(_BLOCKS, [layer]) or _listed(_LAYERS, [layer, *ancestors]) or _listed(_INSIDE, ancestors)
-    return known or Axes.USUAL
+    block, of_layer, _ = _listed(type(layer))
+    around = [_listed(type(module)) for module in ancestors]
+    known = (block, of_layer, *(axes for _, axes, _ in around), *(axes for _, _, axes in around))
+    return next((axes for axes in known if axes is not None), Axes.USUAL)
 
 
-def _listed(table: Mapping[str, Axes], modules: Sequence[nn.Module]) -> Axes | None:
-    """Return the axes that a table has for the class of a module, or for a class that it inherits from."""
-    classes = (kind for module in modules for kind in type(module).__mro__)
-    names = (f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for kind in classes)
-    return next((table[name] for name in names if name in table), None)
+_Listed: TypeAlias = tuple[Axes | None, Axes | None, Axes | None]
+_of_classes: WeakKeyDictionary[type[nn.Module], _Listed] = WeakKeyDictionary()
+
+
+def _listed(cls: type[nn.Module]) -> _Listed:
+    """Return the axes that each of the tables has for a class, or for a class that it inherits from."""
+    found = _of_classes.get(cls)
+    if found is None:
+        names = [f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for kind in cls.__mro__]
+        block, of_layer, inside = (
+            next((table[name] for name in names if name in table), None) for table in (_BLOCKS, _LAYERS, _INSIDE)
+        )
+        found = _of_classes[cls] = (block, of_layer, inside)
+    return found
 
 
 def axes_of_call(axes: Axes, args: tuple[Any, ...]) -> Axes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 from torch import Tensor
@@ -84,6 +85,7 @@ def known(dim: int) -> Channels:
     return Channels(table, (-1,) * len(_NUMBERS), given=dim)
 
 
+@cache
 def first_after(spatial: int | None, unbatched: bool = True) -> Channels:
     """Return the channels of a torch layer that has them before its positions.
 

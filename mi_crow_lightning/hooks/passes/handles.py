@@ -154,6 +154,8 @@ def _attach(module: nn.Module, callback: Any, hook_type: HookType, always_call: 
 
 
 def _move_later_ones_behind(hooks: dict[int, Any], callback: InertWhenCopied) -> None:
+    if len(hooks) == 1:
+        return
     later = [
         (other.order, handle_id)
         for handle_id, other in hooks.items()

@@ -5,7 +5,8 @@ It is written down for users in ``docs/reference/models.md``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -23,14 +24,32 @@ from mi_crow_lightning.hooks.passes.channels import (
     near,
     of_container,
 )
+from mi_crow_lightning.hooks.passes.neighbours import Family, Once
 
-__all__ = ["channels_of"]
+__all__ = ["Around", "channels_of"]
 
 _ELEMENTWISE = (
     nn.Identity,
     *(getattr(activation, name) for name in activation.__all__ if name not in ("GLU", "MultiheadAttention")),
     *(getattr(dropout, name) for name in dropout.__all__),
 )
+
+
+class Around:
+    """The modules around the layers of a model, each looked at once however many of them are asked about.
+
+    Attributes:
+        layers: the layers in a module whose classes say where their channels are.
+        kinds: whether a layer has its channels last, for each of them.
+        called: the children of a module that may move dimensions.
+        holding: those among them that hold layers.
+    """
+
+    def __init__(self) -> None:
+        self.layers: Once[list[_Layer]] = Once(_layers_in)
+        self.kinds: Once[set[bool]] = Once(lambda module: _kinds(self.layers(module)))
+        self.called = Once(partial(Family, passed_over=_is_elementwise))
+        self.holding = Once(partial(Family, passed_over=lambda child: _is_elementwise(child) or not self.layers(child)))
 
 
 class _Layer(NamedTuple):
@@ -42,13 +61,16 @@ class _Layer(NamedTuple):
     moves: bool = False  # whether its forward is not torch's, and may move dimensions
 
 
-def channels_of(path: Sequence[nn.Module], before: bool = False, given: int | None = None) -> Channels:
+def channels_of(
+    path: Sequence[nn.Module], before: bool = False, given: int | None = None, around: Around | None = None
+) -> Channels:
     """Return where the channels of a layer's activation are.
 
     Args:
         path: the modules from the root to the layer, the layer last.
         before: whether the activation is the layer's input rather than its output.
         given: the dimension that the user gave, instead of what the layer shows.
+        around: what was found out about other layers of the model, where there are any.
 
     Examples:
         >>> import torch
@@ -60,57 +82,58 @@ def channels_of(path: Sequence[nn.Module], before: bool = False, given: int | No
     """
     if given is not None:
         return known(given)
+    around = around or Around()
     module = path[-1]
     while _is_sequential(module) and (inner := _end_of(module, before)) is not None:
         path, module = [*path, inner], inner
-    own = _own(module, before)
+    own = _own(module, before, around)
     if own is not None:
         return own
     width = _width_of_weights(module)
     if width is not None:
         return near(LAST, width, {True})
-    return _of_neighbour(path)
+    return _of_neighbour(path, around)
 
 
-def _own(module: nn.Module, before: bool) -> Channels | None:
+def _own(module: nn.Module, before: bool, around: Around) -> Channels | None:
     """Return what the module's class, or the layers in it, show."""
     layer = _layer(module)
     if layer is not None and not layer.moves:
         return layer.channels
-    layers = list(_layers_in(module))
+    layers = around.layers(module)
     if not layers:
         return None
     nearest = layers[0 if before else -1]
     width = nearest.width_in if before else nearest.width_out
-    return of_container(nearest.channels, width or None, _kinds(layers))  # 0: it is lazy, and not known yet
+    return of_container(nearest.channels, width or None, around.kinds(module))  # 0: it is lazy, and not known yet
 
 
-def _of_neighbour(path: Sequence[nn.Module]) -> Channels:
+def _of_neighbour(path: Sequence[nn.Module], around: Around) -> Channels:
     """Return the channels of a module that leaves dimensions as they are: those of the layer that is called before it.
 
     The order of calls is known in an ``nn.Sequential``; in another module it is probably that of registration.
     """
-    in_order = isinstance(path[-1], _ELEMENTWISE)
+    in_order = _is_elementwise(path[-1])
     for depth in range(len(path) - 1, 0, -1):
         parent, child = path[depth - 1], path[depth]
-        siblings = list(parent.children())
-        place = next((index for index, one in enumerate(siblings) if one is child), 0)
         in_order = in_order and _is_sequential(parent)
-        earlier = [one for one in reversed(siblings[:place]) if not isinstance(one, _ELEMENTWISE)]
-        later = [one for one in siblings[place + 1 :] if not isinstance(one, _ELEMENTWISE)]
-        if in_order and earlier:
-            return channels_of([*path[:depth], earlier[0]])
-        if in_order and later:
-            return channels_of([later[0]], before=True)
-        for sibling in earlier:
-            if layers := list(_layers_in(sibling)):
-                return near(layers[-1].channels, layers[-1].width_out, _kinds(_layers_in(parent)))
+        if in_order and (earlier := around.called(parent).last_before(child)) is not None:
+            return channels_of([*path[:depth], earlier], around=around)
+        if in_order and (later := around.called(parent).first_after(child)) is not None:
+            return channels_of([later], before=True, around=around)
+        if (holder := around.holding(parent).last_before(child)) is not None:
+            layer = around.layers(holder)[-1]
+            return near(layer.channels, layer.width_out, around.kinds(parent))
     return BY_DIMENSIONS
 
 
 def _kinds(layers: Iterable[_Layer]) -> set[bool]:
     """Return whether a layer has its channels last, for each of some layers; both where it may move dimensions."""
     return {kind for one in layers for kind in ((one.channels is LAST,) if not one.moves else (True, False))}
+
+
+def _is_elementwise(module: nn.Module) -> bool:
+    return isinstance(module, _ELEMENTWISE)
 
 
 def _is_sequential(module: nn.Module) -> bool:
@@ -121,17 +144,14 @@ def _end_of(sequential: nn.Module, before: bool) -> nn.Module | None:
     """Return the module at the beginning or the end that is not elementwise; ``None`` if there is none."""
     children = list(sequential.children())
     ordered = children if before else children[::-1]
-    return next((child for child in ordered if not isinstance(child, _ELEMENTWISE)), None)
+    return next((child for child in ordered if not _is_elementwise(child)), None)
 
 
-def _layers_in(module: nn.Module) -> Iterator[_Layer]:
+def _layers_in(module: nn.Module) -> list[_Layer]:
     layer = _layer(module)
     if layer is not None:
-        if layer.width_out is not None:
-            yield layer
-        return
-    for child in module.children():
-        yield from _layers_in(child)
+        return [layer] if layer.width_out is not None else []
+    return [one for child in module._modules.values() if child is not None for one in _layers_in(child)]
 
 
 def _layer(module: nn.Module) -> _Layer | None:

@@ -6,13 +6,13 @@ shape does not show it. A cross-attention's call does, and so do the names that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Queries", "queries_of"]
+__all__ = ["Queries", "learned_queries", "queries_of"]
 
 _NAMES = ("latent", "quer")  # latents, latent_array, query_tokens, query_embeds, queries
 _OTHER_NAMES = ("weight", "bias")  # of a projection, such as query_weight
@@ -47,27 +47,35 @@ class Queries:
         return name and f"a module around it has as many learned queries ({name!r}) as the text has tokens: {tokens}"
 
 
-def queries_of(path: Sequence[nn.Module], source: nn.Module | None) -> Queries | None:
+def learned_queries(module: nn.Module) -> dict[int, str]:
+    """Return the numbers of learned queries, ``(N, D)`` or ``(1, N, D)``, that a module itself holds, with names."""
+    held = [(name, value) for name, value in module._parameters.items() if value is not None]
+    tables = [(name, child.weight) for name, child in module._modules.items() if isinstance(child, nn.Embedding)]
+    return {value.shape[-2]: name for name, value in held + tables if _are_queries(name, value)}
+
+
+def _are_queries(name: str, value: Tensor) -> bool:
+    if not any(part in name.lower() for part in _NAMES) or name.endswith(_OTHER_NAMES):
+        return False
+    return value.shape[:-2] in ((), (1,)) and value.dim() > 1 and value.shape[-2] > 1
+
+
+def queries_of(
+    path: Sequence[nn.Module],
+    source: nn.Module | None,
+    learned_in: Callable[[nn.Module], Mapping[int, str]] = learned_queries,
+) -> Queries | None:
     """Return the learned queries that a layer may be of; ``None`` for most layers, which are of none.
 
     Args:
         path: the modules from the model to the layer.
         source: the module among them whose call says which tokens the layer has: modules around it do not matter.
+        learned_in: `learned_queries`, or what keeps its results for the layers of one model.
     """
     inside = path[path.index(source) :] if source in path else path
-    learned = {count: name for module in inside for name, count in _learned_queries(module)}
+    learned = {count: name for module in inside for count, name in learned_in(module).items()}
     attends = isinstance(path[-1], nn.MultiheadAttention)
     return Queries(learned, attends) if learned or attends else None
-
-
-def _learned_queries(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Yield the name and the number of the learned queries, ``(N, D)`` or ``(1, N, D)``, that a module itself holds."""
-    held = [(name, value) for name, value in module._parameters.items() if value is not None]
-    tables = [(name, child.weight) for name, child in module._modules.items() if isinstance(child, nn.Embedding)]
-    for name, value in held + tables:
-        is_query = any(part in name.lower() for part in _NAMES) and not name.endswith(_OTHER_NAMES)
-        if is_query and value.shape[:-2] in ((), (1,)) and value.dim() > 1 and value.shape[-2] > 1:
-            yield name, value.shape[-2]
 
 
 def _is_learned(query: Any) -> bool:

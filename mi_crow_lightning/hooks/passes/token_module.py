@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -161,8 +163,8 @@ def virtual_tokens(module: Any) -> int:
 
 def takes_a_mask(module: nn.Module) -> bool:
     """Return whether a module can be called with ``attention_mask=``, by name or among any keywords."""
-    parameters = inspect.signature(module.forward).parameters
-    return "attention_mask" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    names, takes_any_keyword = _forward_of(module)
+    return "attention_mask" in names or takes_any_keyword
 
 
 def _pad_ids(module: nn.Module) -> tuple[int, ...]:
@@ -181,7 +183,26 @@ def _torch_mask(names: Sequence[str]) -> str | None:
 
 
 def _parameters_of(module: nn.Module) -> tuple[str, ...]:
-    return tuple(inspect.signature(module.forward).parameters)
+    return _forward_of(module)[0]
+
+
+# Asked of each layer and all that holds it: a model has few kinds of module.
+_forwards: WeakKeyDictionary[Callable[..., Any], tuple[tuple[str, ...], bool]] = WeakKeyDictionary()
+
+
+def _forward_of(module: nn.Module) -> tuple[tuple[str, ...], bool]:
+    """Return the names of a module's parameters, and whether it takes any keyword."""
+    function = getattr(type(module), "forward", None)
+    if "forward" in vars(module) or not isinstance(function, FunctionType):
+        return _read(module)
+    if function not in _forwards:
+        _forwards[function] = _read(module)
+    return _forwards[function]
+
+
+def _read(module: nn.Module) -> tuple[tuple[str, ...], bool]:
+    parameters = inspect.signature(module.forward).parameters
+    return tuple(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _takes_no_text(module: nn.Module) -> bool:

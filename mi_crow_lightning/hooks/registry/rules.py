@@ -128,6 +128,8 @@ def refuse_other_widths(hook: Hook, hook_type: HookType, matches: Iterable[Match
     Raises:
         VectorMismatch: it names the layer, and both widths.
     """
+    if type(hook)._width_at is Hook._width_at:
+        return  # it has no vectors
     for match in matches:
         given, width = vector_and_layer_width(hook, hook_type, match, tree)
         if given is not None and width is not None and width != given:

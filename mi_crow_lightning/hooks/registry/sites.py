@@ -5,26 +5,24 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning.addressing.signatures import Match
 from mi_crow_lightning.errors import ThreadConflict
-from mi_crow_lightning.hooks.context import HookContext, Place, Registry
+from mi_crow_lightning.hooks.context import HookContext, Place
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
 from mi_crow_lightning.hooks.passes.axes import axes_of, axes_of_call
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.handles import NO_KEYWORDS, Handle, InertWhenCopied, Rank, attach
-from mi_crow_lightning.hooks.passes.layer_channels import channels_of
-from mi_crow_lightning.hooks.passes.queries import queries_of
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.passes.threads import modules_being_called, thread_name
 from mi_crow_lightning.hooks.registry.calling import (
+    Way,
     call,
     call_again,
     call_in_graph,
@@ -36,7 +34,12 @@ from mi_crow_lightning.hooks.registry.calling import (
 from mi_crow_lightning.hooks.registry.shared import Shared
 from mi_crow_lightning.hooks.schedules import Stage
 
-__all__ = ["Registration", "Site"]
+__all__ = ["Registration", "Site", "Step", "Ways", "steps_to", "ways_to"]
+
+Step: TypeAlias = tuple[nn.Module, str, nn.Module]
+"""A module, the key of one of its children, and the child."""
+
+Ways: TypeAlias = tuple[Way, bool]
 
 _is_compiling, _graph_task = torch.compiler.is_compiling, torch._C._current_graph_task_id
 _new = tuple.__new__  # half the time of HookContext(...), which takes its fields by name
@@ -48,16 +51,17 @@ class Site(InertWhenCopied):
     Args:
         hook: the hook.
         match: the layer.
-        layers: the registry, for the hook's context.
+        place: the hook's place.
         shared: the state that the sites of the registry share.
-        path: the modules from the root to the layer.
+        steps: the way from the root to the layer.
         watched: the modules around the layer whose calls mark where a pass begins and ends.
         watchers: keeps them watched while the hook is attached.
         token_sources: the ones among them whose call says which tokens the layer has, one for each use of the layer.
         sequence: the hook's place in the order of registration.
+        ways: the ways to the hook's method.
 
     Attributes:
-        place: the hook's place.
+        place: as given.
         token_sources: as given.
         fired: the stages in which the hook was called here (``None`` outside a Trainer).
     """
@@ -68,30 +72,30 @@ class Site(InertWhenCopied):
         self,
         hook: Hook,
         match: Match,
-        layers: Registry,
+        place: Place,
         shared: Shared,
-        path: tuple[nn.Module, ...],
+        steps: list[Step],
         watched: list[nn.Module],
         watchers: Watchers,
         token_sources: list[nn.Module],
         sequence: int,
+        ways: Ways,
     ) -> None:
         self.hook = hook
         self.match = match
-        channels = channels_of(path, hook.hook_type is HookType.PRE_FORWARD, hook.channels)
         self._source = token_sources[0] if token_sources else None
-        queries = queries_of(path, self._source)
-        self.place = Place(layers, hook, match.name, match.index, channels, queries)
+        self.place = place
         self.fired: set[Stage | None] = set()
         self.order = (_rank(hook), sequence)
         self.token_sources = token_sources
         self._shared = shared
-        self._path = path
+        self.steps = steps
         self._watched = watched
         self._watchers = watchers
-        self._axes = axes_of(match.name, match.module, watched, channels)
+        self._axes = axes_of(match.name, match.module, watched, place.channels)
         self._handle: Handle | None = None
-        self._way, self._observes_only, self._edits = way_to(hook), observes_only(hook), hook.edits
+        self._way, self._observes_only = ways
+        self._edits = hook.edits
         self._has_several_sources = len(token_sources) > 1
         self._fired_in: RunningBatch | None = None
         self._put_on_by = 0  # the thread
@@ -107,7 +111,7 @@ class Site(InertWhenCopied):
 
     def in_place(self) -> bool:
         """Return whether the layer is where it was in the model when the hook was registered."""
-        return all(child in parent._modules.values() for parent, child in pairwise(self._path))
+        return all(parent._modules.get(key) is child for parent, key, child in self.steps)
 
     def cleared(self, around: set[nn.Module]) -> list[nn.Module]:
         """Return the modules that torch calls without the handles of this site: the layer, and those around it.
@@ -120,15 +124,17 @@ class Site(InertWhenCopied):
         layer = [] if self._handle.in_place else [self.match.module]
         return [*layer, *filter(around.__contains__, self._watched)] if around else layer
 
-    def switch(self, on: bool) -> None:
-        """Put the hook on the layer, or take it off, after which it costs nothing."""
+    def switch(self, on: bool, ways: Ways | None = None) -> None:
+        """Put the hook on the layer, or take it off, after which it costs nothing.
+
+        Args:
+            on: whether the layer shall call it.
+            ways: the ways to the hook's method; they are looked for if left out.
+        """
         if not on:
             self.remove()
         elif self._handle is None:
-            self._way, self._observes_only = (
-                way_to(self.hook),
-                observes_only(self.hook),
-            )  # another method may have been set since
+            self._way, self._observes_only = ways or ways_to(self.hook)  # another method may have been set since
             self._put_on_by = threading.get_ident()
             self._handle = attach(self.match.module, self, self.hook.hook_type, outside=not self.is_traced)
             self._watchers.attach(self._watched)
@@ -227,6 +233,28 @@ class Site(InertWhenCopied):
         return result
 
 
+def ways_to(hook: Hook) -> Ways:
+    """Return the shortest way to the method that a hook overrides, and whether `call_observe` suits it."""
+    return way_to(hook), observes_only(hook)
+
+
+def steps_to(name: str, path: tuple[nn.Module, ...]) -> list[Step]:
+    """Return the way from the root to a layer: each module, the key of the next one in it, and the next one.
+
+    Args:
+        name: the layer's clean name, whose segments are the keys, except those of wrappers.
+        path: the modules from the root to the layer, both included.
+    """
+    steps, keys = [], name.split(".")
+    for parent, child in pairwise(path):
+        if keys and parent._modules.get(keys[0]) is child:
+            key = keys.pop(0)
+        else:
+            key = next(key for key, held in parent._modules.items() if held is child)
+        steps.append((parent, key, child))
+    return steps
+
+
 def _rank(hook: Hook) -> Rank:
     if hook.edits:
         return Rank.EDIT
@@ -240,22 +268,32 @@ class Registration:
         hook: the hook.
         sites: its layers.
         due: whether the hook's schedule wants it on now.
+
+    Attributes:
+        names: the names of the layers.
     """
 
     def __init__(self, hook: Hook, sites: list[Site], due: bool) -> None:
         self.hook = hook
         self.sites = sites
         self.due = due
+        self.names = {site.match.name for site in sites}
+        steps = {(parent, key): child for site in sites for parent, key, child in site.steps}  # many share the first
+        self._steps = [(parent, key, child) for (parent, key), child in steps.items()]
 
-    @property
-    def names(self) -> set[str]:
-        """Names of the layers."""
-        return {site.match.name for site in self.sites}
+    def in_place(self) -> bool:
+        """Return whether every layer is where it was in the model when the hook was registered."""
+        for parent, key, child in self._steps:  # noqa: SIM110  (of every layer in every batch: a generator takes longer)
+            if parent._modules.get(key) is not child:
+                return False
+        return True
 
     def refresh(self) -> None:
         """Switch the sites on if the hook is due and enabled, otherwise off."""
+        on = self.due and self.hook.enabled
+        ways = ways_to(self.hook) if on else None
         for site in self.sites:
-            site.switch(self.due and self.hook.enabled)
+            site.switch(on, ways)
 
     def remove(self) -> None:
         """Remove all handles."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mi_crow_lightning.hooks.passes.handles import NO_KEYWORDS
-from mi_crow_lightning.hooks.registry.sites import Site
+from mi_crow_lightning.hooks.registry.sites import Site, Ways
 from mi_crow_lightning.hooks.schedules import Stage
 
 __all__ = ["TracedSite"]
@@ -43,7 +43,7 @@ class TracedSite(Site):
         """Put the hook on the layer, for the whole run."""
         super().switch(True)
 
-    def switch(self, on: bool) -> None:
+    def switch(self, on: bool, ways: Ways | None = None) -> None:
         """Set whether the hook runs with its layer; the handle stays."""
         if self._ran_in is not None:
             self.fired.add(self._ran_in)
