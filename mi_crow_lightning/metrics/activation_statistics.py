@@ -8,7 +8,8 @@ rank is sure to know them all (torchmetrics' own way needs a barrier and two gat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,18 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mi_crow_lightning.metrics.activation import statistics
 from mi_crow_lightning.metrics.collectives import Share, Shares, gather, is_distributed
 from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
-from mi_crow_lightning.metrics.one_pass.buffers import empty_buffer, merge_buffers, place_of, split, widen, widths_in
+from mi_crow_lightning.metrics.one_pass.buffers import (
+    empty_buffer,
+    join_buffers,
+    merge_buffers,
+    place_of,
+    split,
+    widen,
+    widths_in,
+)
 from mi_crow_lightning.metrics.one_pass.measure import as_tokens
 from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.statistic import Sum
@@ -60,8 +70,9 @@ class ActivationStatisticsMetric(Metric):
                 [ 8.,  8.]], dtype=torch.float64)
     """
 
-    full_state_update = True  # `forward` may find the widths, and a merge wants them equal
+    full_state_update = False  # `forward` sums up one batch and merges it, as `Running` needs
     is_differentiable = False
+    plot_legend_name = "layer"
 
     buffer: Tensor
 
@@ -73,11 +84,19 @@ class ActivationStatisticsMetric(Metric):
         self.layers = _names(layers)
         self.groups = groups
         self.sums = tuple(sums)
-        self.widths = [0] * len(self.layers)
-        self._agreed = Group.CHANNELS not in groups  # whether all ranks are known to have the same widths
         self._merge = partial(merge_buffers, layers=len(self.layers), sums=self.sums)
-        empty = empty_buffer(self.widths, sums=self.sums)
-        self.add_state("buffer", empty, dist_reduce_fx=self._merge, persistent=True)
+        unknown = [0] * len(self.layers)
+        self.add_state("buffer", empty_buffer(unknown, sums=self.sums), dist_reduce_fx=self._merge, persistent=True)
+        self._widths: list[int] | None = unknown  # of the buffer; None after somebody else has set it
+        self._default_widths = unknown
+        self._agreed = Group.CHANNELS not in groups  # whether all ranks are known to have the same widths
+
+    @property
+    def widths(self) -> list[int]:
+        """The number of channels of each layer, 0 where it is not known."""
+        if self._widths is None:  # a metric of the same `MetricCollection` shares its buffer, say
+            self._widths = self._set_default(widths_in(self.buffer, len(self.layers), self.sums))
+        return self._widths
 
     @property
     def rows(self) -> Tensor:
@@ -121,8 +140,8 @@ class ActivationStatisticsMetric(Metric):
         if not 0 <= index < len(self.layers):
             raise IndexError(f"no layer {index}: this metric holds the layers 0 to {len(self.layers) - 1}")
         tokens, keep = as_tokens(x, mask, channels)
-        width = tokens.shape[1]
-        if Group.CHANNELS in self.groups and width and not self.widths[index]:
+        width, widths = tokens.shape[1], self.widths
+        if Group.CHANNELS in self.groups and width and not widths[index]:
             if torch.compiler.is_compiling():
                 # A tensor that a graph makes in inference mode could not be written to later.
                 raise RuntimeError(
@@ -130,7 +149,8 @@ class ActivationStatisticsMetric(Metric):
                     "cannot make room for its channels: run one pass before compiling, or call make_room"
                 )
             self.make_room(index, width)
-        place = place_of(self.buffer, self.widths, index, self.sums)
+            widths = self.widths
+        place = place_of(self.buffer, widths, index, self.sums)
         accumulate(place, tokens, keep, self.groups, batch, self.sums)
 
     def make_room(self, index: int, width: int) -> None:
@@ -150,7 +170,9 @@ class ActivationStatisticsMetric(Metric):
     def split(self, buffer: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return rows ``(L, ROW_SIZE + S)`` and each layer's channels ``(2, D)``: views of a buffer of this metric."""
         rows, channels = split(buffer, len(self.layers), self.sums)
-        return rows, channels.split(self.widths, dim=1)
+        # A result of before a layer's width was known is shorter. Widths never shrink, so an equal length is enough.
+        known = len(buffer) == len(self.buffer)
+        return rows, channels.split(self.widths if known else widths_in(buffer, len(self.layers), self.sums), dim=1)
 
     def compute(self) -> Tensor:
         """Return the buffer over all ranks, float64 on the metric's device, as a copy; see `split`."""
@@ -166,9 +188,65 @@ class ActivationStatisticsMetric(Metric):
 
     def load(self, buffer: Tensor) -> None:
         """Continue from the buffer of another metric with the same layers and sums."""
-        self._widen(widths_in(buffer, len(self.layers), self.sums))
         self.buffer = buffer.to(self.buffer, copy=True)
-        self._agreed = Group.CHANNELS not in self.groups
+        self._widths = self._set_default(widths_in(buffer, len(self.layers), self.sums))
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the state of another metric of the same layers and sums; the widths may differ.
+
+        Args:
+            incoming_state: the metric, or its state, ``{"buffer": buffer}``.
+
+        Raises:
+            ValueError: it is something else, or has other layers or sums.
+        """
+        if isinstance(incoming_state, ActivationStatisticsMetric):
+            theirs, own = (one.layers + tuple(s.name for s in one.sums) for one in (incoming_state, self))
+            if theirs != own:
+                raise ValueError(f"a metric of {theirs} cannot be merged into one of {own}")
+            incoming_state = {"buffer": incoming_state.buffer}
+        if not isinstance(incoming_state, Mapping) or not isinstance(incoming_state.get("buffer"), Tensor):
+            raise ValueError(
+                f"merge_state takes an ActivationStatisticsMetric or {{'buffer': buffer}}, not {type(incoming_state)}"
+            )
+        _check_length(incoming_state["buffer"], len(self.layers), self.sums)
+        self._reduce_states(dict(incoming_state))
+
+    @torch.no_grad()
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        incoming = incoming_state["buffer"].to(self.buffer)
+        with torch.inference_mode(False):
+            joined = join_buffers([incoming.clone(), self.buffer], len(self.layers), self.sums)
+        self.load(joined)
+
+    def reset(self) -> None:
+        """Forget everything but the widths."""
+        agreed = self._agreed
+        super().reset()
+        self._widths, self._agreed = self._default_widths, agreed
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None, statistic: str = "mean") -> Any:
+        """Plot one statistic: a point for each layer, or a curve for each over several results.
+
+        Args:
+            val: a result of ``compute`` or ``forward``, or several; the present one if left out.
+            ax: an axis of matplotlib to draw on.
+            statistic: the statistic, one of those that `statistics` reads.
+
+        Returns:
+            Figure and axis, as torchmetrics' metrics return them.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            KeyError: the statistic is not known, or is one of channels.
+        """
+        if isinstance(val, Sequence):
+            return self._plot([self._values(one, statistic) for one in val], ax)
+        return self._plot(self._values(self.compute() if val is None else val, statistic), ax)
+
+    def _values(self, buffer: Tensor, name: str) -> Tensor:
+        """Return one statistic of each layer."""
+        return statistics(split(buffer, len(self.layers), self.sums)[0], self.sums, [name])[name]
 
     def sync(
         self,
@@ -181,7 +259,13 @@ class ActivationStatisticsMetric(Metric):
         available = distributed_available or self.distributed_available_fn
         if should_sync and not self._agreed and available is not None and available():
             self._agree(process_group or self.process_group)
-        super().sync(dist_sync_fn or self.dist_sync_fn, process_group, should_sync, distributed_available)
+        with self._keeping_widths():
+            super().sync(dist_sync_fn or self.dist_sync_fn, process_group, should_sync, distributed_available)
+
+    def unsync(self, should_unsync: bool = True) -> None:
+        """Put the rank's own buffer back."""
+        with self._keeping_widths():
+            super().unsync(should_unsync)
 
     def _agree(self, group: Any) -> None:
         """Widen every layer to the widest rank's width."""
@@ -197,17 +281,36 @@ class ActivationStatisticsMetric(Metric):
         self._agreed = narrowest == widest and all(widest)
 
     def _widen(self, widths: list[int]) -> None:
+        agreed = self._agreed
         with torch.inference_mode(False), torch.no_grad():
             self.buffer = widen(self.buffer, self.widths, widths, self.sums)
-            self._defaults["buffer"] = empty_buffer(widths, self.buffer.device, self.sums)
-        self.widths = widths
+        self._widths, self._agreed = self._set_default(widths), agreed
+
+    def _set_default(self, widths: list[int]) -> list[int]:
+        """Make the buffer that `reset` copies; return the widths."""
+        if widths != self._default_widths:
+            with torch.inference_mode(False), torch.no_grad():
+                self._defaults["buffer"] = empty_buffer(widths, self.buffer.device, self.sums)
+            self._default_widths = widths
+        return widths
+
+    @contextmanager
+    def _keeping_widths(self) -> Iterator[None]:
+        """Let torchmetrics set the buffer to another one of the same widths."""
+        widths, agreed = self._widths, self._agreed
+        yield
+        self._widths, self._agreed = widths, agreed
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # add_state, reset, unsync, forward and .to() all set the state here. An inference tensor would
-        # kill the next update outside inference mode ("Inplace update to inference tensor").
-        if name == "buffer" and value.is_inference():
-            with torch.inference_mode(False):
-                value = value.clone()
+        # add_state, reset, unsync, forward, .to() and a `MetricCollection` all set the state here. An inference tensor
+        # would kill the next update outside inference mode ("Inplace update to inference tensor").
+        if name == "buffer":
+            if value.is_inference():
+                with torch.inference_mode(False):
+                    value = value.clone()
+            if value is not self.__dict__.get("buffer"):
+                # All ranks forget here, or none: whoever sets the state does so on each of them.
+                self._widths, self._agreed = None, Group.CHANNELS not in self.groups
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
@@ -216,23 +319,27 @@ class ActivationStatisticsMetric(Metric):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(move, exclude_state)
+        with self._keeping_widths():
+            return super()._apply(move, exclude_state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # torchmetrics would keep the given tensor itself, on its device, and update it in place.
         if (buffer := state_dict.pop(f"{prefix}buffer", None)) is not None:
-            layers = len(self.layers)
-            size = empty_buffer([0] * layers, sums=self.sums).numel()
-            rows, _ = split(buffer[:size], layers, self.sums) if len(buffer) >= size else (None, None)
-            if rows is None or len(buffer) != size + 2 * rows[:, Row.CHANNELS].sum().item():
-                also = f" with the sums {[one.name for one in self.sums]}" if self.sums else ""
-                raise ValueError(
-                    f"the saved buffer has {len(buffer)} numbers, which are not those of {layers} layers{also}: "
-                    "load it into a metric of the same layers and sums"
-                )
+            _check_length(buffer, len(self.layers), self.sums)
             self.load(buffer)
             state_dict[f"{prefix}buffer"] = self.buffer
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_length(buffer: Tensor, layers: int, sums: Sequence[Sum]) -> None:
+    size = empty_buffer([0] * layers, sums=sums).numel()
+    rows, _ = split(buffer[:size], layers, sums) if len(buffer) >= size else (None, None)
+    if rows is None or len(buffer) != size + 2 * rows[:, Row.CHANNELS].sum().item():
+        also = f" with the sums {[one.name for one in sums]}" if sums else ""
+        raise ValueError(
+            f"the saved buffer has {len(buffer)} numbers, which are not those of {layers} layers{also}: "
+            "load it into a metric of the same layers and sums"
+        )
 
 
 def _extremes(widths: Tensor) -> Tensor:
