@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import nn
 
-__all__ = ["ModuleTree", "holders_of", "unwrapped"]
+__all__ = ["ModuleTree", "can_be_called", "holders_of", "unwrapped"]
 
 _WRAPPER_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # "module" and "model" are ordinary names too: they only mean a wrapper below these classes.
@@ -23,6 +23,11 @@ _WRAPPER_CLASSES = {
     "_original_module": ("_FabricModule",),
 }
 _WRAPPER_NAMES = frozenset([*_WRAPPER_SEGMENTS, *_WRAPPER_CLASSES])
+
+
+def can_be_called(module: nn.Module) -> bool:
+    """Return whether a module has a ``forward``: containers such as ``nn.ModuleList`` have none."""
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

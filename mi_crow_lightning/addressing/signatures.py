@@ -15,6 +15,7 @@ signature                     means
 ``"type:Linear"``             all layers of that class or of one made from it; ``*`` is allowed
 ============================  ==================================================================
 
+Containers that nothing calls, such as ``nn.ModuleList``, are left out where a pattern matches other layers as well.
 Several signatures in a list mean the layers of all of them, each once.
 """
 
@@ -38,7 +39,7 @@ from mi_crow_lightning.addressing.main_stack import (
     stacks_by_prefix,
     stacks_of,
 )
-from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
+from mi_crow_lightning.addressing.module_tree import ModuleTree, can_be_called, unwrapped
 from mi_crow_lightning.addressing.roles import roles_of
 from mi_crow_lightning.errors import LayerNotFound
 
@@ -87,7 +88,9 @@ def check_signature(signature: object) -> None:
             )
 
 
-def resolve(tree: ModuleTree, signature: Signature, note: Callable[[str], None] | None = None) -> list[Match]:
+def resolve(
+    tree: ModuleTree, signature: Signature, note: Callable[[str], None] | None = None, *, containers: bool = False
+) -> list[Match]:
     """Return the layers that ``signature`` means, in the model's order, each once; there is at least one.
 
     Args:
@@ -95,6 +98,7 @@ def resolve(tree: ModuleTree, signature: Signature, note: Callable[[str], None] 
         signature: a signature, or a list of signatures.
         note: is called with what the user should know: that blocks are left out because they lack a part, or that
             several of the signatures mean the same layers.
+        containers: whether a pattern also means containers that nothing calls, beside other layers.
 
     Raises:
         LayerNotFound: no layer fits one of the signatures, or several layers fit a name; the message lists the closest
@@ -103,7 +107,7 @@ def resolve(tree: ModuleTree, signature: Signature, note: Callable[[str], None] 
     """
     check_signature(signature)
     parts = [signature] if isinstance(signature, (str, int)) else signature
-    groups = [_matches_of(tree, one, note or _ignore) for one in parts]
+    groups = [_matches_of(tree, one, note or _ignore, containers) for one in parts]
     counts = Counter(match.name for group in groups for match in group)
     if (repeated := [name for name, count in counts.items() if count > 1]) and note is not None:
         note(
@@ -146,13 +150,15 @@ def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
     return found
 
 
-def _matches_of(tree: ModuleTree, signature: str | int, note: Callable[[str], None]) -> list[Match]:
+def _matches_of(tree: ModuleTree, signature: str | int, note: Callable[[str], None], containers: bool) -> list[Match]:
     text, places = str(signature), places_of_blocks(tree)
     if not _is_name(tree, signature) and is_of_blocks(text):
         names, stack = layers_of_blocks(tree, text, note)
         places = places if stack in stacks_of(tree) else places | blocks_of(tree, stack)
     else:
         names = _names(tree, signature)
+    if not containers:  # alone they stay, and whoever needs a call refuses them
+        names = [name for name in names if can_be_called(tree.modules[name])] or names
     return [Match(name, tree.modules[name], *_place(places, name)) for name in names]
 
 

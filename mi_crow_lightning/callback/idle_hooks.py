@@ -27,12 +27,12 @@ def check_that_hooks_ran(hooks: Iterable[Hook], layers: Layers, effects: Effects
     Raises:
         NeverFired: no layer of a controller ran.
     """
-    for hook in hooks:
-        sites = layers.sites(hook)
-        silent = [site for site in sites if stage not in site.fired]
+    on = [(hook, layers.sites(hook)) for hook in hooks]
+    with_silent = [(hook, sites, [site for site in sites if not site.ran_in(stage)]) for hook, sites in on]
+    for hook, sites, silent in with_silent:
         if len(silent) < len(sites) and isinstance(hook, Controller) and _is_without_effect(hook, effects, stage):
             _warn_of_no_edit(hook, stage)
-        report_silent_layers(hook, sites, silent, f"stage {stage.value!r}")
+    report_silent_layers(with_silent, f"stage {stage.value!r}")
 
 
 def _is_without_effect(hook: Controller, effects: Effects, stage: Stage) -> bool:

@@ -23,11 +23,12 @@ __all__ = [
 
 
 def warn_of_evaluation_mode(layers: Sequence[nn.Module]) -> None:
-    """Warn if hooked layers are to be trained in evaluation mode."""
-    asleep = sum(not layer.training for layer in layers)
+    """Warn if hooked layers are to be trained in evaluation mode; several hooks may be on one."""
+    distinct = set(layers)
+    asleep = sum(not layer.training for layer in distinct)
     if asleep:
         warnings.warn(
-            f"{asleep} of {len(layers)} hooked layers are in evaluation mode, and Lightning leaves them in it: they "
+            f"{asleep} of {len(distinct)} hooked layers are in evaluation mode, and Lightning leaves them in it: they "
             "train without dropout and gradient checkpointing. from_pretrained returns models in this mode; call "
             ".train() before fit on what is to be trained.",
             stacklevel=2,

@@ -55,9 +55,8 @@ def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]
         yield layers
         layers.check_handles()
         layers.check_threads()
-        for hook in layers.get_hooks():
-            sites = layers.sites(hook)
-            if hook.enabled:
-                report_silent_layers(hook, sites, [site for site in sites if not site.fired], "this block")
+        on = [(hook, layers.sites(hook)) for hook in layers.get_hooks() if hook.enabled]
+        silent = [(hook, sites, [site for site in sites if not site.fired]) for hook, sites in on]
+        report_silent_layers(silent, "this block")
     finally:
         layers.unregister_all_hooks()

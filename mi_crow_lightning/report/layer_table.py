@@ -62,7 +62,7 @@ def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]
             module=type(unwrapped(match.module)).__name__,
             parameters=sizes.of(match.name),
         )
-        for match in resolve(tree, "*" if signature is None else signature)
+        for match in resolve(tree, "*" if signature is None else signature, containers=True)
     ]
 
 

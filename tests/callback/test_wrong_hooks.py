@@ -187,6 +187,34 @@ def test_a_silent_detector_is_told_once_per_stage() -> None:
         run("test", trainer(watch), module, data_of())
 
 
+@pytest.mark.documents("reliability/several-detectors-on-a-layer-that-never-runs")
+@pytest.mark.parametrize("others", [["spare"], ["spare", "spare"], ["*"]])
+def test_a_silent_layer_is_told_once_for_all_its_detectors(others: list[str]) -> None:
+    watch = HookCallback(detectors=[Seen(signature) for signature in ["spare", *others]])
+    with told("was on in stage 'test', but these of its 1 layers never ran: spare$") as texts:
+        run("test", trainer(watch), Detour(), data_of())
+    assert len(texts) == 1
+
+
+@pytest.mark.documents("reliability/several-detectors-on-a-layer-that-never-runs")
+def test_another_silent_layer_of_a_later_detector_is_told_too() -> None:
+    module = Detour()
+    module.other = nn.Linear(2, 2)
+    watch = HookCallback(detectors=[Seen("spare"), Seen(["spare", "other"])])
+    with told(r"never ran: (spare|other)$", times=2) as texts:
+        run("test", trainer(watch), module, data_of())
+    assert "these of its 2 layers never ran: other" in texts[1]
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module:UserWarning")
+def test_layers_in_evaluation_mode_are_counted_once() -> None:
+    module = module_of()
+    module.model[0].eval()
+    watch = HookCallback([Seen("model.*"), Seen("model.0")], FunctionController("model.*", abs))
+    with told("1 of 6 hooked layers are in evaluation mode"):
+        fit(module, data_of(), watch)
+
+
 def test_a_hook_that_was_never_on_is_not_missed() -> None:
     off = FunctionController("spare", lambda x: x, hook_id="off")
     off.disable()

@@ -313,6 +313,7 @@ def test_scripted_layers_are_refused_by_name() -> None:
     assert_same_handles(before, model)
 
 
+@pytest.mark.documents("reliability/a-pattern-matches-containers-that-nothing-calls")
 def test_containers_that_nothing_calls_are_refused_by_name() -> None:
     """Stages of blocks are often a list in a list."""
     model = nn.Module()
@@ -324,7 +325,19 @@ def test_containers_that_nothing_calls_are_refused_by_name() -> None:
         with pytest.raises(RegistrationError, match=expected):
             layers.register_hook(name, Count())
     model.last = nn.ModuleList()
-    layers.register_hook("*", Count())  # beside what can be called, they do not matter
+    count = Count()
+    layers.register_hook("*", count)
+    assert [site.match.name for site in layers.sites(count)] == ["stages.0.0", "stages.0.1", "by_name.one"]
+    by_class = Count(hook_type="pre_forward")
+    layers.register_hook(["type:*", "by_name"], by_class)  # what is named itself stays
+    assert [site.match.name for site in layers.sites(by_class)] == [
+        "stages.0.0",
+        "stages.0.1",
+        "by_name",
+        "by_name.one",
+    ]
+    with pytest.raises(RegistrationError, match=r"layer 'stages' is a ModuleList"):
+        layers.register_hook("type:ModuleList", Count())
 
 
 def test_a_lazy_module_beside_the_layer_is_no_matter() -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.module_tree import ModuleTree, can_be_called
 from mi_crow_lightning.addressing.signatures import Match
 from mi_crow_lightning.addressing.widths import channels_are_last, declared_width
 from mi_crow_lightning.errors import HookConflict, RegistrationError, TagConflict, VectorMismatch
@@ -92,17 +92,13 @@ def refuse_uncalled(hook: Hook, matches: Sequence[Match]) -> None:
     Raises:
         RegistrationError: no layer has a ``forward``; the message names one, and how to name what it holds.
     """
-    if any(_can_be_called(match.module) for match in matches):
+    if any(can_be_called(match.module) for match in matches):
         return
     name, kind = matches[0].name, type(matches[0].module).__name__
     raise RegistrationError(
         f"{hook!r}: layer {name!r} is a {kind}, which has no forward() and is never called: name what it holds, "
         f"such as '{name}.*'"
     )
-
-
-def _can_be_called(module: nn.Module) -> bool:
-    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def refuse_replicated(hook: Hook, matches: Iterable[Match], tree: ModuleTree) -> None:

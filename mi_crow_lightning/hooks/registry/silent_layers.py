@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mi_crow_lightning.errors import NeverFired
 from mi_crow_lightning.hooks.hook import Hook
@@ -13,24 +13,25 @@ from mi_crow_lightning.hooks.schedules import Moment
 __all__ = ["refuse_silent_batch", "report_silent_layers"]
 
 
-def report_silent_layers(hook: Hook, sites: Sequence[Site], silent: Sequence[Site], where: str) -> None:
-    """Warn about the layers that never ran, if there are any.
+def report_silent_layers(hooks: Iterable[tuple[Hook, Sequence[Site], Sequence[Site]]], where: str) -> None:
+    """Warn about the layers that never ran: each is named once, though several hooks may be on it.
 
     Args:
-        hook: the hook.
-        sites: its layers.
-        silent: the layers that never ran.
-        where: the stage, or block, in which the hook was on.
+        hooks: each hook with its layers, and those of them that never ran.
+        where: the stage, or block, in which the hooks were on.
 
     Raises:
-        NeverFired: the hook edits, and none of its layers ran.
+        NeverFired: a hook edits, and none of its layers ran.
     """
-    if not silent:
-        return
-    message = f"{hook!r} was on in {where}, but these of its {len(sites)} layers never ran: {_names(silent)}"
-    if hook.edits and len(silent) == len(sites):
-        raise NeverFired(f"{message}. Nothing was edited. Choose layers that run there.")
-    warnings.warn(message, stacklevel=3)
+    named: set[str] = set()
+    for hook, sites, silent in hooks:
+        message = f"{hook!r} was on in {where}, but these of its {len(sites)} layers never ran:"
+        if silent and hook.edits and len(silent) == len(sites):
+            raise NeverFired(f"{message} {_names(silent)}. Nothing was edited. Choose layers that run there.")
+        not_named = [site for site in silent if site.match.name not in named]
+        named.update(site.match.name for site in not_named)
+        if not_named:
+            warnings.warn(f"{message} {_names(not_named)}", stacklevel=3)
 
 
 def refuse_silent_batch(hook: Hook, sites: Sequence[Site], moment: Moment) -> None:
