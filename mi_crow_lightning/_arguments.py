@@ -18,6 +18,8 @@ from mi_crow_lightning._shown import shown
 
 __all__ = [
     "check_flag",
+    "check_store",
+    "device_of",
     "did_you_mean",
     "is_finite",
     "listed",
@@ -36,7 +38,7 @@ _MOST_LISTED = 24
 _LARGEST = 2**63 - 1
 
 
-def not_known(argument: str, value: object, allowed: Iterable[str]) -> ValueError:
+def not_known(argument: str, value: object, allowed: Iterable[str], *, guess: bool = True) -> ValueError:
     """Make the error for a value that is not one of those allowed, with the closest of them.
 
     Examples:
@@ -46,8 +48,9 @@ def not_known(argument: str, value: object, allowed: Iterable[str]) -> ValueErro
         ValueError("keep='al' is not known: choose one of 'last', 'all'. Did you mean 'all'?")
     """
     names = list(allowed)
-    some = ", ".join(map(repr, names[:_MOST_LISTED])) + (", ..." if len(names) > _MOST_LISTED else "")
-    return ValueError(f"{argument}={shown(value)} is not known: choose one of {some}{did_you_mean(value, names)}")
+    some = ", ".join(map(shown, names[:_MOST_LISTED])) + (", ..." if len(names) > _MOST_LISTED else "")
+    meant = did_you_mean(value, names) if guess else ""
+    return ValueError(f"{argument}={shown(value)} is not known: choose one of {some}{meant}")
 
 
 def did_you_mean(value: object, names: Iterable[str]) -> str:
@@ -213,6 +216,48 @@ def place(argument: str, value: Any) -> Path:
     if "\0" in str(path):
         raise ValueError(f"{argument}={shown(value)} holds a NUL, which no file's name may")
     return path
+
+
+def check_store(value: Any) -> Any:
+    """Return ``value`` if it can be a store, or ``None``.
+
+    Raises:
+        TypeError: it is something else, such as the path of a folder.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"store={shown(value)} is a path: give the store of that folder, LocalStore({shown(value)})")
+    if value is not None and (isinstance(value, type) or not callable(getattr(value, "put_tensor", None))):
+        raise TypeError(f"store={shown(value)} must be a store, such as LocalStore('folder')")
+    return value
+
+
+def device_of(argument: str, value: Any, here: bool = False) -> Any:
+    """Return the ``torch.device`` that holds numbers and that ``value`` names.
+
+    Args:
+        argument: the argument's name.
+        value: what was given.
+        here: whether this machine must have it.
+
+    Raises:
+        TypeError, ValueError: it names none, or ``"meta"``, which holds no numbers.
+    """
+    import torch  # a program that only lists layers needs no checks of devices
+
+    if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
+        raise TypeError(f"{argument}={shown(value)} must be a device: 'cpu', 'cuda:0', or a torch.device")
+    try:
+        device = torch.device(value)
+    except (RuntimeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{argument}={shown(value)} is not a device: write 'cpu' or 'cuda:0', say") from error
+    if device.type == "meta":
+        raise ValueError(f"{argument}='meta' holds no numbers: choose 'cpu' or 'cuda:0', say")
+    if here:
+        try:
+            torch.empty(0, device=device)
+        except Exception as error:  # a build without that device raises an AssertionError
+            raise ValueError(f"{argument}={shown(value)} is not a device of this machine: {shown(error)}") from error
+    return device
 
 
 def unusable(tensor: Any) -> str | None:

@@ -31,6 +31,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.block_signatures import block_at, is_of_blocks, layers_of_blocks, some
 from mi_crow_lightning.addressing.main_stack import (
     blocks_of,
@@ -48,6 +49,8 @@ __all__ = ["Match", "Signature", "check_signature", "of_one_hook", "resolve", "s
 Signature: TypeAlias = str | int | Sequence[str | int]
 """A signature, or several."""
 
+_LONGEST = 1000  # characters of a layer's name
+_LAST_INDEX = 2**63 - 1
 _INDEX = re.compile(r"(layer_)?(?P<index>-?\d+)")
 
 
@@ -73,19 +76,25 @@ def check_signature(signature: object) -> None:
 
     Raises:
         TypeError: it is of another type, or a list holds something else.
-        ValueError: it is an empty list.
+        ValueError: it is an empty list, or too long.
     """
     several = isinstance(signature, (list, tuple))
     parts = list(signature) if several else [signature]  # type: ignore[call-overload]
     if not parts:
-        raise ValueError(f"layer_signature={signature!r} names no layer: 'block:*' means every block")
+        raise ValueError(f"layer_signature={shown(signature)} names no layer: 'block:*' means every block")
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, (str, int)):
-            held = f"layer_signature={signature!r} holds {part!r}, which" if several else f"layer_signature={part!r}"
+            held = (
+                f"layer_signature={shown(signature)} holds {shown(part)}, which"
+                if several
+                else f"layer_signature={shown(part)}"
+            )
             raise TypeError(
                 f"{held} must be a name such as 'block:*' or 'block:4-8', or the index of a block; or give a list of "
                 "these"
             )
+        if (isinstance(part, str) and len(part) > _LONGEST) or (isinstance(part, int) and abs(part) > _LAST_INDEX):
+            raise ValueError(f"layer_signature={shown(part)} is too long to be a layer's name, or the index of a block")
 
 
 def resolve(

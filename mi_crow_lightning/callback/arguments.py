@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import check_flag, one_line, one_of, whole_number
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.registry.rules import listed_hooks
 from mi_crow_lightning.loggers.scalar_choice import SCALARS
 
-__all__ = ["check_flag", "check_history_size", "check_hooks", "check_options", "check_per_dataloader"]
+__all__ = ["check_history_size", "check_hooks", "check_options", "check_per_dataloader"]
 
 
 def check_hooks(
@@ -25,32 +27,25 @@ def check_hooks(
     observing, editing = _listed("detectors", detectors), _listed("controllers", controllers)
     for hook in observing:
         if hook.edits:
-            raise TypeError(f"detectors holds {hook!r}, which may change activations: put it into controllers=[...]")
+            raise TypeError(
+                f"detectors holds {shown(hook)}, which may change activations: put it into controllers=[...]"
+            )
     for hook in editing:
         if not hook.edits:
-            raise TypeError(f"controllers holds {hook!r}, which only observes: put it into detectors=[...]")
+            raise TypeError(f"controllers holds {shown(hook)}, which only observes: put it into detectors=[...]")
     ids = Counter(hook.id for hook in (*observing, *editing))
     for hook in (*observing, *editing):
         if hook.layer_signature is None:
-            raise ValueError(f"{hook!r} names no layer: give layer_signature=, e.g. 'block:*' for every block")
+            raise ValueError(f"{shown(hook)} names no layer: give layer_signature=, e.g. 'block:*' for every block")
         if ids[hook.id] > 1:
             if not hook._has_given_id:
-                raise ValueError(f"{hook!r} is given twice, or together with a copy of itself: make a second hook")
+                raise ValueError(f"{shown(hook)} is given twice, or together with a copy of itself: make a second hook")
             raise ValueError(f"two hooks have the ID {hook.id!r} (or one is given twice): IDs must differ")
     return observing, editing
 
 
 def _listed(name: str, hooks: Sequence[Hook] | Hook | None) -> list[Hook]:
-    if hooks is not None and not isinstance(hooks, (Hook, Iterable)):
-        raise TypeError(f"{name}={hooks!r} must be a hook or a list of hooks, not a {type(hooks).__name__}")
-    listed = [] if hooks is None else [hooks] if isinstance(hooks, Hook) else list(hooks)
-    for hook in listed:
-        if not isinstance(hook, Hook):
-            hint = f": give an instance, {hook.__name__}(...)" if isinstance(hook, type) else ""
-            raise TypeError(f"{name} holds {hook!r}, which is a {type(hook).__name__}, not a hook{hint}")
-        if "id" not in vars(hook):
-            raise TypeError(f"{name}: {type(hook).__name__}.__init__ must call super().__init__(...)")
-    return listed
+    return [] if hooks is None else listed_hooks(name, hooks)
 
 
 def check_options(
@@ -63,19 +58,13 @@ def check_options(
     """
     if root is not None and not isinstance(root, str):
         raise TypeError(f"root must be the name of a submodule, e.g. 'model', not a {type(root).__name__}")
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name={name!r} must be a string")
+    if name is not None:
+        one_line("name", name)
     if log_every_n_steps is not None:
-        _check_interval(log_every_n_steps)
-    if scalars not in SCALARS:
-        raise not_known("scalars", scalars, SCALARS)
+        whole_number("log_every_n_steps", log_every_n_steps, 1)
+    one_of("scalars", scalars, SCALARS)
     if token_mask is not None and not callable(token_mask):
-        raise TypeError(f"token_mask={token_mask!r} must be a function from a batch to a mask (B, T)")
-
-
-def _check_interval(log_every_n_steps: int) -> None:
-    if isinstance(log_every_n_steps, bool) or not isinstance(log_every_n_steps, int) or log_every_n_steps < 1:
-        raise ValueError(f"log_every_n_steps={log_every_n_steps!r} must be a whole number, 1 or more")
+        raise TypeError(f"token_mask={shown(token_mask)} must be a function from a batch to a mask (B, T)")
 
 
 def check_per_dataloader(value: bool, detectors: Iterable[Hook]) -> bool:
@@ -100,19 +89,5 @@ def check_history_size(value: int | None) -> int | None:
     Raises:
         ValueError: it is neither.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(
-            f"history_size={value!r} must be the most numbers that history() holds, 1 or more, or None for all"
-        )
-    return value
-
-
-def check_flag(name: str, value: bool) -> bool:
-    """Return ``value`` if it is a bool; a string such as ``"no"`` would count as true.
-
-    Raises:
-        TypeError: it is not a bool.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be True or False")
-    return value
+    what = "the most numbers that history() holds, or None for all"
+    return None if value is None else whole_number("history_size", value, 1, what)

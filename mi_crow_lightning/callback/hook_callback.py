@@ -14,9 +14,9 @@ import lightning.pytorch as pl
 import torch
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning.callback import start_warnings
 from mi_crow_lightning.callback.arguments import (
-    check_flag,
     check_history_size,
     check_hooks,
     check_options,
@@ -25,6 +25,7 @@ from mi_crow_lightning.callback.arguments import (
 from mi_crow_lightning.callback.dataloaders import Dataloaders
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
+from mi_crow_lightning.callback.misspelt_monitors import leave_out_readings
 from mi_crow_lightning.callback.names import describe, log_names, state_key_after, state_keys, unique_state_key
 from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.errors import RegistrationError
@@ -186,6 +187,7 @@ class HookCallback(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._interrupted = True
         self._end_run_of(trainer)
+        leave_out_readings(exception, lambda: {row.tag for row in self._log.rows()})
 
     # Batches.
 

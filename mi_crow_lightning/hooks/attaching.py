@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.registry.rules import listed_hooks
 from mi_crow_lightning.hooks.registry.silent_layers import report_silent_layers
 
 __all__ = ["attached"]
@@ -47,11 +49,12 @@ def attached(model: nn.Module, hooks: Hook | Iterable[Hook]) -> Iterator[Layers]
         >>> model(ones(1))
         tensor([1.])
     """
-    if not isinstance(hooks, (Hook, Iterable)):
-        raise TypeError(f"hooks={hooks!r} must be a hook or several, not a {type(hooks).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={shown(model)} must be a torch module")
+    given = listed_hooks("hooks", hooks)
     layers = Layers(model, allow_stacking=True)
     try:
-        layers.register_hooks([hooks] if isinstance(hooks, Hook) else hooks)
+        layers.register_hooks(given)
         yield layers
         layers.check_handles()
         layers.check_threads()

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._arguments import is_finite, not_known
+from mi_crow_lightning._arguments import is_finite, one_of
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import ConditionMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.positions.rows import of_rows
@@ -57,9 +58,8 @@ class Beyond:
         layer: str | int | None = None,
     ) -> None:
         if not is_finite(bound):
-            raise ValueError(f"bound={bound!r} must be a finite number")
-        if of not in ("projection", "cosine"):
-            raise not_known("of", of, ["projection", "cosine"])
+            raise ValueError(f"bound={shown(bound)} must be a finite number")
+        one_of("of", of, ["projection", "cosine"])
         self.detector = detector
         self.is_above = is_above
         self.bound = float(bound)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._arguments import check_flag, check_store, one_line
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
@@ -71,11 +72,9 @@ class Detector(Hook):
         **options: Any,
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
-        if name is not None and (not isinstance(name, str) or not name.strip() or "/" in name):
-            raise ValueError(f"name={name!r} must be a non-empty string without '/': it becomes part of a tag")
-        self.store = store
-        self.name = name
-        self.before_edits = before_edits
+        self.store = check_store(store)
+        self.name = name if name is None else one_line("name", name, "/", ": it becomes part of a tag")
+        self.before_edits = check_flag("before_edits", before_edits)
         self.metadata: dict[str, Any] = {}
         self.tensor_metadata: dict[str, Any] = {}
         self.resumed: set[Stage] = set()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._arguments import unusable
 from mi_crow_lightning.errors import VectorMismatch
 from mi_crow_lightning.hooks.context import HookContext
 
@@ -119,6 +120,8 @@ def _copied(
             f"{name} must be a tensor {form}, not a {type(value).__name__}: use torch.as_tensor(...), or a mapping "
             "from layer to tensor"
         )
+    if (reason := unusable(value)) is not None:
+        raise ValueError(f"{name} must be a float tensor {form}, and the one given {reason}")
     if value.dim() not in dims or not value.numel() or not value.is_floating_point():
         raise ValueError(f"{name} must be a float tensor {form}, not {value.dtype} of shape {tuple(value.shape)}")
     with torch.inference_mode(False):

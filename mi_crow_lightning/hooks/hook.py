@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning._arguments import check_flag, not_known
+from mi_crow_lightning._arguments import check_flag, one_line, one_of
 from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning._saved_state import Check, checked_state, refusal
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature, check_signature
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry, Unregistered
@@ -114,17 +115,17 @@ class Hook:
     ) -> None:
         _check_signature(layer_signature)
         if schedule is not None and not isinstance(schedule, When):
-            raise TypeError(f"schedule={schedule!r} must be a Schedule, or schedules combined with &, | or ~")
-        if on_error is not None and on_error not in ON_ERROR:
-            raise not_known("on_error", on_error, ON_ERROR)
-        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels == 0):
+            raise TypeError(f"schedule={shown(schedule)} must be a Schedule, or schedules combined with &, | or ~")
+        if on_error is not None:
+            one_of("on_error", on_error, ON_ERROR)
+        if channels is not None and not _is_dimension(channels):
             raise ValueError(
-                f"channels={channels!r} must be the dimension of the channels: 1 if they follow the samples, -1 if "
-                "they are last"
+                f"channels={shown(channels)} must be the dimension of the channels: 1 if they follow the samples, -1 "
+                "if they are last"
             )
         self.layer_signature = list(layer_signature) if isinstance(layer_signature, (list, tuple)) else layer_signature
         self.hook_type = HookType.of(hook_type)
-        self.id = hook_id if hook_id is not None else str(uuid.uuid4())
+        self.id = one_line("hook_id", hook_id) if hook_id is not None else str(uuid.uuid4())
         self._has_given_id = hook_id is not None
         self.schedule = schedule
         self.on_error = on_error
@@ -384,7 +385,11 @@ class Hook:
 
     def __repr__(self) -> str:
         given = f", id={self.id!r}" if self._has_given_id else ""
-        return f"{type(self).__name__}(layer_signature={self.layer_signature!r}{given})"
+        return f"{type(self).__name__}(layer_signature={shown(self.layer_signature, 400)}{given})"
+
+
+def _is_dimension(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value != 0 and -64 <= value < 64  # as torch has
 
 
 def _check_signature(signature: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import one_of
 
 __all__ = ["HookType"]
 
@@ -27,7 +27,4 @@ class HookType(str, Enum):
         Raises:
             ValueError: ``value`` does not name a hook type.
         """
-        try:
-            return cls(value)
-        except ValueError:
-            raise not_known("hook_type", value, [member.value for member in cls]) from None
+        return cls(one_of("hook_type", value, [member.value for member in cls]))

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._arguments import check_flag, check_store, one_of
 from mi_crow_lightning._moved import answers_for_old_names
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.model_names import warn_of_another_model
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Match, Signature, of_one_hook, resolve
@@ -22,7 +24,7 @@ from mi_crow_lightning.errors import HookError, MiCrowError, RegistrationError, 
 from mi_crow_lightning.hooks.context import HookContext, Place
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effects
-from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.hook import ON_ERROR, Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
 from mi_crow_lightning.hooks.passes.channels import Channels
@@ -107,9 +109,13 @@ class Layers:
         if not isinstance(root, nn.Module):
             raise TypeError(f"root must be a torch module, not a {type(root).__name__}")
         self.root = root
-        self.allow_stacking = allow_stacking
+        if not callable(on_error):
+            one_of("on_error", on_error, ON_ERROR)
+        if graphs is not None and not isinstance(graphs, Mapping):
+            raise TypeError(f"graphs={shown(graphs)} must be a mapping from module to module")
+        self.allow_stacking = check_flag("allow_stacking", allow_stacking)
         self.language_model = language_model
-        self.store = store
+        self.store = check_store(store)
         self.graphs = graphs or {}
         self.unmasked: dict[Stage | None, bool] = {}
         self._on_error = on_error

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import rounded
@@ -63,7 +64,7 @@ class PerLayer(Generic[V]):
         if isinstance(given, Mapping):
             if not given:
                 raise ValueError(f"{name} is an empty mapping: give a value for each layer, or one for all")
-            self.value = {_layer(key, name): check(one, f"{name}[{key!r}]") for key, one in given.items()}
+            self.value = {_layer(key, name): check(one, f"{name}[{shown(key)}]") for key, one in given.items()}
         else:
             self.value = check(given, name)
         self._by_end = _by_end(self.value) if isinstance(self.value, dict) else {}
@@ -148,11 +149,15 @@ def loaded(given: Any, name: str) -> Any:
         return SteeringVector.load(given)
     except (FileNotFoundError, VectorFileError) as error:
         raise type(error)(f"{name}: {error}") from error
+    except (OSError, ValueError) as error:  # no file can have that name
+        raise ValueError(f"{name}={shown(given)} is a string, and so the path of a file: {shown(error)}") from error
 
 
 def _layer(key: Any, name: str) -> int | str:
     if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise TypeError(f"{name}: the key {key!r} does not name a layer; give the index of a block, or a layer's name")
+        raise TypeError(
+            f"{name}: the key {shown(key)} does not name a layer; give the index of a block, or a layer's name"
+        )
     return key
 
 

@@ -7,11 +7,13 @@ with ``&``, ``|`` and ``~``. A hook's ``enable()`` and ``disable()`` are indepen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import listed, not_known, one_of, whole_number
+from mi_crow_lightning._shown import shown
 
 __all__ = ["EVALUATIONS", "IN_STATES", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
 
@@ -35,11 +37,21 @@ class Stage(str, Enum):
         Raises:
             ValueError: ``value`` does not name a stage.
         """
-        try:
-            return cls(value)
-        except ValueError:
-            raise not_known(argument, value, [member.value for member in cls]) from None
+        names = [member.value for member in cls]
+        if isinstance(value, str) and value not in names and value in _OTHER_NAMES:
+            raise ValueError(f"{not_known(argument, value, names, guess=False)}. {_OTHER_NAMES[value]}")
+        return cls(one_of(argument, value, names))
 
+
+_OTHER_NAMES = {
+    **dict.fromkeys(("fit", "fitting"), "A fit has two stages: 'train', and 'validate' for its validation"),
+    **dict.fromkeys(("training",), "'train' is meant"),
+    **dict.fromkeys(("val", "valid", "validation", "validating"), "'validate' is meant"),
+    **dict.fromkeys(("testing",), "'test' is meant"),
+    **dict.fromkeys(("prediction", "predicting", "inference", "generate"), "'predict' is meant"),
+    **dict.fromkeys(("eval", "evaluate", "evaluation"), "'validate' or 'test' is meant"),
+    **dict.fromkeys(("sanity_check", "sanity_checking"), "Hooks are off in the sanity check, which is not a stage"),
+}
 
 IN_STATES = ("", *(stage.value for stage in Stage))
 """The keys of what states hold for each stage; ``""`` is outside a Trainer."""
@@ -210,7 +222,7 @@ class AllOf(When):
     """
 
     def __init__(self, *parts: When, schedules: Sequence[When] = ()) -> None:
-        self.schedules = _checked_schedules("AllOf", (*parts, *schedules))
+        self.schedules = _checked_schedules(type(self).__name__, parts, schedules)
 
     def due(self, moment: Moment) -> bool:
         """Return whether every one of the schedules is due."""
@@ -232,7 +244,7 @@ class AnyOf(When):
     """A schedule that is due where at least one of several is: ``one | other``. It has the arguments of `AllOf`."""
 
     def __init__(self, *parts: When, schedules: Sequence[When] = ()) -> None:
-        self.schedules = _checked_schedules("AnyOf", (*parts, *schedules))
+        self.schedules = _checked_schedules(type(self).__name__, parts, schedules)
 
     def due(self, moment: Moment) -> bool:
         """Return whether one of the schedules is due."""
@@ -254,7 +266,9 @@ class Not(When):
     """A schedule that is due where ``schedule`` is not: ``~schedule``."""
 
     def __init__(self, schedule: When) -> None:
-        (self.schedule,) = _checked_schedules("Not", (schedule,))
+        if not isinstance(schedule, When):
+            raise TypeError(f"Not joins schedules, not {type(schedule).__name__} (schedule={shown(schedule)})")
+        self.schedule = schedule
 
     def due(self, moment: Moment) -> bool:
         """Return whether the inner schedule is not due."""
@@ -279,7 +293,7 @@ def _last_of_n(index: int, n: int | None) -> bool:
 def _checked_stages(value: str | Stage | Iterable[str | Stage] | None) -> tuple[Stage, ...] | None:
     if value is None:
         return None
-    given = [value] if isinstance(value, str) else list(value)
+    given = [value] if isinstance(value, str) else listed("stages", value, "stages", "['validate', 'test']")
     if not given:
         raise ValueError(
             "stages is empty, so the hook would never be on: leave stages out to have it on in every stage"
@@ -288,34 +302,44 @@ def _checked_stages(value: str | Stage | Iterable[str | Stage] | None) -> tuple[
 
 
 def _checked_indices(name: str, value: int | Iterable[int] | None) -> range | frozenset[int] | None:
-    if value is None or isinstance(value, range):
+    if value is None:
         return value
-    if isinstance(value, str) or not isinstance(value, (int, Iterable)):
-        raise TypeError(f"{name}={value!r} must be a whole number or several, e.g. 3, [0, 5] or range(10)")
-    given = [value] if isinstance(value, int) else list(value)
-    for index in given:
-        _checked_whole(name, index, least=0)
+    if isinstance(value, (str, Mapping)) or not isinstance(value, (int, Iterable)):
+        raise TypeError(f"{name}={shown(value)} must be a whole number or several, e.g. 3, [0, 5] or range(10)")
+    given: Collection[Any]
+    if isinstance(value, range):
+        given, ends = value, [*value[:1], *value[-1:]]  # one of billions is as good as any
+    else:
+        given = ends = [value] if isinstance(value, int) else listed(name, value, "whole numbers", "[0, 5]")
+    for index in ends:
+        _checked_index(name, index, least=0)
     if not given:
         raise ValueError(
             f"{name} is empty, so the hook would never be on: leave {name} out to have it on in all of them"
         )
-    return frozenset(given)
+    return given if isinstance(given, range) else frozenset(given)
 
 
 def _checked_whole(name: str, value: int | None, least: int) -> int | None:
-    if value is None:
-        return None
+    return None if value is None else _checked_index(name, value, least)
+
+
+def _checked_index(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} must be a whole number")
+        raise TypeError(f"{name}={shown(value)} must be a whole number")
     if value < least:
-        raise ValueError(f"{name}={value!r} must be {least} or more")
-    return value
+        raise ValueError(f"{name}={shown(value)} must be {least} or more")
+    return whole_number(name, value, least)
 
 
-def _checked_schedules(name: str, schedules: tuple[When, ...]) -> tuple[When, ...]:
+def _checked_schedules(name: str, parts: tuple[When, ...], more: Sequence[When]) -> tuple[When, ...]:
+    hint = "[Schedule(stages='train'), ...]"
+    if isinstance(more, When):
+        raise TypeError(f"{name}: schedules={shown(more)} is one schedule: give a list, schedules={hint}")
+    schedules = (*parts, *listed("schedules", more, "schedules", hint))
     if not schedules:
-        raise ValueError(f"{name}() needs at least one schedule")
+        raise ValueError(f"{name}() needs at least one schedule, as schedules={hint}")
     for schedule in schedules:
         if not isinstance(schedule, When):
-            raise TypeError(f"{name} joins schedules, not {type(schedule).__name__} ({schedule!r})")
+            raise TypeError(f"{name} joins schedules, not {type(schedule).__name__} ({shown(schedule)})")
     return schedules

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._arguments import is_finite
+from mi_crow_lightning._arguments import is_finite, unusable
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import StrengthMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
@@ -113,12 +114,14 @@ def _is_batch(value: Any) -> bool:
 def _number(value: Any, name: str) -> float:
     if not is_finite(value):
         forms = _FORMS if name == "strength" else "a finite number"
-        raise ValueError(f"{name}={value!r} must be {forms}")
+        raise ValueError(f"{name}={shown(value)} must be {forms}")
     return float(value)
 
 
 def _samples(value: Tensor) -> Tensor:
-    if value.dim() != 1 or not value.numel() or value.is_complex() or value.dtype == torch.bool:
+    if (reason := unusable(value)) is not None:
+        raise ValueError(f"strength is a tensor that {reason}: it must be {_FORMS}")
+    if value.dim() != 1 or not value.numel() or value.dtype == torch.bool:
         raise ValueError(f"strength must be {_FORMS}, not a {value.dtype} tensor of shape {tuple(value.shape)}")
     with torch.inference_mode(False):
         copy = value.detach().to(torch.float32, copy=True)
@@ -143,8 +146,10 @@ def _from_batch(batch: Any) -> Any:
 def _for_rows(value: Any, x: Tensor, ctx: HookContext, name: str = "strength") -> float | Tensor:
     if not isinstance(value, Tensor):
         if not is_finite(value):
-            raise StrengthMismatch(f"{name} is {value!r}: it must be a finite number or a tensor (B,)")
+            raise StrengthMismatch(f"{name} is {shown(value)}: it must be a finite number or a tensor (B,)")
         return float(value)
+    if value.is_complex():
+        raise StrengthMismatch(f"{name} is complex ({value.dtype}): it must be a real number or a tensor (B,) of these")
     if value.dim() > 1:
         raise StrengthMismatch(f"{name} has shape {tuple(value.shape)}: it must be a number or a tensor (B,)")
     value = value.to(x.device, torch.float32, non_blocking=True)

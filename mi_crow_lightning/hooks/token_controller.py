@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning._saved_state import Check
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.conditions import Condition, where_both
 from mi_crow_lightning.hooks.context import HookContext
@@ -71,13 +73,11 @@ class TokenController(Controller):
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         if when is not None and not callable(when):
-            raise TypeError(f"when={when!r} must be callable, as when(x, ctx)")
-        if not isinstance(preserve_norm, bool):
-            raise TypeError(f"preserve_norm={preserve_norm!r} must be True or False")
+            raise TypeError(f"when={shown(when)} must be callable, as when(x, ctx)")
         self.strength = strength
         self.tokens = Tokens.of(tokens)
         self.condition = when
-        self.preserve_norm = preserve_norm
+        self.preserve_norm = check_flag("preserve_norm", preserve_norm)
 
     @property
     def strength(self) -> Strength:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._arguments import not_known, plain, whole
+from mi_crow_lightning._arguments import listed, one_of, plain, whole
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
@@ -24,6 +25,7 @@ from mi_crow_lightning.hooks.positions.streams import of_all_streams, one_stream
 
 __all__ = ["AllOf", "AnyOf", "Not", "Tokens", "put_where"]
 
+_LARGEST = 2**63 - 1
 _NAMES = ("all", "prompt", "generated", "last")
 
 
@@ -83,17 +85,21 @@ class Tokens:
         self._reads_values = self.kind == "where"
 
     @classmethod
-    def of(cls, value: Tokens | str) -> Tokens:
+    def of(cls, value: Tokens | str, argument: str = "tokens") -> Tokens:
         """Return ``value`` itself, or the `Tokens` that a string names.
 
+        Args:
+            value: a choice, or its name.
+            argument: the name of the argument that ``value`` was passed as, for the error.
+
         Raises:
-            TypeError: it is neither.
+            TypeError, ValueError: it is neither.
         """
         if isinstance(value, Tokens):
             return value
         if isinstance(value, str):
-            return cls(value)
-        raise TypeError(f"tokens={value!r} must be a name such as 'generated', or Tokens(...)")
+            return cls(one_of(argument, value, _NAMES))
+        raise TypeError(f"{argument}={shown(value)} must be a name such as 'generated', or Tokens(...)")
 
     def mask(self, x: Tensor, ctx: HookContext, editing: bool = False) -> Tensor | None:
         """Return the chosen positions of an activation.
@@ -183,10 +189,14 @@ class _Joined(Tokens):
     value: tuple[Tokens, ...]
 
     def __init__(self, *parts: Tokens | str, choices: Sequence[Tokens | str] = ()) -> None:
-        given = (*parts, *choices)
+        if isinstance(choices, (str, Tokens)):
+            raise TypeError(f"choices={shown(choices)} is one choice: give a list, choices=['generated', ...]")
+        given = (*parts, *listed("choices", choices, "choices of tokens", "['generated', Tokens(ids={2})]"))
         if not given:
-            raise ValueError(f"{type(self).__name__}() needs at least one choice of tokens")
-        self.value = tuple(Tokens.of(choice) for choice in given)
+            raise ValueError(
+                f"{type(self).__name__}() needs at least one choice of tokens, as choices=['generated', ...]"
+            )
+        self.value = tuple(Tokens.of(choice, "choices") for choice in given)
         self._is_all, self._reads_values = False, any(choice._reads_values for choice in self.value)
 
     def why_not_traced(self) -> str | None:
@@ -236,7 +246,7 @@ class Not(Tokens):
     value: Tokens
 
     def __init__(self, choice: Tokens | str) -> None:
-        self.kind, self.value = "~", Tokens.of(choice)
+        self.kind, self.value = "~", Tokens.of(choice, "choice")
         self._is_all, self._reads_values = False, self.value._reads_values
 
     def why_not_traced(self) -> str | None:
@@ -363,38 +373,41 @@ _CHOOSE: dict[str, Callable[[Any, _Choice], Tensor]] = {
 
 
 def _known_name(which: Any) -> str:
-    if which not in _NAMES:
-        raise not_known("tokens", which, _NAMES)
-    return str(which)
+    return one_of("which", which, _NAMES)
 
 
 def _integers(name: str) -> Callable[[Any], list[int]]:
     def checked(values: Any) -> list[int]:
         given = plain(values)
         several = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
-        numbers = {whole(number) for number in given} if several else set()
-        known = {number for number in numbers if number is not None}
+        numbers = {whole(number) for number in listed(name, given, "integers", "[0, 3]")} if several else set()
+        known = {number for number in numbers if number is not None and _fits(number)}
         if not known or known != numbers:
-            raise ValueError(f"{name}={values!r} must be integers, at least one, such as {name}=[0, 3]")
+            raise ValueError(f"{name}={shown(values)} must be integers, at least one, such as {name}=[0, 3]")
         return sorted(known)
 
     return checked
 
 
+def _fits(number: int | None) -> bool:
+    """Return whether a whole number fits the 64 bits of the tensors that it is compared with."""
+    return number is not None and -_LARGEST <= number <= _LARGEST
+
+
 def _ends(window: Any) -> tuple[int | None, int | None]:
     given = plain(window)
     ends = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    if len(ends) != 2 or not all(end is None or whole(end) is not None for end in ends):
-        raise ValueError(f"window={window!r} must be (start, stop), integers or None, such as window=(-8, None)")
+    if len(ends) != 2 or not all(end is None or _fits(whole(end)) for end in ends):
+        raise ValueError(f"window={shown(window)} must be (start, stop), integers or None, such as window=(-8, None)")
     start, stop = (None if end is None else whole(end) for end in ends)
     if start is not None and stop is not None and (start < 0) == (stop < 0) and start >= stop:
-        raise ValueError(f"window={window!r} is empty: start must be before stop")
+        raise ValueError(f"window={shown(window)} is empty: start must be before stop")
     return start, stop
 
 
 def _function(where: Any) -> Any:
     if not callable(where):
-        raise TypeError(f"where={where!r} must be a function (x, ctx) -> mask (B, T)")
+        raise TypeError(f"where={shown(where)} must be a function (x, ctx) -> mask (B, T)")
     return where
 
 

@@ -10,6 +10,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._arguments import is_finite, whole_number
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.language_model.generated import GeneratedText, records_of
 from mi_crow_lightning.language_model.generation import Generation
@@ -93,11 +95,11 @@ class CausalLMModule(pl.LightningModule):
         super().__init__()
         _check_numbers(lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, log_text=log_text)
         self.generation = Generation(generation)
-        self.sweep = sweep
+        self._sweep = checked_sweep(sweep)  # not by its name: torch would register a module
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.max_length = max_length
+        self.max_length = max_length if max_length is None else whole_number("max_length", max_length, 1)
         self.model = given_or_loaded_model(model, model_params)
         self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
         self._shown = ShownTexts(log_text)
@@ -249,6 +251,7 @@ def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
 def _check_numbers(**numbers: float) -> None:
     for name, value in numbers.items():
         whole = name in ("warmup_steps", "log_text")
-        kind = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < float("inf"):
-            raise ValueError(f"{name}={value!r} must be a {'whole ' if whole else ''}number, 0 or more")
+        if whole:
+            whole_number(name, value, 0)
+        elif not is_finite(value) or value < 0:
+            raise ValueError(f"{name}={shown(value)} must be a number, 0 or more")

@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from mi_crow_lightning._shown import shown
+
 __all__ = ["Generation"]
 
 
@@ -33,8 +35,8 @@ class Generation:
     def __init__(self, given: GenerationConfig | Mapping[str, Any] | None) -> None:
         if given is not None and not isinstance(given, (GenerationConfig, Mapping)):
             raise TypeError(
-                f"generation={given!r} must be a transformers GenerationConfig, or a mapping of its arguments, e.g. "
-                "{'max_new_tokens': 40}"
+                f"generation={shown(given)} must be a transformers GenerationConfig, or a mapping of its arguments, "
+                "e.g. {'max_new_tokens': 40}"
             )
         if isinstance(given, Mapping):
             _check_names(given)
@@ -100,7 +102,8 @@ def _check_names(given: Mapping[str, Any]) -> None:
     known = _names()
     for name in given:
         if name not in known:
-            closest = get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)
+            closest = get_close_matches(str(name)[:80], known, n=3, cutoff=0.4) or sorted(known)[:20]
             raise ValueError(
-                f"generation has {name!r}, which is not in GenerationConfig; closest: {', '.join(map(repr, closest))}"
+                f"generation has {shown(name)}, which is not in GenerationConfig; closest: "
+                f"{', '.join(map(repr, closest))}"
             )

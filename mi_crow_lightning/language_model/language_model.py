@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._arguments import device_of
 from mi_crow_lightning._moved import answers_for_old_names
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.language_model.inference import Inference
-from mi_crow_lightning.language_model.loading import load_model, load_tokenizer
+from mi_crow_lightning.language_model.loading import check_tokenizer, load_model, load_tokenizer
 
 __all__ = ["LanguageModel"]
 
@@ -41,8 +43,12 @@ class LanguageModel:
         model_id: str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self.model = model if device is None else model.to(device)
-        self.tokenizer = tokenizer
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model={shown(model)} must be a torch module; from_huggingface(...) loads one by name")
+        if model_id is not None and not isinstance(model_id, str):
+            raise TypeError(f"model_id={shown(model_id)} must be a string")
+        self.model = model if device is None else model.to(device_of("device", device, here=True))
+        self.tokenizer = check_tokenizer(tokenizer)
         self.model_id = model_id or getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
         self.layers = Layers(model, language_model=self, store=store)
         self.inference = Inference(self)

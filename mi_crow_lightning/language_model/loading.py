@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["find_source", "given_or_loaded_model", "given_or_loaded_tokenizer", "load_model", "load_tokenizer"]
+from mi_crow_lightning._shown import shown
+
+__all__ = [
+    "check_tokenizer",
+    "find_source",
+    "given_or_loaded_model",
+    "given_or_loaded_tokenizer",
+    "load_model",
+    "load_tokenizer",
+]
 
 
 def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
@@ -62,7 +71,7 @@ def given_or_loaded_model(model: Any, params: Mapping[str, Any] | None) -> nn.Mo
     elif params is not None:
         raise ValueError("model_params are for a model given by name, but this model is a module: leave them out")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} must be a torch module, or the name or folder of one")
+        raise TypeError(f"model={shown(model)} must be a torch module, or the name or folder of one")
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ValueError(f"{type(model).__name__} is an encoder-decoder model: CausalLMModule takes causal models")
     return model
@@ -76,7 +85,18 @@ def given_or_loaded_tokenizer(tokenizer: Any, model: Any) -> Any:
         model: the model as it was given. If it is a module and ``tokenizer`` is ``None``, the result is ``None``.
     """
     place = model if tokenizer is None else tokenizer
-    return load_tokenizer(place) if isinstance(place, (str, Path)) else tokenizer
+    return load_tokenizer(place) if isinstance(place, (str, Path)) else check_tokenizer(tokenizer)
+
+
+def check_tokenizer(tokenizer: Any) -> Any:
+    """Return the tokenizer, or ``None``.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+        raise TypeError(f"tokenizer={shown(tokenizer)} must be a tokenizer of transformers, or None")
+    return tokenizer
 
 
 def find_source(name_or_path: str | Path) -> tuple[str, Mapping[str, str]]:

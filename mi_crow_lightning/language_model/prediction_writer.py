@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import one_of, place
 from mi_crow_lightning.language_model.generated import GeneratedText
 from mi_crow_lightning.language_model.line_file import LineFile, holds_lines
 
@@ -54,10 +54,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def __init__(self, path: str | Path, mode: str = "x") -> None:
         super().__init__(write_interval="batch")
-        if mode not in _MODES:
-            raise not_known("mode", mode, _MODES)
-        self.path = Path(path).expanduser()
-        self.mode = mode
+        self.mode = one_of("mode", mode, _MODES)
+        self.path = place("path", path).expanduser()
         self.file: Path | None = None
         self._lines: LineFile | None = None
 

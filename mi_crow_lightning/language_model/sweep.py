@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning._arguments import is_finite, plain
+from mi_crow_lightning._arguments import is_finite, listed, plain
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.callback.hook_callback import HookCallback
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.strengths import reads_batch
@@ -32,13 +33,13 @@ def checked_sweep(sweep: Any) -> list[float] | None:
         return None
     given = plain(sweep)
     if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
-        raise TypeError(f"sweep={sweep!r} must be a list of strengths, e.g. [0, 2, 4]")
-    strengths = [plain(strength) for strength in given]
+        raise TypeError(f"sweep={shown(sweep)} must be a list of strengths, e.g. [0, 2, 4]")
+    strengths = [plain(strength) for strength in listed("sweep", given, "strengths", "[0, 2, 4]")]
     for strength in strengths:
         if not is_finite(strength):
-            raise ValueError(f"sweep={strengths!r} holds {strength!r}: each strength must be a finite number")
+            raise ValueError(f"sweep={shown(strengths)} holds {shown(strength)}: each strength must be a finite number")
     if not strengths or len(set(strengths)) < len(strengths):
-        raise ValueError(f"sweep={strengths!r} must hold at least one strength, and each strength once")
+        raise ValueError(f"sweep={shown(strengths)} must hold at least one strength, and each strength once")
     return [float(strength) for strength in strengths]
 
 

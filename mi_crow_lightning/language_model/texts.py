@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import one_of, whole_number
+from mi_crow_lightning._shown import shown
 
 __all__ = ["TextCollator", "are_texts", "check_batch", "check_left_padding", "labels_of"]
 
@@ -43,14 +44,13 @@ class TextCollator:
     ) -> None:
         if tokenizer is None:
             raise ValueError("texts need a tokenizer: pass one, e.g. CausalLMModule(model, tokenizer)")
+        if not callable(tokenizer) or not hasattr(tokenizer, "pad_token"):
+            raise TypeError(f"tokenizer={shown(tokenizer)} must be a tokenizer of transformers")
         if tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token")
-        if padding_side not in _SIDES:
-            raise not_known("padding_side", padding_side, _SIDES)
-        if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int)):
-            raise ValueError(f"max_length={max_length!r} must be a whole number of tokens, or None")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length={max_length!r} must be 1 token or more")
+        one_of("padding_side", padding_side, _SIDES)
+        if max_length is not None:
+            whole_number("max_length", max_length, 1, "a whole number of tokens")
         self.tokenizer = tokenizer
         self.params = {
             "padding": True,
@@ -76,7 +76,7 @@ class TextCollator:
             ValueError: a text has no tokens.
         """
         if not are_texts(texts):
-            raise TypeError(f"texts must be a list of strings, not {texts!r}")
+            raise TypeError(f"texts must be a list of strings, not {shown(texts)}")
         batch = dict(self.tokenizer(list(texts), return_tensors="pt", **self.params))
         for text, length in zip(texts, batch["attention_mask"].sum(1).tolist(), strict=True):
             if not length:

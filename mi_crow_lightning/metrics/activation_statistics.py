@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mi_crow_lightning._arguments import listed
+from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning.metrics.activation import statistics
 from mi_crow_lightning.metrics.collectives import Share, Shares, gather, is_distributed
 from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
@@ -82,8 +84,13 @@ class ActivationStatisticsMetric(Metric):
         # No cached result: it would go stale when the owner writes to the buffer, and a compute is cheap.
         super().__init__(**{"dist_sync_fn": gather, "compute_with_cache": False, **kwargs})
         self.layers = _names(layers)
+        if not isinstance(groups, Group):
+            raise TypeError(f"groups={shown(groups)} must be a Group, such as Group.ALL")
         self.groups = groups
-        self.sums = tuple(sums)
+        self.sums = tuple(listed("sums", sums, "Sum", "sums_of(['mean'])"))
+        for one in self.sums:
+            if not isinstance(one, Sum):
+                raise TypeError(f"sums holds {shown(one)}, which is not a Sum")
         self._merge = partial(merge_buffers, layers=len(self.layers), sums=self.sums)
         unknown = [0] * len(self.layers)
         self.add_state("buffer", empty_buffer(unknown, sums=self.sums), dist_reduce_fx=self._merge, persistent=True)
@@ -347,12 +354,19 @@ def _extremes(widths: Tensor) -> Tensor:
     return torch.stack([widths.amin(0), widths.amax(0)])
 
 
+_MOST_LAYERS = 1_000_000
+
+
 def _names(layers: Sequence[str] | int) -> tuple[str, ...]:
-    if isinstance(layers, int):
-        if layers < 0:
-            raise ValueError(f"the number of layers cannot be {layers}")
+    if isinstance(layers, (int, bool)):
+        if isinstance(layers, bool) or not 0 <= layers <= _MOST_LAYERS:
+            raise ValueError(f"layers={shown(layers)} must be a number of layers, 0 to {_MOST_LAYERS:,}")
         return tuple(str(i) for i in range(layers))
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    names = (layers,) if isinstance(layers, str) else tuple(listed("layers", layers, "names", "['h.0', 'h.1']"))
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"layers holds {shown(wrong[0])}, which is not a layer's name")
     if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise ValueError(f"every layer has one row, but these names occur more than once: {', '.join(repeated)}")
+        raise ValueError(
+            f"layers: each has one row, and these names occur more than once: {cut(', '.join(repeated), 400)}"
+        )
     return names

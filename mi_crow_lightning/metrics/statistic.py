@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.metrics.summary import Group
 
 
@@ -79,6 +80,10 @@ class Sum:
 
     def __post_init__(self) -> None:
         _check_name("sum", self.name)
+        if not callable(self.of):
+            raise TypeError(f"of={shown(self.of)} must be a function from tokens and where they count to a number")
+        if not isinstance(self.merge, Merge):
+            raise TypeError(f"merge={shown(self.merge)} must be a Merge, such as TOTAL")
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,19 @@ class Statistic:
 
     def __post_init__(self) -> None:
         _check_name("statistic", self.name)
+        if self.value is not None and not callable(self.value):
+            raise TypeError(f"value={shown(self.value)} must be a function from the sums to the value")
+        if not isinstance(self.groups, Group):
+            raise TypeError(f"groups={shown(self.groups)} must be a Group, such as Group.MOMENTS")
+        if not isinstance(self.sums, tuple) or not all(isinstance(one, Sum) for one in self.sums):
+            raise TypeError(f"sums={shown(self.sums)} must be a tuple of Sum, such as sums=(Sum(...),)")
+
+
+_LONGEST_NAME = 200
 
 
 def _check_name(what: str, name: str) -> None:
-    if not name.isidentifier():
-        raise ValueError(f"a {what} cannot be named {name!r}: use letters, digits and underscores, such as 'abs_mean'")
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"a {what} cannot be named name={shown(name)}: use letters, digits and underscores, such as 'abs_mean'"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from mi_crow_lightning._foreign_files import shortened
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import StoreKeyError
 
 __all__ = ["SUFFIX", "batch_file_name", "batch_folder_name", "check_name", "read_batch_name", "split_path"]
@@ -48,7 +48,7 @@ def check_name(kind: str, name: object, *, suffix: str = "", reserved: str | Non
     elif (fault := _fault(name, limit, reserved) or _fault_on_windows(name, suffix)) is None:
         return name
     raise StoreKeyError(
-        f"{kind} {shortened(repr(name), 1000)} cannot be a name in the store: it {fault}. Allowed: a non-blank str of "
+        f"{kind} {shown(name, 400)} cannot be a name in the store: it {fault}. Allowed: a non-blank str of "
         f"at most {limit} bytes that does not start with '.', holds no '/', '\\' or NUL, and is a name on Windows, too."
     )
 
@@ -100,7 +100,7 @@ def split_path(key: object) -> tuple[str, ...]:
     try:
         return tuple(check_name("part", part) for part in key.split("/"))
     except StoreKeyError as error:
-        raise StoreKeyError(f"key {shortened(repr(key), 500)} would not stay in the store's folder: {error}") from error
+        raise StoreKeyError(f"key {shown(key)} would not stay in the store's folder: {error}") from error
 
 
 def batch_folder_name(batch_index: object) -> str:
@@ -124,7 +124,7 @@ def batch_file_name(batch_index: object) -> str:
 def _checked_index(batch_index: object) -> int:
     if isinstance(batch_index, int) and not isinstance(batch_index, bool) and 0 <= batch_index <= _LAST_INDEX:
         return batch_index
-    raise StoreKeyError(f"batch_index must be an int >= 0 (and below 2**63), not a bool; got {batch_index!r}")
+    raise StoreKeyError(f"batch_index must be an int >= 0 (and below 2**63), not a bool; got {shown(batch_index)}")
 
 
 def read_batch_name(name: str) -> int | None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from mi_crow_lightning._arguments import place
 from mi_crow_lightning._foreign_files import Damaged, one_error, shortened
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import StoreFileError, StoreKeyError
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.store.folders import Folders, batches_in, keys_in, layers_in
@@ -52,10 +54,17 @@ class LocalStore(Store):
     """
 
     def __init__(self, base_path: Path | str = "", runs_prefix: str = "runs") -> None:
-        super().__init__(Path(base_path).absolute(), runs_prefix)
-        if self.base_path.exists() and not self.base_path.is_dir():
-            raise NotADirectoryError(f"base_path {str(base_path)!r} is a file; a store needs a folder")
-        self._folders = Folders(self.base_path, runs_prefix)
+        super().__init__(place("base_path", base_path).absolute(), runs_prefix)
+        try:
+            is_file = self.base_path.exists() and not self.base_path.is_dir()
+        except OSError as error:  # no folder can have that name
+            raise ValueError(f"base_path={shown(str(base_path))} cannot be a folder: {error.strerror}") from None
+        if is_file:
+            raise NotADirectoryError(f"base_path {shown(str(base_path))} is a file; a store needs a folder")
+        try:
+            self._folders = Folders(self.base_path, runs_prefix)
+        except StoreKeyError as error:
+            raise StoreKeyError(f"runs_prefix: {error}") from error
 
     # --- single tensors ---
 

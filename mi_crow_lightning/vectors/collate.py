@@ -7,9 +7,19 @@ from typing import Any
 
 import torch
 
+from mi_crow_lightning._shown import shown
+
 __all__ = ["LabelCollator", "PairCollator"]
 
 Tokenize = Callable[[list[str]], Mapping[str, Any]]
+
+
+def _callable(tokenize: Any) -> Tokenize:
+    if not callable(tokenize):
+        raise TypeError(
+            f"tokenize={shown(tokenize)} must be a function from a list of texts to a batch, or a tokenizer"
+        )
+    return tokenize  # type: ignore[no-any-return]
 
 
 class PairCollator:
@@ -29,7 +39,7 @@ class PairCollator:
     """
 
     def __init__(self, tokenize: Tokenize) -> None:
-        self.tokenize = tokenize
+        self.tokenize = _callable(tokenize)
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """Make the batch.
@@ -58,7 +68,7 @@ class LabelCollator:
     """
 
     def __init__(self, tokenize: Tokenize) -> None:
-        self.tokenize = tokenize
+        self.tokenize = _callable(tokenize)
 
     def __call__(self, items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         """Make the batch; labels that are names stay a list.

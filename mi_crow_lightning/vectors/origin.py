@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mi_crow_lightning._foreign_files import Damaged, from_json, shortened
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import VectorMismatch
 
-__all__ = ["Origin"]
+__all__ = ["Origin", "check_facts"]
 
 Value = str | int | float | bool
 
@@ -39,10 +40,10 @@ class Origin:
     def __post_init__(self) -> None:
         for name in ("method", "model", "tokens"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}={getattr(self, name)!r} must be a string")
+                raise TypeError(f"{name}={shown(getattr(self, name))} must be a string")
             _check_text(name, getattr(self, name))
-        _check_mapping("samples", self.samples, (int,))
-        _check_mapping("metadata", self.metadata, (str, int, float, bool))
+        check_facts("samples", self.samples, (int,))
+        check_facts("metadata", self.metadata, (str, int, float, bool))
 
     def joined(self, other: Origin, sign: str) -> Origin:
         """Return the origin of a sum, or difference: what both agree on; where methods or tokens differ, both.
@@ -80,14 +81,20 @@ class Origin:
         return cls(**read)
 
 
-def _check_mapping(name: str, value: Any, allowed: tuple[type, ...]) -> None:
+def check_facts(name: str, value: Any, allowed: tuple[type, ...]) -> dict[str, Any]:
+    """Return a copy of a mapping from names to values of these types.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name}={value!r} must be a mapping")
+        raise TypeError(f"{name}={shown(value)} must be a mapping")
     for key, item in value.items():
         if not isinstance(key, str) or type(item) not in allowed:
             kinds = ", ".join(kind.__name__ for kind in allowed)
-            raise TypeError(f"{name}[{key!r}]={item!r}: keys must be strings, and values one of {kinds}")
-        _check_text(f"{name}[{key!r}]", f"{key}{item}" if isinstance(item, str) else key)
+            raise TypeError(f"{name}[{shown(key)}]={shown(item)}: keys must be strings, and values one of {kinds}")
+        _check_text(f"{name}[{shown(key)}]", f"{key}{item}" if isinstance(item, str) else key)
+    return dict(value)
 
 
 def _check_text(name: str, text: str) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._arguments import unusable
 from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, one_error
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import VectorFileError, VectorMismatch
 from mi_crow_lightning.vectors.file import read, write
 from mi_crow_lightning.vectors.fit import names_in
-from mi_crow_lightning.vectors.origin import Origin, Value
+from mi_crow_lightning.vectors.origin import Origin, Value, check_facts
 
 __all__ = ["SteeringVector"]
 
@@ -63,11 +65,13 @@ class SteeringVector(Mapping[str, Tensor]):
         metadata: Mapping[str, Value] | None = None,
     ) -> None:
         if not isinstance(directions, Mapping) or not directions:
-            raise ValueError(f"directions={directions!r} must map at least one layer's name to a tensor (D,)")
+            raise ValueError(f"directions={shown(directions)} must map at least one layer's name to a tensor (D,)")
         if len(directions) > MOST_TENSORS:
             raise ValueError(f"a vector may have {MOST_TENSORS} layers, and there are {len(directions)}")
         self._directions = {_checked_name(layer): _checked(layer, value) for layer, value in directions.items()}
-        self._origin = Origin(method, model, tokens, dict(samples or {}), dict(metadata or {}))
+        samples = {} if samples is None else check_facts("samples", samples, (int,))
+        metadata = {} if metadata is None else check_facts("metadata", metadata, (str, int, float, bool))
+        self._origin = Origin(method, model, tokens, samples, metadata)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -316,24 +320,35 @@ class SteeringVector(Mapping[str, Tensor]):
 
 def _checked_name(layer: object) -> str:
     if not isinstance(layer, str) or not layer or layer == "__metadata__":
-        raise ValueError(f"a layer's name must be a non-empty string, not {layer!r}")
+        raise ValueError(f"directions: a layer's name must be a non-empty string, not {shown(layer)}")
     if len(layer) > LONGEST_NAME:
-        raise ValueError(f"a layer's name may have {LONGEST_NAME} characters, and {layer[:40]!r}... has {len(layer)}")
+        raise ValueError(
+            f"directions: a layer's name may have {LONGEST_NAME} characters, and {layer[:40]!r}... has {len(layer)}"
+        )
     layer.encode()  # half of a surrogate pair could not be saved
     return layer
 
 
 def _checked(layer: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
-        raise TypeError(f"the direction of {layer!r} must be a tensor (D,), not a {type(value).__name__}")
+        raise TypeError(
+            f"directions: the direction of {shown(layer)} must be a tensor (D,), not a {type(value).__name__}"
+        )
+    if (reason := unusable(value)) is not None:
+        raise ValueError(
+            f"directions: the direction of {shown(layer)} must be a float tensor (D,), and the one given {reason}"
+        )
     if value.dim() != 1 or not value.numel() or not value.is_floating_point():
         raise ValueError(
-            f"the direction of {layer!r} must be a float tensor (D,), not {value.dtype} of shape {tuple(value.shape)}"
+            f"directions: the direction of {shown(layer)} must be a float tensor (D,), not {value.dtype} of shape "
+            f"{tuple(value.shape)}"
         )
     with torch.inference_mode(False):
         copy = value.detach().to("cpu", torch.float32, copy=True)
     if not torch.isfinite(copy).all():
-        raise ValueError(f"the direction of {layer!r} holds {int((~torch.isfinite(copy)).sum())} non-finite values")
+        raise ValueError(
+            f"directions: the direction of {shown(layer)} holds {int((~torch.isfinite(copy)).sum())} non-finite values"
+        )
     return copy
 
 

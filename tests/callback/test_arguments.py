@@ -34,7 +34,7 @@ TWICE = Seen()
     ("arguments", "error", "words"),
     [
         ({"detectors": ["block:0"]}, TypeError, "detectors holds 'block:0', which is a str, not a hook"),
-        ({"detectors": "block:0"}, TypeError, "detectors holds 'b', which is a str, not a hook"),
+        ({"detectors": "block:0"}, TypeError, "detectors='block:0' is a string, not a hook: give"),
         ({"controllers": [nn.Linear(2, 2)]}, TypeError, "controllers holds Linear.*which is a Linear, not a hook"),
         ({"detectors": [Seen]}, TypeError, "detectors holds <class .*, which is a type, not a hook"),
         ({"detectors": 3}, TypeError, "detectors=3 must be a hook or a list of hooks"),
@@ -63,7 +63,7 @@ TWICE = Seen()
             TypeError,
             "root must be the name of a submodule, e.g. 'model', not a Linear",
         ),
-        ({"detectors": Seen(), "name": 3}, TypeError, "name=3 must be a string"),
+        ({"detectors": Seen(), "name": 3}, ValueError, "name=3 must be a non-empty string"),
     ],
 )
 def test_arguments_of_the_callback(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -85,7 +85,11 @@ def test_arguments_of_the_callback(arguments: dict[str, Any], error: type[Except
         (lambda: Seen(layer_signature=1.5), TypeError, "layer_signature=1.5 must be a name such as 'block:"),
         (lambda: ActivationStatistics("0", tokens="first"), ValueError, "tokens='first' is not known: choose one of"),
         (lambda: ActivationStatistics("0", tokens=3), TypeError, "tokens=3 must be a name such as 'generated'"),
-        (lambda: ActivationStatistics("0", statistics=["median"]), ValueError, "choose a list of names from mean, std"),
+        (
+            lambda: ActivationStatistics("0", statistics=["median"]),
+            ValueError,
+            "'median' is not known: choose one of 'mean', 'std'",
+        ),
         (lambda: SteeringController("0", torch.ones(2), tokens="end"), ValueError, "tokens='end' is not known"),
         (lambda: SteeringController("0", torch.ones(2), float("nan")), ValueError, "strength=nan must be a finite"),
         (lambda: FunctionController("0", 3), TypeError, "function=3 must be callable"),

@@ -99,7 +99,7 @@ def test_leaving_a_block_early_takes_the_hooks_off() -> None:
         (mean_of("0", schedule=Schedule(stages="train")), RegistrationError, "which only a HookCallback follows"),
         (double("0", schedule=Schedule(stages="train")), RegistrationError, "which only a HookCallback follows"),
         (ActivationStatistics(), RegistrationError, "names no layer: give layer_signature="),
-        ("block:0", TypeError, "'block:0' is not a hook: pass an instance of Detector"),
+        ("block:0", TypeError, "hooks holds 'block:0', which is a str, not a hook"),
     ],
 )
 def test_what_cannot_be_attached_leaves_nothing(second: Any, error: type[Exception], words: str) -> None:
@@ -110,9 +110,9 @@ def test_what_cannot_be_attached_leaves_nothing(second: Any, error: type[Excepti
 
 
 def test_wrong_arguments_are_told() -> None:
-    with pytest.raises(TypeError, match="hooks=3 must be a hook or several, not a int"), attached(mlp(), 3):  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="hooks=3 must be a hook or a list of hooks, not a int"), attached(mlp(), 3):  # type: ignore[arg-type]
         pass
-    with pytest.raises(TypeError, match="root must be a torch module, not a list"), attached([double()], mlp()):  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model=.* must be a torch module"), attached([double()], mlp()):  # type: ignore[arg-type]
         pass
 
 

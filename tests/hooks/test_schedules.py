@@ -22,7 +22,7 @@ moments = st.builds(
     step=st.integers(0, 12),
     logged=st.booleans(),
 )
-several = st.none() | st.integers(0, 6) | st.lists(st.integers(0, 6), min_size=1) | st.builds(range, st.integers(0, 6))
+several = st.none() | st.integers(0, 6) | st.lists(st.integers(0, 6), min_size=1) | st.builds(range, st.integers(1, 6))
 fields = st.fixed_dictionaries(
     {},
     optional={

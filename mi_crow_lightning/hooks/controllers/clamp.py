@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import is_finite
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import unit_vector
@@ -101,9 +102,11 @@ def _checked(
     given = {name: number for name, number in (("value", value), ("low", low), ("high", high)) if number is not None}
     for name, number in given.items():
         if not is_finite(number):
-            raise ValueError(f"{name}={number!r} must be a finite number")
+            raise ValueError(f"{name}={shown(number)} must be a finite number")
     if not given or ("value" in given and len(given) > 1):
-        raise ValueError(f"value={value!r}, low={low!r}, high={high!r}: give a value, or low, high or both")
+        raise ValueError(
+            f"value={shown(value)}, low={shown(low)}, high={shown(high)}: give a value, or low, high or both"
+        )
     if low is not None and high is not None and low > high:
-        raise ValueError(f"low={low!r} is above high={high!r}: the range is empty")
+        raise ValueError(f"low={shown(low)} is above high={shown(high)}: the range is empty")
     return value, low, high

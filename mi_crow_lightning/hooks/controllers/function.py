@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.context import HookContext
@@ -53,7 +54,7 @@ class FunctionController(TokenController):
     ) -> None:
         super().__init__(layer_signature, hook_type=hook_type, hook_id=hook_id, **options)
         if not callable(function):
-            raise TypeError(f"function={function!r} must be callable: from an activation to the edited one")
+            raise TypeError(f"function={shown(function)} must be callable: from an activation to the edited one")
         self.function = function
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._arguments import unusable
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import PatchMismatch
 from mi_crow_lightning.hooks.context import HookContext
@@ -155,20 +157,22 @@ def _joined(value: Any, name: str) -> Tensor:
     if not isinstance(value, (list, tuple)) or not value:
         hint = ": give what it captured, .get_captured()" if hasattr(value, "get_captured") else ""
         raise TypeError(
-            f"{name}={value!r} must be a tensor, a list of the tensors of one generate, or a mapping from layer to "
-            f"these{hint}"
+            f"{name}={shown(value)} must be a tensor, a list of the tensors of one generate, or a mapping from "
+            f"layer to these{hint}"
         )
     passes = [_copied(one, f"{name}[{i}]") for i, one in enumerate(value)]
     first = passes[0]
     if first.dim() != 3 or any(later.shape != (len(first), 1, first.shape[2]) for later in passes[1:]):
         raise ValueError(
-            f"{name} holds the shapes {[tuple(one.shape) for one in passes]}: a list is the passes of one generate "
-            "with a cache, (B, T, D) and then (B, 1, D) for each further token"
+            f"{name} holds the shapes {shown([tuple(one.shape) for one in passes])}: a list is the passes of one "
+            "generate with a cache, (B, T, D) and then (B, 1, D) for each further token"
         )
     return torch.cat(passes, 1)
 
 
 def _copied(value: Any, name: str) -> Tensor:
+    if isinstance(value, Tensor) and (reason := unusable(value)) is not None:
+        raise ValueError(f"{name} must be a float tensor, and the one given {reason}")
     if not isinstance(value, Tensor) or not value.is_floating_point():
         what = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a float tensor, not a {what}")

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mi_crow_lightning._arguments import is_finite
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import mixed
@@ -41,7 +42,7 @@ class ScaleController(TokenController):
     def __init__(self, layer_signature: Signature | None, factor: float, **options: Any) -> None:
         super().__init__(layer_signature, **options)
         if not is_finite(factor):
-            raise ValueError(f"factor={factor!r} must be a finite number")
+            raise ValueError(f"factor={shown(factor)} must be a finite number")
         self.factor = float(factor)
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._arguments import check_flag, is_finite, listed, not_known
 from mi_crow_lightning._saved_state import Check, each, is_count, names, numbers
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
@@ -99,10 +100,10 @@ class ActivationStatistics(Detector):
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         self.statistics = _known(statistics)
-        self.histogram = histogram
-        self.per_channel = per_channel
-        if not dead_threshold >= 0:
-            raise ValueError(f"dead_threshold={dead_threshold!r} must be 0 or a positive number")
+        self.histogram = check_flag("histogram", histogram)
+        self.per_channel = check_flag("per_channel", per_channel)
+        if not is_finite(dead_threshold) or dead_threshold < 0:
+            raise ValueError(f"dead_threshold={shown(dead_threshold)} must be 0 or a positive number")
         self.dead_threshold = dead_threshold
         self.tokens = Tokens.of(tokens)
         self._layers: dict[str, int] = {}  # the place of each in the buffers
@@ -303,8 +304,11 @@ def _by_stage(name: str, value: Any) -> dict[str, Tensor]:
 def _known(names: Sequence[str] | None) -> tuple[str, ...]:
     if names is None:
         return STATISTICS
-    unknown = [name for name in names if name not in known_names()]
-    if isinstance(names, str) or unknown:
-        raise ValueError(f"statistics={names!r}: choose a list of names from {', '.join(known_names())}")
-    sums_of(names)  # raises where two sums have one name
-    return tuple(names)
+    given = listed("statistics", names, "names", "['mean', 'std']")
+    for name in given:
+        if not isinstance(name, str) or name not in known_names():
+            raise not_known("statistics", name, known_names())
+    if repeated := [name for name in given if given.count(name) > 1]:
+        raise ValueError(f"statistics={shown(given)} has {repeated[0]!r} twice: each is read once")
+    sums_of(given)  # raises where two sums have one name
+    return tuple(given)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import check_flag, is_finite, listed, not_known, one_of, whole_number
 from mi_crow_lightning._saved_state import Check, each, is_count, numbers, text
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
@@ -107,23 +107,20 @@ class ContrastDetector(Detector):
         **options: Any,
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, on_error=on_error, **options)
-        _check_method(method, covariance, keep_samples)
-        if isinstance(classes, str) or len(classes) != 2 or classes[0] == classes[1]:
-            raise ValueError(f"classes={classes!r} must be two different ones: the negative and the positive class")
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-            raise ValueError(f"max_bytes={max_bytes!r} must be a whole number of bytes, 1 or more")
+        scatter = _check_method(method, covariance, keep_samples)
         self.method = method
         self.tokens = Tokens.of(tokens)
         self._tokens_as_text = tokens if isinstance(tokens, str) else repr(tokens)
-        self.classes = tuple(classes)
-        self.label, self.pair = label, pair
+        self.classes = _classes(classes)
+        self.label, self.pair = _column("label", label), _column("pair", pair)
         self.stage, self.held_out = _stages(stage, held_out)
         self._layers: list[str] = []
         self._device = torch.device("cpu")
         self._model = ""
         self._moment: Moment | None = None
         self._batch: Any = None
-        self._contrast = Contrast(method, scatter=tuple(covariance), keep_samples=keep_samples, max_bytes=max_bytes)
+        max_bytes = whole_number("max_bytes", max_bytes, 1, "a whole number of bytes")
+        self._contrast = Contrast(method, scatter=scatter, keep_samples=keep_samples, max_bytes=max_bytes)
 
     def default_schedule(self) -> When:
         """Return the schedule of every batch of the two stages."""
@@ -356,15 +353,41 @@ def _saved_score(name: str, row: Any) -> Separability:
     return Separability(*row)
 
 
-def _check_method(method: str, covariance: Sequence[str], keep_samples: bool) -> None:
-    if method not in METHODS:
-        raise not_known("method", method, METHODS)
-    if isinstance(covariance, str) or any(group not in GROUPS for group in covariance):
-        raise ValueError(f"covariance={covariance!r}: choose a list of groups from {', '.join(map(repr, GROUPS))}")
-    if method == "pca" and "difference" not in covariance:
+def _classes(classes: Any) -> tuple[Any, Any]:
+    given = [] if isinstance(classes, str) else listed("classes", classes, "two classes", "('sad', 'happy')")
+    known = all(isinstance(one, (str, bool)) or is_finite(one) for one in given)
+    if len(given) != 2 or not known or given[0] == given[1]:
+        raise ValueError(
+            f"classes={shown(classes)} must be two different ones, numbers or names: the negative and the "
+            "positive class"
+        )
+    return given[0], given[1]
+
+
+def _column(argument: str, value: Any) -> Column:
+    if not isinstance(value, str) and not callable(value):
+        raise TypeError(
+            f"{argument}={shown(value)} must be a key of the batch, or a function from the batch to a column"
+        )
+    return value  # type: ignore[no-any-return]
+
+
+def _check_method(method: str, covariance: Sequence[str], keep_samples: bool) -> tuple[str, ...]:
+    one_of("method", method, METHODS)
+    check_flag("keep_samples", keep_samples)
+    groups = tuple(one_of("covariance", one, GROUPS) for one in _groups(covariance))
+    if method == "pca" and "difference" not in groups:
         raise ValueError("method='pca' needs covariance=['difference']: the scatter matrix (D, D) of each layer")
     if method == "logistic" and not keep_samples:
         raise ValueError("method='logistic' needs keep_samples=True: every representation, up to max_bytes")
+    return groups
+
+
+def _groups(covariance: Any) -> list[Any]:
+    groups = listed("covariance", covariance, "groups", "['difference']")
+    if any(isinstance(one, str) and groups.count(one) > 1 for one in groups):
+        raise ValueError(f"covariance={shown(covariance)} has a group twice")
+    return groups
 
 
 def _stages(stage: str | Stage, held_out: str | Stage | None) -> tuple[Stage, Stage | None]:

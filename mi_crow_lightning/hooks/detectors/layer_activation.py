@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import device_of, one_of, whole_number
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import CaptureBudgetExceeded, TokensUnknown, UnreadableActivation
 from mi_crow_lightning.hooks.context import HookContext
@@ -37,7 +38,7 @@ class LayerActivationDetector(Detector):
     Args:
         layer_signature: the layers to watch.
         hook_id: see `Hook`.
-        target_dtype: dtype of the copies; ``None`` for the activation's own.
+        target_dtype: dtype of the copies, or its name, ``"float16"``; ``None`` for the activation's own.
         keep: ``"last"`` keeps the last call of each layer, ``"all"`` every call since `clear_captured`.
         max_bytes: the most bytes that may be held. A capture beyond that is refused, and the others stay.
         device: the device of the copies; ``None`` for that of the activation.
@@ -54,7 +55,7 @@ class LayerActivationDetector(Detector):
             them apart. It is ``None`` where the layer lays the tokens of all rows in one.
 
     Raises:
-        ValueError: ``keep`` or ``max_bytes`` is not one of those named above.
+        TypeError, ValueError: an argument is not one of those named above.
 
     Examples:
         >>> from torch import nn, ones
@@ -71,7 +72,7 @@ class LayerActivationDetector(Detector):
         self,
         layer_signature: Signature | None = None,
         hook_id: str | None = None,
-        target_dtype: torch.dtype | None = None,
+        target_dtype: torch.dtype | str | None = None,
         *,
         keep: Literal["last", "all"] = "last",
         max_bytes: int = 2**30,
@@ -81,14 +82,10 @@ class LayerActivationDetector(Detector):
         **options: Any,
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
-        if keep not in ("last", "all"):
-            raise not_known("keep", keep, ["last", "all"])
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-            raise ValueError(f"max_bytes={max_bytes!r} must be a whole number of bytes, 1 or more")
-        self.target_dtype = target_dtype
-        self.keep = keep
-        self.max_bytes = max_bytes
-        self.device = torch.device(device) if device is not None else None
+        self.target_dtype = _dtype(target_dtype) if target_dtype is not None else None
+        self.keep = one_of("keep", keep, ["last", "all"])
+        self.max_bytes = whole_number("max_bytes", max_bytes, 1, "a whole number of bytes")
+        self.device: torch.device | None = device_of("device", device) if device is not None else None
         self.tokens = Tokens.of(tokens) if tokens is not None else None
         self._held: dict[str, _Held] = {}
         self._bytes_held = 0
@@ -295,6 +292,19 @@ class _Held:
             self.row = merge_all(torch.stack(parts if self.row is None else [self.row, *parts]))
         self.summarized_up_to = len(self.tensors)
         return self.row
+
+
+def _dtype(value: torch.dtype | str) -> torch.dtype:
+    """Return the dtype that a copy can have, also by its name."""
+    name = value.removeprefix("torch.") if isinstance(value, str) else ""
+    dtype = getattr(torch, name, None) if name.isidentifier() else value
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"target_dtype={shown(value)} must be a dtype such as torch.float16, or its name, 'float16'")
+    try:
+        torch.zeros(1).to(dtype)
+    except (RuntimeError, NotImplementedError) as error:  # those of quantised tensors, and of bits
+        raise ValueError(f"target_dtype={dtype} cannot be the dtype of a copy: choose torch.float16, say") from error
+    return dtype
 
 
 def _summary(held: Tensor, channels: int) -> Tensor:

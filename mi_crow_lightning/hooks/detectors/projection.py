@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._arguments import not_known, one_line
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.conditions import Beyond, Of
@@ -268,8 +269,7 @@ def _checked(vector: Vector | None, vectors: Mapping[str, Vector] | None) -> dic
     if vectors is None:
         return {"": PerLayer(vector, "vector", unit_vector)}
     if not isinstance(vectors, Mapping) or not vectors:
-        raise TypeError(f"vectors={vectors!r} must be a mapping from name to vector")
+        raise TypeError(f"vectors={shown(vectors)} must be a mapping from name to vector")
     for name in vectors:
-        if not isinstance(name, str) or not name.strip() or "/" in name:
-            raise ValueError(f"vectors: the name {name!r} must be a non-empty string without '/': it is part of a tag")
+        one_line("vectors: name", name, "/", ": it is part of a tag")
     return {name: PerLayer(one, f"vectors[{name!r}]", unit_vector) for name, one in vectors.items()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from mi_crow_lightning._arguments import listed
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.module_tree import ModuleTree, can_be_called
 from mi_crow_lightning.addressing.signatures import Match
 from mi_crow_lightning.addressing.widths import channels_are_last, declared_width
@@ -19,6 +21,7 @@ from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.registry.sites import Registration, Site
 
 __all__ = [
+    "listed_hooks",
     "other_width",
     "refuse_other_widths",
     "refuse_replicated",
@@ -39,6 +42,31 @@ _EXTENSION_POINTS: dict[type[Hook], tuple[str, ...]] = {
 }
 
 
+def listed_hooks(argument: str, hooks: Any) -> list[Hook]:
+    """Return a hook, or several, as a list.
+
+    Raises:
+        TypeError: it is neither; the message names the argument.
+    """
+    if isinstance(hooks, Hook):
+        hooks = [hooks]
+    if isinstance(hooks, str):
+        raise TypeError(
+            f"{argument}={shown(hooks)} is a string, not a hook: give a hook on these layers, such as "
+            f"ActivationStatistics({shown(hooks)}), or a list of hooks"
+        )
+    if not isinstance(hooks, Iterable):
+        raise TypeError(f"{argument}={shown(hooks)} must be a hook or a list of hooks, not a {type(hooks).__name__}")
+    listing = listed(argument, hooks, "hooks", "[ActivationStatistics('block:*')]")
+    for hook in listing:
+        if not isinstance(hook, Hook):
+            hint = f": give an instance, {hook.__name__}(...)" if isinstance(hook, type) else ""
+            raise TypeError(f"{argument} holds {shown(hook)}, which is a {type(hook).__name__}, not a hook{hint}")
+        if "id" not in vars(hook):
+            raise TypeError(f"{argument}: {type(hook).__name__}.__init__ must call super().__init__(...)")
+    return listing
+
+
 def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
     """Refuse what is not a hook, is already registered, or would do nothing.
 
@@ -49,7 +77,8 @@ def refuse_unfit(hook: Hook, taken_ids: Iterable[str]) -> None:
     """
     if not isinstance(hook, Hook):
         raise TypeError(
-            f"{hook!r} is not a hook: pass an instance of Detector, Controller or Hook, not a {type(hook).__name__}"
+            f"{shown(hook)} is not a hook: pass an instance of Detector, Controller or Hook, not a "
+            f"{type(hook).__name__}"
         )
     if "id" not in vars(hook):
         raise TypeError(f"{type(hook).__name__}.__init__ must call super().__init__(...)")

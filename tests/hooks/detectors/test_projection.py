@@ -137,8 +137,8 @@ def test_state_goes_on_in_the_middle_of_a_reading() -> None:
         ({"vector": V}, ValueError, r"vector must be a float tensor \(D,\), not torch.float32 of shape \(3, 32\)"),
         ({"vectors": V}, TypeError, "must be a mapping from name to vector"),
         ({"vectors": {}}, TypeError, r"vectors=\{\} must be a mapping"),
-        ({"vectors": {"a/b": V[0]}}, ValueError, "the name 'a/b' must be a non-empty string without '/'"),
-        ({"vectors": {1: V[0]}}, ValueError, "the name 1 must be"),
+        ({"vectors": {"a/b": V[0]}}, ValueError, "name='a/b' must be a non-empty string without '/'"),
+        ({"vectors": {1: V[0]}}, ValueError, "vectors: name=1 must be"),
         ({"vectors": {"a": torch.zeros(3)}}, ValueError, r"vectors\['a'\] has length 0"),
     ],
 )
