@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -284,8 +285,9 @@ def test_a_recompute_uses_the_batch_of_its_own_pass() -> None:
 
             assert In(other, "other").join() is None
             loss.backward()
-        assert model.block[0].weight.grad is not None
-        return model.block[0].weight.grad
+        gradient = model.block[2].weight.grad  # of the layer that gets what was edited
+        assert gradient is not None
+        return gradient
 
     assert torch.equal(gradients(True), gradients(False))
 
@@ -348,6 +350,70 @@ def test_the_second_of_two_calls_of_generate_is_refused_and_the_first_goes_on() 
         go.set()
         assert first.join() == alone
         assert generating(model, IDS[:1]) == alone
+
+
+@pytest.mark.documents("reliability/a-second-thread-begins-a-pass-while-a-detector-is-on")
+def test_the_first_call_of_generate_goes_on_beside_a_second_one_that_is_left_out() -> None:
+    model = serving_model()
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(*args: Any) -> None:
+        if threading.current_thread().name == "second":
+            inside.set()
+            assert go.wait(60)
+
+    model.model.layers[0].register_forward_pre_hook(wait)
+
+    threads: list[In] = []
+
+    class StartsAnother:
+        def put(self, value: Any) -> None:
+            if not threads:
+                threads.append(In(lambda: generating(model, IDS[1:2]), "second"))
+                assert inside.wait(60)
+
+        def end(self) -> None:
+            go.set()
+
+    def readings() -> list[Any]:
+        return [(one.name, str(one.value)) for one in layers.take_readings()]
+
+    with attached(model, ActivationStatistics("block:1", on_error="warn")) as layers:
+        alone, other = generating(model, IDS[:1]), generating(model, IDS[1:2])
+        layers.take_readings()
+        generating(model, IDS[:1])
+        expected = readings()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            assert generating(model, IDS[:1], streamer=StartsAnother()) == alone
+            found = readings()
+            assert threads[0].join() == other
+    said = {str(one.message).partition(" began")[0] for one in caught}
+    assert found == expected and all("'second'" in text for text in said) and said
+
+
+class Inner(nn.Module):
+    """Runs a model of its own again in backward, whose calls mark passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Any = checkpoint(self.model, IDS, use_reentrant=False)
+        return found.sum() * x  # type: ignore[no-any-return]
+
+
+@pytest.mark.documents("reliability/a-second-thread-begins-a-pass-while-a-detector-is-on")
+def test_a_recompute_is_not_a_pass_beside_another_threads() -> None:
+    model = Inner()
+    counts = Counts("model.second")
+    with attached(model, counts):
+        loss = model(torch.ones(()))
+        with stopped(model.model, torch.no_grad()(lambda: model(torch.ones(())))) as worker:
+            loss.backward()
+        assert isinstance(worker.join(), Tensor)
+    assert counts.count == 2
 
 
 @pytest.mark.documents("reliability/a-second-thread-begins-a-pass-while-a-detector-is-on")
@@ -438,12 +504,13 @@ def test_a_pass_goes_on_with_the_mask_and_the_batch_it_began_with() -> None:
     note.edit = lambda x, ctx: seen.append((ctx.batch, ctx.facts.mask))  # type: ignore[method-assign]
     with attached(model, note) as layers:
         layers.begin_batch(None, "first")
-        with stopped(model, lambda: model(IDS, attention_mask=LEFT)) as worker:
+        both = [lambda mask=mask: model(IDS, attention_mask=mask) for mask in MASKS]
+        with stopped(model, lambda: [call() for call in both]) as worker:
             layers.begin_batch(None, "second")
-        assert isinstance(worker.join(), Tensor)
+        assert len(worker.join()) == 2
         model(IDS, attention_mask=MASKS[1])
-        In(lambda: model(IDS, attention_mask=MASKS[1]), "worker").join()
-    assert [batch for batch, _ in seen] == ["first", "second", "second"]
+        In(both[1], "worker").join()
+    assert [batch for batch, _ in seen] == ["first", "second", "second", "second"]
     assert torch.equal(seen[0][1], LEFT) and torch.equal(seen[1][1], MASKS[1])
 
 
