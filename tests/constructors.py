@@ -327,7 +327,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         }
         | {"name": optional(is_line), "log_every_n_steps": optional(whole(1)), "token_mask": optional(callable)}
         | {"scalars": lambda value: value is not None and one_of("auto", "all", "summary", "none")(value)}
-        | {"per_dataloader": is_flag, "dry_run": is_flag},
+        | {"per_dataloader": is_flag, "dry_run": is_flag, "history_size": optional(whole(1))},
     ),
     "Layers": Constructor(
         ours.Layers,

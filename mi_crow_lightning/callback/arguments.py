@@ -89,5 +89,6 @@ def check_history_size(value: int | None) -> int | None:
     Raises:
         ValueError: it is neither.
     """
-    what = "the most numbers that history() holds, or None for all"
-    return None if value is None else whole_number("history_size", value, 1, what)
+    if value is None:
+        return None
+    return whole_number("history_size", value, 1, "the most numbers that history() holds, or None for all")

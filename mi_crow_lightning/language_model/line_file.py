@@ -1,10 +1,11 @@
-"""A text file that holds only whole lines, however the process that writes it ends."""
+"""A text file that holds only whole batches of lines, however the process that writes it ends."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -14,12 +15,17 @@ __all__ = ["LineFile", "holds_lines"]
 
 _BLOCK = 65536
 
+# JSON strings may hold these as they are, and many readers (`str.splitlines`, JavaScript) take them for line breaks.
+_SEPARATORS = ("\u2028", "\u2029", "\u0085")
+
 
 class LineFile:
-    """A file of UTF-8 lines. Each call appends in one write, which the system has when the call returns.
+    """A file of JSON lines in UTF-8. Each call appends a batch in one write, which the system has when it returns.
 
-    A file that is continued is one that `holds_lines`. It may end in half a line if the system went down or the disk
-    was full: when it is opened, the half line is cut off, with a warning.
+    A file that is continued is one that `holds_lines`. A process that is killed within that write may leave half of the
+    batch. So a file beside this one, ``<name>.unfinished``, holds the number of bytes up to which batches are whole;
+    `close` removes it. When the file is opened to be continued, whatever follows is cut off, with a warning, and so is
+    half a line, which the system may leave when it goes down.
 
     Args:
         path: the file; its folder is created.
@@ -32,13 +38,17 @@ class LineFile:
 
     def __init__(self, path: Path, mode: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._mark = path.with_name(f"{path.name}.unfinished")
         self._file = FileIO(path, {"x": "x", "w": "w", "a": "a+"}[mode])
         try:
             if mode == "a":
+                _end_at_a_batch(self._file, path, self._mark)
                 _end_at_a_line(self._file, path)
+            self._whole = FileIO(self._mark, "w")
         except BaseException:  # the warning may be one
             self._file.close()
             raise
+        self._note_whole(self._file.seek(0, os.SEEK_END))
 
     def append(self, lines: Sequence[str]) -> None:
         """Write all of the lines or none.
@@ -46,19 +56,37 @@ class LineFile:
         Raises:
             OSError: they cannot be written; the file is as it was before.
         """
+        text = "".join(f"{line}\n" for line in lines)
+        for separator in _SEPARATORS:
+            text = text.replace(separator, f"\\u{ord(separator):04x}")
         # A character that UTF-8 does not have (half of a surrogate pair) becomes its JSON escape.
-        rest = memoryview("".join(f"{line}\n" for line in lines).encode("utf-8", errors="backslashreplace"))
+        rest = memoryview(text.encode("utf-8", errors="backslashreplace"))
         start = self._file.seek(0, os.SEEK_END)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
+            self._note_whole(self._file.seek(0, os.SEEK_END))
         except BaseException:
             self._file.truncate(start)
             raise
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        self._file.close()
+        if not self._file.closed:
+            self._file.close()
+            self._whole.close()
+            self._mark.unlink(missing_ok=True)
+
+    def _note_whole(self, size: int) -> None:
+        """Note up to which byte batches are whole; so few bytes are written as a whole or not at all."""
+        self._whole.seek(0)
+        self._whole.write(b"%020d" % size)
+
+
+def _end_at_a_batch(file: FileIO, path: Path, mark: Path) -> None:
+    """Cut off what a process wrote of a batch when it was killed, if it left a note of where that begins."""
+    with suppress(FileNotFoundError, ValueError):
+        _cut(file, path, int(mark.read_bytes()), "batch")
 
 
 def holds_lines(path: Path) -> bool:
@@ -86,13 +114,17 @@ def holds_lines(path: Path) -> bool:
 
 def _end_at_a_line(file: FileIO, path: Path) -> None:
     """Cut off the half line at the end of the file, if there is one."""
-    size = end = file.seek(0, os.SEEK_END)
+    end = file.seek(0, os.SEEK_END)
     tail = b""
     while end and b"\n" not in tail:
         end = max(0, end - _BLOCK)
         file.seek(end)
         tail = file.read(_BLOCK)
-    whole = end + tail.rfind(b"\n") + 1
+    _cut(file, path, end + tail.rfind(b"\n") + 1, "line")
+
+
+def _cut(file: FileIO, path: Path, whole: int, unit: str) -> None:
+    size = file.seek(0, os.SEEK_END)
     if whole < size:
         file.truncate(whole)
-        warnings.warn(f"{str(path)!r} ended in half a line: its last {size - whole} bytes were cut off", stacklevel=4)
+        warnings.warn(f"{str(path)!r} ended in half a {unit}: its last {size - whole} bytes were cut off", stacklevel=5)

@@ -21,6 +21,7 @@ from mi_crow_lightning.language_model.line_file import LineFile, holds_lines
 __all__ = ["PredictionWriter"]
 
 _MODES = ("x", "w", "a")
+_PLACE = ("index", "dataloader_idx", "batch_idx")  # names that the writer's own fields have
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -29,10 +30,13 @@ class PredictionWriter(BasePredictionWriter):
     A record is a mapping, a named tuple, a dataclass or a string (written as ``text``). ``predict_step`` returns one
     record or a list of them; `CausalLMModule` returns `GeneratedText`. Tensors in a record become lists. Each line
     also holds ``dataloader_idx``, ``batch_idx`` and ``index``, the place of its sample in the dataset. ``index`` is
-    known for `GeneratedText`, and when there is one record per sample.
+    known for `GeneratedText`, and when there is one record per sample. A record's field of one of these names is
+    written as ``record_index`` and the like.
 
-    When a batch ends, the operating system has all of its lines or none, so a run that is killed keeps what it
-    wrote. The file is UTF-8; NaN and infinity are written as Python's ``json`` writes them.
+    When a batch ends, the operating system has all of its lines, so a run that is killed keeps what it wrote. If that
+    happens within a write, the file may end in half a batch: a file beside it, ``texts.jsonl.unfinished``, holds the
+    number of bytes up to which batches are whole, and ``mode="a"`` cuts off the rest. The file is UTF-8; NaN and
+    infinity are written as Python's ``json`` writes them, and line separators inside text are escaped.
 
     Args:
         path: the file. With several processes each writes one: with ``texts.jsonl``, rank 1 writes
@@ -93,12 +97,12 @@ class PredictionWriter(BasePredictionWriter):
         records = list(_records(prediction))
         # Not `batch_indices`: it holds those of an earlier dataloader where Lightning has none for the running one.
         samples = facts.samples_of_batch(trainer, batch_idx, dataloader_idx)
-        place = {"dataloader_idx": dataloader_idx, "batch_idx": batch_idx}
         lines = []
         for i, record in enumerate(records):
             row = record.row if isinstance(record, GeneratedText) else i if _one_each(records, samples) else None
             index = samples[row] if samples is not None and row is not None else None
-            lines.append(_line({"index": index, **place, **_fields(record)}))
+            place = dict(zip(_PLACE, (index, dataloader_idx, batch_idx), strict=True))
+            lines.append(_line({**place, **_apart(_fields(record))}))
         self._lines.append(lines)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -168,6 +172,17 @@ def _fields(record: Any) -> dict[str, Any]:
     if isinstance(record, tuple):
         return dict(record._asdict())  # type: ignore[attr-defined]
     return dataclasses.asdict(record)
+
+
+def _apart(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record with other names for those that the writer uses itself."""
+    apart: dict[str, Any] = {}
+    for name, value in fields.items():
+        free = name
+        while free in _PLACE or (free != name and free in fields):
+            free = f"record_{free}"
+        apart[free] = value
+    return apart
 
 
 def _line(fields: dict[str, Any]) -> str:

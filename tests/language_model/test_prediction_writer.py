@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import resource
 import signal
 import subprocess
 import sys
+import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +106,18 @@ class Scored:
             },
             lambda n: {"tensor": [float(n), 1.5], "array": [0, 1], "number": float(n), "path": "a"},
         ),
-        (lambda n: {"index": "mine"}, lambda n: {"index": "mine"}),
+        (lambda n: {"index": "mine"}, lambda n: {"record_index": "mine"}),
+        (
+            lambda n: {"record_index": 1, "index": n, "batch_idx": 3, "dataloader_idx": None},
+            lambda n: {
+                "record_index": 1,
+                "record_record_index": n,
+                "record_batch_idx": 3,
+                "record_dataloader_idx": None,
+            },
+        ),
     ],
-    ids=["string", "mapping", "named tuple", "dataclass", "arrays", "a field of the same name"],
+    ids=["string", "mapping", "named tuple", "dataclass", "arrays", "a field of the same name", "several"],
 )
 def test_records_of_any_predict_step(tmp_path: Path, record: Any, fields: Any) -> None:
     found = write(tmp_path / "a.jsonl", lambda batch: [record(n) for n in batch])
@@ -139,12 +151,24 @@ def test_shuffled_samples_keep_their_index(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(st.characters()), min_size=1, max_size=4))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    """Also with line breaks of all kinds, and with half of a surrogate pair, which is not text."""
+    """Also with line breaks of all kinds, which no reader may take for an end, and with half of a surrogate pair."""
     path = tmp_path_factory.mktemp("a") / "a.jsonl"
     file = LineFile(path, "x")
     file.append([json.dumps(text, ensure_ascii=False) for text in texts])
     file.close()
     assert [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] == texts
+    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == texts
+
+
+@pytest.mark.documents("reliability/a-prediction-holds-line-separators")
+@pytest.mark.parametrize(
+    "separator", ["\u2028", "\u2029", "\u0085", "\n", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
+)
+def test_separators_within_a_text_end_no_line(tmp_path: Path, separator: str) -> None:
+    found = write(tmp_path / "a.jsonl", lambda batch: [f"{n}{separator}end" for n in batch])
+    assert [line["text"] for line in found] == [f"{n}{separator}end" for n in range(5)]
+    text = (tmp_path / "a.jsonl").read_text("utf-8")
+    assert len(text.splitlines()) == 5 and [json.loads(line) for line in text.splitlines()] == found
 
 
 # The file.
@@ -246,7 +270,7 @@ def test_a_run_that_fails_keeps_what_it_wrote_and_closes_the_file(tmp_path: Path
     with pytest.raises(RuntimeError, match="broken on purpose"):
         trainer(writer).predict(Returns(step), numbers())
     assert [line["text"] for line in lines(tmp_path / "a.jsonl")] == ["0", "1", "2", "3"]
-    assert writer._lines is None
+    assert writer._lines is None and list(tmp_path.iterdir()) == [tmp_path / "a.jsonl"]
 
 
 @pytest.mark.documents("reliability/the-process-is-killed-while-predictionwriter-writes")
@@ -259,6 +283,88 @@ def test_a_run_that_is_killed_keeps_what_it_wrote(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert [line["text"] for line in lines(tmp_path / "a.jsonl")] == ["0", "1", "2", "3"]
+
+
+KILLED = """
+import resource, signal, sys
+from pathlib import Path
+from mi_crow_lightning.language_model.line_file import LineFile
+file = LineFile(Path(sys.argv[1]), "x")
+file.append(["first"] * 3)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # kills the process where the file reaches the limit
+file.append(["a second"] * 3)
+"""
+
+
+@pytest.mark.documents("reliability/the-process-is-killed-within-a-batch-of-predictionwriter")
+@pytest.mark.parametrize("size", [25, 27, 28, 36])
+def test_half_a_batch_is_cut_when_its_file_is_continued(tmp_path: Path, size: int) -> None:
+    """The batch begins after 18 bytes, its lines have 9."""
+    path = tmp_path / "a.jsonl"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path), str(size)], cwd=ROOT, timeout=200)
+    assert done.returncode == -signal.SIGXFSZ and len(path.read_bytes()) == size
+    with told(f"ended in half a batch: its last {size - 18} bytes were cut off"):
+        file = LineFile(path, "a")
+    file.append(["again"])
+    file.close()
+    assert path.read_bytes() == b"first\n" * 3 + b"again\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+LOOP = """
+import sys
+from pathlib import Path
+from mi_crow_lightning.language_model.line_file import LineFile
+file, number = LineFile(Path(sys.argv[1]), "a"), int(sys.argv[2])
+while True:
+    file.append([f"{number} " + 4000 * "x"] * 200)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def kill_and_continue(path: Path, kills: int, seed: int) -> int:
+    """Kill a writer at random times, and return how many of its batches were cut."""
+    rng, cut, number = random.Random(seed), 0, 0
+    for _ in range(kills):
+        command = [sys.executable, "-c", LOOP, str(path), str(number)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = [int(process.stdout.readline())]
+            time.sleep(rng.random() * 0.01)
+            process.kill()
+            said += map(int, process.stdout.read().split())
+        before = path.stat().st_size
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*ended in half a batch")
+            LineFile(path, "a").close()
+        cut += path.stat().st_size < before
+        there = Counter(int(line.split()[0]) for line in path.read_text().splitlines())
+        assert set(there.values()) == {200} and set(range(said[-1] + 1)) <= set(there), "every batch is whole"
+        number = max(there) + 1
+    return cut
+
+
+@pytest.mark.documents("reliability/the-process-is-killed-within-a-batch-of-predictionwriter")
+def test_kills_at_random_times_leave_whole_batches(tmp_path: Path) -> None:
+    kill_and_continue(tmp_path / "a.jsonl", kills=4, seed=0)
+
+
+@pytest.mark.documents("reliability/the-process-is-killed-within-a-batch-of-predictionwriter")
+@pytest.mark.parametrize("note", [b"", b"0", b"%020d" % 10**9, b"not a number", None])
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_a_note_of_an_earlier_file_does_no_harm(tmp_path: Path, note: bytes | None, mode: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"old\n")
+    if note is not None:
+        (tmp_path / "a.jsonl.unfinished").write_bytes(note)
+    with told("ended in half a batch: its last 4 bytes", times=int(note == b"0" and mode == "a")):
+        file = LineFile(path, mode)
+    file.append(["new"])
+    file.close()
+    assert path.read_bytes() == (b"old\n" if mode == "a" and note != b"0" else b"") + b"new\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.documents("reliability/the-disk-is-full-while-predictionwriter-writes")
