@@ -126,7 +126,7 @@ class Source:
     def epochs(self, where: Where, run: str) -> list[tuple[int, float]]:
         """Return the first logged step of each epoch, and the epoch, from the scalar that Lightning logs."""
         points = self._points("read_scalars", "scalars", where, run, [EPOCH])(EPOCH)
-        by_step = {step: float(value[0]) for step, _, value in sorted(points, key=lambda point: point[1])}
+        by_step = {step: float(value[0]) for step, _, value in points}  # of a repeated step, the last
         found: list[tuple[int, float]] = []
         for step in sorted(by_step):
             if math.isfinite(by_step[step]) and (not found or found[-1][1] != by_step[step]):

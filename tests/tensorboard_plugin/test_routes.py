@@ -127,6 +127,14 @@ def test_plain_scalars_and_histograms_are_read_too(log: Log) -> None:
     assert header["parts"] == 4 and [arrays[f"counts{at}"].sum() for at in range(4)] == [21.0, 27.0, 33.0, 39.0]
 
 
+def test_compact_tensors_come_before_the_scalars_of_the_same_series(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", range(2), scalars="all")
+    (run,) = Log(tmp_path).index()["runs"]
+    for kind in ("statistics", "histograms"):
+        assert {series["source"] for series in run[kind]} == {"compact"}
+    assert len(run["statistics"]) == 3 and len(run["histograms"]) == 1
+
+
 def test_what_is_not_there_is_answered_with_404(log: Log) -> None:
     for query in ({"run": "none", **RMS}, {"run": "one", **RMS, "name": "no"}, {"run": "one", **RMS, "loader": "3"}):
         response = log.get("matrix", **query)
@@ -213,6 +221,7 @@ BAD_SCHEMAS = {
     "another version": schema(version=2),
     "a huge version": schema(version=10**400),
     "no version": schema(version=None),
+    "a version that is true": schema(version=True),
     "another kind": schema(kind="text"),
     "no layers": schema(layers=[]),
     "layers of numbers": schema(layers=[1, 2]),
@@ -301,9 +310,9 @@ def test_of_a_resumed_run_the_repeated_steps_count_once(tmp_path: Path) -> None:
 
 def test_layers_of_several_detectors_of_one_name_stand_side_by_side(tmp_path: Path) -> None:
     write_run(tmp_path / "run", range(3), layers=("h.10", "h.2"), names=("rms",))
-    write_run(tmp_path / "run", range(2, 5), layers=("h.0",), names=("rms",))
+    write_run(tmp_path / "run", range(2, 5), layers=("h.9",), names=("rms",))
     header, arrays = Log(tmp_path).unpacked("matrix", run="run", **RMS)
-    assert header["layers"] == ["h.0", "h.10", "h.2"]  # of each detector the model's order
+    assert header["layers"] == ["h.9", "h.10", "h.2"]  # of each detector the model's order
     assert np.isnan(arrays["values"]).tolist() == [
         *([True, False, False], [True, False, False], [False, False, False]),
         *([False, True, True], [False, True, True]),
