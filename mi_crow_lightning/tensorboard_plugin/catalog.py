@@ -89,7 +89,7 @@ class Catalog:
         try:
             schema = parse_schema(bytes(listed.plugin_content))
         except SchemaError as error:
-            self.problems.append(f"{tag}: {error}")
+            self.problems.append(f"{tag:.200}: {error}")
             return
         self.listed[tag] = listed
         if schema.kind == "statistic":

@@ -35,9 +35,8 @@ class Routes:
 
     def apps(self) -> dict[str, Callable[..., Any]]:
         """Return a WSGI application for each address."""
-        answers = {"/index": self.index, "/matrix": self.matrix, "/layer": self.layer, "/histogram": self.histogram}
-        answers["/epochs"] = self.epochs
-        return {address: get_only(answer) for address, answer in answers.items()}
+        answers = (self.index, self.matrix, self.layer, self.histogram, self.epochs)
+        return {f"/{answer.__name__}": get_only(answer) for answer in answers}
 
     def index(self, request: Request) -> Response:
         """Answer with every run and its series, the lists of layers each once."""

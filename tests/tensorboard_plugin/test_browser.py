@@ -227,6 +227,34 @@ def test_two_runs_are_subtracted(tab: Tab, log: Path) -> None:
     assert [np.float32(text) for text in rows[1][1:]] == [np.float32(one), np.float32(two), np.float32(one - two)]
 
 
+def test_the_layer_shows_the_histograms_of_both_runs(tab: Tab) -> None:
+    tab.open(run="one", name="rms", compare="two", layer=BLOCKS[0])
+    titles = tab.wait("[...document.querySelectorAll('.sides h3')].map((one) => one.textContent)")
+    assert titles == ["histogram of one over the steps", "histogram of two over the steps"]
+    tab.run("document.querySelector('.sides .overlay').focus()")
+    for key in ("End", "PageDown"):  # the last step, the lowest bin
+        tab.page.key(key)
+    counts = [bin + 1 + 38 % 5 for bin in range(6)]
+    expected = f"from -4 to -1, step 38, {counts[0]} elements, {100 * counts[0] / sum(counts):.3g} %"
+    assert tab.run("document.querySelector('.sides .readout').textContent") == expected
+
+
+def test_numbers_are_written_as_numpy_writes_them(tab: Tab) -> None:
+    tab.open(run="one")
+    bits = np.random.default_rng(0).integers(0, 2**32, 5000, dtype=np.uint32)
+    edge = np.array([0, 0x80000000, 1, 0x7F7FFFFF, 0x00800000, 0x3F800001, 0x4B800000], dtype=np.uint32)
+    numbers = np.concatenate([bits, edge]).view(np.float32)
+    script = """(async (bits) => {
+        const { exact } = await import(new URL('static/numbers.js', document.baseURI).href);
+        return Array.from(new Float32Array(new Uint32Array(bits).buffer), exact);
+    })"""
+    written = tab.run(f"{script}({numbers.view(np.uint32).tolist()})")
+    assert np.array_equal(np.array(written, dtype=np.float32), numbers, equal_nan=True)
+    digits = [len(re.sub(r"e.*|[-.]|nan|inf", "", text).strip("0")) for text in written]
+    shortest = [len(re.sub(r"e.*|[-.]|nan|inf", "", str(number)).strip("0")) for number in numbers]
+    assert digits == shortest
+
+
 def test_two_steps_stand_side_by_side(tab: Tab, log: Path) -> None:
     tab.open(run="one", name="rms", layer=BLOCKS[1], step=30)
     tab.press("Profile")

@@ -125,6 +125,7 @@ def test_plain_scalars_and_histograms_are_read_too(log: Log) -> None:
     assert tuple(header["layers"]) == BLOCKS and np.array_equal(arrays["values"], np.float32(expected))
     header, arrays = log.unpacked("histogram", run="plain", layer=BLOCKS[0], **{**RMS, "name": "histogram"})
     assert header["parts"] == 4 and [arrays[f"counts{at}"].sum() for at in range(4)] == [21.0, 27.0, 33.0, 39.0]
+    assert arrays["edges0"].tolist() == [-3.0, -1.0, -0.25, 0.0, 0.25, 1.0, 3.5]  # from the smallest to the largest
 
 
 def test_compact_tensors_come_before_the_scalars_of_the_same_series(tmp_path: Path) -> None:
@@ -306,6 +307,14 @@ def test_of_a_resumed_run_the_repeated_steps_count_once(tmp_path: Path) -> None:
     _, arrays = Log(tmp_path).unpacked("matrix", run="run", **RMS)
     assert arrays["steps"].tolist() == [*range(8)]
     assert (arrays["values"][3:] == np.arange(103, 108)[:, None]).all() and (arrays["values"][:3] < 100).all()
+
+
+def test_of_a_repeated_histogram_the_last_counts(tmp_path: Path) -> None:
+    content = schema(kind="histogram", layer="h.0", name="histogram", edges=[0.0, 1.0, 2.0])
+    for step, counts in ((0, [1.0, 0.0]), (3, [2.0, 0.0]), (3, [5.0, 6.0])):
+        write_tensor(tmp_path / "run", "activations/h.0#1", content, tensor(counts), step)
+    _, arrays = Log(tmp_path).unpacked("histogram", run="run", layer="h.0", **{**RMS, "name": "histogram"})
+    assert arrays["steps0"].tolist() == [0, 3] and arrays["counts0"].tolist() == [[1, 0], [5, 6]]
 
 
 def test_layers_of_several_detectors_of_one_name_stand_side_by_side(tmp_path: Path) -> None:

@@ -27,12 +27,12 @@ export class Detail {
   /** Read what belongs to a layer: of the run, and of the one it is compared with. */
   static async read({ run, series, compare }, layer) {
     const of = (one) => (one ? fetchLayer(one.name, asked(series), layer) : null);
-    const [statistics, others, histograms] = await Promise.all([
+    const [statistics, others, ...histograms] = await Promise.all([
       of(run),
-      of(compare)?.catch(() => null),
-      histogramsOf(run, series, layer),
+      of(compare)?.catch(() => null), // it may not have this layer
+      ...[run, compare].filter(Boolean).map((one) => histogramsOf(one, series, layer)),
     ]);
-    return { layer, statistics, others, histograms, run, compare };
+    return { layer, statistics, others, histograms: histograms.flat(), run, compare };
   }
 
   hide() {
@@ -85,7 +85,7 @@ async function histogramsOf(run, series, layer) {
   return Promise.all(
     run.histograms.filter(same).map(async (one) => {
       const parts = await fetchHistograms(run.name, asked(one), layer).catch(() => []); // not of every layer
-      return { name: one.name, parts };
+      return { name: one.name, of: run.name, parts };
     }),
   );
 }
@@ -97,13 +97,11 @@ function within({ steps, values }, from, to) {
   return { x: kept.map((at) => steps[at]), y: kept.map((at) => values[at]) };
 }
 
-function histogramOf({ histograms, run }, from, to, step, choose) {
+function histogramOf({ histograms }, from, to, step, choose) {
   const made = histograms
-    .map(({ name, parts }) => [name, histogramPicture(parts, from, to, step, choose)])
+    .map(({ name, of, parts }) => [`${name} of ${of} over the steps`, histogramPicture(parts, from, to, step, choose)])
     .filter(([, picture]) => picture);
-  const shown = made.map(([name, picture]) =>
-    element("div", {}, element("h3", {}, `${name} of ${run.name} over the steps`), picture.root),
-  );
+  const shown = made.map(([title, picture]) => element("div", {}, element("h3", {}, title), picture.root));
   return element(
     "div",
     {},

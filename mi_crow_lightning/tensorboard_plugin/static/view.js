@@ -40,7 +40,8 @@ function difference(one, two, from, to) {
 export function marksOf(epochs, steps) {
   const columnOf = (step) => steps.findIndex((one) => one >= step);
   const marks = epochs.map(([step, epoch]) => ({ column: columnOf(step), text: `epoch ${epoch}` }));
-  const seen = marks.filter(({ column }, at) => column >= 0 && column !== marks[at + 1]?.column); // of several, the last
+  // Of several that begin at the same column, the last.
+  const seen = marks.filter(({ column }, at) => column >= 0 && column !== marks[at + 1]?.column);
   return seen.length > 1 ? seen : []; // a single epoch says nothing
 }
 
