@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mi_crow_lightning._messages import message_of
+from mi_crow_lightning._shown import shortened
 
 __all__ = [
     "LONGEST_NAME",
@@ -26,7 +27,6 @@ __all__ = [
     "levels",
     "named",
     "one_error",
-    "shortened",
 ]
 
 LONGEST_NAME = 1000
@@ -82,20 +82,6 @@ def one_error(path: Path, kind: type[Exception]) -> Iterator[None]:
 def named(path: Path) -> str:
     """Return a path as messages show it; of a very long one both ends."""
     return shortened(repr(str(path)), _PATH_BYTES)
-
-
-def shortened(text: str, most: int = 200) -> str:
-    """Return a text in at most that many bytes of UTF-8: the ends of one that is longer.
-
-    Examples:
-        >>> shortened("short"), shortened("x" * 5000, 11)
-        ('short', 'xxxx...xxxx')
-    """
-    data = text.encode("utf-8", "backslashreplace")
-    if len(data) <= most:
-        return data.decode()
-    half = (most - 3) // 2
-    return data[:half].decode(errors="ignore") + "..." + data[-half:].decode(errors="ignore")
 
 
 def from_json(data: str | bytes, part: str = "") -> Any:

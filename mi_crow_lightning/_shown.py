@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cut", "shown"]
+__all__ = ["cut", "shortened", "shown"]
 
 _MOST = 160  # characters of a value: a message names several, and stays below 2 kB
 
@@ -27,3 +27,17 @@ def cut(text: str, most: int) -> str:
     """Return a text, or its beginning and how long it is."""
     end = f"... ({len(text):,} characters)"
     return text if len(text) <= most else text[: max(most - len(end), 0)] + end
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return a text in at most that many bytes of UTF-8: the ends of one that is longer.
+
+    Examples:
+        >>> shortened("short"), shortened("x" * 5000, 11)
+        ('short', 'xxxx...xxxx')
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= most:
+        return data.decode()
+    half = (most - 3) // 2
+    return data[:half].decode(errors="ignore") + "..." + data[-half:].decode(errors="ignore")

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mi_crow_lightning._foreign_files import MOST_LEVELS, Damaged, from_json, levels, one_error, shortened
+from mi_crow_lightning._foreign_files import MOST_LEVELS, Damaged, from_json, levels, one_error
 from mi_crow_lightning._messages import message_of
+from mi_crow_lightning._shown import shortened
 from tests.strangers import ODD, as_json
 
 

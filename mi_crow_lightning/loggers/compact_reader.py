@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mi_crow_lightning._foreign_files import Damaged, named, one_error, shortened
+from mi_crow_lightning._foreign_files import Damaged, named, one_error
+from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.compact_schema import Schema, numbers_of, read_schema
 from mi_crow_lightning.loggers.compact_tensors import PLUGIN

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mi_crow_lightning._foreign_files import LONGEST_NAME, Damaged, from_json, shortened
+from mi_crow_lightning._foreign_files import LONGEST_NAME, Damaged, from_json
+from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.loggers.compact_tensors import VERSION
 from mi_crow_lightning.loggers.tags import STAGES
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from mi_crow_lightning._arguments import place
-from mi_crow_lightning._foreign_files import Damaged, one_error, shortened
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._foreign_files import Damaged, one_error
+from mi_crow_lightning._shown import shortened, shown
 from mi_crow_lightning.errors import StoreFileError, StoreKeyError
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.store.folders import Folders, batches_in, keys_in, layers_in

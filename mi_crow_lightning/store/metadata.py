@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mi_crow_lightning._foreign_files import MOST_LEVELS, Damaged, from_json, levels, one_error, shortened
+from mi_crow_lightning._foreign_files import MOST_LEVELS, Damaged, from_json, levels, one_error
 from mi_crow_lightning._messages import message_of
+from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.errors import StoreFileError
 
 __all__ = ["from_json_file", "to_json"]

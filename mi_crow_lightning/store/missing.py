@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from mi_crow_lightning._foreign_files import named, shortened
+from mi_crow_lightning._foreign_files import named
+from mi_crow_lightning._shown import shortened
 
 __all__ = ["missing"]
 

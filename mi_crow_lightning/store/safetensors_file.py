@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, Damaged, from_json, shortened
+from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, Damaged, from_json
+from mi_crow_lightning._shown import shortened
 
 __all__ = ["Header", "check_names", "opened", "read_header"]
 

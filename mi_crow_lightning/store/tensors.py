@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from mi_crow_lightning._foreign_files import Damaged, one_error, shortened
+from mi_crow_lightning._foreign_files import Damaged, one_error
+from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.errors import StoreFileError, StoreKeyError
 from mi_crow_lightning.store.safetensors_file import Header, check_names, opened, read_header
 

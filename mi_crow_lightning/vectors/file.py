@@ -14,7 +14,8 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from mi_crow_lightning._foreign_files import Damaged, from_json, named, one_error, shortened
+from mi_crow_lightning._foreign_files import Damaged, from_json, named, one_error
+from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.errors import VectorFileError
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.store.safetensors_file import Header, opened, read_header

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mi_crow_lightning._foreign_files import Damaged, from_json, shortened
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._foreign_files import Damaged, from_json
+from mi_crow_lightning._shown import shortened, shown
 from mi_crow_lightning.errors import VectorMismatch
 
 __all__ = ["Origin", "check_facts"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.metrics.histogram import Histogram
@@ -19,7 +20,7 @@ def readings_of(detector: Detector) -> list[Reading]:
     declared = detector.reading_names()
     for reading in readings:
         if not isinstance(reading, Reading):
-            raise TypeError(f"readings() must return Reading(layer, name, value), not {_shown(reading)}")
+            raise TypeError(f"readings() must return Reading(layer, name, value), not {shown(reading)}")
         _check_value(reading)
         if declared and reading.name not in declared:
             raise ValueError(f"readings() returned {reading.name!r}, which is not in reading_names() {declared!r}")
@@ -30,15 +31,15 @@ def _check_value(reading: Reading) -> None:
     """Refuse what would fail in a logger, where nobody knows the detector any more."""
     value = reading.value
     if not isinstance(reading.layer, str) or not isinstance(reading.name, str):
-        raise TypeError(f"the layer and the name of {_shown(reading)} must be strings: they become its tag")
+        raise TypeError(f"the layer and the name of {shown(reading)} must be strings: they become its tag")
     if isinstance(value, Histogram):
         kinds = set(map(type, (*value.edges, *value.counts, *value[2:])))
         if not all(issubclass(kind, (int, float)) for kind in kinds):
-            raise TypeError(f"{_shown(reading)}: a Histogram holds numbers; of tensors give .tolist() and .item()")
+            raise TypeError(f"{shown(reading)}: a Histogram holds numbers; of tensors give .tolist() and .item()")
         return
     if not isinstance(value, (int, float)):
         raise TypeError(
-            f"the value of {_shown(reading)} must be a number or a Histogram; for a tensor return its .item()"
+            f"the value of {shown(reading)} must be a number or a Histogram; for a tensor return its .item()"
         )
     try:
         float(value)
@@ -47,8 +48,3 @@ def _check_value(reading: Reading) -> None:
             f"the value of {reading.name!r} at {reading.layer!r} is a whole number that is too large for a float: "
             "return float('inf'), or leave the reading out"
         ) from None
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

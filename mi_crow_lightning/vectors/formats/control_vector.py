@@ -19,7 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mi_crow_lightning._foreign_files import Damaged, named, one_error, shortened
+from mi_crow_lightning._foreign_files import Damaged, named, one_error
+from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.errors import VectorFileError, VectorMismatch
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.vectors.formats.blocks import address_of, numbers_of

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, Damaged, shortened
+from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, Damaged
+from mi_crow_lightning._shown import shortened
 
 __all__ = ["GGUFHeader", "GGUFTensor", "read_header", "read_vectors"]
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._foreign_files import Damaged, check_name, from_json, named, one_error, shortened
+from mi_crow_lightning._foreign_files import Damaged, check_name, from_json, named, one_error
+from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.errors import VectorFileError
 from mi_crow_lightning.store.safetensors_file import Header, opened, read_header
 from mi_crow_lightning.vectors.formats.blocks import address_of
