@@ -86,6 +86,33 @@ def test_a_header_that_is_not_true(folder: Path, header: Any) -> None:
     read(folder, with_header(as_json(header)))
 
 
+@pytest.mark.documents("reliability/the-header-of-a-vectors-file-is-not-true")
+@pytest.mark.parametrize("claim", [0, 1, 2000, 2**27, 2**31, 2**40, 2**63, 2**64 - 1])
+def test_headers_that_claim_to_be_large(tmp_path: Path, claim: int) -> None:
+    message = str(read(tmp_path, struct.pack("<Q", claim) + WHOLE[8:]))
+    assert f"is not a readable safetensors file: a header of {claim} bytes, and {len(WHOLE) - 8} bytes" in message
+
+
+@pytest.mark.documents("reliability/the-header-of-a-vectors-file-is-not-true")
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("[" * 5000, "its header is nested deeper than 100 levels"),
+        ("[1]", "its header is not a JSON object"),
+        ({"__metadata__": ["format"]}, "its header is not a JSON object"),
+        ({"__metadata__": {**FACTS, "note": 1}}, "its metadata hold something other than texts"),
+        ({"h.0": 3}, "'h.0' has no shape in its header"),
+        ({"h.0": {"dtype": "F32", "shape": 4}}, "'h.0' has no shape in its header"),
+        ({"h.0": {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]}}, "'h.0' has no shape in its header"),
+        ({"h.0": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 16]}}, "is not a readable safetensors file"),
+        ({"h.0": {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}}, "is not a readable safetensors file"),
+        ({"h.0": {"dtype": "X9", "shape": [4], "data_offsets": [0, 16]}}, "is not a readable safetensors file"),
+    ],
+)
+def test_headers_of_another_form(tmp_path: Path, header: Any, says: str) -> None:
+    assert says in str(read(tmp_path, with_header(header if isinstance(header, str) else json.dumps(HEADER | header))))
+
+
 @pytest.mark.documents("reliability/a-field-of-a-vectors-file-is-nested-without-end")
 @pytest.mark.parametrize("field", ["layers", "origin"])
 @pytest.mark.parametrize("deep", ["[" * 5000, '{"a":' * 5000, "[" * 101 + "]" * 101, '["h.0",' * 900])
