@@ -52,7 +52,7 @@ def _indices(one: str, many: str, chosen: range | frozenset[int]) -> str:
     if isinstance(chosen, range) and len(chosen) > 3:
         steps = f" in steps of {chosen.step}" if chosen.step != 1 else ""
         return f"{many} {chosen[0]} to {chosen[-1]}{steps}"
-    return _listed(one, many, sorted(chosen)) if chosen else f"no {one}"
+    return _listed(one, many, sorted(chosen))
 
 
 def _every(one: str, many: str, n: int) -> str:
