@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -74,6 +75,12 @@ def write_tensor(folder: Path, tag: str, content: bytes, tensor: Any, step: int 
     value = summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
     with SummaryWriter(str(folder)) as writer:
         writer._get_file_writer().add_summary(summary_pb2.Summary(value=[value]), step)
+
+
+def schema(**changes: Any) -> bytes:
+    """The schema of a statistic of two layers, with some of it replaced."""
+    series = {"prefix": "activations", "name": "rms", "stage": "train"}
+    return json.dumps({"version": 1, "kind": "statistic", **series, "layers": ["h.0", "h.1"], **changes}).encode()
 
 
 def tensor(values: Any, content: bytes | None = None) -> Any:

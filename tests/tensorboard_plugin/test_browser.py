@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from benchmarks import rows_tab
 from mi_crow_lightning.loggers import HistoryRow, read_compact
 from tests.tensorboard_plugin.browser import Browser, chromium
-from tests.tensorboard_plugin.logs import BLOCKS, write_plain, write_run
+from tests.tensorboard_plugin.logs import BLOCKS, schema, tensor, write_plain, write_run, write_tensor
 from tests.tensorboard_plugin.served import tensorboard
 from tests.tensorboard_plugin.tab import Tab
 
@@ -37,6 +37,7 @@ def write_log(folder: Path) -> Path:
     with SummaryWriter(str(folder / "plain")) as writer:
         for step in range(6):
             writer.add_scalar("epoch", step // 3, step)
+    write_tensor(folder / "damaged", "activations_rms/#1", schema(), tensor([1.0, 2.0], content=b"\0\0\0"))
     write_run(folder / "<b id=hit>hostile<b>", range(3), layers=HOSTILE, prefix="<i>x</i>")
     return folder
 
@@ -303,6 +304,19 @@ def test_hostile_names_stay_text(tab: Tab) -> None:
         assert tab.run("document.querySelector('.detail h2').textContent") == HOSTILE[row]
     assert tab.run("window.hit === undefined && !document.querySelector('#hit, i, img, script[src*=hit]')")
     assert tab.page.run("window.hit === undefined")
+
+
+def test_what_cannot_be_read_is_said_in_place_of_another_picture(tab: Tab) -> None:
+    tab.open(run="one", name="rms")
+    tab.choose("Run", "damaged")
+    assert "cannot decode the values of run 'damaged'" in tab.title
+    assert tab.run("document.querySelector('.heatmap').clientHeight") == 0
+    assert all("422" in error for error in tab.page.errors)
+    tab.page.errors.clear()
+    tab.choose("Run", "one")
+    assert "6 of 6 layers, 20 of 20 steps" in tab.title
+    tab.click(3, 7)
+    assert tab.readout.startswith(f"{BLOCKS[3]}, step 14, ")
 
 
 def test_dark_mode_is_followed(tab: Tab) -> None:

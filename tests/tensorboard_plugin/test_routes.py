@@ -9,24 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorboard.backend.application import TensorBoardWSGI
-from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard.plugins.base_plugin import TBContext
-from tensorboard.plugins.core.core_plugin import CorePlugin
 from torch.utils.tensorboard import SummaryWriter
-from werkzeug.test import Client, TestResponse
 
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms
 from mi_crow_lightning.tensorboard_plugin.assets import FILES
 from mi_crow_lightning.tensorboard_plugin.packing import unpack
-from mi_crow_lightning.tensorboard_plugin.plugin import ActivationsPlugin
-from tests.tensorboard_plugin.logs import BLOCKS, tensor, wave, write_plain, write_run, write_tensor
+from tests.tensorboard_plugin.logs import BLOCKS, schema, tensor, wave, write_plain, write_run, write_tensor
+from tests.tensorboard_plugin.wsgi import Log
 
 # TensorBoard's plugins bring their own copy of html5lib.
 pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
 
-HERE = "/data/plugin/mi_crow_lightning"
 RMS = {"prefix": "activations", "name": "rms", "stage": "train"}
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -39,35 +32,6 @@ HOSTILE = (
     "h.\u0000\n",
     "h." + "9" * 5000,
 )
-
-
-class Log:
-    """A log that TensorBoard has read, and may read again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._multiplexer = EventMultiplexer(tensor_size_guidance={"mi_crow_lightning": 0, "scalars": 0})
-        provider = MultiplexerDataProvider(self._multiplexer, str(folder))
-        self.plugin = ActivationsPlugin(TBContext(data_provider=provider, sampling_hints={"mi_crow_lightning": 1000}))
-        self.reload()
-        core = CorePlugin(TBContext(data_provider=provider, logdir=str(folder)))
-        self._client = Client(TensorBoardWSGI([core, self.plugin], data_provider=provider))
-
-    def reload(self) -> None:
-        self._multiplexer.AddRunsFromDirectory(str(self.folder))
-        self._multiplexer.Reload()
-
-    def get(self, route: str, method: str = "GET", headers: Any = None, **query: Any) -> TestResponse:
-        return self._client.open(f"{HERE}/{route}", method=method, query_string=query, headers=headers)
-
-    def index(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.get("index").data)
-        return answer
-
-    def unpacked(self, route: str, **query: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        response = self.get(route, **query)
-        assert response.status_code == 200, response.data
-        return unpack(response.data)
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +170,6 @@ def test_nan_infinity_and_the_smallest_numbers_arrive(tmp_path: Path) -> None:
     write_run(tmp_path / "run", [0], names=("rms",), value=lambda name, layer, step: odd[layer])
     _, arrays = Log(tmp_path).unpacked("matrix", run="run", **RMS)
     assert arrays["values"].tobytes() == np.array(odd, dtype=np.float32).tobytes()
-
-
-def schema(**changes: Any) -> bytes:
-    whole = {"version": 1, "kind": "statistic", **RMS, "layers": ["h.0", "h.1"]}
-    return json.dumps({**whole, **changes}).encode()
 
 
 BAD_SCHEMAS = {

@@ -35,24 +35,16 @@ export class App {
     this.table = new Table();
     this.profile = new Profile((layer) => this.change({ layer }));
     this.detail = new Detail({ close: () => this.change({ layer: null }), step: (step) => this.change({ step }) });
-    const parts = [
-      this.toolbar.root,
-      this.legend,
-      this.heatmap.root,
-      this.readout,
-      this.profile.root,
-      this.table.root,
-      this.detail.root,
-    ];
-    this.body = element("div", {}, ...parts);
+    const drawn = [this.legend, this.heatmap.root, this.readout, this.profile.root, this.table.root, this.detail.root];
+    this.drawn = element("div", {}, ...drawn);
+    this.body = element("div", {}, this.toolbar.root, this.drawn);
     this.root = element("main", {}, this.title, this.notes, this.body);
     root.replaceChildren(this.root);
   }
 
   /** Read what there is, and show it. */
   async reload() {
-    const read = ++this.read;
-    await this.guarded(async () => {
+    await this.newest(async (read) => {
       const index = await fetchIndex();
       if (read !== this.read) return;
       this.index = index;
@@ -61,36 +53,41 @@ export class App {
     });
   }
 
+  /** Take over what the user changed, and show it. */
   async change(part) {
     Object.assign(this.state, part);
-    const read = ++this.read;
-    await this.guarded(() => this.load(read));
+    await this.newest((read) => this.load(read));
   }
 
-  async guarded(work) {
+  /** Do what was asked for last; if it fails, say so in place of a picture of something else. */
+  async newest(work) {
+    const read = ++this.read;
     this.root.setAttribute("aria-busy", "true");
+    let failure = null;
     try {
-      await work();
+      await work(read);
     } catch (error) {
-      this.note([`This could not be read: ${error.message}`], true);
-    } finally {
-      this.root.setAttribute("aria-busy", "false");
+      failure = error;
     }
+    if (read !== this.read) return;
+    this.drawn.hidden = failure !== null;
+    if (failure) this.note([`This could not be read: ${failure.message}`], true);
+    this.root.setAttribute("aria-busy", "false");
   }
 
   async load(read) {
     const chosen = resolve(this.index, this.state);
     this.body.hidden = chosen === null;
     if (chosen === null) {
-      this.note([
-        "No run of this log has activations yet. A Trainer writes them with HookCallback and a TensorBoardLogger.",
-        ...this.problems(),
-      ]);
+      const none = "No run of this log has activations yet.";
+      this.note([`${none} A Trainer writes them with HookCallback and a TensorBoardLogger.`, ...this.problems()]);
       return;
     }
     const { run, series, compare } = chosen;
+    this.toolbar.show(this.index, chosen, this.state);
     const wanted = JSON.stringify([run.name, asked(series), compare?.name]);
     if (this.loaded !== wanted) {
+      this.loaded = null;
       const [matrix, other, epochs] = await Promise.all([
         fetchMatrix(run.name, asked(series)),
         compare && fetchMatrix(compare.name, asked(series)),
@@ -100,6 +97,7 @@ export class App {
       Object.assign(this, { matrix, other, epochs, loaded: wanted });
     }
     this.chosen = chosen;
+    this.drawn.hidden = false; // before the heatmap asks how wide it is
     this.draw();
     await this.open(read);
   }
@@ -124,7 +122,7 @@ export class App {
 
   /** Draw again what is there, in other colours. */
   repaint() {
-    if (!this.matrix) return;
+    if (!this.loaded) return;
     this.draw();
     if (!this.detail.root.hidden) this.drawDetail();
   }
@@ -137,7 +135,6 @@ export class App {
     this.rows = chosenRows(this.view.layers, state, (at) => this.view.rows[at], column);
     const numbers = this.rows.map(({ at }) => this.view.rows[at]);
     const scale = makeScale(state.scale, numbers, other !== null);
-    this.toolbar.show(this.index, this.chosen, state);
     this.legend.replaceChildren(legend(scale, kinds(numbers)));
     this.marks = marksOf(this.epochs, this.view.steps);
     this.heatmap.show({

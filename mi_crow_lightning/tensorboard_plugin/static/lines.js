@@ -28,7 +28,7 @@ export function lineChart({ title, lines, marked = null, say, ticks = short, cho
     height: HEIGHT,
     legend: { show: false },
     cursor: { y: false, drag: { x: false, y: false } },
-    scales: { x: { time: false } },
+    scales: { x: { time: false, range: all.length === 1 ? [all[0] - 1, all[0] + 1] : undefined } },
     series: [
       {},
       ...lines.map((_, at) => ({ stroke: () => themed(at ? "--second" : "--first"), width: 1.5, points: dots })),
