@@ -19,7 +19,12 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.com
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1, max_size=40).filter(
-    lambda name: name.strip() and not name.startswith(".") and name.casefold() != "metadata.json"
+    lambda name: (
+        name.strip()
+        and not name.startswith(".")
+        and not name.endswith((" ", "."))
+        and name.casefold() != "metadata.json"
+    )
 )
 
 
