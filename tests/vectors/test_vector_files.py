@@ -69,6 +69,7 @@ def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
         ({"origin": '{"samples": {"a": 0.5}}'}, r"cannot be read: TypeError: samples\['a'\]=0.5"),
         ({"layers": '["h.7"]'}, "has other layers in its list than tensors: .*'h.7'"),
         ({"layers": "3"}, "has a list of layers that is not a list of names"),
+        ({"layers": '["h.9", 1]'}, "has a list of layers that is not a list of names"),
         ({"layers": '{"h.10": 1, "h.9": 2, "größer": 3}'}, "has a list of layers that is not a list of names"),
         ({"layers": '["h.9"]'}, r"has other layers in its list than tensors: \['größer', 'h.10'\]"),
         ({"layers": '["h.9", "h.10", "größer", "h.9"]'}, "has other layers in its list than tensors: the same layers"),
