@@ -16,6 +16,7 @@ from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooks import Layers
 from mi_crow_lightning.language_model import LanguageModel
 from tests.callback.runs import assert_bit_equal, checkpointed, data_of, fingerprint, fit, module_of, run, told
+from tests.hooks.test_threads import Tokenizer
 from tests.models import Module, handles, loader, trainer
 
 pytestmark = pytest.mark.faults
@@ -242,12 +243,7 @@ def test_readings_and_inference_report_it() -> None:
     with pytest.raises(HookError, match=r"handles .* taken off"):
         layers.take_readings()
     layers.unregister_all_hooks()
-
-    def tokenizer(texts: list[str], **options: Any) -> dict[str, Tensor]:
-        return {name: batch[name] for name in ("input_ids", "attention_mask")}
-
-    tokenizer.pad_token = "<pad>"  # type: ignore[attr-defined]
-    lm = LanguageModel(model, tokenizer)
+    lm = LanguageModel(model, Tokenizer())
     lm.layers.register_hook("block:1", ScaleController(None, 2.0))
     lm.inference.execute_inference(["a text"])
     everywhere(model)
