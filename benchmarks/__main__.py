@@ -26,6 +26,7 @@ import torch
 from benchmarks.cases import cases
 from benchmarks.report import NotRun, Section, Target, as_json, markdown, put_into
 from benchmarks.rows_compiled import compiled
+from benchmarks.rows_growth import growth
 from benchmarks.rows_logging import event, moved
 from benchmarks.rows_memory import memory
 from benchmarks.rows_sites import sites
@@ -45,6 +46,7 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
         yield f"forward pass, {case.name}", lambda case=case: forward(case, 2 * rounds)
         yield f"steering, {case.name}", lambda case=case: steering(case, rounds, new_tokens)
         yield f"memory, {case.name}", lambda case=case: memory(case)
+    yield "growth", lambda: growth(quick)
     yield "host time a site", lambda: sites(device, 2 if quick else 40)
     yield "one tensor", lambda: one_tensor(device, 3 * rounds, quick)
     yield "accuracy", lambda: accuracy(device, quick)

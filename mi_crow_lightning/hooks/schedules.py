@@ -7,13 +7,14 @@ with ``&``, ``|`` and ``~``. A hook's ``enable()`` and ``disable()`` are indepen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from mi_crow_lightning._arguments import listed, not_known, one_of, whole_number
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.hooks.joined import folded, rejoined, steps_of, written
 
 __all__ = ["EVALUATIONS", "IN_STATES", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
 
@@ -210,7 +211,52 @@ class LoggedSteps(When):
         return "LoggedSteps()"
 
 
-class AllOf(When):
+class _Joined(When):
+    """Schedules that are joined. Nothing here calls itself, so they may be joined as often as you like."""
+
+    schedules: tuple[When, ...]
+
+    def due(self, moment: Moment) -> bool:
+        """Return whether the joined schedules are due; the later ones are only asked if it depends on them."""
+        asked: list[tuple[When, Iterator[When]]] = [(self, iter(self.schedules))]
+        schedule = next(asked[0][1])
+        while True:
+            while parts := _parts_of(schedule):
+                asked.append((schedule, iter(parts)))
+                schedule = next(asked[-1][1])
+            due = bool(schedule.due(moment))
+            while asked:
+                joined, others = asked[-1]
+                if isinstance(joined, Not):
+                    due = not due
+                elif due is isinstance(joined, AllOf) and (following := next(others, None)) is not None:
+                    schedule = following
+                    break
+                asked.pop()
+            else:
+                return due
+
+    def varies_in(self, stage: Stage) -> bool:
+        """Return whether one of the schedules may vary."""
+        return _outlook(self, stage)[0]
+
+    def may_be_due_in(self, stage: Stage) -> bool:
+        """Return whether the schedules may be due in ``stage``, as they are joined."""
+        return _outlook(self, stage)[1]
+
+    def __repr__(self) -> str:
+        whole: When = self
+        return written(whole, _pieces_of)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Return how to make a copy: a list of the parts, so that a copy or pickle of a deep one is not deep."""
+        if not _parts_of(self):
+            return super().__reduce_ex__(protocol)
+        whole: When = self
+        return rejoined, (steps_of(whole, _parts_of),)
+
+
+class AllOf(_Joined):
     """A schedule that is due where all of several schedules are: ``one & other``.
 
     Args:
@@ -224,66 +270,56 @@ class AllOf(When):
     def __init__(self, *parts: When, schedules: Sequence[When] = ()) -> None:
         self.schedules = _checked_schedules(type(self).__name__, parts, schedules)
 
-    def due(self, moment: Moment) -> bool:
-        """Return whether every one of the schedules is due."""
-        return all(schedule.due(moment) for schedule in self.schedules)
 
-    def varies_in(self, stage: Stage) -> bool:
-        """Return whether one of the schedules may vary."""
-        return any(schedule.varies_in(stage) for schedule in self.schedules)
-
-    def may_be_due_in(self, stage: Stage) -> bool:
-        """Return whether every one of the schedules may be due."""
-        return all(schedule.may_be_due_in(stage) for schedule in self.schedules)
-
-    def __repr__(self) -> str:
-        return f"AllOf({', '.join(map(repr, self.schedules))})"
-
-
-class AnyOf(When):
+class AnyOf(_Joined):
     """A schedule that is due where at least one of several is: ``one | other``. It has the arguments of `AllOf`."""
 
     def __init__(self, *parts: When, schedules: Sequence[When] = ()) -> None:
         self.schedules = _checked_schedules(type(self).__name__, parts, schedules)
 
-    def due(self, moment: Moment) -> bool:
-        """Return whether one of the schedules is due."""
-        return any(schedule.due(moment) for schedule in self.schedules)
 
-    def varies_in(self, stage: Stage) -> bool:
-        """Return whether one of the schedules may vary."""
-        return any(schedule.varies_in(stage) for schedule in self.schedules)
-
-    def may_be_due_in(self, stage: Stage) -> bool:
-        """Return whether one of the schedules may be due."""
-        return any(schedule.may_be_due_in(stage) for schedule in self.schedules)
-
-    def __repr__(self) -> str:
-        return f"AnyOf({', '.join(map(repr, self.schedules))})"
-
-
-class Not(When):
+class Not(_Joined):
     """A schedule that is due where ``schedule`` is not: ``~schedule``."""
 
     def __init__(self, schedule: When) -> None:
         if not isinstance(schedule, When):
             raise TypeError(f"Not joins schedules, not {type(schedule).__name__} (schedule={shown(schedule)})")
-        self.schedule = schedule
+        self.schedules = (schedule,)
 
-    def due(self, moment: Moment) -> bool:
-        """Return whether the inner schedule is not due."""
-        return not self.schedule.due(moment)
+    @property
+    def schedule(self) -> When:
+        """The inner schedule."""
+        return self.schedules[0]
 
-    def varies_in(self, stage: Stage) -> bool:
-        """Return whether the inner schedule may vary."""
-        return self.schedule.varies_in(stage)
 
-    def may_be_due_in(self, stage: Stage) -> bool:
-        """Return whether the inner schedule may be off in ``stage``."""
-        return self.schedule.varies_in(stage) or not self.schedule.may_be_due_in(stage)
+def _parts_of(schedule: When) -> tuple[When, ...]:
+    """Return the parts of a joined schedule; none for any other, and for a user's own kind of joining."""
+    return schedule.schedules if type(schedule) in (AllOf, AnyOf, Not) else ()  # type: ignore[attr-defined]
 
-    def __repr__(self) -> str:
-        return f"Not({self.schedule!r})"
+
+def _outlook(whole: When, stage: Stage) -> tuple[bool, bool]:
+    """Return whether joined schedules may vary in a stage, and whether they may be due there."""
+
+    def parts_of(schedule: When) -> tuple[When, ...]:
+        return schedule.schedules if isinstance(whole, _Joined) and schedule is whole else _parts_of(schedule)
+
+    def of(schedule: When, parts: list[tuple[bool, bool]]) -> tuple[bool, bool]:
+        if not parts:
+            return schedule.varies_in(stage), schedule.may_be_due_in(stage)
+        varies = any(part[0] for part in parts)
+        if isinstance(schedule, Not):
+            return varies, varies or not parts[0][1]
+        return varies, (all if isinstance(schedule, AllOf) else any)(part[1] for part in parts)
+
+    return folded(whole, parts_of, of)
+
+
+def _pieces_of(schedule: When) -> list[When | str]:
+    if not isinstance(schedule, _Joined):
+        return [repr(schedule)]
+    first, *others = schedule.schedules
+    kind = next(kind for kind in (AllOf, AnyOf, Not) if isinstance(schedule, kind))
+    return [f"{kind.__name__}(", first, *(piece for other in others for piece in (", ", other)), ")"]
 
 
 def _last_of_n(index: int, n: int | None) -> bool:

@@ -17,6 +17,7 @@ from mi_crow_lightning._arguments import listed, one_of, plain, whole
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.joined import folded, rejoined, steps_of, written
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.positions.padding import real_tokens
@@ -170,10 +171,10 @@ class Tokens:
         return repr(self.value) if self.kind == "which" else repr(self)
 
     def __and__(self, other: Tokens) -> Tokens:
-        return AllOf(self, _choice(f"{self!r} & {other!r}", other))
+        return AllOf(self, _choice(self, "&", other))
 
     def __or__(self, other: Tokens) -> Tokens:
-        return AnyOf(self, _choice(f"{self!r} | {other!r}", other))
+        return AnyOf(self, _choice(self, "|", other))
 
     def __invert__(self) -> Tokens:
         return Not(self)
@@ -186,6 +187,63 @@ class Tokens:
 
 
 class _Joined(Tokens):
+    """Choices that are joined. Nothing here calls itself, so they may be joined as often as you like."""
+
+    value: Any
+
+    def _join(self, choices: tuple[Tokens, ...]) -> None:
+        self._choices = choices
+        self._is_all, self._reads_values = False, any(choice._reads_values for choice in choices)
+
+    def why_not_traced(self) -> str | None:
+        reasons: list[str] = []
+
+        def note(choice: Tokens, parts: list[None]) -> None:
+            reason = None if parts else choice.why_not_traced()
+            reasons.extend([] if reason is None else [reason])
+
+        whole: Tokens = self
+        folded(whole, _parts_of, note)
+        return reasons[0] if reasons else None
+
+    def _choose(self, asked: _Choice) -> Tensor:
+        def chosen(choice: Tokens, parts: list[Tensor]) -> Tensor:
+            return choice._joined(parts, asked) if isinstance(choice, _Joined) else choice._choose(asked)
+
+        whole: Tokens = self
+        return folded(whole, _parts_of, chosen)
+
+    def _joined(self, parts: list[Tensor], asked: _Choice) -> Tensor:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        whole: Tokens = self
+        return written(whole, _pieces_of)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Return how to make a copy: a list of the parts, so that a copy or pickle of a deep one is not deep."""
+        if type(self) not in (AllOf, AnyOf, Not):
+            return super().__reduce_ex__(protocol)
+        whole: Tokens = self
+        return rejoined, (steps_of(whole, _parts_of),)
+
+
+def _parts_of(choice: Tokens) -> tuple[Tokens, ...]:
+    return choice._choices if isinstance(choice, _Joined) else ()
+
+
+def _pieces_of(choice: Tokens) -> list[Tokens | str]:
+    if not isinstance(choice, _Joined):
+        return [repr(choice)]
+    pieces: list[Tokens | str] = []
+    for part in choice._choices:
+        around = isinstance(part, (AllOf, AnyOf)) and part.kind != choice.kind
+        pieces += [f" {choice.kind} "] if pieces else []
+        pieces += ["(", part, ")"] if around else [part]
+    return ["~", *pieces] if choice.kind == "~" else pieces
+
+
+class _Several(_Joined):
     value: tuple[Tokens, ...]
 
     def __init__(self, *parts: Tokens | str, choices: Sequence[Tokens | str] = ()) -> None:
@@ -197,20 +255,10 @@ class _Joined(Tokens):
                 f"{type(self).__name__}() needs at least one choice of tokens, as choices=['generated', ...]"
             )
         self.value = tuple(Tokens.of(choice, "choices") for choice in given)
-        self._is_all, self._reads_values = False, any(choice._reads_values for choice in self.value)
-
-    def why_not_traced(self) -> str | None:
-        reasons = (choice.why_not_traced() for choice in self.value)
-        return next((reason for reason in reasons if reason is not None), None)
-
-    def __repr__(self) -> str:
-        parts = [
-            f"({part!r})" if isinstance(part, _Joined) and part.kind != self.kind else repr(part) for part in self.value
-        ]
-        return f" {self.kind} ".join(parts)
+        self._join(self.value)
 
 
-class AllOf(_Joined):
+class AllOf(_Several):
     """The positions that are in every one of some choices: ``one & other``.
 
     Args:
@@ -227,41 +275,36 @@ class AllOf(_Joined):
 
     kind = "&"
 
-    def _choose(self, asked: _Choice) -> Tensor:
-        return torch.stack([choice._choose(asked) for choice in self.value]).all(0)
+    def _joined(self, parts: list[Tensor], asked: _Choice) -> Tensor:
+        return torch.stack(parts).all(0)
 
 
-class AnyOf(_Joined):
+class AnyOf(_Several):
     """The positions that are in at least one of some choices: ``one | other``. The arguments are those of `AllOf`."""
 
     kind = "|"
 
-    def _choose(self, asked: _Choice) -> Tensor:
-        return torch.stack([choice._choose(asked) for choice in self.value]).any(0)
+    def _joined(self, parts: list[Tensor], asked: _Choice) -> Tensor:
+        return torch.stack(parts).any(0)
 
 
-class Not(Tokens):
+class Not(_Joined):
     """The real tokens that a choice (`Tokens` or a name) leaves out: ``~choice``."""
 
+    kind = "~"
     value: Tokens
 
     def __init__(self, choice: Tokens | str) -> None:
-        self.kind, self.value = "~", Tokens.of(choice, "choice")
-        self._is_all, self._reads_values = False, self.value._reads_values
+        self.value = Tokens.of(choice, "choice")
+        self._join((self.value,))
 
-    def why_not_traced(self) -> str | None:
-        return self.value.why_not_traced()
-
-    def _choose(self, asked: _Choice) -> Tensor:
-        return asked.span.real & ~self.value._choose(asked)
-
-    def __repr__(self) -> str:
-        return f"~({self.value!r})" if isinstance(self.value, _Joined) else f"~{self.value!r}"
+    def _joined(self, parts: list[Tensor], asked: _Choice) -> Tensor:
+        return asked.span.real & ~parts[0]
 
 
-def _choice(joined: str, other: object) -> Tokens:
+def _choice(one: Tokens, mark: str, other: object) -> Tokens:
     if not isinstance(other, Tokens):
-        raise TypeError(f"{joined}: both sides must be Tokens(...)")
+        raise TypeError(f"{one!r} {mark} {other!r}: both sides must be Tokens(...)")
     return other
 
 

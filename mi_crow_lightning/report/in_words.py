@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.joined import written
 from mi_crow_lightning.hooks.schedules import AllOf, AnyOf, LoggedSteps, Not, Schedule, When
 from mi_crow_lightning.hooks.token_controller import TokenController
 from mi_crow_lightning.hooks.tokens import Tokens
@@ -14,6 +15,8 @@ from mi_crow_lightning.hooks.tokens import Tokens
 __all__ = ["ALL_TOKENS", "NO_MASK", "schedule_in_words", "tokens_in_words"]
 
 ALL_TOKENS = "all but padding"
+T = TypeVar("T")
+
 NO_MASK = "every position (no mask found)"
 
 
@@ -28,24 +31,34 @@ def schedule_in_words(when: When, every: int) -> str:
         >>> schedule_in_words(Schedule(stages="train", stop_step=100) & ~Schedule(batches=0), every=50)
         'train, before step 100, and not (batch 0)'
     """
+    return written(when, partial(_pieces, every=every))
+
+
+def _pieces(when: When, every: int) -> Sequence[When | str]:
+    """Return the words for a schedule, and the schedules for which others stand between them."""
     if type(when) is LoggedSteps:
         logged = f"logged steps of train ({'each' if every == 1 else f'every {every}'}), " if every else ""
-        return f"{logged}validate and test"
+        return [f"{logged}validate and test"]
     if type(when) is Schedule:
         given = {name: value for name, value in vars(when).items() if value is not None}
-        return ", ".join(_FIELDS[name](value) for name, value in given.items()) or "always"
+        return [", ".join(_FIELDS[name](value) for name, value in given.items()) or "always"]
     if isinstance(when, Not):
-        return f"not ({schedule_in_words(when.schedule, every)})"
+        return ["not (", when.schedule, ")"]
     if isinstance(when, (AllOf, AnyOf)):
-        parts = [_part(schedule, type(when), every) for schedule in when.schedules]
-        return (", and " if isinstance(when, AllOf) else ", or ").join(parts)
-    return repr(when)
+        return _joined(when.schedules, isinstance(when, AllOf), lambda part: _joins_otherwise(part, type(when)))
+    return [repr(when)]
 
 
-def _part(when: When, around: type[When], every: int) -> str:
-    """Return a part of a joined schedule, in brackets if its own parts are joined the other way."""
-    words = schedule_in_words(when, every)
-    return f"({words})" if isinstance(when, (AllOf, AnyOf)) and not isinstance(when, around) else words
+def _joins_otherwise(when: When, around: type[When]) -> bool:
+    return isinstance(when, (AllOf, AnyOf)) and not isinstance(when, around)
+
+
+def _joined(parts: Iterable[T], all_of: bool, in_brackets: Callable[[T], bool]) -> list[T | str]:
+    pieces: list[T | str] = []
+    for part in parts:
+        pieces += [", and " if all_of else ", or "] if pieces else []
+        pieces += ["(", part, ")"] if in_brackets(part) else [part]
+    return pieces
 
 
 def _indices(one: str, many: str, chosen: range | frozenset[int]) -> str:
@@ -86,25 +99,21 @@ def tokens_in_words(hook: Hook) -> str:
         'the prompt, and not (token ID 2)'
     """
     tokens = getattr(hook, "tokens", None)
-    words = _choice(tokens, hook.edits) if isinstance(tokens, Tokens) else "every position"
+    words = written(tokens, partial(_choice, edits=hook.edits)) if isinstance(tokens, Tokens) else "every position"
     condition = hook.condition if isinstance(hook, TokenController) else None
     return words if condition is None else f"{words}, {_function(condition)}"
 
 
-def _choice(tokens: Tokens, edits: bool) -> str:
+def _choice(tokens: Tokens, edits: bool) -> Sequence[Tokens | str]:
+    """Return the words for a choice, and the choices for which others stand between them."""
     kind, value = tokens.kind, tokens.value
     if kind == "~":
-        return f"not ({_choice(value, edits)})"
+        return ["not (", value, ")"]
     if kind in ("&", "|"):
-        return (", and " if kind == "&" else ", or ").join(_side(part, kind, edits) for part in value)
+        return _joined(value, kind == "&", lambda part: part.kind in ("&", "|") and part.kind != kind)
     if kind == "which":
-        return _named(value, edits)
-    return _KINDS[kind](value) if kind in _KINDS else repr(tokens)
-
-
-def _side(tokens: Tokens, around: str, edits: bool) -> str:
-    words = _choice(tokens, edits)
-    return f"({words})" if tokens.kind in ("&", "|") and tokens.kind != around else words
+        return [_named(value, edits)]
+    return [_KINDS[kind](value) if kind in _KINDS else repr(tokens)]
 
 
 def _named(which: str, edits: bool) -> str:
