@@ -7,7 +7,8 @@
     ├── RegistrationError (ValueError)   a hook cannot be put on the model
     │   ├── LayerNotFound                no layer has that name, index or role
     │   ├── HookConflict                 another hook has the layer, or the ID
-    │   └── TagConflict                  two detectors would write the same tag
+    │   ├── TagConflict                  two detectors would write the same tag
+    │   └── RanksDiffer                  the callback is not the same on all ranks
     ├── ActivationError                  raised inside a hook; reaches you as HookError.original_error
     │   ├── NoTensorFound (TypeError)    the layer's output or input holds no tensor
     │   ├── WrittenInPlace               a hook wrote to the model's own tensor
@@ -56,6 +57,7 @@ __all__ = [
     "PatchMismatch",
     "RanElsewhere",
     "RankFailed",
+    "RanksDiffer",
     "RegistrationError",
     "StoreFileError",
     "StoreKeyError",
@@ -156,6 +158,10 @@ class HookConflict(RegistrationError):
 
 class TagConflict(RegistrationError):
     """Two detectors would write their readings to the same tag."""
+
+
+class RanksDiffer(RegistrationError):
+    """The callback, or its hooks, layers or options, are not the same on all ranks, or a rank could not start."""
 
 
 class ActivationError(MiCrowError):

@@ -27,7 +27,9 @@ from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.callback.misspelt_monitors import leave_out_readings
 from mi_crow_lightning.callback.names import describe, log_names, state_key_after, state_keys, unique_state_key
+from mi_crow_lightning.callback.rank_plans import Plan
 from mi_crow_lightning.callback.readings_log import ReadingsLog
+from mi_crow_lightning.callback.roll_call import RollCall
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooks.effects import Effect, Effects
 from mi_crow_lightning.hooks.hook import Hook
@@ -107,6 +109,7 @@ class HookCallback(pl.Callback):
         self._run: HookedRun | None = None
         self._interrupted = False
         self._trainer: weakref.ref[pl.Trainer] | None = None
+        self._roll_call: RollCall | None = None
         self._log = ReadingsLog(scalars, check_history_size(history_size))
         self._dataloaders = Dataloaders(self.per_dataloader)
         self._effects: Effects | None = None
@@ -155,6 +158,7 @@ class HookCallback(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._find_state_key(trainer)
+        self._roll_call = RollCall.at(self._place(trainer), trainer.world_size)
         if self._run is None:  # else another Trainer is in its run
             self._effects = None
             self._failed_to_forget = failed_to_forget(self._by_key().values())
@@ -183,10 +187,16 @@ class HookCallback(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._end_run_of(trainer)
+        if self._roll_call is not None:
+            self._roll_call.end()
+            self._roll_call = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._interrupted = True
         self._end_run_of(trainer)
+        if self._roll_call is not None:
+            self._roll_call.fail(exception)  # its others may wait for this rank to start
+            self._roll_call = None
         leave_out_readings(exception, lambda: {row.tag for row in self._log.rows()})
 
     # Batches.
@@ -301,7 +311,7 @@ class HookCallback(pl.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which is not in a run and takes no model along."""
         kept = {name: value for name, value in self.__dict__.items() if name not in _SET_BY_LIGHTNING}
-        return {**kept, "_run": None, "_trainer": None}
+        return {**kept, "_run": None, "_trainer": None, "_roll_call": None}
 
     # What the events are made of.
 
@@ -315,7 +325,19 @@ class HookCallback(pl.Callback):
             earlier = [callback.description for callback in present[: present.index(self)]]
             self._state_key = state_key_after(earlier, self.description)
 
+    def _place(self, trainer: pl.Trainer) -> str:
+        """Return where the callback stands among those of its kind; another callback may pass events on to it."""
+        present = _hook_callbacks(trainer)
+        return str(present.index(self)) if self in present else self.description
+
     def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._roll_call is None:
+            self._start(trainer, pl_module)
+        else:
+            with self._roll_call.starting():
+                self._start(trainer, pl_module)
+
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._refuse_second_trainer(trainer)
         self._unregister()  # an earlier run may have ended without any event, e.g. in a killed notebook cell
         self._trainer = weakref.ref(trainer)
@@ -327,6 +349,7 @@ class HookCallback(pl.Callback):
         if self.dry_run:
             self._reporter.rehearse(trainer, pl_module, arguments, _registries(trainer))
             self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
+            self._compare_ranks(trainer)
         else:
             self._begin_run(trainer, pl_module, arguments)
 
@@ -339,6 +362,7 @@ class HookCallback(pl.Callback):
         try:
             run.report_failures(self._failed_to_forget)
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
+            self._compare_ranks(trainer)
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))
             if not trainer_facts.is_fitting(trainer):
                 self._log_summary(trainer)
@@ -346,6 +370,23 @@ class HookCallback(pl.Callback):
         except BaseException:
             self._unregister()
             raise
+
+    def _compare_ranks(self, trainer: pl.Trainer) -> None:
+        if self._roll_call is None:
+            return
+        options = {
+            "HookCallbacks": len(_hook_callbacks(trainer)),
+            "name": self.name,
+            "root": self.root,
+            "log_every_n_steps": trainer_facts.log_interval(trainer, self.log_every_n_steps),
+            "scalars": self._log.scalars,
+            "token_mask": "given" if self.token_mask is not None else "not given",
+            "per_dataloader": self.per_dataloader,
+            "dry_run": self.dry_run,
+        }
+        hooks = {"detectors": self.detectors, "controllers": self.controllers}
+        plan = Plan.of(options, hooks, self._run.layers if self._run is not None else None)
+        self._roll_call.compare(plan)
 
     def _log_summary(self, trainer: pl.Trainer) -> None:
         """Log that loggers show a summary, once it is known how many dataloaders have their own readings."""

@@ -12,7 +12,7 @@ from mi_crow_lightning._saved_state import refusal
 from mi_crow_lightning.errors import HookError, RankFailed
 from mi_crow_lightning.hooks.effects import Effects, joined_effects
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.metrics.collectives import is_distributed
+from mi_crow_lightning.metrics.collectives import collective, is_distributed
 
 __all__ = ["effects_of", "of_all_ranks", "own_effects", "restore", "states_of"]
 
@@ -48,7 +48,8 @@ def of_all_ranks(own: State, alone: bool = False, failed: Sequence[HookError] = 
             raise failed[0]
         return [own]
     gathered: list[State] = [{}] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, {"failed": True} if failed else own)
+    with collective("all_gather_object of the hooks' states for a checkpoint"):
+        distributed.all_gather_object(gathered, {"failed": True} if failed else own)
     if failed:
         raise failed[0]
     ended = [str(rank) for rank, state in enumerate(gathered) if "failed" in state]

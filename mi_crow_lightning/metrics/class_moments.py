@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
-from mi_crow_lightning.metrics.collectives import gather
+from mi_crow_lightning.metrics.collectives import collective, gather
 
 __all__ = ["GROUPS", "ClassMoments", "GroupMoments", "merge_means", "reduce_moments"]
 
@@ -176,6 +176,7 @@ def reduce_moments(layers: Sequence[ClassMoments], group: Any = None) -> None:
             i = GROUPS.index(name)
             off = moments.mean[i] - joined[i]
             scatter.addr_(off, off * moments.count[i])
-            distributed.all_reduce(scatter, group=group)
+            with collective("all_reduce of a scatter matrix", group):
+                distributed.all_reduce(scatter, group=group)
         moments.count.copy_(counts.sum(0))
         moments.mean.copy_(joined)

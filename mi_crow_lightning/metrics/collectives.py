@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["Share", "Shares", "exchange", "gather", "gather_rows", "is_distributed"]
+from mi_crow_lightning._messages import message_of
+
+__all__ = ["Share", "Shares", "collective", "exchange", "gather", "gather_rows", "is_distributed"]
 
 
 class Share(NamedTuple):
@@ -32,18 +35,44 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def gather(tensor: Tensor, group: Any = None) -> list[Tensor]:
+@contextmanager
+def collective(name: str, group: Any = None) -> Iterator[None]:
+    """Name the collective that runs within, if it breaks off.
+
+    Args:
+        name: torch's name for it, and what is exchanged.
+        group: the process group, None for all ranks.
+
+    Raises:
+        RuntimeError: it broke off, mostly because another rank has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{name} broke off on rank {distributed.get_rank()} of {distributed.get_world_size(group)}: another rank "
+            "has ended, or waits elsewhere. Look for the first error in the output of the other ranks. torch says: "
+            f"{message_of(error)}"
+        ) from error
+
+
+def gather(tensor: Tensor, group: Any = None, what: str = "sums of activations") -> list[Tensor]:
     """Gather the tensors of all ranks, which have the same shape, in one collective.
 
     Args:
         tensor: this rank's tensor.
         group: the process group, None for all ranks.
+        what: what is gathered, for the error.
 
     Returns:
         ``R`` tensors, in the order of the ranks.
+
+    Raises:
+        RuntimeError: see `collective`.
     """
     gathered = [torch.empty_like(tensor) for _ in range(distributed.get_world_size(group))]
-    distributed.all_gather(gathered, tensor.contiguous(), group=group)
+    with collective(f"all_gather of {what}, {tensor.numel()} numbers,", group):
+        distributed.all_gather(gathered, tensor.contiguous(), group=group)
     return gathered
 
 
@@ -102,7 +131,7 @@ def _merged(shares: list[Share], device: torch.device | str | None) -> list[Tens
     if tensors and is_distributed():
         elsewhere = (tensor.device for tensor in tensors if tensor.device.type != "cpu")
         flat = _flat(tensors, torch.device(device) if device is not None else next(elsewhere, torch.device("cpu")))
-        ranks = torch.stack(gather(flat)).split([tensor.numel() for tensor in tensors], dim=1)
+        ranks = torch.stack(gather(flat, what="readings")).split([tensor.numel() for tensor in tensors], dim=1)
         stacked = [part.reshape(-1, *tensor.shape) for part, tensor in zip(ranks, tensors, strict=True)]
         tensors = [share.merge(part) for share, part in zip(shares, stacked, strict=True)]
     if not tensors:
