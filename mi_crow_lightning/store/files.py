@@ -9,15 +9,22 @@ from contextlib import suppress
 from pathlib import Path
 
 from mi_crow_lightning.errors import StoreKeyError
+from mi_crow_lightning.store.leftovers import hold
 
 __all__ = ["holds_file", "inside", "is_file", "is_folder", "visible", "write_atomically"]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, scratch: Path | None = None) -> None:
     """Write ``data`` to ``path``, so that readers see the earlier content or all of the new one.
 
     The name of the temporary file starts with a dot, as no name in the store may: one that a killed process leaves
     behind is never listed and never read.
+
+    Args:
+        path: the file; its folder is made.
+        data: its new content.
+        scratch: the folder for the temporary file, on the same file system, for `remove_leftovers`; ``None`` for the
+            folder of ``path``.
 
     Raises:
         OSError: the disk is full, the folder is not writable, ... The earlier content is kept.
@@ -30,20 +37,33 @@ def write_atomically(path: Path, data: bytes) -> None:
         b'{}'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
+    while not _write_and_move(path, data, path.parent if scratch is None else scratch):
+        pass  # the temporary file was taken for a leftover before it could be held
+    _sync_folder(path.parent)
+
+
+def _write_and_move(path: Path, data: bytes, scratch: Path) -> bool:
+    """Write a temporary file and move it to its place; return whether it was still there to be written."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    temporary = scratch / f".tmp-{secrets.token_hex(8)}"
     try:
         # Mode "x" gives the usual permissions (umask); tempfile would make the tensor private to its writer.
         with temporary.open("xb") as file:
+            if not hold(file):
+                return False
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if os.name != "nt":  # while it is held; Windows moves no open file
+                os.replace(temporary, path)
+        if os.name == "nt":
+            os.replace(temporary, path)
     except BaseException:
         # Ctrl-C must not leave a file behind either; the first error is the one to report.
         with suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from mi_crow_lightning.errors import StoreFileError, StoreKeyError
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.store.folders import Folders, batches_in, keys_in, layers_in
 from mi_crow_lightning.store.keys import SUFFIX
+from mi_crow_lightning.store.leftovers import remove_leftovers
 from mi_crow_lightning.store.metadata import from_json_file, to_json
 from mi_crow_lightning.store.missing import missing
 from mi_crow_lightning.store.store import Store, TensorMetadata
@@ -30,9 +31,10 @@ _NAMES = "_tensor_metadata_names"
 class LocalStore(Store):
     """A store of safetensors files in a folder, as ``runs/<run>/batch_<i>/<layer>/<key>.safetensors``.
 
-    Its methods are those of `Store`. Each file is written to a temporary file next to it, synced and then moved into
-    place: a reader sees the earlier content or the new one, whatever happens to the writer. Names that would leave the
-    folder, also through a symbolic link, are refused. The first write makes the folder.
+    Its methods are those of `Store`. Each file is written to a temporary file in the folder's ``.tmp``, synced and then
+    moved into place: a reader sees the earlier content or the new one, whatever happens to the writer. Temporary files
+    that killed processes left are removed when a store is opened, and those of running writers are not. Names that
+    would leave the folder, also through a symbolic link, are refused. The first write makes the folder.
 
     Args:
         base_path: the folder; a relative one starts where the process is now.
@@ -65,6 +67,8 @@ class LocalStore(Store):
             self._folders = Folders(self.base_path, runs_prefix)
         except StoreKeyError as error:
             raise StoreKeyError(f"runs_prefix: {error}") from error
+        self._scratch = self.base_path / ".tmp"
+        remove_leftovers(self._scratch)
 
     # --- single tensors ---
 
@@ -72,7 +76,7 @@ class LocalStore(Store):
         path = self._folders.free(key)
         if self._folders.is_runs(key):
             raise StoreKeyError(f"key {key!r} lies among the runs. Allowed: another folder; for a run use put().")
-        write_atomically(path, to_bytes(tensor))
+        self._put(path, to_bytes(tensor))
         return path
 
     def get_tensor(self, key: str) -> torch.Tensor:
@@ -84,7 +88,7 @@ class LocalStore(Store):
 
     def put(self, run_id: str, batch_index: int, layer: str, key: str, tensor: torch.Tensor) -> Path:
         path = self._folders.tensor(self._folders.batch(run_id, batch_index), layer, key)
-        write_atomically(path, to_bytes(tensor))
+        self._put(path, to_bytes(tensor))
         return path
 
     def get(self, run_id: str, batch_index: int, layer: str, key: str) -> torch.Tensor:
@@ -122,7 +126,7 @@ class LocalStore(Store):
 
     def put_run_batch(self, run_id: str, batch_index: int, tensors: Batch) -> str:
         path = self._folders.batch_file(run_id, batch_index)
-        write_atomically(path, batch_to_bytes(tensors))
+        self._put(path, batch_to_bytes(tensors))
         return self._relative(path)
 
     def get_run_batch(self, run_id: str, batch_index: int) -> Batch:
@@ -140,7 +144,7 @@ class LocalStore(Store):
 
     def put_run_metadata(self, run_id: str, meta: dict[str, Any]) -> str:
         path = self._folders.run(run_id, "meta.json")
-        write_atomically(path, to_json(meta))
+        self._put(path, to_json(meta))
         return self._relative(path)
 
     def get_run_metadata(self, run_id: str) -> dict[str, Any]:
@@ -187,7 +191,7 @@ class LocalStore(Store):
         # Last, so that the metadata never names a tensor that is not there.
         files[self._folders.metadata(folder)] = to_json({**metadata, _NAMES: names})
         for path, data in files.items():
-            write_atomically(path, data)
+            self._put(path, data)
 
     def _read(self, folder: Path) -> tuple[dict[str, Any], TensorMetadata]:
         path = self._folders.metadata(folder)
@@ -200,6 +204,9 @@ class LocalStore(Store):
         return metadata, {
             layer: {key: _read_one(path) for key, path in by_key.items()} for layer, by_key in files.items()
         }
+
+    def _put(self, path: Path, data: bytes) -> None:
+        write_atomically(path, data, None if self._scratch.is_symlink() else self._scratch)
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.base_path).as_posix()

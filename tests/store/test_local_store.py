@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,18 @@ from mi_crow_lightning.store import LocalStore, Store
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.bool]
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
 
+DEVICES = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9\xb9\xb2\xb3]) *(\..*)?", re.IGNORECASE | re.DOTALL
+)
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9\xb9\xb2\xb3]) *(\..*)?", re.IGNORECASE | re.DOTALL
+)
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1, max_size=40).filter(
     lambda name: (
         name.strip()
         and not name.startswith(".")
         and not name.endswith((" ", "."))
         and name.casefold() != "metadata.json"
+        and not DEVICES.fullmatch(name)
     )
 )
 

@@ -74,8 +74,9 @@ store.put("{run}", {batch}, "{layer}", "{key}", torch.ones(3))
 def test_a_temporary_file_left_behind_is_not_listed(tmp_path: Path, where: tuple[str, int, str, str]) -> None:
     names = dict(zip(("run", "batch", "layer", "key"), where, strict=True))
     assert run(KILLED_BEFORE_MOVE.format(**names), tmp_path).stdout == "temporary\n"
-    store = LocalStore(tmp_path)
     assert len(temporary_files(tmp_path)) == 1
+    store = LocalStore(tmp_path)
+    assert temporary_files(tmp_path) == []
     assert (store.list_runs(), store.list_run_batches("r"), store.list_layers("r", 0)) == (["r"], [0], ["l"])
     assert [(*one[:3], one[3].tolist()) for one in store.iterate("r")] == [(0, "l", "old", [0.0] * 3)]
     assert store.get_run_batch("r", 0)["old"].tolist() == [0.0] * 3
