@@ -216,7 +216,7 @@ def test_counts(count: float) -> None:
 @pytest.mark.parametrize("width", [31.0, 1e12, 31.5])
 def test_widths(width: float) -> None:
     rows = at(STATE, ("hooks", "seen", "rows", "train")).clone()
-    rows[0, 9] = width  # Row.CHANNELS
+    rows[0, 9], rows[1, 9] = width, (64 - width if width % 1 else 32)  # Row.CHANNELS; halves that add up
     refuses(with_value(STATE, ("hooks", "seen", "rows", "train"), rows), "id='seen'", "channels")
 
 
