@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers test-kernel test-browser test-oldest fuzz check lint format docs demo sweep bench clean
+.PHONY: help setup test test-loggers test-kernel test-browser test-oldest fuzz check lint format docs demo sweep bench soak clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,10 @@ sweep: setup  ## Check every architecture of the installed transformers (ARGS: p
 
 bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs PAGE); writes benchmark.json
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# For half an hour, on a machine that has nothing else to do.
+soak: setup  ## Run 2,000 steps, 1,000 fits and 5,000 tokens, and see that nothing grows (ARGS: --scale 0.1)
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean:  ## Remove .venv, built files and caches
 	rm -rf $(VENV) $(OLDEST) build dist site .site-check .sweep .browser .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

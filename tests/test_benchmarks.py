@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.copies import counted
 from benchmarks.report import BEGIN, END, Section, Target, as_json, markdown, put_into
+from benchmarks.soak import Held, grown
 from benchmarks.timing import Clock, Spent
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +94,19 @@ def test_a_clock_counts_nested_calls_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert clock.take() == (1.0, 0.0)  # two looks at the time, not eight
     inner()
     assert clock.take() == (1.0, 0.0) and clock.take() == (0.0, 0.0)
+
+
+def test_a_soak_fails_where_something_grows() -> None:
+    held = [Held(100, 5, 6, 1, 400.0), Held(100, 5, 6, 1, 410.0)]
+    assert grown(held) == []
+    more = [held[0], Held(101, 5, 7, 2, 421.0)]
+    assert grown(more) == ["tensors", "descriptors", "threads", "resident_mb"]
+
+
+def test_what_a_process_holds_is_counted() -> None:
+    before = Held.now()
+    kept = [torch.zeros(1000) for _ in range(3)]
+    with open(os.devnull) as file:
+        after = Held.now()
+    assert (after.tensors - before.tensors, after.tensor_kb - before.tensor_kb) == (3, 12)
+    assert after.descriptors - before.descriptors == 1 and len(kept) == 3 and file.closed
