@@ -151,7 +151,7 @@ def test_beginning_and_ending_a_batch_is_linear_in_the_layers() -> None:
         calls[count] = calls_in(lambda run=run: batch(run))
         run.end()
     assert calls[400] < 8.5 * calls[50]
-    assert calls[400] < 25 * 400  # for each layer, putting a handle on and taking it off
+    assert calls[400] < 35 * 400  # for each layer, putting a handle on, looking at it and taking it off
 
 
 @pytest.mark.parametrize("how", ["replaced", "deleted", "moved", "wrapped"])
