@@ -108,6 +108,7 @@ class HookCallback(pl.Callback):
         self._state_key = unique_state_key(self, self.description, named=name is not None)
         self._run: HookedRun | None = None
         self._interrupted = False
+        self._broke_off_amid_batch = False
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._roll_call: RollCall | None = None
         self._log = ReadingsLog(scalars, check_history_size(history_size))
@@ -193,6 +194,7 @@ class HookCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._interrupted = True
+        self._broke_off_amid_batch = self._run is not None and self._run.is_amid_training_batch
         self._end_run_of(trainer)
         if self._roll_call is not None:
             self._roll_call.fail(exception)  # its others may wait for this rank to start
@@ -286,7 +288,8 @@ class HookCallback(pl.Callback):
 
         With several ranks, all must ask.
         """
-        return self._states.save(self._by_key(), self._run, self._effects, alone=self._interrupted)
+        amid_batch = self._run.is_amid_training_batch if self._run is not None else self._broke_off_amid_batch
+        return self._states.save(self._by_key(), self._run, self._effects, self._interrupted, amid_batch)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -341,7 +344,7 @@ class HookCallback(pl.Callback):
         self._refuse_second_trainer(trainer)
         self._unregister()  # an earlier run may have ended without any event, e.g. in a killed notebook cell
         self._trainer = weakref.ref(trainer)
-        self._interrupted = False
+        self._interrupted = self._broke_off_amid_batch = False
         self._log.begin_run()
         self._dataloaders.begin()
         hooks = [*self.controllers, *self.detectors]

@@ -38,7 +38,12 @@ class HookStates:
         self._loaded_effects: dict[str, Any] = {}
 
     def save(
-        self, hooks: Mapping[str, Hook], run: HookedRun | None, effects: Effects | None, alone: bool
+        self,
+        hooks: Mapping[str, Hook],
+        run: HookedRun | None,
+        effects: Effects | None,
+        alone: bool,
+        amid_batch: bool = False,
     ) -> dict[str, Any]:
         """Return switches, strengths, vectors and what was seen since the last readings, by hook.
 
@@ -47,6 +52,7 @@ class HookStates:
             run: the current run, if there is one.
             effects: those of the current or last run.
             alone: whether this rank is no longer in step with the others; else all must take part.
+            amid_batch: whether hooks may have seen a part of a training batch, which a resumed run will repeat.
         """
         failed: list[HookError] = []
 
@@ -59,7 +65,8 @@ class HookStates:
                 return None
 
         own = {"hooks": states_of(hooks, state_of), "effects": self._loaded_effects or effects_of(hooks, effects)}
-        first, *others = of_all_ranks(own, alone, failed=failed)
+        marks: dict[str, Any] = {"amid_batch": True} if amid_batch else {}
+        first, *others = of_all_ranks({**own, **marks}, alone, failed=failed)
         return {"version": _VERSION, **first, **({"other_ranks": others} if others else {})}
 
     def load(
@@ -85,6 +92,13 @@ class HookStates:
         restore({key: hook for key, hook in hooks.items() if key in saved}, ranks, resumes)
         if not resumes:
             return
+        if any(of_rank.get("amid_batch") for of_rank in ranks):
+            warnings.warn(
+                "HookCallback: the checkpoint was written in the middle of a training batch, as SLURM's requeue signal "
+                "or an error makes Lightning do. That batch runs again, so the next readings and effects() may count "
+                "some of its tokens twice. Checkpoints at the end of a batch, as ModelCheckpoint's, are exact.",
+                stacklevel=3,
+            )
         self._loaded_effects = effects
         self.give_effects_to(run, hooks)
         if saved.keys() != hooks.keys():
@@ -118,8 +132,8 @@ def _checked(state: Any) -> list[dict[str, Any]]:
             f"reads version {_VERSION}: give the callback another name= to start without it"
         )
     others = _fields_of(state, {"other_ranks": _ranks}, ["other_ranks"]).get("other_ranks", [])
-    rank_form = {"hooks": _states, "effects": _effects}
-    return [_fields_of(of_rank, rank_form) for of_rank in (state, *others)]
+    rank_form = {"hooks": _states, "effects": _effects, "amid_batch": _flag}
+    return [_fields_of(of_rank, rank_form, ["amid_batch"]) for of_rank in (state, *others)]
 
 
 def _fields_of(state: Any, form: Mapping[str, Check], optional: Collection[str] = ()) -> dict[str, Any]:
@@ -130,6 +144,12 @@ def _ranks(name: str, value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"{name}={shown(value)} must be a list")
     return list(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={shown(value)} must be True or False")
+    return value
 
 
 def _states(name: str, value: Any) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class HookedRun:
         self._token_mask = token_mask
         self.batches_seen = 0
         self._guarded: dict[tuple[str, Stage], GuardedShares] = {}
+        self._in_batch = False
         self._was_on: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
         self._unread: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
         try:
@@ -77,6 +78,11 @@ class HookedRun:
     def stage(self) -> Stage | None:
         """The running stage, or the last one; ``None`` before the first batch."""
         return self.moment.stage if self.moment is not None else None
+
+    @property
+    def is_amid_training_batch(self) -> bool:
+        """Whether a training batch is running in which hooks are on: they may have seen a part of it."""
+        return self._in_batch and self.stage is Stage.TRAIN and any(map(self.layers.is_attached, self._registered()))
 
     @property
     def detectors(self) -> list[Detector]:
@@ -158,6 +164,7 @@ class HookedRun:
     def begin_batch(self, moment: Moment, batch: Any) -> None:
         """Attach the hooks that are due in a batch, and take off the others."""
         self.batches_seen += 1
+        self._in_batch = True
         self.layers.begin_batch(moment, batch, self._token_mask)
         for hook in self._registered():
             self.layers.set_due(hook, bool(self.layers.call(hook, partial(self._is_due, hook, moment))))
@@ -199,6 +206,7 @@ class HookedRun:
 
     def pause(self) -> None:
         """Take all handles off; a batch whose end event was skipped may have left some."""
+        self._in_batch = False
         for hook in self._registered():
             self.layers.set_due(hook, False)
 
