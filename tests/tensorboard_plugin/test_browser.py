@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import os
 import re
 import time
@@ -26,7 +28,15 @@ pytestmark = pytest.mark.browser
 
 STEPS = range(0, 40, 2)
 OTHER = tuple(f"{stack}.block.{i}" for stack in ("encoder", "decoder") for i in range(3))
-HOSTILE = ("<img src=x onerror=window.hit=1>", "<script>window.hit=1</script>", "\u202egnp", "y" * 900, "=1+1")
+HOSTILE = (
+    "<img src=x onerror=window.hit=1>",
+    "<script>window.hit=1</script>",
+    "\u202egnp",
+    "y" * 900,
+    "=1+1",
+    "a&p.mi_crow_lightning.run=one&x=%41#+ ?",
+    'say "a, b"\r\nc',
+)
 
 
 def write_log(folder: Path) -> Path:
@@ -180,6 +190,12 @@ def test_the_table_and_the_csv_file_hold_the_same_numbers(tab: Tab, log: Path) -
     head, *rows = tab.table("section table")
     assert head == ["layer", *(str(step) for step in range(10, 21, 2))] and [row[0] for row in rows] == list(BLOCKS)
     assert np.float32(rows[4][2]) == np.float32(value_of(log, "one", "abs_max", BLOCKS[4], 12))
+    tab.press("All steps")
+    head, *rows = tab.table("section table")
+    assert head == ["layer", *(str(step) for step in range(16, 40, 2))]  # those before the last step
+    assert np.float32(rows[4][2]) == np.float32(value_of(log, "one", "abs_max", BLOCKS[4], 18))
+    tab.choose("From step", "10")
+    tab.choose("To step", "20")
     tab.press("Download CSV")
     file = tab.page.downloads / "activations_abs_max_train.csv"
     until = time.monotonic() + 20
@@ -192,6 +208,21 @@ def test_the_table_and_the_csv_file_hold_the_same_numbers(tab: Tab, log: Path) -
     expected = {(row.layer, row.step): np.float32(row.value) for row in rows if 10 <= row.step <= 20}
     assert {(line["layer"], int(line["step"])): np.float32(line["value"]) for line in lines} == expected
     assert {(line["run"], line["stage"], line["name"]) for line in lines} == {("one", "train", "abs_max")}
+
+
+def test_a_csv_file_holds_any_name(tab: Tab) -> None:
+    tab.open(run="one")
+    script = """(async (layers) => {
+        const { csvOf } = await import(new URL('static/table.js', document.baseURI).href);
+        const rows = layers.map((layer, at) => ({ layer, at }));
+        const view = { steps: [3], rows: layers.map(() => [0.5]) };
+        const series = { prefix: 'a', name: 'rms', stage: 'train', loader: null };
+        return csvOf({ rows, view, run: { name: 'r, "1"' }, compare: null, series });
+    })"""
+    lines = list(csv.DictReader(io.StringIO(tab.run(f"{script}({json.dumps(HOSTILE)})"), newline="")))
+    assert [line["layer"].removeprefix("'") for line in lines] == list(HOSTILE)
+    assert [line["layer"][0] for line in lines if "1+1" in line["layer"]] == ["'"]  # not a formula to a spreadsheet
+    assert {(line["run"], line["step"], line["value"]) for line in lines} == {('r, "1"', "3", "0.5")}
 
 
 def test_a_link_shows_somebody_else_the_same(tab: Tab) -> None:
@@ -302,6 +333,11 @@ def test_hostile_names_stay_text(tab: Tab) -> None:
     for row in range(len(HOSTILE)):
         tab.click(row, 1)
         assert tab.run("document.querySelector('.detail h2').textContent") == HOSTILE[row]
+    tab.click(5, 1)
+    tab.page.open(tab.page.run("location.href"))
+    tab.ready()
+    assert "<b id=hit>hostile<b>" in tab.title
+    assert tab.run("document.querySelector('.detail h2').textContent") == HOSTILE[5]
     assert tab.run("window.hit === undefined && !document.querySelector('#hit, i, img, script[src*=hit]')")
     assert tab.page.run("window.hit === undefined")
 
