@@ -142,7 +142,7 @@ def growth(quick: bool) -> Section:
     lines, targets = [], []
     for name, (prepare, largest, wanted, bound) in ROWS.items():
         sizes = [max(1, largest // 2**halvings // (20 if quick else 1)) for halvings in (3, 2, 1, 0)]
-        times = [_least(prepare(size), 2 if quick else 9) for size in sizes]
+        times = [_least(prepare(size), 1 if quick else 9) for size in sizes]
         ratio = statistics.geometric_mean([after / before for before, after in itertools.pairwise(times)])
         lines.append(
             {
