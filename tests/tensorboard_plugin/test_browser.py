@@ -184,6 +184,26 @@ def test_every_scale_has_a_legend(tab: Tab) -> None:
         assert legend in tab.run(words)
 
 
+def test_nan_and_infinity_have_colours_of_their_own_and_no_outlier_is_lost(tab: Tab) -> None:
+    tab.open(run="one")
+    script = """(async () => {
+        const load = (name) => import(new URL(`static/${name}.js`, document.baseURI).href);
+        const [colours, drawing] = await Promise.all(['colours', 'drawing'].map(load));
+        const row = [0, NaN, Infinity, -Infinity, 4, 1];
+        const scales = colours.SCALES.map(([kind]) => colours.makeScale(kind, [row]));
+        const found = scales.map((scale) => row.map((value) => scale.colour(value, 0)));
+        const of = (numbers) => String(drawing.extreme((_, at) => numbers[at], 0, 0, numbers.length));
+        const extremes = [[1, -3, 2], [1, NaN, 9], [1, -Infinity, 9], [-0.5]].map(of);
+        return { found, extremes, own: [colours.MISSING, colours.ABOVE, colours.BELOW] };
+    })()"""
+    answer = tab.run(script)
+    for colours in answer["found"]:
+        assert colours[1:4] == answer["own"]
+        assert [colours[0], colours[4]] == [[68, 1, 84], [253, 231, 37]]  # the ends of viridis
+        assert colours[5] not in (colours[0], colours[4], *answer["own"])
+    assert answer["extremes"] == ["-3", "NaN", "-Infinity", "-0.5"]
+
+
 def test_the_table_and_the_csv_file_hold_the_same_numbers(tab: Tab, log: Path) -> None:
     tab.open(run="one", name="abs_max", **{"from": 10, "to": 20})
     tab.press("Table")
