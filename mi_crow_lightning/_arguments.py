@@ -237,7 +237,7 @@ def device_of(argument: str, value: Any, here: bool = False) -> Any:
     Args:
         argument: the argument's name.
         value: what was given.
-        here: whether this machine must have it.
+        here: whether this machine must have it; a model without weights may be on ``"meta"``.
 
     Raises:
         TypeError, ValueError: it names none, or ``"meta"``, which holds no numbers.
@@ -250,7 +250,7 @@ def device_of(argument: str, value: Any, here: bool = False) -> Any:
         device = torch.device(value)
     except (RuntimeError, OverflowError, ValueError) as error:
         raise ValueError(f"{argument}={shown(value)} is not a device: write 'cpu' or 'cuda:0', say") from error
-    if device.type == "meta":
+    if device.type == "meta" and not here:
         raise ValueError(f"{argument}='meta' holds no numbers: choose 'cpu' or 'cuda:0', say")
     if here:
         try:

@@ -370,7 +370,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         ours.LanguageModel,
         {"model": nn.Linear(2, 2), "tokenizer": None},
         {"model": is_module, "tokenizer": optional(callable), "store": optional(is_store)}
-        | {"model_id": optional(lambda value: isinstance(value, str)), "device": optional(is_device)},
+        | {"model_id": optional(is_text), "device": optional(lambda v: is_device(v) or str(v) == "meta")},
     ),
     "CausalLMModule": Constructor(
         ours.CausalLMModule,

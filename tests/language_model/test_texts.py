@@ -54,8 +54,8 @@ def test_in_the_workers_of_a_dataloader() -> None:
         ({"tokenizer": None}, "texts need a tokenizer: pass one, e.g. CausalLMModule(model, tokenizer)"),
         ({"tokenizer": tokenizer()}, "the tokenizer has no padding token: set tokenizer.pad_token"),
         ({"padding_side": "both"}, "padding_side='both' is not known: choose one of 'left', 'right'"),
-        ({"max_length": 2.5}, "max_length=2.5 must be a whole number of tokens, or None"),
-        ({"max_length": 0}, "max_length=0 must be 1 token or more"),
+        ({"max_length": 2.5}, "max_length=2.5 must be a whole number of tokens, 1 or more"),
+        ({"max_length": 0}, "max_length=0 must be a whole number of tokens, 1 or more"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
