@@ -94,8 +94,10 @@ def check_tokenizer(tokenizer: Any) -> Any:
     Raises:
         TypeError: it is neither.
     """
-    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
-        raise TypeError(f"tokenizer={shown(tokenizer)} must be a tokenizer of transformers, or None")
+    if tokenizer is not None and not callable(tokenizer):
+        raise TypeError(
+            f"tokenizer={shown(tokenizer)} must be a tokenizer of transformers, a function like one, or None"
+        )
     return tokenizer
 
 
