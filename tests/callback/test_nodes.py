@@ -43,6 +43,16 @@ def node(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def _end(agent: subprocess.Popen[bytes]) -> None:
+    """End an agent; one that waits for the other node may not heed the signal to stop."""
+    agent.terminate()
+    try:
+        agent.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        agent.kill()
+        agent.wait(timeout=30)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of both nodes; the agent of the first waits for minutes for the other one, whose process was killed."""
@@ -55,8 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             time.sleep(0.05)
     finally:
         for one in nodes:
-            one.terminate()
-            one.wait(timeout=30)
+            _end(one)
     assert len(list(folder.glob("*.pt"))) == 3, (folder / "0.log").read_text()[-3000:]
     return folder
 
