@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from benchmarks.__main__ import about, heading
 from benchmarks.report import table
@@ -57,7 +58,8 @@ class Held(NamedTuple):
     def now(cls) -> Held:
         gc.collect()
         tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
-        size = sum(one.numel() * one.element_size() for one in tensors if one.layout is torch.strided)
+        strided = (one for one in tensors if one.layout is torch.strided and not is_lazy(one))
+        size = sum(one.numel() * one.element_size() for one in strided)
         return cls(len(tensors), size // 1000, _descriptors(), threading.active_count(), _resident())
 
 

@@ -86,6 +86,7 @@ class _Turns:
         self.batches = len(variants) * (rounds + WARM_UP)
         self.index = -1
         self._before: set[tuple[int, str, int]] = set()
+        self._timed: list[tuple[nn.Module, str, int, Callable[..., Any]]] = []
 
     @property
     def current(self) -> Variant:
@@ -109,8 +110,19 @@ class _Turns:
             return
         new = [hook for hook in _hooks(root) if (id(hook[0]), hook[1], hook[2]) not in self._before]
         self.current.handles = len(new)
-        for module, kind, key, function in new if self.case.on_cpu else ():
+        self._timed = new if self.case.on_cpu else []
+        for module, kind, key, function in self._timed:
             getattr(module, kind)[key] = self.clock(function)
+
+    def put_back(self) -> None:
+        """Put the hooks themselves back: a HookCallback reports those that somebody else has replaced.
+
+        So a recompute in the backward pass is not timed.
+        """
+        for module, kind, key, function in self._timed:
+            if key in (hooks := getattr(module, kind)):
+                hooks[key] = function
+        self._timed = []
 
     def end(self) -> None:
         """End a step, after all callbacks' end events."""
@@ -169,7 +181,8 @@ def take_turns(
         *observers: callbacks that get the events of every turn, before the variants.
     """
     turns = _Turns(case, variants, rounds)
-    first = _edge(stage, turns.begin, lambda: None)
+    first = _edge(stage, turns.begin, turns.put_back)
+    first.on_before_backward = lambda *event: turns.put_back()  # type: ignore[method-assign]
     last = _edge(stage, turns.attached, turns.end)
     callbacks = [callback for variant in variants for callback in variant.callbacks]
     for variant in variants:

@@ -215,6 +215,10 @@ def place(argument: str, value: Any) -> Path:
     path = Path(value)
     if "\0" in str(path):
         raise ValueError(f"{argument}={shown(value)} holds a NUL, which no file's name may")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{argument}={shown(value)} holds what no file's name may: {error.reason}") from None
     return path
 
 

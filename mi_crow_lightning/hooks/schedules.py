@@ -13,8 +13,8 @@ from enum import Enum
 from typing import Any
 
 from mi_crow_lightning._arguments import listed, not_known, one_of, whole_number
+from mi_crow_lightning._joined import folded, rejoined, steps_of, written
 from mi_crow_lightning._shown import shown
-from mi_crow_lightning.hooks.joined import folded, rejoined, steps_of, written
 
 __all__ = ["EVALUATIONS", "IN_STATES", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
 

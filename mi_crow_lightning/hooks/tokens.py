@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import listed, one_of, plain, whole
+from mi_crow_lightning._joined import folded, rejoined, steps_of, written
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.joined import folded, rejoined, steps_of, written
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.positions.padding import real_tokens

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from mi_crow_lightning._joined import written
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.hooks.joined import written
 from mi_crow_lightning.hooks.schedules import AllOf, AnyOf, LoggedSteps, Not, Schedule, When
 from mi_crow_lightning.hooks.token_controller import TokenController
 from mi_crow_lightning.hooks.tokens import Tokens

@@ -184,8 +184,8 @@ def told(match: str, category: type[Warning] = UserWarning, times: int = 1) -> I
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Lightning ignores Ctrl-C for good once it was interrupted: put the handler back."""
-    handler = signal.getsignal(signal.SIGINT)
+    """Lightning ignores Ctrl-C for good once it was interrupted, and so does a shell's job: handle it meanwhile."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
