@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     print(heading(about(torch.device("cpu"), 1)), flush=True)
-    lines, grown = [], []
+    lines, grew = [], []
     for name, (soak, length) in SOAKS.items():
         if args.only not in name:
             continue
@@ -168,10 +168,10 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             held = list(soak(count, Path(folder)))
         lines.append(_line(f"{count} {name}", held, time.perf_counter() - start))
-        grown += [f"{name}: {what}" for what in grown(held)]
+        grew += [f"{name}: {what}" for what in grown(held)]
         print("\n".join(table(lines[-1:])), flush=True)
-    print("\n".join(["", *table(lines), *(f"grew: {what}" for what in grown)]))
-    return int(bool(grown))
+    print("\n".join(["", *table(lines), *(f"grew: {what}" for what in grew)]))
+    return int(bool(grew))
 
 
 def _line(name: str, held: list[Held], seconds: float) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import soak
 from benchmarks.copies import counted
 from benchmarks.report import BEGIN, END, Section, Target, as_json, markdown, put_into
 from benchmarks.soak import Held, grown
@@ -110,3 +111,8 @@ def test_what_a_process_holds_is_counted() -> None:
         after = Held.now()
     assert (after.tensors - before.tensors, after.tensor_kb - before.tensor_kb) == (3, 12)
     assert after.descriptors - before.descriptors == 1 and len(kept) == 3 and file.closed
+
+
+def test_a_short_soak_runs_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(["--scale", "0.001", "--only", "fits"]) in (0, 1)  # memory settles in more runs than these
+    assert "10 fits" in capsys.readouterr().out
