@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def test_what_a_process_holds_is_counted() -> None:
     assert after.descriptors - before.descriptors == 1 and len(kept) == 3 and file.closed
 
 
-def test_a_short_soak_runs_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_soak_runs_to_its_end(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "lightning.pytorch")  # and back after the test, which sets it
     assert soak.main(["--scale", "0.001", "--only", "fits"]) in (0, 1)  # memory settles in more runs than these
     assert "10 fits" in capsys.readouterr().out
