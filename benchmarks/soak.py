@@ -59,7 +59,8 @@ class Held(NamedTuple):
         gc.collect()
         tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
         strided = (one for one in tensors if one.layout is torch.strided and not is_lazy(one))
-        size = sum(one.numel() * one.element_size() for one in strided)
+        sizes = (one.numel() * one.element_size() for one in strided)
+        size = sum(size for size in sizes if type(size) is int)  # in a graph, sizes may be symbols
         return cls(len(tensors), size // 1000, _descriptors(), threading.active_count(), _resident())
 
 
