@@ -91,4 +91,4 @@ def check_history_size(value: int | None) -> int | None:
     """
     if value is None:
         return None
-    return whole_number("history_size", value, 1, "the most numbers that history() holds, or None for all")
+    return whole_number("history_size", value, 1, "None for all numbers of a run, or a whole number")

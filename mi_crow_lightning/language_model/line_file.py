@@ -85,8 +85,9 @@ class LineFile:
 
 def _end_at_a_batch(file: FileIO, path: Path, mark: Path) -> None:
     """Cut off what a process wrote of a batch when it was killed, if it left a note of where that begins."""
-    with suppress(FileNotFoundError, ValueError):
-        _cut(file, path, int(mark.read_bytes()), "batch")
+    with suppress(FileNotFoundError):
+        if (noted := mark.read_bytes()).isdigit():  # else it was cut off, or is not ours
+            _cut(file, path, int(noted), "batch")
 
 
 def holds_lines(path: Path) -> bool:

@@ -48,12 +48,19 @@ def read(path: Path) -> tuple[dict[str, Tensor], Origin]:
     if not path.is_file():
         raise FileNotFoundError(f"no steering vector at {named(path)}: there is no such file")
     with one_error(path, VectorFileError):
+        _refuse_gguf(path)
         header = read_header(path)
         _check_format(header)
         layers = _layers(header)
         origin = Origin.from_text(header.metadata.get("origin", ""))
         with opened(path) as file:
             return {layer: file.get_tensor(layer) for layer in layers}, origin
+
+
+def _refuse_gguf(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(4) == b"GGUF":
+            raise Damaged("is a GGUF file: read_control_vector reads those")
 
 
 def _check_format(header: Header) -> None:

@@ -50,7 +50,7 @@ def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
         SteeringVector.load(path)
     with pytest.raises(FileNotFoundError):
         SteeringVector.load(tmp_path)
-    path.write_bytes(b"GGUF and so on")
+    path.write_bytes(b"something else")
     with pytest.raises(VectorFileError, match=r"is not a readable safetensors file"):
         SteeringVector.load(path)
     save_file({f"layer{i}": torch.ones(2) for i in range(9)}, path)
@@ -94,3 +94,9 @@ def test_a_file_cut_short_is_told(tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(VectorFileError):
             SteeringVector.load(path)
+
+
+def test_a_control_vector_is_named_with_what_reads_it(tmp_path: Path) -> None:
+    (path := tmp_path / "joy.gguf").write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(VectorFileError, match=r"joy\.gguf' is a GGUF file: read_control_vector reads those"):
+        SteeringVector.load(path)
