@@ -21,6 +21,7 @@ from benchmarks.timing import Clock, Spent
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {"Training step", "Forward pass", "Generating", "Held when", "One activation", "Accuracy", "What a", "GPU"}
+from tests.counted import few_objects
 
 
 def test_everything_runs(tmp_path: Path) -> None:
@@ -106,10 +107,11 @@ def test_a_soak_fails_where_something_grows() -> None:
 
 
 def test_what_a_process_holds_is_counted() -> None:
-    before = Held.now()
-    kept = [torch.zeros(1000) for _ in range(3)]
-    with open(os.devnull) as file:
-        after = Held.now()
+    with few_objects(), open(os.devnull) as file:
+        before = Held.now()
+        kept = [torch.zeros(1000) for _ in range(3)]
+        with open(os.devnull):
+            after = Held.now()
     assert (after.tensors - before.tensors, after.tensor_kb - before.tensor_kb) == (3, 12)
     assert after.descriptors - before.descriptors == 1 and len(kept) == 3 and file.closed
 

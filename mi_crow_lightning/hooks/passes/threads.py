@@ -8,7 +8,7 @@ from types import FrameType
 
 from torch import nn
 
-__all__ = ["is_in_a_module", "modules_being_called", "thread_name"]
+__all__ = ["frame_of_call", "is_over", "modules_being_called", "thread_name"]
 
 _CALL = nn.Module._call_impl.__code__
 
@@ -19,14 +19,25 @@ def thread_name(ident: int) -> str:
     return names.get(ident, str(ident))
 
 
-def is_in_a_module(ident: int) -> bool:
-    """Return whether a thread is in the call of any module, as far as its stack shows."""
-    frame: FrameType | None = sys._current_frames().get(ident)
-    while frame is not None:
-        if frame.f_code is _CALL:
-            return True
+def frame_of_call() -> FrameType | None:
+    """Return the frame of the innermost call of a module in this thread; ``None`` if it is not in one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not _CALL:
         frame = frame.f_back
-    return False
+    return frame
+
+
+def is_over(frame: FrameType) -> bool:
+    """Return whether a frame of any thread has ended; its local variables are then dropped.
+
+    The stack of a thread that is running must not be gone through from another one: it changes meanwhile, and Python
+    3.11 was seen to give something other than a frame. Clearing a frame that is running is refused, and safe.
+    """
+    try:
+        frame.clear()
+    except RuntimeError:
+        return False
+    return True
 
 
 def modules_being_called() -> list[nn.Module]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -23,7 +24,7 @@ from mi_crow_lightning.errors import HookError, TokensUnknown
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.recomputes import EndedCalls, next_node
 from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
-from mi_crow_lightning.hooks.passes.threads import is_in_a_module, thread_name
+from mi_crow_lightning.hooks.passes.threads import frame_of_call, is_over, thread_name
 from mi_crow_lightning.hooks.passes.token_call import Generation, OuterCall, read_facts, with_masks_of_outer
 from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, virtual_tokens
 
@@ -48,6 +49,7 @@ class _ThreadPass:
         directly: whether a layer is being called that no watched module around it was called for.
         without: IDs of the hooks that are left out of this thread's passes.
         calls: the watched modules that are being called, outermost first.
+        frame: the frame of the call that began the pass.
         outer: the running calls around token modules, outermost first, each with its arguments.
         tokens: for each token module, the facts of its running call, or of its last call in the batch; under ``None``
             the facts of the running pass for layers without a token module.
@@ -77,6 +79,7 @@ class _ThreadPass:
     def cut_short(self) -> None:
         """Forget the running pass."""
         self.calls: list[nn.Module] = []
+        self.frame: FrameType | None = None
         self.outer: dict[nn.Module, OuterCall] = {}
         self.starts: dict[nn.Module | None, int] = {}
         self.errors: list[tuple[HookError, Any]] = []
@@ -85,7 +88,8 @@ class _ThreadPass:
     @property
     def is_running(self) -> bool:
         """Whether the thread is in a pass, or in a call of ``generate``, and not merely left in one by a Ctrl-C."""
-        return bool(self.generations) or (bool(self.calls) and is_in_a_module(self.ident))
+        frame = self.frame
+        return bool(self.generations) or (bool(self.calls) and not (frame is not None and is_over(frame)))
 
 
 class _Threads(threading.local):
@@ -236,7 +240,7 @@ class Passes(Generic[H]):
     def _begin_pass(self, here: _ThreadPass) -> None:
         if here.batch is not self._batch and not here.has_own_batch:
             here.begin(self._batch)  # the last pass of this thread ended after another one began this batch
-        acted = _acted()
+        here.frame, acted = frame_of_call(), _acted()
         here.tokens[None] = PassFacts(generating=bool(here.generations), acted=acted, derived={}, batch=here.batch)
         here.starts[None] = next_node()
         if acted is not None:  # else it is a recompute, which belongs to a pass that is over
@@ -259,8 +263,10 @@ class Passes(Generic[H]):
 
     def _stop(self, here: _ThreadPass) -> None:
         """Note that a thread is no longer in a pass, if it is not in an outer one."""
-        if not here.calls and not here.generations:
-            self._running.pop(here.ident, None)
+        if not here.calls:
+            here.frame = None
+            if not here.generations:
+                self._running.pop(here.ident, None)
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """Note that an ancestor returned or raised."""
