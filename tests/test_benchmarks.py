@@ -18,10 +18,10 @@ from benchmarks.copies import counted
 from benchmarks.report import BEGIN, END, Section, Target, as_json, markdown, put_into
 from benchmarks.soak import Held, grown
 from benchmarks.timing import Clock, Spent
+from tests.counted import few_objects
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {"Training step", "Forward pass", "Generating", "Held when", "One activation", "Accuracy", "What a", "GPU"}
-from tests.counted import few_objects
 
 
 def test_everything_runs(tmp_path: Path) -> None:
