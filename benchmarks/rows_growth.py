@@ -98,7 +98,7 @@ def _batch(blocks: int) -> Work:
 
 
 def _keeping_all(passes: int) -> Work:
-    """A pass after so many others."""
+    """Ten passes after ``passes`` others."""
     net, x = nn.Sequential(*[nn.Identity() for _ in range(16)]), torch.ones(1, 1, 4)
     detector = LayerActivationDetector("*", keep="all")
     held = attached(net, detector)
@@ -116,7 +116,7 @@ def _keeping_all(passes: int) -> Work:
 
 
 def _history(steps: int) -> Work:
-    """A logged step after so many others, of 300 numbers."""
+    """Logged steps of 300 numbers, after ``steps`` others."""
     watch = HookCallback()
     history = watch._log._history
     readings = [(f"mean/h.{i}", Reading(f"h.{i}", "mean", 1.0)) for i in range(300)]

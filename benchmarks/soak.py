@@ -88,7 +88,7 @@ def _callback() -> HookCallback:
 
 
 def steps(count: int, folder: Path) -> Iterator[Held]:
-    """One fit of so many steps, every one of them logged."""
+    """Make one fit of ``count`` steps, each of them logged."""
     noted: list[Held] = []
 
     class Watched(Module):
@@ -105,7 +105,7 @@ def steps(count: int, folder: Path) -> Iterator[Held]:
 
 
 def fits(count: int, folder: Path) -> Iterator[Held]:
-    """So many fits of two steps with one callback and one module, each with a Trainer of its own."""
+    """Make ``count`` fits of two steps with one callback and one module, each with its own Trainer."""
     watch, module, data = _callback(), Module(llama()), loader(token_data())
     for number in range(1, count + 1):
         trainer(watch, max_steps=2, limit_val_batches=1).fit(module, data, data)
@@ -114,7 +114,7 @@ def fits(count: int, folder: Path) -> Iterator[Held]:
 
 
 def tokens(count: int, folder: Path) -> Iterator[Held]:
-    """One call of ``generate`` of so many tokens, all steered and watched. Its own cache grows with the tokens."""
+    """Make one call of ``generate`` of ``count`` tokens, all steered and watched; its own cache grows."""
     model = llama(max_position_embeddings=count + 8).eval()
     width, streamer = model.config.hidden_size, _Noting(max(1, count // PARTS))
     hooks = [
