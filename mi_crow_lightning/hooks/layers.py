@@ -27,10 +27,7 @@ from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import ON_ERROR, Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
-from mi_crow_lightning.hooks.passes.channels import Channels
-from mi_crow_lightning.hooks.passes.layer_channels import Around, channels_of
-from mi_crow_lightning.hooks.passes.neighbours import Once
-from mi_crow_lightning.hooks.passes.queries import learned_queries, queries_of
+from mi_crow_lightning.hooks.passes.queries import queries_of
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.passes.tracker import Passes
 from mi_crow_lightning.hooks.reading import Reading
@@ -55,6 +52,7 @@ from mi_crow_lightning.hooks.registry.two_threads import (
     second_thread,
     warn_of_effects,
 )
+from mi_crow_lightning.hooks.registry.walk import Walk
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 __all__ = ["Layers"]
@@ -528,27 +526,6 @@ class Layers:
         if hook.on_error is not None:
             return hook.on_error
         return self._on_error(hook) if callable(self._on_error) else self._on_error
-
-
-class Walk:
-    """A model's layers, and what is found out about them while hooks are registered.
-
-    Args:
-        root: the module that layer names are relative to.
-
-    Attributes:
-        tree: the layers.
-        learned_queries: see ``queries.py``.
-    """
-
-    def __init__(self, root: nn.Module) -> None:
-        self.tree = ModuleTree(root)
-        self.learned_queries = Once(learned_queries)
-        self._around = Around()
-
-    def channels_of(self, path: tuple[nn.Module, ...], hook: Hook) -> Channels:
-        """Return where the channels of a layer's activation are, for a hook."""
-        return channels_of(path, hook.hook_type is HookType.PRE_FORWARD, hook.channels, self._around)
 
 
 LanguageModelLayers = Layers  # its name in mi-crow
