@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["AFTER_SAMPLES", "LAST", "Declared", "declared"]
+__all__ = ["AFTER_SAMPLES", "LAST", "Declaration", "Declared", "declaration_of", "declared"]
 
 LAST = 0
 """The place of channels that are the last dimension."""
@@ -41,12 +41,29 @@ class Declared(NamedTuple):
     may_move: bool = False
 
 
-class _Class(NamedTuple):
+class Declaration(NamedTuple):
+    """A class's part of what its layers declare; for the attributes see `Declared`.
+
+    Attributes:
+        width_in: from a layer to how many channels its input has.
+        width_out: from a layer to how many its output has.
+        needs_width: whether a layer without ``width_out`` says nothing of its channels at all.
+    """
+
     place: int
     width_in: Callable[[Any], int | None]
     width_out: Callable[[Any], int | None]
     unbatched: bool = True
+    own_forward: bool = False
     may_move: bool = False
+    needs_width: bool = False
+
+    def of(self, layer: nn.Module) -> Declared | None:
+        """Return what a layer of the class declares; ``None`` if it says nothing."""
+        made = self.width_out(layer)
+        if made is None and self.needs_width:
+            return None
+        return Declared(self.place, self.width_in(layer), made, self.unbatched, self.own_forward, self.may_move)
 
 
 def _attribute(name: str) -> Callable[[Any], int | None]:
@@ -57,8 +74,13 @@ def _nothing(layer: Any) -> None:
     return None
 
 
-def _both(place: int, name: str, **options: bool) -> _Class:
-    return _Class(place, _attribute(name), _attribute(name), **options)
+def _both(place: int, name: str, **options: bool) -> Declaration:
+    return Declaration(place, _attribute(name), _attribute(name), **options)
+
+
+def _norm() -> Declaration:
+    # One that normalises several dimensions says nothing of channels.
+    return Declaration(LAST, _normalized, _normalized, may_move=True, needs_width=True)
 
 
 def _normalized(layer: Any) -> int | None:
@@ -73,19 +95,19 @@ def _hidden(layer: nn.RNNBase) -> int:
     return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
 
 
-def _one(place: int, given: str, made: str) -> _Class:
-    return _Class(place, _attribute(given), _attribute(made))
+def _one(place: int, given: str, made: str) -> Declaration:
+    return Declaration(place, _attribute(given), _attribute(made))
 
 
-_CLASSES: dict[type, _Class] = {
+_CLASSES: dict[type, Declaration] = {
     nn.Linear: _one(LAST, "in_features", "out_features"),
     nn.Bilinear: _one(LAST, "in1_features", "out_features"),
-    nn.Embedding: _Class(LAST, _nothing, _attribute("embedding_dim")),
-    nn.EmbeddingBag: _Class(LAST, _nothing, _attribute("embedding_dim")),
-    nn.MultiheadAttention: _Class(LAST, _query, _attribute("embed_dim")),
-    nn.RNNBase: _Class(LAST, _attribute("input_size"), _hidden),
-    nn.LayerNorm: _Class(LAST, _normalized, _normalized, may_move=True),
-    nn.RMSNorm: _Class(LAST, _normalized, _normalized, may_move=True),
+    nn.Embedding: Declaration(LAST, _nothing, _attribute("embedding_dim")),
+    nn.EmbeddingBag: Declaration(LAST, _nothing, _attribute("embedding_dim")),
+    nn.MultiheadAttention: Declaration(LAST, _query, _attribute("embed_dim")),
+    nn.RNNBase: Declaration(LAST, _attribute("input_size"), _hidden),
+    nn.LayerNorm: _norm(),
+    nn.RMSNorm: _norm(),
     nn.BatchNorm1d: _both(1, "num_features", unbatched=False, may_move=True),
     _BatchNorm: _both(AFTER_SAMPLES, "num_features", may_move=True),
     nn.GroupNorm: _both(AFTER_SAMPLES, "num_channels", may_move=True),
@@ -95,7 +117,7 @@ _POOLS = ("MaxPool", "MaxUnpool", "AvgPool", "LPPool", "FractionalMaxPool", "Ada
 _PADS = ("ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad")
 
 
-def _add(stems: tuple[str, ...], of_positions: Callable[[int], _Class]) -> None:
+def _add(stems: tuple[str, ...], of_positions: Callable[[int], Declaration]) -> None:
     for stem in stems:
         for positions in (1, 2, 3):
             if hasattr(nn, f"{stem}{positions}d"):
@@ -104,7 +126,7 @@ def _add(stems: tuple[str, ...], of_positions: Callable[[int], _Class]) -> None:
 
 _add(("Conv", "ConvTranspose"), lambda positions: _one(positions, "in_channels", "out_channels"))
 _add(("InstanceNorm", "LazyInstanceNorm"), lambda positions: _both(positions, "num_features", may_move=True))
-_add((*_POOLS, *_PADS), lambda positions: _Class(positions, _nothing, _nothing, may_move=True))
+_add((*_POOLS, *_PADS), lambda positions: Declaration(positions, _nothing, _nothing, may_move=True))
 
 
 def declared(layer: nn.Module) -> Declared | None:
@@ -116,33 +138,32 @@ def declared(layer: nn.Module) -> Declared | None:
         >>> declared(nn.ReLU()) is None
         True
     """
-    cls = type(layer)
-    known = _bases.get(cls)
-    if known is None:
-        known = _bases[cls] = _bases_of(cls)
-    base, by_torch = known
-    if base is None:
-        return _linear_of_gpt2(layer)
-    place, width_in, width_out, unbatched, may_move = _CLASSES[base]
-    given, made = width_in(layer), width_out(layer)
-    if base in (nn.LayerNorm, nn.RMSNorm) and made is None:
-        return None  # it normalises several dimensions, and says nothing of channels
-    return Declared(place, given, made, unbatched, cls.forward is not by_torch.forward, may_move)
-
-
-def _linear_of_gpt2(layer: Any) -> Declared | None:
-    """Return what GPT-2's linear layer declares, whose class in transformers is named like a convolution."""
-    cls = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-    if cls is None or not isinstance(layer, cls):
-        return None
-    return Declared(LAST, layer.nx, layer.nf, own_forward=type(layer).forward is not cls.forward)
+    declaration = declaration_of(type(layer))
+    return None if declaration is None else declaration.of(layer)
 
 
 # Asked of every layer of a model; classes that a user makes may go again.
-_bases: WeakKeyDictionary[type[nn.Module], tuple[type | None, Any]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[type[nn.Module], Declaration | None] = WeakKeyDictionary()
 
 
-def _bases_of(cls: type[nn.Module]) -> tuple[type | None, Any]:
-    """Return the class in the table that a class is or is made from, and the class by torch that it is made from."""
+def declaration_of(cls: type[nn.Module]) -> Declaration | None:
+    """Return a class's part of what its layers declare; ``None`` if it is not in the table."""
+    if cls not in _found:
+        _found[cls] = _look_up(cls)
+    return _found[cls]
+
+
+def _look_up(cls: type[nn.Module]) -> Declaration | None:
     base = next((one for one in cls.__mro__ if one in _CLASSES), None)
-    return base, next((one for one in cls.__mro__ if one.__module__.startswith("torch.nn.")), None)
+    if base is None:
+        return _linear_of_gpt2(cls)
+    by_torch: Any = next(one for one in cls.__mro__ if one.__module__.startswith("torch.nn."))
+    return _CLASSES[base]._replace(own_forward=cls.forward is not by_torch.forward)
+
+
+def _linear_of_gpt2(cls: type[nn.Module]) -> Declaration | None:
+    """Return what GPT-2's linear layer declares, whose class in transformers is named like a convolution."""
+    conv = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    if conv is None or not issubclass(cls, conv):
+        return None
+    return _one(LAST, "nx", "nf")._replace(own_forward=cls.forward is not conv.forward)

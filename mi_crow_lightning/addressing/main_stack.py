@@ -136,7 +136,7 @@ def _stacks(tree: ModuleTree) -> list[str]:
 
 
 def _find_stacks(tree: ModuleTree) -> list[str]:
-    named = [name for name, module in tree.modules.items() if _is_list(unwrapped(module))]
+    named = [name for name, module in tree.modules.items() if module._modules and _is_list(unwrapped(module))]
     lists = {name: classes for name in named if (classes := _classes_of_blocks(tree.modules[name]))}
     attention, counted = _with_attention(tree), {name for name in named if _is_counted(tree, name)}
     sure = {name for name in named if name in counted or (name in lists and name in attention)}

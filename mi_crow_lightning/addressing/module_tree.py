@@ -85,29 +85,28 @@ class ModuleTree:
         self._paths: dict[nn.Module, list[tuple[nn.Module, ...]]] = {}
         self._first_names: dict[nn.Module, str] = {}
         self._children: dict[str, list[str]] = {}
-        self._walk(root, "", (root,))
+        self._walk(root, "", "", (root,))
 
-    def _walk(self, module: nn.Module, name: str, path: tuple[nn.Module, ...]) -> None:
-        first = self._first_names.get(module)
-        if first is None:
-            self._first_names[module], self._paths[module] = name, [path]
-        else:
-            self._paths[module].append(path)
-        if first is not None and first != name:
+    def _walk(self, module: nn.Module, name: str, holder: str, path: tuple[nn.Module, ...]) -> None:
+        first = self._first_names.setdefault(module, name)
+        self._paths.setdefault(module, []).append(path)
+        if first != name:
             self.aliases[name] = first
         elif name not in self.modules:
             self.modules[name] = module
             if name:
-                self._children.setdefault(name.rpartition(".")[0], []).append(name)
+                self._children.setdefault(holder, []).append(name)
         children = module._modules
         if not children:
             return
-        wraps, prefix = not _WRAPPER_NAMES.isdisjoint(children.keys()), f"{name}." if name else ""
+        wraps, prefix = not _WRAPPER_NAMES.isdisjoint(children), f"{name}." if name else ""
         for segment, child in children.items():
             if child is None or child in path:
                 continue
-            is_wrapped = wraps and _is_wrapper_segment(segment, module)
-            self._walk(child, name if is_wrapped else prefix + segment, (*path, child))
+            if wraps and _is_wrapper_segment(segment, module):
+                self._walk(child, name, holder, (*path, child))
+            else:
+                self._walk(child, prefix + segment, name, (*path, child))
 
     @cached_property
     def names(self) -> list[str]:

@@ -14,7 +14,7 @@ from torch.nn.modules import activation, dropout
 from torch.nn.parameter import is_lazy
 
 from mi_crow_lightning.addressing import layer_classes
-from mi_crow_lightning.addressing.layer_classes import declared
+from mi_crow_lightning.addressing.layer_classes import Declaration, declaration_of
 from mi_crow_lightning.hooks.passes.channels import (
     BY_DIMENSIONS,
     LAST,
@@ -46,10 +46,33 @@ class Around:
     """
 
     def __init__(self) -> None:
-        self.layers: Once[list[_Layer]] = Once(_layers_in)
+        self.layers: Once[list[_Layer]] = Once(self._layers_in)
         self.kinds: Once[set[bool]] = Once(lambda module: _kinds(self.layers(module)))
         self.called = Once(partial(Family, passed_over=_is_elementwise))
         self.holding = Once(partial(Family, passed_over=lambda child: _is_elementwise(child) or not self.layers(child)))
+        self._classes: dict[type, _Class | None] = {}
+
+    def layer(self, module: nn.Module) -> _Layer | None:
+        """Return what a module's class says of its channels; ``None`` if it says nothing."""
+        cls = type(module)
+        if cls not in self._classes:
+            self._classes[cls] = _Class.of(cls)
+        known = self._classes[cls]
+        return None if known is None else known.layer(module)
+
+    def _layers_in(self, module: nn.Module) -> list[_Layer]:
+        found: list[_Layer] = []
+        self._gather(module, found)
+        return found
+
+    def _gather(self, module: nn.Module, found: list[_Layer]) -> None:
+        layer = self.layer(module)
+        if layer is None:
+            for child in module._modules.values():
+                if child is not None:
+                    self._gather(child, found)
+        elif layer.width_out is not None:
+            found.append(layer)
 
 
 class _Layer(NamedTuple):
@@ -59,6 +82,25 @@ class _Layer(NamedTuple):
     width_in: int | None
     width_out: int | None
     moves: bool = False  # whether its forward is not torch's, and may move dimensions
+
+
+class _Class(NamedTuple):
+    """A class that says where its layers' channels are."""
+
+    declaration: Declaration
+    channels: Channels
+    moves: bool
+
+    @classmethod
+    def of(cls, kind: type[nn.Module]) -> _Class | None:
+        found = declaration_of(kind)
+        if found is None:
+            return None
+        return cls(found, _channels_at(found.place, found.unbatched), found.own_forward and found.may_move)
+
+    def layer(self, module: nn.Module) -> _Layer | None:
+        found = self.declaration.of(module)
+        return None if found is None else _Layer(self.channels, found.width_in, found.width_out, self.moves)
 
 
 def channels_of(
@@ -97,7 +139,7 @@ def channels_of(
 
 def _own(module: nn.Module, before: bool, around: Around) -> Channels | None:
     """Return what the module's class, or the layers in it, show."""
-    layer = _layer(module)
+    layer = around.layer(module)
     if layer is not None and not layer.moves:
         return layer.channels
     layers = around.layers(module)
@@ -145,22 +187,6 @@ def _end_of(sequential: nn.Module, before: bool) -> nn.Module | None:
     children = list(sequential.children())
     ordered = children if before else children[::-1]
     return next((child for child in ordered if not _is_elementwise(child)), None)
-
-
-def _layers_in(module: nn.Module) -> list[_Layer]:
-    layer = _layer(module)
-    if layer is not None:
-        return [layer] if layer.width_out is not None else []
-    return [one for child in module._modules.values() if child is not None for one in _layers_in(child)]
-
-
-def _layer(module: nn.Module) -> _Layer | None:
-    """Return what a module's class says of its channels; ``None`` if it says nothing."""
-    found = declared(module)
-    if found is None:
-        return None
-    moves = found.own_forward and found.may_move
-    return _Layer(_channels_at(found.place, found.unbatched), found.width_in, found.width_out, moves)
 
 
 def _channels_at(place: int, unbatched: bool) -> Channels:

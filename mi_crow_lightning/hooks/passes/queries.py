@@ -49,9 +49,14 @@ class Queries:
 
 def learned_queries(module: nn.Module) -> dict[int, str]:
     """Return the numbers of learned queries, ``(N, D)`` or ``(1, N, D)``, that a module itself holds, with names."""
-    held = [(name, value) for name, value in module._parameters.items() if value is not None]
-    tables = [(name, child.weight) for name, child in module._modules.items() if isinstance(child, nn.Embedding)]
-    return {value.shape[-2]: name for name, value in held + tables if _are_queries(name, value)}
+    found: dict[int, str] = {}
+    for name, value in module._parameters.items():
+        if value is not None and _are_queries(name, value):
+            found[value.shape[-2]] = name
+    for name, child in module._modules.items():
+        if isinstance(child, nn.Embedding) and _are_queries(name, child.weight):
+            found[child.weight.shape[-2]] = name
+    return found
 
 
 def _are_queries(name: str, value: Tensor) -> bool:
