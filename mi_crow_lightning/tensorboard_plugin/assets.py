@@ -39,7 +39,7 @@ FILES: tuple[str, ...] = (
         "style.css",
         "table.js",
     ),
-    *("toolbar.js", "view.js", "uplot/uPlot.esm.js", "uplot/uPlot.min.css"),
+    *("toolbar.js", "view.js", "views.js", "uplot/uPlot.esm.js", "uplot/uPlot.min.css"),
 )
 """Every file of the page, below ``static/``."""
 

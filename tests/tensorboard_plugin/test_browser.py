@@ -327,6 +327,38 @@ def test_two_steps_stand_side_by_side(tab: Tab, log: Path) -> None:
     assert tab.run("document.querySelector('.detail h2').textContent") == BLOCKS[3]
 
 
+def test_the_tabs_of_the_views_work_by_keyboard(tab: Tab) -> None:
+    tab.open(run="one")
+    script = """(async () => {
+        const { Switch } = await import(new URL('static/views.js', document.baseURI).href);
+        const panel = document.createElement('div');
+        const chosen = [];
+        const made = new Switch([['a', 'A'], ['b', 'B'], ['c', 'C']], panel, (name) => {
+            chosen.push(name);
+            made.show(name);
+        });
+        document.body.append(made.root, panel);
+        made.show('a');
+        const press = (key, more = {}) => {
+            const event = new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true, ...more });
+            return !document.activeElement.dispatchEvent(event);
+        };
+        made.tabs[0].focus();
+        const taken = ['ArrowRight', 'End', 'ArrowRight', 'ArrowLeft', 'Home', 'x'].map((key) => press(key));
+        taken.push(press('End', { ctrlKey: true }));
+        made.tabs[1].click();
+        const state = made.tabs.map((one) => [one.getAttribute('aria-selected'), one.tabIndex]);
+        const labelled = panel.getAttribute('aria-labelledby');
+        made.root.remove();
+        panel.remove();
+        return { chosen, taken, state, labelled };
+    })()"""
+    answer = tab.run(script)
+    assert answer["chosen"] == ["b", "c", "a", "c", "a", "b"]
+    assert answer["taken"] == [True] * 5 + [False] * 2
+    assert answer["state"] == [["false", -1], ["true", 0], ["false", -1]] and answer["labelled"] == "view-b"
+
+
 def test_encoder_and_decoder_are_apart(tab: Tab) -> None:
     tab.open(run="stacks")
     tops = [float(top) for top in tab.run("document.querySelector('.overlay').dataset.tops").split()]

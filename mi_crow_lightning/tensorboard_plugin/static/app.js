@@ -14,6 +14,7 @@ import { linkTo, readAddress, writeAddress } from "./state.js";
 import { Table } from "./table.js";
 import { Toolbar } from "./toolbar.js";
 import { makeView, marksOf } from "./view.js";
+import { HEATMAP, Switch, VIEWS } from "./views.js";
 
 export class App {
   constructor(root) {
@@ -38,8 +39,17 @@ export class App {
     const drawn = [this.legend, this.heatmap.root, this.readout, this.profile.root, this.table.root, this.detail.root];
     this.drawn = element("div", {}, ...drawn);
     this.body = element("div", {}, this.toolbar.root, this.drawn);
-    this.root = element("main", {}, this.title, this.notes, this.body);
+    this.others = new Map(VIEWS.map(([name, , make]) => [name, make({ change: (part) => this.change(part) })]));
+    const panel = element("div", { id: "panel", role: "tabpanel" }, this.notes, this.body);
+    panel.append(...[...this.others.values()].map((view) => view.root));
+    this.switch = new Switch([[HEATMAP, "Heatmap"], ...VIEWS], panel, (view) => this.change({ view }));
+    this.root = element("main", {}, this.title, this.switch.root, panel);
     root.replaceChildren(this.root);
+  }
+
+  /** Return the view that is chosen, or `null` for the heatmap. */
+  otherView() {
+    return this.others.get(this.state.view) ?? null;
   }
 
   /** Read what there is, and show it. */
@@ -70,12 +80,16 @@ export class App {
       failure = error;
     }
     if (read !== this.read) return;
-    this.drawn.hidden = failure !== null;
+    (this.otherView() ?? this).drawn.hidden = failure !== null;
     if (failure) this.note([`This could not be read: ${failure.message}`], true);
     this.root.setAttribute("aria-busy", "false");
   }
 
   async load(read) {
+    const other = this.otherView();
+    this.switch.show(other ? this.state.view : HEATMAP);
+    for (const view of this.others.values()) view.root.hidden = view !== other;
+    if (other) return this.loadOther(other, () => read === this.read);
     const chosen = resolve(this.index, this.state);
     this.body.hidden = chosen === null;
     if (chosen === null) {
@@ -102,6 +116,15 @@ export class App {
     await this.open(read);
   }
 
+  async loadOther(view, isNewest) {
+    this.body.hidden = true;
+    view.drawn.hidden = false; // before it asks how wide it is
+    const lines = await view.load(this.index, this.state, isNewest);
+    if (!isNewest()) return;
+    this.note([...lines, ...this.problems()]);
+    writeAddress(this.state);
+  }
+
   /** Read the chosen layer, and show it. */
   async open(read) {
     const { layer } = this.state;
@@ -122,6 +145,8 @@ export class App {
 
   /** Draw again what is there, in other colours. */
   repaint() {
+    const other = this.otherView();
+    if (other) return other.repaint();
     if (!this.loaded) return;
     this.draw();
     if (!this.detail.root.hidden) this.drawDetail();

@@ -4,6 +4,7 @@ const PLUGIN = "mi_crow_lightning";
 const KEY = `p.${PLUGIN}.`;
 
 export const INITIAL = Object.freeze({
+  view: "heatmap",
   run: null,
   compare: null,
   prefix: null,
