@@ -12,24 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import mi_crow_lightning as mcl
-from mi_crow_lightning.language_model.sweep import expanded
 
 HERE, SWEEP, RANDOM = Path(__file__).parent, [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
-
-
-class Mood(mcl.CausalLMModule):
-    """A module that predicts how much likelier a glad word comes next than a sad one: (B, strengths)."""
-
-    def __init__(self, lm, glad, sad, **options):
-        super().__init__(lm.model, lm.tokenizer, **options)
-        encode = partial(lm.tokenizer.encode, add_special_tokens=False)
-        self.glad, self.sad = ([encode(f" {word}")[0] for word in words] for words in (glad, sad))
-
-    def predict_step(self, batch, batch_idx):
-        with expanded(batch, self.sweep):
-            log_p = self.model(batch["input_ids"], batch["attention_mask"]).logits[:, -1].log_softmax(-1)
-        gaps = log_p[:, self.glad].logsumexp(-1) - log_p[:, self.sad].logsumexp(-1)
-        return gaps.view(-1, len(self.sweep))
 
 
 def main(model, output):
@@ -44,7 +28,7 @@ def main(model, output):
     load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
     contrast = mcl.ContrastDetector("block:*", tokens="prompt")
     trainer = L.Trainer(callbacks=mcl.HookCallback(contrast), **quiet)
-    reader = generate(generation={"max_new_tokens": 1})
+    reader = generate(generation=False)  # only run the model
     trainer.predict(reader, load(pairs[:12]))
     trainer.validate(reader, load(pairs[12:]), verbose=False)
     print(f"\n{'layer':24}{'AUROC':>8}{'d prime':>10}{'norm':>10}")
@@ -61,13 +45,15 @@ def main(model, output):
         print(f"\nstrength {strength:+.0f} at {layer}")
         print(*(f"  {shorten(text.prompt + text.text, 116)}" for text in column), sep="\n")
     # The effect on the next word, beside that of random vectors of equal length.
-    mood, moods = Mood(lm, texts["glad_words"], texts["sad_words"], sweep=SWEEP), []
+    words = {name: [f" {word}" for word in texts[f"{name}_words"]] for name in ("glad", "sad")}
+    score, gaps = mcl.ContinuationScore(lm, words, sweep=SWEEP, reduce="any"), []
     for direction in (vector, *(vector.random_like(seed) for seed in range(RANDOM))):
         steer.vector = direction
-        moods.append(torch.cat(steered.predict(mood, DataLoader(texts["neutral"], batch_size=8))).mean(0))
+        by_strength = mcl.by_strength(steered.predict(score, DataLoader(texts["neutral"], batch_size=8)))
+        gaps.append(torch.tensor([[scored.gap for scored in column] for column in by_strength.values()]).mean(1))
     print(f"\nlog p(glad) - log p(sad) of the next word\n{'strength':24}" + "".join(f"{s:+8.0f}" for s in SWEEP))
-    random = torch.stack(moods[1:])
-    rows = ("extracted", moods[0]), (f"mean of {RANDOM} random", random.mean(0)), ("their std", random.std(0))
+    random = torch.stack(gaps[1:])
+    rows = ("extracted", gaps[0]), (f"mean of {RANDOM} random", random.mean(0)), ("their std", random.std(0))
     for name, row in rows:
         print(f"{name:24}" + "".join(f"{value:8.2f}" for value in row.tolist()))
 

@@ -376,9 +376,19 @@ CONSTRUCTORS: dict[str, Constructor] = {
         ours.CausalLMModule,
         {"model": nn.Linear(2, 2)},
         {"model": is_module, "tokenizer": optional(callable), "model_params": lambda value: value is None}
-        | {"generation": optional(lambda value: isinstance(value, Mapping)), "max_length": optional(whole(1))}
+        | {
+            "generation": lambda value: value is None or value is False or isinstance(value, Mapping),
+            "max_length": optional(whole(1)),
+        }
         | dict.fromkeys(["lr", "weight_decay"], lambda value: is_number(value) and value >= 0)
         | dict.fromkeys(["warmup_steps", "log_text"], whole(0))
+        | {"sweep": optional(lambda value: isinstance(value, (Iterable, Tensor)))},
+    ),
+    "ContinuationScore": Constructor(
+        ours.ContinuationScore,
+        {"model": nn.Linear(2, 2), "continuations": {"one": [[1]]}},
+        {"model": is_module, "tokenizer": optional(callable), "max_length": optional(whole(1))}
+        | {"continuations": lambda value: isinstance(value, Mapping), "reduce": one_of("mean", "any")}
         | {"sweep": optional(lambda value: isinstance(value, (Iterable, Tensor)))},
     ),
     "TextCollator": Constructor(
@@ -422,8 +432,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
 # Classes that are made by the package for its users, or that only hold what they are given.
 RECORDS = {
     "DetectorReadings", "Feature", "GeneratedText", "HistogramRow", "Histogram", "HistoryRow", "HookContext",
-    "HookPlan", "HookedLayer", "Inference", "LoggedStep", "Merge", "Moment", "Reading", "RunReport", "Separability",
-    "Store", "Summary",
+    "HookPlan", "HookedLayer", "Inference", "LoggedStep", "Merge", "Moment", "PromptScore", "Reading", "RunReport",
+    "Separability", "Store", "Summary",
 }  # fmt: skip
 
 

@@ -49,7 +49,11 @@ V = torch.ones(4)
 def check(name: str, argument: str, value: Any, what: str) -> None:
     """Call a constructor with one argument replaced."""
     make, right, rules = CONSTRUCTORS[name]
-    if name == "CausalLMModule" and argument in ("model", "tokenizer") and isinstance(value, (str, Path)):
+    if (
+        name in ("CausalLMModule", "ContinuationScore")
+        and argument in ("model", "tokenizer")
+        and isinstance(value, (str, Path))
+    ):
         return  # the name of one on a hub
     call = f"{name}({argument}={what})"
     with warnings.catch_warnings():

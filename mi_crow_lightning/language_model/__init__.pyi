@@ -1,8 +1,10 @@
 from mi_crow_lightning.language_model.causal_lm import CausalLMModule as CausalLMModule
+from mi_crow_lightning.language_model.continuation_score import ContinuationScore as ContinuationScore
 from mi_crow_lightning.language_model.generated import GeneratedText as GeneratedText
 from mi_crow_lightning.language_model.generated import by_strength as by_strength
 from mi_crow_lightning.language_model.inference import Inference as Inference
 from mi_crow_lightning.language_model.language_model import LanguageModel as LanguageModel
 from mi_crow_lightning.language_model.positions import with_positions as with_positions
 from mi_crow_lightning.language_model.prediction_writer import PredictionWriter as PredictionWriter
+from mi_crow_lightning.language_model.prompt_score import PromptScore as PromptScore
 from mi_crow_lightning.language_model.texts import TextCollator as TextCollator

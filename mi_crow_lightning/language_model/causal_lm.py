@@ -17,7 +17,7 @@ from mi_crow_lightning.language_model.generated import GeneratedText, records_of
 from mi_crow_lightning.language_model.generation import Generation
 from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
 from mi_crow_lightning.language_model.plain_values import plain_entries
-from mi_crow_lightning.language_model.positions import positions_of, takes_positions
+from mi_crow_lightning.language_model.positions import positions_of, takes_positions, with_positions
 from mi_crow_lightning.language_model.shown_texts import ShownTexts
 from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, readers_of, refuse_unread, strengths_of
 from mi_crow_lightning.language_model.texts import (
@@ -41,7 +41,8 @@ class CausalLMModule(pl.LightningModule):
 
     - **fit** and **validate** log the mean loss of the predicted tokens as ``train/loss`` and ``val/loss``; **test**
       logs it as ``test/loss``. Padding never counts, on either side.
-    - **predict** returns a list of `GeneratedText` for each batch.
+    - **predict** returns a list of `GeneratedText` for each batch. With ``generation=False`` it runs the model once on
+      each batch, for detectors, and returns an empty list.
 
     Arguments that are plain values become hyperparameters, those of a subclass too. Modules, tokenizers, datasets and
     other objects do not, under any name: pass them again to ``load_from_checkpoint``.
@@ -52,7 +53,7 @@ class CausalLMModule(pl.LightningModule):
             starts. A model that is partly in evaluation mode stays as it is.
         tokenizer: its tokenizer, or where to load it from; by default the one of a model given by name.
         generation: a ``GenerationConfig``, or arguments of ``model.generate`` by name. Set ``max_new_tokens``: the
-            default of transformers is 20.
+            default of transformers is 20. ``False`` for a predict that only runs the model.
         sweep: strengths. Each prompt is generated once with each strength, in one batch, by controllers with
             ``strength="batch"``.
         lr: learning rate of AdamW.
@@ -94,7 +95,9 @@ class CausalLMModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         _check_numbers(lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, log_text=log_text)
-        self.generation = Generation(generation)
+        if generation is False and log_text:
+            raise ValueError(f"log_text={log_text} shows generated texts, and generation=False makes none")
+        self.generation = Generation(generation) if generation is not False else None
         self._sweep = checked_sweep(sweep)  # not by its name: torch would register a module
         self.lr = lr
         self.weight_decay = weight_decay
@@ -104,7 +107,8 @@ class CausalLMModule(pl.LightningModule):
         self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
         self._shown = ShownTexts(log_text)
         self._readers: list[Hook] = []
-        generation, sweep = self.generation.hyperparameters(), self.sweep
+        generation = False if self.generation is None else self.generation.hyperparameters()
+        sweep = self.sweep
         places = {"model": model, "tokenizer": tokenizer}
         self.save_hyperparameters(ignore=[name for name, place in places.items() if not isinstance(place, (str, Path))])
 
@@ -192,11 +196,11 @@ class CausalLMModule(pl.LightningModule):
     # Predict.
 
     def on_predict_start(self) -> None:
-        if not callable(getattr(self.model, "generate", None)):
+        if self.generation is not None and not callable(getattr(self.model, "generate", None)):
             raise TypeError(f"{type(self.model).__name__} has no generate(): predict needs a model that generates")
         self._readers = readers_of(self.trainer) if self.sweep is not None else []
         if self.sweep is not None:
-            refuse_unread(self.sweep, self._readers)
+            refuse_unread(self, self.sweep, self._readers)
         self._shown.begin(self.trainer)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedText]:
@@ -210,15 +214,16 @@ class CausalLMModule(pl.LightningModule):
                 strengths.
         """
         check_batch(batch)
-        check_left_padding(batch)
+        if self.generation is not None:
+            check_left_padding(batch)
         if self.sweep is None:
-            texts = self._generate(batch, strengths_of(batch), 1)
+            texts = self._predict(batch, strengths_of(batch), 1)
         else:
             if self._readers:
-                refuse_unread(self.sweep, self._readers, batch)
+                refuse_unread(self, self.sweep, self._readers, batch)
             prompts = len(batch["input_ids"])
             with expanded(batch, self.sweep):
-                texts = self._generate(batch, self.sweep * prompts, len(self.sweep))
+                texts = self._predict(batch, self.sweep * prompts, len(self.sweep))
         self._shown.add(texts, dataloader_idx)
         return texts
 
@@ -228,19 +233,29 @@ class CausalLMModule(pl.LightningModule):
     def on_predict_end(self) -> None:
         self._readers = []
 
+    def _predict(
+        self, batch: Mapping[str, Any], strengths: list[float] | None, strengths_per_prompt: int
+    ) -> list[GeneratedText]:
+        """Generate from each row of the batch, or only run the model on it."""
+        if self.generation is not None:
+            return self._generate(batch, strengths, strengths_per_prompt)
+        self.model(**with_positions(self.model, _inputs(batch)))
+        return []
+
     def _generate(
         self, batch: Mapping[str, Any], strengths: list[float] | None, strengths_per_prompt: int
     ) -> list[GeneratedText]:
-        """Generate from each row of the batch."""
         model: Any = self.model
-        result = model.generate(**_inputs(batch), **self.generation.arguments(model, self.tokenizer))
+        generation = self.generation
+        assert generation is not None, "else predict only runs the model"
+        result = model.generate(**_inputs(batch), **generation.arguments(model, self.tokenizer))
         return records_of(
             result if isinstance(result, Tensor) else result.sequences,
             batch,
             self.tokenizer,
             strengths=strengths,
             strengths_per_prompt=strengths_per_prompt,
-            cut=lambda new: self.generation.cut(new, self.model, self.tokenizer),
+            cut=lambda new: generation.cut(new, model, self.tokenizer),
         )
 
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["GeneratedText", "by_strength", "records_of"]
+from mi_crow_lightning.language_model.prompt_score import PromptScore
+
+__all__ = ["GeneratedText", "by_strength", "decoded", "prompts_of", "records_of"]
 
 
 class GeneratedText(NamedTuple):
@@ -30,36 +32,36 @@ class GeneratedText(NamedTuple):
     sequence: int
 
 
-def by_strength(predictions: Any) -> dict[float | None, list[GeneratedText]]:
-    """Group texts by the strength they were steered with, each list in the order of the prompts.
+def by_strength(predictions: Any) -> dict[float | None, list[Any]]:
+    """Group texts or scores by the strength they were steered with, each list in the order of the prompts.
 
     Args:
         predictions: the result of ``trainer.predict``, or a part of it.
 
     Raises:
-        TypeError: ``predictions`` holds anything but `GeneratedText`.
+        TypeError: ``predictions`` holds anything but `GeneratedText` and `PromptScore`.
 
     Examples:
         >>> rain = [GeneratedText("Rain", strength, " fell", [7], row=0, sequence=0) for strength in (0.0, 4.0)]
         >>> {strength: len(texts) for strength, texts in by_strength([rain, rain]).items()}
         {0.0: 2, 4.0: 2}
     """
-    found: dict[float | None, list[GeneratedText]] = {}
-    for text in _flat(predictions):
-        found.setdefault(text.strength, []).append(text)
+    found: dict[float | None, list[Any]] = {}
+    for record in _flat(predictions):
+        found.setdefault(record.strength, []).append(record)
     return found
 
 
-def _flat(predictions: Any) -> Iterator[GeneratedText]:
-    if isinstance(predictions, GeneratedText):
+def _flat(predictions: Any) -> Iterator[GeneratedText | PromptScore]:
+    if isinstance(predictions, (GeneratedText, PromptScore)):
         yield predictions
     elif isinstance(predictions, list):
         for part in predictions:
             yield from _flat(part)
     else:
         raise TypeError(
-            f"predictions must be lists of GeneratedText, as trainer.predict(CausalLMModule(...), ...) returns "
-            f"them, but they hold a {type(predictions).__name__}"
+            "predictions must be lists of GeneratedText or PromptScore, as trainer.predict(CausalLMModule(...), ...) "
+            f"returns them, but they hold a {type(predictions).__name__}"
         )
 
 
@@ -83,7 +85,7 @@ def records_of(
         strengths_per_prompt: how many rows of the batch belong to one prompt.
         cut: a function that takes the new tokens of a row and returns those that count.
     """
-    prompts = _prompts(batch)
+    prompts = prompts_of(batch)
     width, repeats = batch["input_ids"].shape[1], len(sequences) // len(prompts)
     records = []
     for i, row in enumerate(sequences[:, width:].tolist()):
@@ -95,7 +97,7 @@ def records_of(
     return records
 
 
-def _prompts(batch: Mapping[str, Any]) -> list[list[int]]:
+def prompts_of(batch: Mapping[str, Any]) -> list[list[int]]:
     """Return the tokens of each row, without padding."""
     ids: list[list[int]] = batch["input_ids"].tolist()
     if batch.get("attention_mask") is None:
@@ -108,11 +110,12 @@ def _prompts(batch: Mapping[str, Any]) -> list[list[int]]:
 
 def _texts(tokenizer: Any, prompt_ids: list[int], new: list[int]) -> tuple[str, str]:
     """Return the prompt and its continuation, which may lose its first space if it is decoded alone."""
-    prompt, whole = (_decoded(tokenizer, ids) for ids in (prompt_ids, prompt_ids + new))
-    return prompt, whole[len(prompt) :] if whole.startswith(prompt) else _decoded(tokenizer, new)
+    prompt, whole = (decoded(tokenizer, ids) for ids in (prompt_ids, prompt_ids + new))
+    return prompt, whole[len(prompt) :] if whole.startswith(prompt) else decoded(tokenizer, new)
 
 
-def _decoded(tokenizer: Any, ids: list[int]) -> str:
+def decoded(tokenizer: Any, ids: list[int]) -> str:
+    """Return the text of some tokens, without special tokens."""
     # Without clean-up, which would remove spaces that the tokens have.
     text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text

@@ -44,7 +44,7 @@ def checked_sweep(sweep: Any) -> list[float] | None:
 
 
 @contextmanager
-def expanded(batch: Any, sweep: Sequence[float]) -> Iterator[None]:
+def expanded(batch: Any, sweep: Sequence[float] | None, copies: int = 1) -> Iterator[None]:
     """Give the batch each of its ``B`` rows once per strength, and ``strength`` ``(B * S,)``, while the block runs.
 
     The batch stays the same object, the one that hooks see as ``ctx.batch``. The rows of one prompt stand next to
@@ -52,7 +52,8 @@ def expanded(batch: Any, sweep: Sequence[float]) -> Iterator[None]:
 
     Args:
         batch: a batch with ``input_ids`` ``(B, T)``. Its tensors and lists of ``B`` entries are expanded.
-        sweep: ``S`` strengths.
+        sweep: ``S`` strengths; ``None`` to leave strengths as they are.
+        copies: how often each row stands there with each strength.
 
     Raises:
         TypeError: the batch cannot be written to.
@@ -60,15 +61,15 @@ def expanded(batch: Any, sweep: Sequence[float]) -> Iterator[None]:
     """
     if not isinstance(batch, MutableMapping):
         raise TypeError(f"sweep needs a batch that can be written to, e.g. a dict, not a {type(batch).__name__}")
-    if _KEY in batch:
-        raise ValueError(
-            f"the batch has its own {_KEY!r}, and CausalLMModule has sweep={list(sweep)!r}: leave one of them out"
-        )
+    if sweep is not None and _KEY in batch:
+        raise ValueError(f"the batch has its own {_KEY!r}, and the module has sweep={list(sweep)!r}: leave one out")
     before, ids = dict(batch), batch["input_ids"]
     try:
         for key, value in before.items():
-            batch[key] = _each_repeated(value, len(ids), len(sweep))
-        batch[_KEY] = torch.tensor(sweep, dtype=torch.float32, device=ids.device).repeat(len(ids))
+            batch[key] = _each_repeated(value, len(ids), copies * (1 if sweep is None else len(sweep)))
+        if sweep is not None:
+            of_rows = torch.tensor(sweep, dtype=torch.float32, device=ids.device)
+            batch[_KEY] = of_rows.repeat_interleave(copies).repeat(len(ids))
         yield
     finally:
         batch.pop(_KEY, None)
@@ -103,10 +104,11 @@ def readers_of(trainer: pl.Trainer) -> list[Hook]:
     return [hook for callback in callbacks for hook in callback.controllers if reads_batch(hook)]
 
 
-def refuse_unread(sweep: Sequence[float], readers: Sequence[Hook], batch: Any = None) -> None:
-    """Refuse a sweep whose strengths nothing reads: each prompt would get the same text under every strength.
+def refuse_unread(owner: object, sweep: Sequence[float], readers: Sequence[Hook], batch: Any = None) -> None:
+    """Refuse a sweep whose strengths nothing reads: each prompt would get the same result under every strength.
 
     Args:
+        owner: the module that has the sweep.
         sweep: the strengths.
         readers: the controllers that take their strength from the batch.
         batch: the running batch. Without it the check is only whether there are readers.
@@ -115,7 +117,7 @@ def refuse_unread(sweep: Sequence[float], readers: Sequence[Hook], batch: Any = 
         ValueError: no controller reads the strengths.
     """
     way_out = 'give a controller strength="batch", e.g. SteeringController("block:12", vector, strength="batch")'
-    start = f"CausalLMModule(sweep={list(sweep)!r}) generates one text per strength, and"
+    start = f"{type(owner).__name__}(sweep={list(sweep)!r}) runs each prompt once per strength, and"
     if not readers:
         raise ValueError(
             f"{start} no controller of this Trainer takes its strength from the batch: {way_out}, in "

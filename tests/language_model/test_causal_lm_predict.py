@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, GenerationConfig
 
-from mi_crow_lightning import CausalLMModule, Detector, HookCallback, Schedule
+from mi_crow_lightning import CausalLMModule, Detector, HookCallback, LayerActivationDetector, Schedule, attached
 from mi_crow_lightning.language_model import GeneratedText, TextCollator
 from tests.callback.runs import OnEvent
 from tests.language_model.tiny import KINDS, TEXTS, block_of, model_of, texts_loader, tokens
@@ -251,3 +251,31 @@ def test_steering_is_that_of_the_prompt_alone() -> None:
     assert expected != [by_hand(model, text, **GREEDY)[0] for text in TEXTS]
     steer = HookCallback(controllers=SteeringController("block:1", vector, 3.0))
     assert [t.token_ids for t in predicted(CausalLMModule(model, tokens(), generation=GREEDY), steer)] == expected
+
+
+# Without generation: only the model runs.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_only_runs_the_model(kind: str) -> None:
+    """The detector sees each prompt once, as in a plain call without padding; a model need not generate."""
+    model, seen = model_of(kind), LayerActivationDetector("block:2", keep="all")
+    module = CausalLMModule(model, tokens(), generation=False)
+    (nothing,) = trainer(HookCallback(detectors=seen)).predict(module, texts_loader(TEXTS[:2]))
+    assert nothing == []
+    (found,) = seen.get_captured()
+    for row, text in enumerate(TEXTS[:2]):
+        ids = torch.tensor([tokens()(text)["input_ids"]])
+        plain = LayerActivationDetector("block:2")
+        with torch.no_grad(), attached(model, plain):
+            model(input_ids=ids)
+        torch.testing.assert_close(found[row, -ids.shape[1] :], plain.get_captured()[0], rtol=1e-4, atol=1e-5)
+
+
+def test_without_generation_nothing_can_be_shown() -> None:
+    with pytest.raises(ValueError, match="log_text=2 shows generated texts, and generation=False makes none"):
+        CausalLMModule(model_of("llama"), tokens(), generation=False, log_text=2)
+
+
+def test_a_checkpoint_keeps_that_nothing_is_generated() -> None:
+    assert CausalLMModule(model_of("llama"), tokens(), generation=False).hparams["generation"] is False

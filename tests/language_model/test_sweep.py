@@ -259,7 +259,7 @@ def test_a_sweep_that_no_controller_reads_is_refused_before_anything_runs(callba
             return []
 
     assert refused(Runs(model_of("llama"), tokens(), sweep=[0, 2]), *callbacks()) == (
-        "CausalLMModule(sweep=[0.0, 2.0]) generates one text per strength, and no controller of this Trainer takes "
+        "Runs(sweep=[0.0, 2.0]) runs each prompt once per strength, and no controller of this Trainer takes "
         'its strength from the batch: give a controller strength="batch", e.g. SteeringController("block:12", vector, '
         'strength="batch"), in Trainer(callbacks=[HookCallback(controllers=[...])])'
     )
@@ -278,7 +278,7 @@ def test_a_sweep_whose_controller_is_off_is_refused() -> None:
 def test_a_batch_with_strengths_of_its_own_is_refused() -> None:
     data = DataLoader([{**TextCollator(tokens())(TEXTS[:2]), "strength": 2.0}], batch_size=None)
     assert refused(module_of(model_of("llama"), [0, 2]), HookCallback(controllers=steer()), data=data) == (
-        "the batch has its own 'strength', and CausalLMModule has sweep=[0.0, 2.0]: leave one of them out"
+        "the batch has its own 'strength', and the module has sweep=[0.0, 2.0]: leave one out"
     )
 
 
