@@ -90,7 +90,9 @@ class HookedRun:
         return [hook for hook in self._registered() if isinstance(hook, Detector)]
 
     def begin(self, stages: Collection[Stage]) -> bool:
-        """Put hooks on the layers inside compiled graphs, if there are any.
+        """Put hooks on the layers inside compiled graphs, if there are any, and follow the batches of evaluations.
+
+        In a fit each validation has a reading, so that those of a fit are curves already.
 
         Args:
             stages: those of the run.
@@ -98,6 +100,8 @@ class HookedRun:
         Returns:
             Whether graphs that were compiled earlier were dropped.
         """
+        if Stage.TRAIN not in stages:
+            self.effects.follow(stages)
         if not self.layers.traced_hooks():
             return False
         self.layers.hold_traced()
@@ -202,6 +206,7 @@ class HookedRun:
             if self.stage is not None and self.layers.is_attached(hook):
                 self._was_on[hook.id].add(self.stage)
                 self._unread[hook.id].add(self.stage)
+        self.effects.end_batch(self.stage)
         self.pause()
 
     def pause(self) -> None:

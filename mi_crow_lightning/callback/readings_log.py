@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.callback.effects_log import OverBatches, readings_of_effects, write_over_batches
 from mi_crow_lightning.callback.hooked_run import HookedRun
 from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooks.detector import Detector
-from mi_crow_lightning.hooks.effects import Effect
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.registry.reading_hooks import readings_of
 from mi_crow_lightning.hooks.schedules import Stage
@@ -33,8 +31,6 @@ from mi_crow_lightning.metrics.histogram import Histogram
 from mi_crow_lightning.report.tag_count import count_tags
 
 __all__ = ["ReadingsLog"]
-
-_QUANTITIES = ("tokens", "fired", "mean_ratio", "max_ratio")
 
 
 class ReadingsLog:
@@ -86,7 +82,7 @@ class ReadingsLog:
         """
         assert run.stage is not None, "readings belong to a stage"
         stage = run.stage.value
-        readings = list(self._take_readings(run, run.stage, device))
+        readings, over_batches = self._take_readings(run, run.stage, device)
         read = LoggedStep(stage, step if step is not None else run.batches_seen, readings, dataloader_idx)
         if not read.tagged:
             return {}
@@ -96,17 +92,28 @@ class ReadingsLog:
             self._warned_of_history = True
             _warn_of_thinned_history(self._history_size, read.step, bool(loggers))
         write(loggers, read, scalars)
+        write_over_batches(loggers, stage, over_batches, dataloader_idx)
         if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
             self._laid_out.add(stage)
             self._lay_out(read, loggers)
         return scalars_of(read.tagged)
 
-    def _take_readings(self, run: HookedRun, stage: Stage, device: torch.device | None) -> Iterator[DetectorReadings]:
+    def _take_readings(
+        self, run: HookedRun, stage: Stage, device: torch.device | None
+    ) -> tuple[list[DetectorReadings], OverBatches]:
+        """Return the readings of the stage, and what hooks changed over its batches."""
         # Every rank takes part with every detector: it does not know which are on, or failed, on other ranks.
         sharing = run.detectors if is_distributed() else [one for one in run.detectors if run.is_unread(one)]
-        owners = [run.share_states(), run.effects.share(stage), *(run.shares_of(one) for one in sharing)]
-        unread, effects, *merged = exchange(owners, device)
-        for detector, of_all_ranks in zip(sharing, merged, strict=True):
+        of_effects = [run.effects.share_over_batches(stage), run.effects.share(stage)]
+        owners = [run.share_states(), *of_effects, *(run.shares_of(one) for one in sharing)]
+        unread, over_batches, effects, *merged = exchange(owners, device)
+        readings = self._of_detectors(run, zip(sharing, merged, strict=True), unread)
+        return [*readings, *readings_of_effects(effects)], over_batches
+
+    def _of_detectors(
+        self, run: HookedRun, merged: Iterable[tuple[Detector, Any]], unread: set[str]
+    ) -> Iterator[DetectorReadings]:
+        for detector, of_all_ranks in merged:
             if detector.id not in unread:
                 continue
             if isinstance(of_all_ranks, ShareFailed):
@@ -117,7 +124,6 @@ class ReadingsLog:
             if read is not None:
                 yield read
             run.layers.call(detector, detector.reset)
-        yield from _of_effects(effects)
 
     def _lay_out(self, read: LoggedStep, loggers: Iterable[MetricsLogger]) -> None:
         """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
@@ -161,16 +167,6 @@ def _by_block(
     distinct = len(blocks) > 1 and len(set(blocks.values())) == len(blocks)
     chosen = [reading for reading in readings if reading.name in detector.by_block] if distinct else []
     return [(block, reading) for reading in chosen if (block := blocks.get(reading.layer)) is not None]
-
-
-def _of_effects(effects: Iterable[Effect]) -> Iterator[DetectorReadings]:
-    """Yield what each hook changed, as readings under ``steering_<quantity>/<hook>/<layer>``."""
-    for hook, of_hook in groupby(effects, key=lambda effect: effect.hook):
-        rows = [(f"{hook}/{effect.layer}", effect) for effect in of_hook]
-        numbers = [(place, name, getattr(effect, name)) for place, effect in rows for name in _QUANTITIES]
-        # There is no ratio if no token was changed.
-        readings = [Reading(place, name, value) for place, name, value in numbers if not math.isnan(value)]
-        yield DetectorReadings(readings, tuple(place for place, _ in rows), hook, prefix="steering")
 
 
 def _refuse_shared_tags(tagged: TaggedReadings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,14 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
 from mi_crow_lightning.metrics.changes import Change, EffectSums, EffectValues, merge_changes
+from mi_crow_lightning.metrics.changes_over_batches import ChangesOverBatches
 from mi_crow_lightning.metrics.collectives import Shares, exchange
 
 __all__ = ["Effect", "Effects", "checked_effects", "joined_effects"]
+
+
+Listener = Callable[[str, HookContext, tuple[Tensor, Tensor] | None, int | None], None]
+"""Is called with the changes of one call: see `Effects`."""
 
 
 class Effect(NamedTuple):
@@ -53,6 +58,12 @@ class Effects:
         layers: the layers of each hook that edits, by the hook's ID.
         names: the names of the hooks, by ID.
         device: the device that the sums are kept on.
+
+    Attributes:
+        names: as given.
+        listener: called with each call that changed something outside of compiled graphs: the hook's ID, the context,
+            the activation before and after the edit, or ``None`` if they cannot be compared, and the dimension of the
+            channels. ``None`` to call nobody.
     """
 
     def __init__(self, layers: Mapping[str, Iterable[str]], names: Mapping[str, str], device: torch.device) -> None:
@@ -61,10 +72,17 @@ class Effects:
         self._of_hook: dict[str, list[int]] = {}  # where each hook's places are
         for index, (hook_id, _) in enumerate(self._places):
             self._of_hook.setdefault(hook_id, []).append(index)
-        self._names = dict(names)
+        self.names = dict(names)
+        self.listener: Listener | None = None
         self._sums = EffectSums(len(self._places), device)
         self._unknown: set[tuple[str, str]] = set()
         self._warned: set[tuple[str, str]] = set()
+        self._over_batches: dict[str, ChangesOverBatches] = {}
+
+    @property
+    def hooks(self) -> list[str]:
+        """The IDs of the hooks that edit."""
+        return list(self._of_hook)
 
     def note(self, hook_id: str, hook_type: HookType, ctx: HookContext, result: Any) -> None:
         """Count the change of a hook that returned ``result`` at a layer.
@@ -76,7 +94,7 @@ class Effects:
             result: the value that replaces the layer's output; before a layer, its new ``(args, kwargs)``.
         """
         assert ctx.stage is not None, "effects are only counted in a Trainer's stages"
-        pair = _before_and_after(hook_type, ctx, result)
+        pair, channels = _before_and_after(hook_type, ctx, result), None
         if pair is None:
             self._unknown.add((hook_id, ctx.stage.value))
         else:
@@ -84,6 +102,30 @@ class Effects:
             known = ctx.place.channels
             channels = known.of(before, (ctx.facts.rows, ctx.facts.tokens)) or known.guess[before.dim()]
             self._sums.add(ctx.stage.value, self._index[hook_id, ctx.layer], before, after, channels)
+        if not torch.compiler.is_compiling() and self.listener is not None:
+            self.listener(hook_id, ctx, pair, channels)
+
+    def follow(self, stages: Iterable[Stage]) -> None:
+        """Keep the changes over the batches of these stages, see `share_over_batches`."""
+        if self._places:
+            of_stage = ((stage.value, len(self._places)) for stage in stages)
+            self._over_batches = {stage: ChangesOverBatches(self._sums, stage, count) for stage, count in of_stage}
+
+    def end_batch(self, stage: Stage | None) -> None:
+        """End a batch of a stage."""
+        if stage is not None and stage.value in self._over_batches:
+            self._over_batches[stage.value].end_batch()
+
+    def share_over_batches(self, stage: Stage) -> Shares:
+        """Share the changes over the batches of a stage since the last call, for `exchange`, before `share`.
+
+        Returns:
+            Pairs of a batch's number and the changes since the pair before, see `ChangesOverBatches`.
+        """
+        if stage.value not in self._over_batches:
+            return []
+        points = yield from self._over_batches[stage.value].share()
+        return [(point.batch, list(self._rows(stage, point.values))) for point in points]
 
     def prepare_graph(self) -> None:
         """Make the sums of all stages now: a graph of ``torch.compile`` adds to them, but cannot make them."""
@@ -135,7 +177,7 @@ class Effects:
     def _rows(self, stage: Stage, values: Iterable[EffectValues | None]) -> Iterator[Effect]:
         for (hook_id, layer), of_place in zip(self._places, values, strict=True):
             if of_place is not None:
-                yield Effect(self._names[hook_id], layer, stage.value, *of_place)
+                yield Effect(self.names[hook_id], layer, stage.value, *of_place)
 
 
 def checked_effects(name: str, value: Any) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class HistogramRow(NamedTuple):
 def read_compact(log_dir: str | os.PathLike[str]) -> Iterator[HistoryRow]:
     """Read every number that was written to a run's event files, whatever ``scalars`` was.
 
-    The rows are those of ``HookCallback.history()``, rounded to float32, ordered by step, statistic and layer.
+    The rows are those of ``HookCallback.history()``, rounded to float32, ordered by step, statistic and layer. Those of
+    controllers over the batches of an evaluation, ``steering_by_batch_...``, come in addition.
     A layer that gave no number at a step at which others did has a row with ``nan``. Steps that a resumed run
     repeated are there twice.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mi_crow_lightning.metrics.collectives import Share, Shares, exchange, is_distributed
 
-__all__ = ["Change", "EffectSums", "EffectValues", "measure_change", "merge_changes"]
+__all__ = ["Change", "EffectSums", "EffectValues", "changed_tokens", "measure_change", "merge_changes", "values_of"]
 
 
 class Change(IntEnum):
@@ -66,11 +66,7 @@ def measure_change(before: Tensor, after: Tensor, channels: int | None = None) -
         >>> measure_change(before, before + torch.tensor([[0.0], [2.0], [1.0]]))[: Change.RATED + 1]
         tensor([2., 1.], dtype=torch.float64)
     """
-    before, after = before.detach(), after.detach()
-    dim = channels if channels is not None else 1 if before.dim() == 4 else -1
-    wide = torch.promote_types(before.dtype, torch.float32)
-    change = torch.linalg.vector_norm(after - before, dim=dim, dtype=wide)
-    norm = torch.linalg.vector_norm(before, dim=dim, dtype=wide)
+    change, norm = _norms(before, after, channels)
     ratio = change / norm
     ratio = ratio.to(_sums_on(before.device)).nan_to_num_(0.0, 0.0, 0.0)
     finite = change < math.inf  # False for nan
@@ -79,6 +75,37 @@ def measure_change(before: Tensor, after: Tensor, channels: int | None = None) -
     largest = ratio.amax() if ratio.numel() else ratio.sum()
     fired = (tokens + broken).clamp_(max=1)
     return torch.stack([tokens, rated, ratio.sum(), largest, fired, torch.ones_like(largest), broken])
+
+
+@torch.no_grad()
+def changed_tokens(before: Tensor, after: Tensor, channels: int | None = None) -> Tensor:
+    """Return which tokens an edit changed, or broke, as `measure_change` counts them.
+
+    Args:
+        before: the activation, floating-point.
+        after: the edited activation, of the same shape.
+        channels: the dimension of the channels, see `measure_change`.
+
+    Returns:
+        Bools, in the shape of ``before`` without the channels.
+
+    Examples:
+        >>> before = torch.ones(2, 3)
+        >>> changed_tokens(before, before * torch.tensor([[1.0], [torch.nan]]))
+        tensor([False,  True])
+    """
+    change, norm = _norms(before, after, channels)
+    finite = change < math.inf
+    return (finite & (change > 0)) | (~finite & (norm < math.inf))
+
+
+def _norms(before: Tensor, after: Tensor, channels: int | None) -> tuple[Tensor, Tensor]:
+    """Return the norm of each token's change, and of the token."""
+    before, after = before.detach(), after.detach()
+    dim = channels if channels is not None else 1 if before.dim() == 4 else -1
+    wide = torch.promote_types(before.dtype, torch.float32)
+    change = torch.linalg.vector_norm(after - before, dim=dim, dtype=wide)
+    return change, torch.linalg.vector_norm(before, dim=dim, dtype=wide)
 
 
 def _sums_on(device: torch.device) -> torch.dtype:
@@ -110,6 +137,7 @@ class EffectSums:
     def __init__(self, places: int, device: torch.device) -> None:
         self._empty = torch.zeros(places, len(Change), dtype=_sums_on(device), device=device)
         self._rows: dict[str, Tensor] = {}
+        self._peaks: dict[str, Tensor] = {}  # (N,): the largest ratios of before the last mark
         self._totals: dict[str, Tensor] = {}
         self._foreseen: dict[str, Tensor] = {}  # totals with what was shared, but not taken
 
@@ -122,6 +150,23 @@ class EffectSums:
         """Add one edit, without waiting for the device."""
         row = self._of(stage)[place]
         row.copy_(merge_changes(torch.stack([row, measure_change(before, after, channels).to(row)])))
+
+    def mark(self, stage: str) -> Tensor | None:
+        """Return what was added in a stage since it was last taken, without waiting for the device.
+
+        Returns:
+            ``(N, 7)``, in which the largest ratios are those since the last mark; ``None`` if nothing was added.
+        """
+        rows = self._rows.get(stage)
+        if rows is None:
+            return None
+        marked, largest = rows.clone(), rows[:, Change.LARGEST]
+        if stage not in self._peaks:
+            with torch.inference_mode(False):
+                self._peaks[stage] = torch.zeros_like(self._empty[:, Change.LARGEST])
+        torch.maximum(self._peaks[stage], largest, out=self._peaks[stage])
+        largest.zero_()
+        return marked
 
     def take(self, stage: str) -> list[EffectValues | None]:
         """Return what was added in a stage since the last call, over all ranks, with one copy to the host.
@@ -140,25 +185,28 @@ class EffectSums:
         """
         if stage not in self._rows and not is_distributed():
             return [None] * len(self._empty)  # nothing to wait for
-        rows = yield Share(self._of(stage), merge_changes)
+        rows = yield Share(self._whole(self._of(stage), stage), merge_changes)
         before = self._totals.get(stage, torch.zeros_like(rows))
         self._foreseen[stage] = merge_changes(torch.stack([before, rows]))
         if not keep:
             self._rows[stage].zero_()  # in place: a graph may hold on to them
+            if stage in self._peaks:
+                self._peaks[stage].zero_()
             self._totals[stage] = self._foreseen.pop(stage)
-        return [_values(row) for row in rows.tolist()]
+        return [values_of(row) for row in rows.tolist()]
 
     def totals(self, stage: str, places: Sequence[int] | None = None) -> list[EffectValues | None]:
         """Return all that was taken in a stage so far, at some places or at all."""
         totals = self._foreseen.get(stage, self._totals.get(stage))
         if totals is None:
             return [None] * (len(self._empty) if places is None else len(places))
-        return [_values(row) for row in (totals if places is None else totals[list(places)]).tolist()]
+        return [values_of(row) for row in (totals if places is None else totals[list(places)]).tolist()]
 
     def state(self, places: Sequence[int]) -> dict[str, dict[str, Tensor]]:
         """Return what was added at some places and not taken, and what was taken: ``(len(places), 7)`` on the CPU."""
         index = list(places)
-        kept = {"rows": self._rows, "totals": self._totals}
+        whole = {stage: self._whole(rows, stage) for stage, rows in self._rows.items()}
+        kept = {"rows": whole, "totals": self._totals}
         return {name: {stage: rows[index].cpu() for stage, rows in of.items()} for name, of in kept.items()}
 
     def load(self, places: Sequence[int], state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -169,6 +217,15 @@ class EffectSums:
                 with torch.inference_mode(False):
                     kept.setdefault(stage, torch.zeros_like(empty))[index] = rows.to(empty)
 
+    def _whole(self, rows: Tensor, stage: str) -> Tensor:
+        """Return the rows of a stage with the largest ratios of before the last mark."""
+        peaks = self._peaks.get(stage)
+        if peaks is None:
+            return rows
+        whole = rows.clone()
+        torch.maximum(peaks, rows[:, Change.LARGEST], out=whole[:, Change.LARGEST])
+        return whole
+
     def _of(self, stage: str) -> Tensor:
         if stage not in self._rows:
             with torch.inference_mode(False):  # one tensor serves prediction and training
@@ -176,7 +233,8 @@ class EffectSums:
         return self._rows[stage]
 
 
-def _values(row: list[float]) -> EffectValues | None:
+def values_of(row: list[float]) -> EffectValues | None:
+    """Return the values of one place; ``None`` if nothing was added there."""
     if not row[Change.CALLS]:
         return None
     rated = row[Change.RATED]

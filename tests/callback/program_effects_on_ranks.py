@@ -10,11 +10,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, default_collate
 
 from mi_crow_lightning import HookCallback, ProjectionDetector, Schedule, SteeringController
-from tests.callback.test_effects import Around
+from tests.callback.test_effects_over_batches import AroundBatches
 from tests.models import WIDTH, Module, llama, token_data, trainer
 
 LAYER = "model.model.layers.1"
@@ -44,9 +45,10 @@ def main(folder: str) -> None:
         everywhere = Schedule(stages=["train", "predict"])
         steer = SteeringController(LAYER, 0.1 * V, 2.0, hook_id="steer", schedule=everywhere)
         watch = HookCallback(ProjectionDetector(LAYER, V, before_edits=True, schedule=everywhere), steer)
-        around = Around(LAYER)
+        around = AroundBatches(LAYER)
         options: dict[str, Any] = dict(limit_val_batches=0, use_distributed_sampler=False, log_every_n_steps=2)
-        runner = trainer(watch, around, strategy=DDPStrategy(), devices=2, **options)
+        logger = TensorBoardLogger(folder, name=stage, version=0)
+        runner = trainer(watch, around, strategy=DDPStrategy(), devices=2, logger=logger, **options)
         module: pl.LightningModule = Ranked(llama())
         runner.fit(module) if stage == "train" else runner.predict(module, return_predictions=False)
         told[stage] = {
@@ -54,6 +56,7 @@ def main(folder: str) -> None:
             "rows": [(row.tag, row.value) for row in watch.history()],
             "made": around.made,
             "passed_on": around.passed_on,
+            "calls": around.calls,
         }
     torch.save(told, f"{folder}/{runner.global_rank}.pt")
 

@@ -12,12 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.loggers import read_compact
 from tests.callback.program_effects_on_ranks import LAYER, V
+from tests.callback.test_effects_over_batches import over_batches
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    folder = tmp_path_factory.mktemp("ranks")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[Any]:
     command = [sys.executable, "-W", "ignore", "-m", "tests.callback.program_effects_on_ranks", str(folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     root = Path(__file__).parents[2]
@@ -56,3 +62,21 @@ def test_projections_are_those_of_all_ranks(ranks: list[Any], stage: str) -> Non
     found = [rows[f"projection_{name}/{segment}{LAYER}"] for name in ("mean", "std", "min", "max")]
     expected = [along.mean(), along.std(correction=0), along.min(), along.max()]
     assert found == pytest.approx([float(value) for value in expected], rel=1e-4, abs=1e-6)
+
+
+def test_batches_of_all_ranks_are_joined_by_their_numbers(ranks: list[Any], folder: Path) -> None:
+    found = over_batches(list(read_compact(folder / "predict" / "version_0")))
+    assert list(found) == [(batch, f"steer/{LAYER}") for batch in (1, 2, 3)]  # of which rank 1 has two
+    for (batch, _), quantities in found.items():
+        ratios, fired = [], 0
+        for rank in ranks:
+            told = rank["predict"]
+            ends = [*told["calls"], len(told["made"]), len(told["made"])]
+            pairs = list(zip(told["made"], told["passed_on"], strict=True))[ends[batch - 1] : ends[batch]]
+            for made, passed_on in pairs:
+                changed = (made != passed_on).any(-1)
+                ratios += ((passed_on - made).norm(dim=-1) / made.norm(dim=-1))[changed].tolist()
+                fired += bool(changed.any())
+        expected = (len(ratios), fired, sum(ratios) / len(ratios), max(ratios))
+        assert tuple(quantities.values()) == pytest.approx(expected, rel=1e-5)
+    assert over_batches(list(read_compact(folder / "train" / "version_0"))) == {}
