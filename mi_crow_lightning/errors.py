@@ -26,6 +26,7 @@
     ├── RankFailed (RuntimeError)        the run cannot go on, because a hook failed on another rank
     ├── RanElsewhere (RuntimeError)      the results are in the processes that the run was started in, not in this one
     ├── NothingExtracted (RuntimeError)  no run has given anything to make vectors or scores from
+    ├── NothingToDraw (RuntimeError)     a figure was asked for before there was anything to show
     ├── HookStateError (ValueError)      a checkpoint's state of a hook, or of the callback, cannot be loaded
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
     ├── StoreFileError (OSError, ValueError)  a file of a store is damaged, or is not one of its files
@@ -54,6 +55,7 @@ __all__ = [
     "NoReport",
     "NoTensorFound",
     "NothingExtracted",
+    "NothingToDraw",
     "PatchMismatch",
     "RanElsewhere",
     "RankFailed",
@@ -230,6 +232,10 @@ class RanElsewhere(MiCrowError, RuntimeError):
 
 class NothingExtracted(MiCrowError, RuntimeError):
     """Vectors or held-out scores were asked for before a run gave any."""
+
+
+class NothingToDraw(MiCrowError, RuntimeError):
+    """A figure was asked for before there was anything to show."""
 
 
 class HookStateError(MiCrowError, ValueError):

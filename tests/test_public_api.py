@@ -11,7 +11,10 @@ import pytest
 
 import mi_crow_lightning
 
-PACKAGES = ["", ".callback", ".hooks", ".language_model", ".loggers", ".metrics", ".report", ".store", ".vectors"]
+PACKAGES = [
+    *("", ".callback", ".figures", ".hooks", ".language_model", ".loggers", ".metrics", ".report", ".store"),
+    ".vectors",
+]
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "tensorboard", "safetensors", "numpy")
 
 
