@@ -16,6 +16,7 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.language_model.generated import GeneratedText, records_of
 from mi_crow_lightning.language_model.generation import Generation
 from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
+from mi_crow_lightning.language_model.marked_texts import marked_texts
 from mi_crow_lightning.language_model.plain_values import plain_entries
 from mi_crow_lightning.language_model.positions import positions_of, takes_positions, with_positions
 from mi_crow_lightning.language_model.shown_texts import ShownTexts
@@ -217,15 +218,12 @@ class CausalLMModule(pl.LightningModule):
         if self.generation is not None:
             check_left_padding(batch)
         if self.sweep is None:
-            texts = self._predict(batch, strengths_of(batch), 1)
-        else:
-            if self._readers:
-                refuse_unread(self, self.sweep, self._readers, batch)
-            prompts = len(batch["input_ids"])
-            with expanded(batch, self.sweep):
-                texts = self._predict(batch, self.sweep * prompts, len(self.sweep))
-        self._shown.add(texts, dataloader_idx)
-        return texts
+            return self._predict(batch, strengths_of(batch), 1, dataloader_idx)
+        if self._readers:
+            refuse_unread(self, self.sweep, self._readers, batch)
+        prompts = len(batch["input_ids"])
+        with expanded(batch, self.sweep):
+            return self._predict(batch, self.sweep * prompts, len(self.sweep), dataloader_idx)
 
     def on_predict_epoch_end(self) -> None:
         self._shown.write(self.trainer, self.sweep)
@@ -234,29 +232,37 @@ class CausalLMModule(pl.LightningModule):
         self._readers = []
 
     def _predict(
-        self, batch: Mapping[str, Any], strengths: list[float] | None, strengths_per_prompt: int
+        self, batch: Mapping[str, Any], strengths: list[float] | None, strengths_per_prompt: int, dataloader_idx: int
     ) -> list[GeneratedText]:
         """Generate from each row of the batch, or only run the model on it."""
         if self.generation is not None:
-            return self._generate(batch, strengths, strengths_per_prompt)
+            return self._generate(batch, strengths, strengths_per_prompt, dataloader_idx)
         self.model(**with_positions(self.model, _inputs(batch)))
         return []
 
     def _generate(
-        self, batch: Mapping[str, Any], strengths: list[float] | None, strengths_per_prompt: int
+        self, batch: Mapping[str, Any], strengths: list[float] | None, strengths_per_prompt: int, dataloader_idx: int
     ) -> list[GeneratedText]:
         model: Any = self.model
         generation = self.generation
         assert generation is not None, "else predict only runs the model"
-        result = model.generate(**_inputs(batch), **generation.arguments(model, self.tokenizer))
-        return records_of(
-            result if isinstance(result, Tensor) else result.sequences,
+        with self._shown.following(self, dataloader_idx) as followed:
+            result = model.generate(**_inputs(batch), **generation.arguments(model, self.tokenizer))
+        sequences = result if isinstance(result, Tensor) else result.sequences
+        texts = records_of(
+            sequences,
             batch,
             self.tokenizer,
             strengths=strengths,
             strengths_per_prompt=strengths_per_prompt,
             cut=lambda new: generation.cut(new, model, self.tokenizer),
         )
+        shown = self._shown.add(texts, dataloader_idx)
+        if followed is not None:
+            drafts, others = generation.runs_drafts(model), generation.why_other_rows_run(model)
+            touched = followed.of(sequences, batch["input_ids"].shape[1], drafts, others)
+            self._shown.add_rows(marked_texts(shown, sequences, batch, touched, self.tokenizer), dataloader_idx)
+        return texts
 
 
 def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

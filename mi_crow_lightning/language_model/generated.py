@@ -114,8 +114,8 @@ def _texts(tokenizer: Any, prompt_ids: list[int], new: list[int]) -> tuple[str, 
     return prompt, whole[len(prompt) :] if whole.startswith(prompt) else decoded(tokenizer, new)
 
 
-def decoded(tokenizer: Any, ids: list[int]) -> str:
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     """Return the text of some tokens, without special tokens."""
     # Without clean-up, which would remove spaces that the tokens have.
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text

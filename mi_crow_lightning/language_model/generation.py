@@ -69,6 +69,15 @@ class Generation:
         given = getattr(self.given, name, None)
         return given if given is not None else getattr(getattr(model, "generation_config", None), name, None)
 
+    def runs_drafts(self, model: Any) -> bool:
+        """Return whether tokens may run that are then rejected, as in assisted generation."""
+        return any(self.setting(name, model) for name in ("prompt_lookup_num_tokens", "assistant_early_exit"))
+
+    def why_other_rows_run(self, model: Any) -> str | None:
+        """Return why the rows that run are not those of the returned texts; ``None`` if they are."""
+        beams = self.setting("num_beams", model) or 1
+        return "beam search exchanges the rows that run with every token" if beams > 1 else None
+
     def _padding(self, model: Any, tokenizer: Any) -> Any:
         pad = self.setting("pad_token_id", model)
         return pad if pad is not None else getattr(tokenizer, "pad_token_id", None)

@@ -12,6 +12,7 @@
     summary_writer           a logger -> its ``SummaryWriter``, if it has one
     read_compact             event files -> the numbers (HistoryRow)
     read_compact_histograms  event files -> the histograms (HistogramRow)
+    read_texts               event files -> the texts of predict runs (TextRow)
 
 Loggers are passed in as objects; nothing here imports Lightning.
 """

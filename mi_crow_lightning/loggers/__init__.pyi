@@ -12,4 +12,6 @@ from mi_crow_lightning.loggers.step import LoggedStep as LoggedStep
 from mi_crow_lightning.loggers.tags import tag as tag
 from mi_crow_lightning.loggers.tensorboard import summary_writer as summary_writer
 from mi_crow_lightning.loggers.tensorboard import write_event as write_event
+from mi_crow_lightning.loggers.text_rows import TextRow as TextRow
+from mi_crow_lightning.loggers.text_rows import read_texts as read_texts
 from mi_crow_lightning.loggers.text_table import write_text_table as write_text_table

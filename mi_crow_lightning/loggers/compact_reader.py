@@ -6,9 +6,9 @@ Every checksum in the files is verified in Python, at about 5 MB a second.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mi_crow_lightning._foreign_files import Damaged, named, one_error
 from mi_crow_lightning._shown import shortened
@@ -19,10 +19,10 @@ from mi_crow_lightning.loggers.event_file import events
 from mi_crow_lightning.loggers.history import HistoryRow
 from mi_crow_lightning.loggers.tags import tag
 
-__all__ = ["HistogramRow", "read_compact", "read_compact_histograms"]
+__all__ = ["HistogramRow", "event_files", "read_compact", "read_compact_histograms", "tensors_of"]
 
 _FILES = "events.out.tfevents.*"
-_Tensor = tuple[Schema, str, int, list[float]]  # schema, tag, step, values
+_Content = TypeVar("_Content")
 
 
 class HistogramRow(NamedTuple):
@@ -78,7 +78,7 @@ def read_compact(log_dir: str | os.PathLike[str]) -> Iterator[HistoryRow]:
         ...     list(read_compact(folder))
         [HistoryRow(stage='train', step=3, tag='activations_rms/h.0', layer='h.0', name='rms', value=0.5)]
     """
-    return _numbers(_event_files(log_dir))
+    return _numbers(event_files(log_dir))
 
 
 def read_compact_histograms(log_dir: str | os.PathLike[str]) -> Iterator[HistogramRow]:
@@ -96,12 +96,12 @@ def read_compact_histograms(log_dir: str | os.PathLike[str]) -> Iterator[Histogr
             the damage are there when it is raised; a file that ends in the middle of an event is read up to there.
         OSError: a file cannot be read.
     """
-    return _histograms(_event_files(log_dir))
+    return _histograms(event_files(log_dir))
 
 
 def _numbers(files: list[Path]) -> Iterator[HistoryRow]:
     tags: dict[str, list[str]] = {}
-    for schema, address, step, values in _tensors(files, "statistic"):
+    for schema, address, step, values in tensors_of(files, "statistic", numbers_of):
         stage, name = schema.stage, schema.name
         if address not in tags:
             named_by = [Reading(layer, name, 0.0) for layer in schema.layers]
@@ -111,12 +111,15 @@ def _numbers(files: list[Path]) -> Iterator[HistoryRow]:
 
 
 def _histograms(files: list[Path]) -> Iterator[HistogramRow]:
-    for schema, address, step, counts in _tensors(files, "histogram"):
+    for schema, address, step, counts in tensors_of(files, "histogram", numbers_of):
         (layer,), picture = schema.layers, address.rpartition("#")[0]
         yield HistogramRow(schema.stage, step, picture, layer, schema.name, schema.edges, tuple(counts))
 
 
-def _tensors(files: list[Path], kind: str) -> Iterator[_Tensor]:
+def tensors_of(
+    files: list[Path], kind: str, read: Callable[[Any, Schema], _Content]
+) -> Iterator[tuple[Schema, str, int, _Content]]:
+    """Yield the tensors of one kind: schema, tag, step, and what a function reads of the value."""
     schemas: dict[str, Schema] = {}
     for file in files:
         with one_error(file, ValueError):
@@ -124,7 +127,7 @@ def _tensors(files: list[Path], kind: str) -> Iterator[_Tensor]:
                 for value in event.summary.value:
                     schema = _described(schemas, value)
                     if schema is not None and schema.kind == kind:
-                        yield schema, value.tag, event.step, numbers_of(value, schema)
+                        yield schema, value.tag, event.step, read(value, schema)
 
 
 def _described(schemas: dict[str, Schema], value: Any) -> Schema | None:
@@ -136,7 +139,7 @@ def _described(schemas: dict[str, Schema], value: Any) -> Schema | None:
     return schemas.get(value.tag)
 
 
-def _event_files(log_dir: str | os.PathLike[str]) -> list[Path]:
+def event_files(log_dir: str | os.PathLike[str]) -> list[Path]:
     """Return the event files of one run, oldest first: their names begin with the time."""
     files = sorted(file for file in Path(log_dir).glob(_FILES) if file.is_file())
     if not files:

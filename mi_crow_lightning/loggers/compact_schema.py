@@ -19,9 +19,9 @@ class Schema(NamedTuple):
     """The meaning of a compact tensor's positions.
 
     Attributes:
-        kind: ``"statistic"`` or ``"histogram"``.
-        stage: the stage of the readings.
-        prefix: the detector's name.
+        kind: ``"statistic"``, ``"histogram"`` or ``"texts"``.
+        stage: the stage of the readings or texts.
+        prefix: the detector's name; empty for texts, as are name, layers and edges.
         name: the name of the readings.
         layers: one for each position; of a histogram its layer.
         edges: the edges of a histogram's bins, one more than there are positions; empty for a statistic.
@@ -38,7 +38,7 @@ class Schema(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """The length of the tensor."""
+        """The length of a tensor of numbers."""
         return len(self.layers) if self.kind == "statistic" else len(self.edges) - 1
 
 
@@ -55,7 +55,9 @@ def read_schema(content: bytes) -> Schema:
             f"cannot be read: its compact tensors have version {shortened(repr(version))}, but this release reads "
             f"version {VERSION}: use the release that wrote them"
         )
-    kind = _one_of(read, "kind", ("statistic", "histogram"))
+    kind = _one_of(read, "kind", ("statistic", "histogram", "texts"))
+    if kind == "texts":
+        return Schema(kind, _one_of(read, "stage", STAGES), "", "", (), (), _dataloader_idx(read.get("dataloader_idx")))
     return Schema(
         kind=kind,
         stage=_one_of(read, "stage", STAGES),

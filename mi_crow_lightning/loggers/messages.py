@@ -63,7 +63,12 @@ def tensor_value(tensor: CompactTensor, with_schema: bool) -> Any:
 
 
 def _tensor(values: NDArray[Any]) -> Any:
-    shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=len(values))])
+    shape = tensor_shape_pb2.TensorShapeProto(
+        dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in values.shape]
+    )
+    if values.dtype == object:
+        texts = [text.encode() for text in values.ravel()]
+        return tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=texts)
     # Integers go into a list, in which a small one takes one byte.
     content = {"int64_val": values.tolist()} if values.dtype == np.int64 else {"tensor_content": values.tobytes()}
     return tensor_pb2.TensorProto(dtype=_TYPES[values.dtype.name], tensor_shape=shape, **content)

@@ -197,7 +197,7 @@ def test_checksums_that_do_not_fit(tmp_path: Path, part: int) -> None:
     [
         ("[1]", "its compact tensors have version None, but this release reads version 1"),
         ({"version": "x" * 9000}, "its compact tensors have version 'xxx"),
-        ({"kind": "scalar"}, "has a schema with the kind 'scalar': one of statistic, histogram is needed"),
+        ({"kind": "scalar"}, "has a schema with the kind 'scalar': one of statistic, histogram"),
         ({"stage": "fit"}, "has a schema with the stage 'fit': one of train, validate, test, predict is needed"),
         ({"layers": "h.0"}, "has a schema with the layers 'h.0': a list is needed"),
         ({"layers": [1, 2]}, "has a schema with the name 1: at most 1000 letters are read"),
