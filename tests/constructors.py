@@ -174,6 +174,12 @@ def are_choices(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str) and all(map(are_tokens, value))
 
 
+def is_any_collection(value: Any) -> bool:
+    """Whether it is a collection of names; which of them mean something, the hooks say."""
+    lone = isinstance(value, (str, bytes, Mapping))
+    return isinstance(value, Iterable) and not lone and all(isinstance(one, str) for one in value)
+
+
 def are_schedules(value: Any) -> bool:
     return isinstance(value, Iterable) and all(map(is_schedule, value))
 
@@ -331,7 +337,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
         }
         | {"name": optional(is_line), "log_every_n_steps": optional(whole(1)), "token_mask": optional(callable)}
         | {"scalars": lambda value: value is not None and one_of("auto", "all", "summary", "none")(value)}
-        | {"per_dataloader": is_flag, "dry_run": is_flag, "history_size": optional(whole(1))},
+        | {"per_dataloader": is_flag, "dry_run": is_flag, "history_size": optional(whole(1))}
+        | {"figures": lambda value: is_flag(value) or is_any_collection(value)},
     ),
     "Layers": Constructor(
         ours.Layers,

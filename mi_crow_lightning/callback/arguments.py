@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from mi_crow_lightning._arguments import check_flag, one_line, one_of, whole_number
+from mi_crow_lightning._arguments import check_flag, listed, not_known, one_line, one_of, whole_number
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.figures.axes import check_matplotlib
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.rules import listed_hooks
 from mi_crow_lightning.loggers.scalar_choice import SCALARS
 
-__all__ = ["check_history_size", "check_hooks", "check_options", "check_per_dataloader"]
+__all__ = ["check_figures", "check_history_size", "check_hooks", "check_options", "check_per_dataloader"]
+
+_HISTOGRAMS = ("histogram", "channel_rms")  # readings that a heatmap cannot show
+_CHANGES = ("tokens", "fired", "mean_ratio", "max_ratio")  # readings of what controllers changed
 
 
 def check_hooks(
@@ -81,6 +85,38 @@ def check_per_dataloader(value: bool, detectors: Iterable[Hook]) -> bool:
             "dataloaders of a stage: put it into another HookCallback, without per_dataloader"
         )
     return value
+
+
+def check_figures(value: bool | Sequence[str], hooks: Iterable[Hook]) -> bool | list[str]:
+    """Return ``value`` if it says which heatmaps are logged, and they can be drawn.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        TypeError: it is neither a bool nor a list of names.
+        ValueError: the hooks read no statistic of a name.
+    """
+    if isinstance(value, bool):
+        chosen: bool | list[str] = value
+    else:
+        chosen = listed("figures", value, "statistics", "['rms', 'abs_max']")
+        _check_statistics(chosen, list(hooks))
+    if chosen:
+        check_matplotlib(f"figures={shown(value)}")
+    return chosen
+
+
+def _check_statistics(names: Sequence[object], hooks: Sequence[Hook]) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"figures={shown(names)} holds {shown(name)}: give True, or names of statistics")
+    declared = [hook.reading_names() for hook in hooks if isinstance(hook, Detector)]
+    known = [name for of_one in declared for name in of_one if name not in _HISTOGRAMS]
+    known += _CHANGES if any(hook.edits for hook in hooks) else ()
+    if not known or not all(declared):
+        return  # a detector need not say what it reads
+    for name in names:
+        if name not in known:
+            raise not_known("figures", name, dict.fromkeys(known))
 
 
 def check_history_size(value: int | None) -> int | None:

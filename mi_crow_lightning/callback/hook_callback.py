@@ -7,8 +7,8 @@ Hooks are registered when a stage starts, switched for each batch, read when Lig
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,12 +17,14 @@ from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning.callback import start_warnings
 from mi_crow_lightning.callback.arguments import (
+    check_figures,
     check_history_size,
     check_hooks,
     check_options,
     check_per_dataloader,
 )
 from mi_crow_lightning.callback.dataloaders import Dataloaders
+from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.callback.misspelt_monitors import leave_out_readings
@@ -31,16 +33,24 @@ from mi_crow_lightning.callback.rank_plans import Plan
 from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.callback.roll_call import RollCall
 from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.figures.effects import plot_effects
+from mi_crow_lightning.figures.heatmap import plot_heatmap
+from mi_crow_lightning.figures.histogram import plot_histogram
 from mi_crow_lightning.hooks.effects import Effect, Effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.loggers.histogram_history import HistogramHistory
 from mi_crow_lightning.loggers.history import HistoryRow
 from mi_crow_lightning.report.build import CallbackArguments
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.run_report import RunReport
 from mi_crow_lightning.report.tag_count import count_tags
 from mi_crow_lightning.spawned_runs import SpawnedRuns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["HookCallback"]
 
@@ -64,6 +74,9 @@ class HookCallback(pl.Callback):
             500 tags a stage, else ``"summary"``, which is logged when the run starts. TensorBoard's event file
             holds every number in any case, see `mi_crow_lightning.loggers.read_compact`.
         token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that get no attention mask.
+        figures: whether a heatmap of each detector's readings goes to the loggers that take images (TensorBoard, W&B)
+            at the end of each epoch: its ``rms``, or else another statistic. A list names the statistics that are
+            drawn, such as ``["rms", "abs_max"]``. Needs matplotlib.
         per_dataloader: whether each of several dataloaders of an evaluation has its own readings, whose tags end in
             ``/dataloader_idx_<i>``, as those of ``self.log(add_dataloader_idx=True)``. By default one reading covers
             all of them.
@@ -91,6 +104,7 @@ class HookCallback(pl.Callback):
         name: str | None = None,
         log_every_n_steps: int | None = None,
         scalars: Literal["auto", "all", "summary", "none"] = "auto",
+        figures: bool | Sequence[str] = False,
         token_mask: Callable[[Any], Any] | None = None,
         per_dataloader: bool = False,
         history_size: int | None = 100_000,
@@ -111,7 +125,9 @@ class HookCallback(pl.Callback):
         self._broke_off_amid_batch = False
         self._trainer: weakref.ref[pl.Trainer] | None = None
         self._roll_call: RollCall | None = None
-        self._log = ReadingsLog(scalars, check_history_size(history_size))
+        self.figures = check_figures(figures, (*self.detectors, *self.controllers))
+        self._histograms, self._figure_log = HistogramHistory(), FigureLog(self.figures)
+        self._log = ReadingsLog(scalars, check_history_size(history_size), [self._histograms, self._figure_log])
         self._dataloaders = Dataloaders(self.per_dataloader)
         self._effects: Effects | None = None
         self._failed_to_forget: dict[str, Exception] = {}
@@ -154,6 +170,64 @@ class HookCallback(pl.Callback):
         """
         self._spawned_runs.refuse("report()")
         return self._reporter.last()
+
+    def plot(
+        self,
+        name: str,
+        *,
+        stage: str | None = None,
+        layers: str | Iterable[str] | None = None,
+        scale: str = "linear",
+        dataloader_idx: int | None = None,
+        ax: Any = None,
+    ) -> tuple[Figure, Axes]:
+        """Draw a statistic as a heatmap, layer by step, from the numbers that `history` holds; epochs are marked.
+
+        The arguments and the errors are those of `mi_crow_lightning.figures.plot_heatmap`. Needs matplotlib.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            RanElsewhere: as `history`.
+        """
+        options: dict[str, Any] = dict(stage=stage, layers=layers, scale=scale, dataloader_idx=dataloader_idx, ax=ax)
+        return plot_heatmap(self.history(), name, epochs=self._figure_log.epochs, **options)
+
+    def plot_histogram(
+        self,
+        layer: str | int,
+        *,
+        stage: str | None = None,
+        name: str = "histogram",
+        kind: str = "heat",
+        dataloader_idx: int | None = None,
+        ax: Any = None,
+    ) -> tuple[Figure, Axes]:
+        """Draw the histograms of one layer over the steps, those of up to 100 steps spread over all runs.
+
+        The arguments and the errors are those of `mi_crow_lightning.figures.plot_histogram`. Needs matplotlib.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            RanElsewhere: as `history`.
+        """
+        self._spawned_runs.refuse("plot_histogram()")
+        options: dict[str, Any] = dict(stage=stage, name=name, kind=kind, dataloader_idx=dataloader_idx, ax=ax)
+        return plot_histogram(self._histograms.rows(), layer, **options)
+
+    def plot_effects(self, *, ax: Any = None) -> tuple[Figure, Axes]:
+        """Draw what each controller changed, see `effects` and `mi_crow_lightning.figures.plot_effects`.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            RanElsewhere: as `history`.
+        """
+        return plot_effects(self.effects(), ax=ax)
 
     # Start and end of a run.
 
@@ -261,6 +335,7 @@ class HookCallback(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._pause()
+        self._figure_log.end_epoch(trainer, Stage.TRAIN)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._run is not None:
@@ -452,6 +527,7 @@ class HookCallback(pl.Callback):
         if self._run is None or trainer.sanity_checking:
             return
         self._read_dataloaders(trainer, stage)
+        self._figure_log.end_epoch(trainer, stage)
         self._run.check_that_hooks_ran(stage)
 
     def _read_dataloaders(self, trainer: pl.Trainer, stage: Stage, begins: int | None = None) -> None:

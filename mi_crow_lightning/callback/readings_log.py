@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -33,18 +33,27 @@ from mi_crow_lightning.report.tag_count import count_tags
 __all__ = ["ReadingsLog"]
 
 
+class Keeper(Protocol):
+    """An object that keeps some of the readings, such as `HistogramHistory`."""
+
+    def add(self, stage: str, step: int, readings: TaggedReadings) -> None:
+        """Keep what it needs of one step."""
+
+
 class ReadingsLog:
     """A log that writes the readings of detectors and keeps their numbers.
 
     Args:
         scalars: the numbers that become scalars, one of `SCALARS`.
         history_size: the most numbers that are kept; ``None`` for all.
+        keepers: what else keeps some of the readings.
     """
 
-    def __init__(self, scalars: str = "auto", history_size: int | None = None) -> None:
+    def __init__(self, scalars: str = "auto", history_size: int | None = None, keepers: Sequence[Keeper] = ()) -> None:
         self.scalars = scalars
         self._history_size = history_size
         self._history = History(history_size)
+        self._keepers = list(keepers)
         self._warned_of_history = False
         self._laid_out: set[str] = set()
 
@@ -91,6 +100,8 @@ class ReadingsLog:
         if self._history.add(stage, read.step, read.tagged) and not self._warned_of_history:
             self._warned_of_history = True
             _warn_of_thinned_history(self._history_size, read.step, bool(loggers))
+        for keeper in self._keepers:
+            keeper.add(stage, read.step, read.tagged)
         write(loggers, read, scalars)
         write_over_batches(loggers, stage, over_batches, dataloader_idx)
         if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["axes_of", "bare_axes", "check_matplotlib", "drawn", "inches"]
 
 
-def check_matplotlib(why: str = "figures") -> None:
+def check_matplotlib(why: str = "a figure") -> None:
     """Refuse to go on without matplotlib.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["columns_of", "draw_heatmap", "height_of", "plot_heatmap"]
 
 WIDTH = 7.5
-_MOST_COLUMNS = 500
+_MOST_COLUMNS, _MOST_LINES = 500, 60
 _TICK = 0.75  # inches that the number of a step takes
 
 
@@ -36,7 +36,7 @@ def plot_heatmap(
     layers: str | Iterable[str] | None = None,
     scale: str = "linear",
     dataloader_idx: int | None = None,
-    epochs: Sequence[int] = (),
+    epochs: Mapping[int, int] | None = None,
     ax: Any = None,
 ) -> tuple[Figure, Axes]:
     """Draw the numbers of one statistic: one row a layer, one column a step, each stack of layers apart.
@@ -53,7 +53,7 @@ def plot_heatmap(
         scale: ``"linear"``, ``"symlog"`` (linear near zero and logarithmic beyond) or ``"per_layer"`` (each layer
             between its own smallest and largest number).
         dataloader_idx: the dataloader, where each has its own readings.
-        epochs: the steps that epochs end before, which are marked.
+        epochs: the numbers of epochs by the step that each begins with, which is marked in training.
         ax: the axes to draw on; ``None`` for a new figure.
 
     Returns:
@@ -73,7 +73,7 @@ def plot_heatmap(
     """
     one_of("scale", scale, SCALES)
     matrix = matrix_of(rows, name, stage, layers, dataloader_idx)
-    return drawn(draw_heatmap(axes_of(ax, WIDTH, height_of(matrix)), matrix, scale, epochs))
+    return drawn(draw_heatmap(axes_of(ax, WIDTH, height_of(matrix)), matrix, scale, epochs or {}))
 
 
 def height_of(matrix: Matrix) -> float:
@@ -103,7 +103,7 @@ def columns_of(matrix: Matrix, most: int) -> _Columns:
     return _Columns(values, matrix.steps[bounds[:-1]], matrix.steps[bounds[1:] - 1], int(np.diff(bounds).max()))
 
 
-def draw_heatmap(ax: Axes, matrix: Matrix, scale: str = "linear", epochs: Sequence[int] = ()) -> Axes:
+def draw_heatmap(ax: Axes, matrix: Matrix, scale: str, epochs: Mapping[int, int]) -> Axes:
     """Draw a matrix on axes."""
     stacks = stacks_of(matrix.layers)
     columns = columns_of(matrix, min(_MOST_COLUMNS, int(0.7 * ax.bbox.width)))
@@ -116,7 +116,7 @@ def draw_heatmap(ax: Axes, matrix: Matrix, scale: str = "linear", epochs: Sequen
     ax.set(xlim=(-0.5, len(columns.first) - 0.5), ylim=(rows_of(stacks) - 0.5, -0.5), aspect="auto")
     label_layers(ax, stacks)
     _label_steps(ax, columns)
-    _mark_epochs(ax, columns, epochs)
+    _mark_epochs(ax, columns, epochs if matrix.series.stage == "train" else {})
     _title(ax, matrix, scale)
     _explain(ax, columns.values, colours, matrix.series.name)
     return ax
@@ -148,21 +148,21 @@ def _label_steps(ax: Axes, columns: _Columns) -> None:
     ax.set_xlabel(f"step{several}", loc="left")
 
 
-def _mark_epochs(ax: Axes, columns: _Columns, epochs: Sequence[int]) -> None:
-    """Draw a line where an epoch ends, and number some of the epochs that begin there."""
-    ends = sorted(end for end in set(epochs) if columns.first[0] < end <= columns.last[-1])
-    if not ends or len(ends) > len(columns.first):
-        return
+def _mark_epochs(ax: Axes, columns: _Columns, epochs: Mapping[int, int]) -> None:
+    """Draw a line where an epoch begins, and number some of them."""
     from matplotlib.patheffects import withStroke
 
-    marks = np.searchsorted(columns.last, ends) - 0.5
-    for mark in marks if len(ends) <= 60 else ():
+    begins = sorted(step for step in epochs if columns.first[0] < step <= columns.last[-1])
+    if not begins or len(begins) > len(columns.first):
+        return
+    marks = np.searchsorted(columns.last, begins) - 0.5
+    for mark in marks if len(begins) <= _MOST_LINES else ():
         around = [withStroke(linewidth=2, foreground="white", alpha=0.7)]
         ax.axvline(mark, color="0.2", linewidth=0.8, path_effects=around)
-    every = -(-len(ends) // max(1, int(inches(ax)[0] * 0.75 / _TICK)))
+    every = -(-len(begins) // max(1, int(inches(ax)[0] * 0.75 / _TICK)))
     top = ax.secondary_xaxis("top")
-    numbers = [sum(one <= end for one in set(epochs)) for end in ends]
-    top.set_xticks(marks[::every], [f"epoch {number}" for number in numbers[::every]], fontsize="x-small")
+    numbers = [f"epoch {epochs[step]}" for step in begins]
+    top.set_xticks(marks[::every], numbers[::every], fontsize="x-small")
 
 
 def _title(ax: Axes, matrix: Matrix, scale: str) -> None:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from mi_crow_lightning.loggers.compact_tensors import CompactTensor
 from mi_crow_lightning.loggers.tags import TaggedReadings
 
-__all__ = ["summary_writer", "write_event"]
+__all__ = ["summary_writer", "write_event", "write_summary"]
 
 # The modules that a SummaryWriter may come from, and where their libraries keep the protobuf messages.
 _MESSAGES = {"torch.utils.tensorboard": "tensorboard.compat.proto", "tensorboardX": "tensorboardX.proto"}
@@ -79,6 +79,19 @@ def write_event(writer: Any, readings: TaggedReadings, step: int, tensors: Seque
     if summary.value:
         file_writer.add_summary(_as_own(writer, summary), step)
         described.update(tensor.tag for tensor in tensors)
+
+
+def write_summary(writer: Any, summary: Any, step: int) -> None:
+    """Write a summary that is made already, a message of tensorboard, as one event.
+
+    Args:
+        writer: a ``torch.utils.tensorboard.SummaryWriter``, or tensorboardX's.
+        summary: the message.
+        step: the position on the x axis.
+    """
+    file_writer = _file_writer(writer)
+    if file_writer is not None:
+        file_writer.add_summary(_as_own(writer, summary), step)
 
 
 def _as_own(writer: object, summary: Any) -> Any:

@@ -71,6 +71,11 @@ CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
             **dict(root="model", name="mine", log_every_n_steps=2, scalars="summary"), per_dataloader=True, dry_run=True
         ),
     ),
+    "figures": ({"figures": True}, lambda: HookCallback(figures=True)),
+    "figures by name": (
+        {"detectors": ours("ActivationStatistics", 3), "figures": ["rms", "abs_max"]},
+        lambda: HookCallback(ActivationStatistics(3), figures=["rms", "abs_max"]),
+    ),
     "token mask": (
         {"token_mask": f"{HERE}.not_padding"},
         lambda: HookCallback(token_mask=configured.not_padding),

@@ -156,7 +156,7 @@ def test_each_layer_by_itself() -> None:
 
 
 def test_epochs_are_marked_before_their_first_column() -> None:
-    fig, ax = plot_heatmap(rows(blocks(2), range(4, 100, 5)), "rms", epochs=[25, 50, 75, 100])
+    fig, ax = plot_heatmap(rows(blocks(2), range(4, 100, 5)), "rms", epochs={25: 1, 50: 2, 75: 3, 100: 4})
     assert [line.get_xdata()[0] for line in ax.lines] == [4.5, 9.5, 14.5]
     fig.canvas.draw()
     (top,) = ax.child_axes
