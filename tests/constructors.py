@@ -150,6 +150,12 @@ def are_names(*allowed: str) -> Rule:
     return rule
 
 
+def are_tags(value: Any) -> bool:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        return False
+    return all(isinstance(one, str) and bool(one.strip()) for one in value)
+
+
 def are_integers(value: Any) -> bool:
     def is_integer(one: Any) -> bool:
         number = one.tolist() if isinstance(one, (Tensor, np.generic)) else one
@@ -337,6 +343,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         }
         | {"name": optional(is_line), "log_every_n_steps": optional(whole(1)), "token_mask": optional(callable)}
         | {"scalars": lambda value: value is not None and one_of("auto", "all", "summary", "none")(value)}
+        | {"monitor": are_tags}
         | {"per_dataloader": is_flag, "dry_run": is_flag, "history_size": optional(whole(1))}
         | {"figures": lambda value: is_flag(value) or is_any_collection(value)},
     ),

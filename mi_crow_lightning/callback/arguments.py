@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from mi_crow_lightning._arguments import check_flag, listed, not_known, one_line, one_of, whole_number
+from mi_crow_lightning._arguments import check_flag, listed, not_known, one_line, whole_number
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.figures.axes import check_matplotlib
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.rules import listed_hooks
-from mi_crow_lightning.loggers.scalar_choice import SCALARS
+from mi_crow_lightning.loggers.scalar_choice import SCALARS, Scalars
 
-__all__ = ["check_figures", "check_history_size", "check_hooks", "check_options", "check_per_dataloader"]
+__all__ = [
+    "check_figures",
+    "check_history_size",
+    "check_hooks",
+    "check_monitor",
+    "check_options",
+    "check_per_dataloader",
+    "check_scalars",
+]
 
 _HISTOGRAMS = ("histogram", "channel_rms")  # readings that a heatmap cannot show
 _CHANGES = ("tokens", "fired", "mean_ratio", "max_ratio")  # readings of what controllers changed
@@ -52,9 +61,7 @@ def _listed(name: str, hooks: Sequence[Hook] | Hook | None) -> list[Hook]:
     return [] if hooks is None else listed_hooks(name, hooks)
 
 
-def check_options(
-    root: str | None, name: str | None, log_every_n_steps: int | None, scalars: str, token_mask: object
-) -> None:
+def check_options(root: str | None, name: str | None, log_every_n_steps: int | None, token_mask: object) -> None:
     """Refuse wrong values of HookCallback's arguments of the same names.
 
     Raises:
@@ -66,9 +73,50 @@ def check_options(
         one_line("name", name)
     if log_every_n_steps is not None:
         whole_number("log_every_n_steps", log_every_n_steps, 1)
-    one_of("scalars", scalars, SCALARS)
     if token_mask is not None and not callable(token_mask):
         raise TypeError(f"token_mask={shown(token_mask)} must be a function from a batch to a mask (B, T)")
+
+
+def check_scalars(value: Any, detectors: Iterable[Hook]) -> Scalars:
+    """Return ``value`` if it is one of `SCALARS`, or a list of names of statistics that the detectors measure.
+
+    Raises:
+        TypeError, ValueError: it is something else; the message lists the names there are.
+    """
+    choosable = [one for one in detectors if isinstance(one, Detector) and one._shown_by_default is not None]
+    measured = list(dict.fromkeys(name for one in choosable for name in one.reading_names()))
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        if isinstance(value, str) and value in SCALARS:
+            return value
+        error = not_known("scalars", value, SCALARS)
+        raise ValueError(f"{error}. For statistics give a list of their names, scalars=['rms']")
+    names = listed("scalars", value, "names of statistics", "['rms', 'kurtosis']")
+    if not names:
+        raise ValueError("scalars=[] names no statistic: scalars='none' shows none")
+    for name in names:
+        if not isinstance(name, str) or name not in measured:
+            if not measured:
+                raise ValueError(
+                    f"scalars={shown(names)} names statistics, and no detector of this callback is an "
+                    "ActivationStatistics, which measures them. Other detectors are always shown in whole"
+                )
+            raise not_known("scalars", name, measured)
+    if len(set(names)) < len(names):
+        raise ValueError(f"scalars={shown(names)} has a name twice")
+    return tuple(names)
+
+
+def check_monitor(value: Any) -> tuple[str, ...]:
+    """Return ``value`` as a tuple if it holds tags, or patterns of tags.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    names = listed("monitor", value, "tags", "['activations_rms/*']")
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"monitor={shown(names)} must hold tags, or patterns of tags such as 'activations_rms/*'")
+    return tuple(names)
 
 
 def check_per_dataloader(value: bool, detectors: Iterable[Hook]) -> bool:

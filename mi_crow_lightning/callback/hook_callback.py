@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -20,14 +20,16 @@ from mi_crow_lightning.callback.arguments import (
     check_figures,
     check_history_size,
     check_hooks,
+    check_monitor,
     check_options,
     check_per_dataloader,
+    check_scalars,
 )
 from mi_crow_lightning.callback.dataloaders import Dataloaders
 from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
-from mi_crow_lightning.callback.misspelt_monitors import leave_out_readings
+from mi_crow_lightning.callback.monitored import Monitored
 from mi_crow_lightning.callback.names import describe, log_names, state_key_after, state_keys, unique_state_key
 from mi_crow_lightning.callback.rank_plans import Plan
 from mi_crow_lightning.callback.readings_log import ReadingsLog
@@ -42,6 +44,7 @@ from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.histogram_history import HistogramHistory
 from mi_crow_lightning.loggers.history import HistoryRow
+from mi_crow_lightning.loggers.scalar_choice import Scalars
 from mi_crow_lightning.report.build import CallbackArguments
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.run_report import RunReport
@@ -69,14 +72,19 @@ class HookCallback(pl.Callback):
         root: name of the submodule that layer names are relative to; the LightningModule if left out.
         name: distinguishes several HookCallbacks of one Trainer in checkpoints.
         log_every_n_steps: how often readings are written in training; the Trainer's interval if left out.
-        scalars: the numbers that loggers show as scalars. ``"all"``: each layer's, with the layers' histograms.
-            ``"summary"``: min, median and max over the layers. ``"none"``: none. ``"auto"`` is ``"all"`` up to
-            500 tags a stage, else ``"summary"``, which is logged when the run starts. TensorBoard's event file
-            holds every number in any case, see `mi_crow_lightning.loggers.read_compact`.
-        token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that get no attention mask.
+        scalars: the readings that loggers show. ``"auto"``: of an `ActivationStatistics` that measures all statistics
+            only ``mean``, ``std``, ``rms``, ``abs_max``, ``token_norm_mean``, ``dead_share`` and ``nonfinite_count``,
+            else what it was asked for; of each layer, with histograms, or of more than 500 tags a stage min, median and
+            max over the layers, which is logged when the run starts. A list of names, such as ``["rms", "kurtosis"]``:
+            these statistics of each layer. ``"all"``: all of each layer. ``"summary"``: min, median and max over the
+            layers of all. ``"none"``: none. TensorBoard's event file holds every number in any case, see
+            `mi_crow_lightning.loggers.read_compact`.
+        monitor: tags, or patterns such as ``"activations_rms/*"``, that are in ``trainer.callback_metrics`` as well. By
+            default there are summaries over the layers, and every tag that a callback of the Trainer monitors.
         figures: whether a heatmap of each detector's readings goes to the loggers that take images (TensorBoard, W&B)
             at the end of each epoch: its ``rms``, or else another statistic. A list names the statistics that are
             drawn, such as ``["rms", "abs_max"]``. Needs matplotlib.
+        token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that get no attention mask.
         per_dataloader: whether each of several dataloaders of an evaluation has its own readings, whose tags end in
             ``/dataloader_idx_<i>``, as those of ``self.log(add_dataloader_idx=True)``. By default one reading covers
             all of them.
@@ -103,7 +111,8 @@ class HookCallback(pl.Callback):
         root: str | None = None,
         name: str | None = None,
         log_every_n_steps: int | None = None,
-        scalars: Literal["auto", "all", "summary", "none"] = "auto",
+        scalars: Scalars = "auto",
+        monitor: Sequence[str] = (),
         figures: bool | Sequence[str] = False,
         token_mask: Callable[[Any], Any] | None = None,
         per_dataloader: bool = False,
@@ -111,10 +120,11 @@ class HookCallback(pl.Callback):
         dry_run: bool = False,
     ) -> None:
         self.detectors, self.controllers = check_hooks(detectors, controllers)
-        check_options(root, name, log_every_n_steps, scalars, token_mask)
+        check_options(root, name, log_every_n_steps, token_mask)
         self.root = root
         self.name = name
         self.log_every_n_steps = log_every_n_steps
+        self.monitor = check_monitor(monitor)
         self.token_mask = token_mask
         self.per_dataloader = check_per_dataloader(per_dataloader, self.detectors)
         self.dry_run = check_flag("dry_run", dry_run)
@@ -127,7 +137,12 @@ class HookCallback(pl.Callback):
         self._roll_call: RollCall | None = None
         self.figures = check_figures(figures, (*self.detectors, *self.controllers))
         self._histograms, self._figure_log = HistogramHistory(), FigureLog(self.figures)
-        self._log = ReadingsLog(scalars, check_history_size(history_size), [self._histograms, self._figure_log])
+        self._log = ReadingsLog(
+            check_scalars(scalars, self.detectors),
+            check_history_size(history_size),
+            (self._histograms, self._figure_log),
+        )
+        self._monitored = Monitored(self.monitor)
         self._dataloaders = Dataloaders(self.per_dataloader)
         self._effects: Effects | None = None
         self._failed_to_forget: dict[str, Exception] = {}
@@ -273,7 +288,6 @@ class HookCallback(pl.Callback):
         if self._roll_call is not None:
             self._roll_call.fail(exception)  # its others may wait for this rank to start
             self._roll_call = None
-        leave_out_readings(exception, lambda: {row.tag for row in self._log.rows()})
 
     # Batches.
 
@@ -458,6 +472,7 @@ class HookCallback(pl.Callback):
             "root": self.root,
             "log_every_n_steps": trainer_facts.log_interval(trainer, self.log_every_n_steps),
             "scalars": self._log.scalars,
+            "monitor": self.monitor,
             "token_mask": "given" if self.token_mask is not None else "not given",
             "per_dataloader": self.per_dataloader,
             "dry_run": self.dry_run,
@@ -545,9 +560,9 @@ class HookCallback(pl.Callback):
         assert self._run is not None, "readings belong to a run"
         assert self._run.stage is not None, "readings belong to a stage"
         count, device = self._dataloaders.count(trainer, self._run.stage), trainer.strategy.root_device
-        scalars = self._log.write(self._run, trainer.loggers, step, device, dataloader_idx, count)
-        values = torch.tensor(list(scalars.values())).unbind()  # making a tensor for each would take four times as long
-        trainer.callback_metrics.update(zip(scalars, values, strict=True))
+        read = self._log.write(self._run, trainer.loggers, step, device, dataloader_idx, count)
+        if read is not None:
+            trainer.callback_metrics.update(self._monitored.metrics(trainer, read))
 
 
 def _hook_callbacks(trainer: pl.Trainer) -> list[HookCallback]:

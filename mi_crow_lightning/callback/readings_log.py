@@ -20,8 +20,8 @@ from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryRow
 from mi_crow_lightning.loggers.layout import write_layout
-from mi_crow_lightning.loggers.scalar_choice import resolve_scalars
-from mi_crow_lightning.loggers.scalars import MetricsLogger, scalars_of
+from mi_crow_lightning.loggers.scalar_choice import Scalars, resolve_scalars
+from mi_crow_lightning.loggers.scalars import MetricsLogger
 from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.loggers.tensorboard import summary_writer
@@ -44,12 +44,14 @@ class ReadingsLog:
     """A log that writes the readings of detectors and keeps their numbers.
 
     Args:
-        scalars: the numbers that become scalars, one of `SCALARS`.
+        scalars: the readings that loggers show, one of `SCALARS` or names of statistics.
         history_size: the most numbers that are kept; ``None`` for all.
         keepers: what else keeps some of the readings.
     """
 
-    def __init__(self, scalars: str = "auto", history_size: int | None = None, keepers: Sequence[Keeper] = ()) -> None:
+    def __init__(
+        self, scalars: Scalars = "auto", history_size: int | None = None, keepers: Sequence[Keeper] = ()
+    ) -> None:
         self.scalars = scalars
         self._history_size = history_size
         self._history = History(history_size)
@@ -73,7 +75,7 @@ class ReadingsLog:
         device: torch.device | None = None,
         dataloader_idx: int | None = None,
         dataloaders: int = 1,
-    ) -> dict[str, float]:
+    ) -> LoggedStep | None:
         """Write the readings of all detectors in the running stage, and what hooks changed; reset the detectors.
 
         With several ranks, all must take part.
@@ -87,27 +89,27 @@ class ReadingsLog:
             dataloaders: how many dataloaders of the stage have their own readings.
 
         Returns:
-            The numbers by tag.
+            The readings; ``None`` if there are none.
         """
         assert run.stage is not None, "readings belong to a stage"
         stage = run.stage.value
         readings, over_batches = self._take_readings(run, run.stage, device)
         read = LoggedStep(stage, step if step is not None else run.batches_seen, readings, dataloader_idx)
         if not read.tagged:
-            return {}
+            return None
         _refuse_shared_tags(read.tagged)
-        scalars = resolve_scalars(self.scalars, count_tags(run.layers, dataloaders))
+        choice = resolve_scalars(self.scalars, count_tags(run.layers, dataloaders))
         if self._history.add(stage, read.step, read.tagged) and not self._warned_of_history:
             self._warned_of_history = True
             _warn_of_thinned_history(self._history_size, read.step, bool(loggers))
         for keeper in self._keepers:
             keeper.add(stage, read.step, read.tagged)
-        write(loggers, read, scalars)
+        write(loggers, read, choice)
         write_over_batches(loggers, stage, over_batches, dataloader_idx)
-        if scalars != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
+        if choice.form != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
             self._laid_out.add(stage)
             self._lay_out(read, loggers)
-        return scalars_of(read.tagged)
+        return read
 
     def _take_readings(
         self, run: HookedRun, stage: Stage, device: torch.device | None
@@ -153,8 +155,8 @@ def _read(detector: Detector, of_all_ranks: Any, blocks: Mapping[str, int | None
     readings, prefix = readings_of(detector), detector.tag_prefix
     if not isinstance(prefix, str):
         raise TypeError(f"tag_prefix must be a string, not {prefix!r}: it is the first part of the tags")
-    points = _by_block(detector, readings, blocks)
-    return DetectorReadings(readings, tuple(blocks), _in_tags(detector.layer_signature), prefix, points)
+    points, by_default = _by_block(detector, readings, blocks), detector._shown_by_default
+    return DetectorReadings(readings, tuple(blocks), _in_tags(detector.layer_signature), prefix, points, by_default)
 
 
 def _warn_of_thinned_history(size: int | None, step: int, logged: bool) -> None:

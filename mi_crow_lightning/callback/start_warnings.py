@@ -11,7 +11,7 @@ from torch import nn
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT
+from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT, Scalars
 
 __all__ = [
     "log_fresh_graphs",
@@ -82,7 +82,7 @@ def log_fresh_graphs(dropped: bool) -> None:
         )
 
 
-def log_summary(trainer: pl.Trainer, scalars: str, tags: int) -> None:
+def log_summary(trainer: pl.Trainer, scalars: Scalars, tags: int) -> None:
     """Log that loggers get a summary over the layers, if nobody asked for one.
 
     Args:
@@ -93,6 +93,7 @@ def log_summary(trainer: pl.Trainer, scalars: str, tags: int) -> None:
     if scalars == "auto" and tags > AUTO_LIMIT and trainer.loggers:
         rank_zero_info(
             f"HookCallback: {tags} tags a stage are more than {AUTO_LIMIT}, so loggers show min, median and max over "
-            "the layers (scalars='summary'). Each layer's numbers are in history() and, with a TensorBoardLogger, in "
-            "the event file (read it with mi_crow_lightning.loggers.read_compact). scalars='all' shows them all."
+            "the layers. Each layer's numbers are in history() and, with a TensorBoardLogger, in the event file (the "
+            "tab Activations shows them, and mi_crow_lightning.loggers.read_compact reads them). scalars=['rms'] shows "
+            "each layer's rms, say, and scalars='all' everything."
         )

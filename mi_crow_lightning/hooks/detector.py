@@ -128,6 +128,11 @@ class Detector(Hook):
         """Return the names of the readings, the same at every layer; two detectors must not share a tag."""
         return ()
 
+    @property
+    def _shown_by_default(self) -> tuple[str, ...] | None:
+        """Names of the readings that loggers show if ``scalars=`` asks for no others; ``None`` for all, always."""
+        return None
+
     def readings(self) -> Iterable[Reading]:
         """Return what was seen since the last `reset`, for the loggers; the stage is ``self.context.stage``."""
         return ()

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable
 
 from mi_crow_lightning.loggers.compact_tensors import compact
-from mi_crow_lightning.loggers.scalar_choice import shown
+from mi_crow_lightning.loggers.scalar_choice import Choice, Scalars, resolve_scalars, shown
 from mi_crow_lightning.loggers.scalars import MetricsLogger, write_scalars
 from mi_crow_lightning.loggers.step import LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings
@@ -18,7 +18,7 @@ from mi_crow_lightning.loggers.tensorboard import summary_writer, write_event
 __all__ = ["write"]
 
 
-def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "all") -> None:
+def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: Choice | Scalars = "all") -> None:
     """Write the readings of one step to every logger.
 
     A logger whose ``experiment`` is a ``SummaryWriter`` gets one event, with the readings that are shown and, as
@@ -42,11 +42,12 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "al
         >>> write([Printer()], LoggedStep("train", 7, [detector]))
         7 {'activations_std/h.0': 2.0}
     """
-    readings = shown(step, scalars)
+    choice = scalars if isinstance(scalars, Choice) else resolve_scalars(scalars)
+    readings = shown(step, choice)
     errors: list[Exception] = []
     for logger in loggers:
         try:
-            _write_to(logger, step, readings, scalars)
+            _write_to(logger, step, readings, with_curves=choice.form != "none")
         except Exception as error:  # whatever a logger raises; raised again below
             errors.append(error)
     for other in errors[1:]:
@@ -55,12 +56,12 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: str = "al
         raise errors[0]
 
 
-def _write_to(logger: MetricsLogger, step: LoggedStep, readings: TaggedReadings, scalars: str) -> None:
+def _write_to(logger: MetricsLogger, step: LoggedStep, readings: TaggedReadings, with_curves: bool) -> None:
     writer = summary_writer(logger)
     if writer is None:
         # Loggers of ranks other than 0 come here too; their log_metrics does nothing.
         write_scalars(logger, readings, step.step)
     else:
         write_event(writer, readings, step.step, compact(step))
-        for tag, block, reading in step.by_block if scalars != "none" else ():
+        for tag, block, reading in step.by_block if with_curves else ():
             write_event(writer, [(tag, reading)], block)  # the x axis is the block, not the step

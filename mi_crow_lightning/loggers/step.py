@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -22,6 +22,7 @@ class DetectorReadings(NamedTuple):
         signature: the name that the user gave these layers, e.g. ``"block:*"``.
         prefix: first part of the tags.
         by_block: the readings that form a curve over the blocks, each with its block.
+        by_default: the names of the readings that loggers show where no others are asked for; ``None`` for all, always.
     """
 
     readings: Sequence[Reading]
@@ -29,6 +30,7 @@ class DetectorReadings(NamedTuple):
     signature: str
     prefix: str = "activations"
     by_block: Sequence[tuple[int, Reading]] = ()
+    by_default: Collection[str] | None = None
 
 
 @dataclass(frozen=True)

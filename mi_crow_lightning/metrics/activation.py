@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.metrics.histogram import Histogram
-from mi_crow_lightning.metrics.known_statistics import STATISTICS, groups_of, known_names, statistic, sums_of
+from mi_crow_lightning.metrics.known_statistics import (
+    SHOWN,
+    STATISTICS,
+    groups_of,
+    known_names,
+    statistic,
+    sums_of,
+)
 from mi_crow_lightning.metrics.log2_bins import EDGES
 from mi_crow_lightning.metrics.one_pass.measure import measure, summarize
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, check_rows, empty_rows, merge, merge_all
@@ -23,6 +30,7 @@ from mi_crow_lightning.metrics.summary import Group, Summary
 __all__ = [
     "EDGES",
     "ROW_SIZE",
+    "SHOWN",
     "STATISTICS",
     "Group",
     "Row",

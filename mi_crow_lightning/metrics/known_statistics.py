@@ -12,7 +12,7 @@ from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.statistic import Statistic, Sum
 from mi_crow_lightning.metrics.summary import Group
 
-__all__ = ["STATISTICS", "groups_of", "known_names", "register", "statistic", "sums_of"]
+__all__ = ["SHOWN", "STATISTICS", "groups_of", "known_names", "register", "statistic", "sums_of"]
 
 _Sums = Mapping[str, Tensor]
 
@@ -56,6 +56,9 @@ _BUILT_IN = (
 )
 STATISTICS: tuple[str, ...] = tuple(one.name for one in _BUILT_IN)
 """The names of the built-in statistics: those that are measured where none is chosen."""
+
+SHOWN: tuple[str, ...] = ("mean", "std", "rms", "abs_max", "token_norm_mean", "dead_share", "nonfinite_count")
+"""The names of those that loggers show where all are measured."""
 
 _HISTOGRAMS = ("histogram", "channel_rms")  # the other readings of the same detector
 _FIELDS = tuple(field.name.lower() for field in Row)

@@ -15,14 +15,14 @@ from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.registry.sites import Site
 from mi_crow_lightning.hooks.schedules import Stage
-from mi_crow_lightning.loggers.scalar_choice import resolve_scalars
+from mi_crow_lightning.loggers.scalar_choice import Scalars, resolve_scalars
 from mi_crow_lightning.report import model_features, trainer_features
 from mi_crow_lightning.report.feature import Feature
 from mi_crow_lightning.report.in_words import schedule_in_words, tokens_in_words
 from mi_crow_lightning.report.output_shapes import known_shape
 from mi_crow_lightning.report.run_report import HookedLayer, HookPlan, RunReport
 from mi_crow_lightning.report.statistic_forms import statistic_forms
-from mi_crow_lightning.report.tag_count import count_tags
+from mi_crow_lightning.report.tag_count import count_tags, hides_readings
 
 __all__ = ["CallbackArguments", "build_report"]
 
@@ -34,7 +34,7 @@ class CallbackArguments:
     hooks: Sequence[Hook]
     root: str | None
     log_every_n_steps: int | None
-    scalars: str
+    scalars: Scalars
     per_dataloader: bool
 
 
@@ -123,6 +123,9 @@ def _features(
     trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments, layers: Layers
 ) -> tuple[Feature, ...]:
     apart = trainer_features.dataloaders_apart(trainer) if arguments.per_dataloader else 1
+    choice = resolve_scalars(arguments.scalars, count_tags(layers, apart))
+    if choice.names == "default" and not hides_readings(layers):
+        choice = choice._replace(names="all")
     refused_by_graphs = list(graph_refusals(layers, trainer_facts.stages_of_run(trainer)))
     return (
         model_features.compilation(pl_module, layers.hooked_modules(), refused_by_graphs),
@@ -136,5 +139,5 @@ def _features(
         model_features.attention_kernels(pl_module),
         *statistic_forms(pl_module, layers),
         *trainer_features.dataloaders(trainer, arguments.per_dataloader),
-        *trainer_features.loggers(trainer, resolve_scalars(arguments.scalars, count_tags(layers, apart))),
+        *trainer_features.loggers(trainer, choice),
     )

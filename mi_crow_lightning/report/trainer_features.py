@@ -8,12 +8,15 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._shown import cut
+from mi_crow_lightning.loggers.scalar_choice import Choice
 from mi_crow_lightning.report.feature import Feature, Support
 from mi_crow_lightning.report.refusals import tensor_parallel_refusal
 
 __all__ = ["accumulation", "dataloaders", "dataloaders_apart", "loggers", "precision", "strategy"]
 
 _SEVERAL_PROCESSES = (DDPStrategy, ModelParallelStrategy)
+_MOST_NAMED = 60
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
 
@@ -70,28 +73,37 @@ def dataloaders_apart(trainer: pl.Trainer) -> int:
     return max(trainer_facts.dataloaders_in_turn(trainer, stage) for stage in trainer_facts.stages_of_run(trainer))
 
 
-def loggers(trainer: pl.Trainer, scalars: str) -> list[Feature]:
+def loggers(trainer: pl.Trainer, choice: Choice) -> list[Feature]:
     """Return each logger as a feature; an unused one if there are none.
 
     Args:
         trainer: the Trainer.
-        scalars: the numbers they show, ``"all"``, ``"summary"`` or ``"none"``.
+        choice: the readings that they show.
     """
-    return [_logger(logger, scalars) for logger in trainer.loggers] or [Feature.unused("logger")]
+    return [_logger(logger, choice) for logger in trainer.loggers] or [Feature.unused("logger")]
 
 
-def _logger(logger: Logger, scalars: str) -> Feature:
+def _logger(logger: Logger, choice: Choice) -> Feature:
     # By class: asking a logger for its `experiment` would start its run before Lightning does.
-    shown, draws = _SHOWN[scalars], isinstance(logger, (TensorBoardLogger, WandbLogger))
+    shown, draws = _in_words(choice), isinstance(logger, (TensorBoardLogger, WandbLogger))
+    pictures = choice.form == "layers" and (isinstance(choice.names, str) or "histogram" in choice.names)
     if isinstance(logger, DummyLogger):
         support, note = Support.DEGRADED, "keeps nothing; the numbers are in history()"
-    elif draws and scalars == "all":
+    elif isinstance(logger, TensorBoardLogger) and (choice.names != "all" or not pictures):
+        and_drawn = ", and histograms" if pictures else ""
+        support, note = Support.SUPPORTED, f"{shown}{and_drawn}; each number is in the event file"
+    elif draws and pictures:
         support, note = Support.SUPPORTED, f"{shown}, and histograms"
-    elif isinstance(logger, TensorBoardLogger):
-        support, note = Support.SUPPORTED, f"{shown}; each number is in the event file"
     else:
         support, note = Support.DEGRADED, f"{shown}, and no histograms"
     return Feature("logger", type(logger).__name__, support, note)
 
 
-_SHOWN = {"all": "all numbers", "summary": "min, median and max over the layers", "none": "no numbers"}
+def _in_words(choice: Choice) -> str:
+    if choice.form == "none":
+        return "no numbers"
+    if choice.form == "summary":
+        return "min, median and max over the layers"
+    if isinstance(choice.names, str):
+        return {"all": "all numbers", "default": "the main statistics"}[choice.names]
+    return cut(", ".join(name for name in choice.names if name != "histogram"), _MOST_NAMED)

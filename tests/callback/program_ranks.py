@@ -162,7 +162,7 @@ def told(watch: HookCallback, runner: pl.Trainer) -> dict[str, Any]:
 def steered(make: Callable[..., pl.Trainer]) -> dict[str, Any]:
     """A fit and a predict, watched and steered: the readings, the weights, the predictions."""
     found: dict[str, Any] = {}
-    watch, module = HookCallback(detectors(), steering(), log_every_n_steps=2), Ranked(EVEN)
+    watch, module = HookCallback(detectors(), steering(), log_every_n_steps=2, monitor=["*"]), Ranked(EVEN)
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)  # type: ignore[method-assign]
     runner = make(watch, limit_val_batches=2)
     runner.fit(module)
@@ -171,7 +171,7 @@ def steered(make: Callable[..., pl.Trainer]) -> dict[str, Any]:
         for name, value in module.state_dict().items()
     }
     found["fit"] = told(watch, runner) | {"weights": state}
-    watch, module = HookCallback(detectors(), steering()), Ranked(EVEN)
+    watch, module = HookCallback(detectors(), steering(), monitor=["*"]), Ranked(EVEN)
     runner = make(watch)
     found["predictions"] = runner.predict(module)
     found["predict"] = told(watch, runner)
@@ -181,7 +181,7 @@ def steered(make: Callable[..., pl.Trainer]) -> dict[str, Any]:
 def evaluated(make: Callable[..., pl.Trainer], sizes: Any) -> dict[str, Any]:
     """Predict with a number of batches of its own on each rank, of which one may have none."""
     contrast = ContrastDetector(LAYER)
-    watch, module = HookCallback([*detectors(), contrast], steering()), Ranked(sizes)
+    watch, module = HookCallback([*detectors(), contrast], steering(), monitor=["*"]), Ranked(sizes)
     runner = make(watch)
     runner.predict(module)
     return told(watch, runner) | {"vector": contrast.vectors()[LAYER]}

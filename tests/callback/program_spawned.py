@@ -44,7 +44,7 @@ def main(folder: str) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     contrast, held = ContrastDetector(LAYER), LayerActivationDetector(LAYER, name="kept", schedule=ALWAYS)
-    watch = HookCallback([*detectors(), contrast, held], steering())
+    watch = HookCallback([*detectors(), contrast, held], steering(), monitor=["*"])
     asks = (watch.history, watch.effects, watch.report, contrast.vectors, contrast.moments, contrast.separability)
     in_one(watch).predict(Ranked(EVEN))
     for strategy in ("ddp_spawn", "ddp_fork"):

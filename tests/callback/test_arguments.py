@@ -57,6 +57,23 @@ TWICE = Seen()
             "scalars='few' is not known: choose one of 'auto', 'all'",
         ),
         ({"detectors": Seen(), "scalars": None}, ValueError, "scalars=None is not known: choose one of 'auto', 'all',"),
+        ({"detectors": Seen(), "scalars": "rms"}, ValueError, r"give a list of their names, scalars=\['rms'\]"),
+        (
+            {"detectors": ActivationStatistics("model.0", statistics=["mean"]), "scalars": ["rms"]},
+            ValueError,
+            "scalars='rms' is not known: choose one of 'mean', 'histogram'",
+        ),
+        (
+            {"detectors": ActivationStatistics("model.0"), "scalars": ["kurtosys"]},
+            ValueError,
+            "scalars='kurtosys' is not known: choose one of 'mean'.*Did you mean 'kurtosis'",
+        ),
+        ({"detectors": Seen(), "scalars": ["rms"]}, ValueError, "no detector of this callback is an ActivationStat"),
+        ({"detectors": ActivationStatistics("model.0"), "scalars": []}, ValueError, "names no statistic"),
+        ({"detectors": ActivationStatistics("model.0"), "scalars": ["rms", "rms"]}, ValueError, "has a name twice"),
+        ({"detectors": Seen(), "monitor": "activations_rms/*"}, TypeError, "must be a list of tags.*not one string"),
+        ({"detectors": Seen(), "monitor": ["a", 3]}, ValueError, "must hold tags, or patterns of tags"),
+        ({"detectors": Seen(), "monitor": None}, TypeError, "monitor=None must be a list of tags"),
         ({"detectors": Seen(), "token_mask": torch.ones(2)}, TypeError, "must be a function from a batch to a mask"),
         (
             {"detectors": Seen(), "root": nn.Linear(2, 2)},

@@ -76,6 +76,16 @@ CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
         {"detectors": ours("ActivationStatistics", 3), "figures": ["rms", "abs_max"]},
         lambda: HookCallback(ActivationStatistics(3), figures=["rms", "abs_max"]),
     ),
+    "names of statistics and tags": (
+        {
+            "detectors": ours("ActivationStatistics", 3),
+            "scalars": ["rms", "histogram"],
+            "monitor": ["activations_rms/*", "other"],
+        },
+        lambda: HookCallback(
+            ActivationStatistics(3), scalars=["rms", "histogram"], monitor=["activations_rms/*", "other"]
+        ),
+    ),
     "token mask": (
         {"token_mask": f"{HERE}.not_padding"},
         lambda: HookCallback(token_mask=configured.not_padding),

@@ -9,13 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import nn
 
-from mi_crow_lightning import ActivationStatistics, HookCallback, LayerActivationDetector, Schedule
+from mi_crow_lightning import (
+    ActivationStatistics,
+    HookCallback,
+    LayerActivationDetector,
+    ProjectionDetector,
+    Schedule,
+)
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms
+from mi_crow_lightning.metrics import STATISTICS
 from tests.callback.runs import STAGES, data_of, fit, module_of, run
 from tests.models import Module, trainer
 
@@ -181,7 +189,7 @@ def test_without_all_scalars_the_numbers_are_in_history_metrics_and_file(
 ) -> None:
     board, table = TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "csv")
     detector = ActivationStatistics("model.*", statistics=["mean", "std"])
-    watch = HookCallback(detector, scalars=scalars)
+    watch = HookCallback(detector, scalars=scalars, monitor=["*"])
     runner = fit(deep(6), data_of(), watch, logger=[board, table], log_every_n_steps=2)
     found = accumulated(Path(board.log_dir)).Tags()
     assert {tag for tag in found["scalars"] if tag.startswith("activations")} == expected
@@ -213,9 +221,11 @@ def test_a_summary_is_over_the_layers_of_the_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "tags", "histograms"),
     [
-        ({}, 14 * 3, 0),  # 40 layers x 15 readings
-        ({"scalars": "all"}, 14 * 40, 40),
-        ({"scalars": "summary"}, 14 * 3, 0),
+        ({}, 7 * 3, 0),  # 70 layers x 8 readings
+        ({"scalars": "all"}, 13 * 70, 70),  # nonfinite_batch has no reading where all is finite
+        ({"scalars": "summary"}, 13 * 3, 0),
+        ({"scalars": ["rms", "kurtosis"]}, 2 * 70, 0),
+        ({"scalars": ["histogram"]}, 0, 70),
     ],
 )
 def test_many_tags_become_a_summary_unless_asked_for(
@@ -223,20 +233,49 @@ def test_many_tags_become_a_summary_unless_asked_for(
 ) -> None:
     logger, watch = TensorBoardLogger(tmp_path), HookCallback(ActivationStatistics("model.*"), **options)
     with caplog.at_level(logging.INFO):
-        fit(deep(40), data_of(), watch, logger=logger)
+        fit(deep(70), data_of(), watch, logger=logger, log_every_n_steps=5)
     said = [record.message for record in caplog.records if "tags a stage" in record.message]
-    words = "HookCallback: 600 tags a stage are more than 500, so loggers show min, median and max over the layers"
+    words = "HookCallback: 560 tags a stage are more than 500, so loggers show min, median and max over the layers"
     assert [message[: len(words)] for message in said] == ([] if options else [words])
     found = accumulated(Path(logger.log_dir)).Tags()
-    # nonfinite_batch has no reading where all is finite
-    assert len([tag for tag in found["scalars"] if tag.startswith("activations")]) == tags * 13 // 14
+    assert len([tag for tag in found["scalars"] if tag.startswith("activations")]) == tags
     assert len(found["histograms"]) == histograms
 
 
 def test_few_tags_are_all_shown_and_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logger, watch = TensorBoardLogger(tmp_path), HookCallback(ActivationStatistics("model.*"))
     with caplog.at_level(logging.INFO):
-        fit(deep(33), data_of(), watch, logger=logger)
-        fit(deep(40), data_of(), HookCallback(ActivationStatistics("model.*")), logger=False)
+        fit(deep(62), data_of(), watch, logger=logger, log_every_n_steps=5)
+        fit(deep(70), data_of(), HookCallback(ActivationStatistics("model.*")), logger=False, log_every_n_steps=5)
     assert not [record for record in caplog.records if "tags a stage" in record.message]
-    assert len(accumulated(Path(logger.log_dir)).Tags()["histograms"]) == 33
+    assert len(accumulated(Path(logger.log_dir)).Tags()["histograms"]) == 62
+
+
+FEW = ("mean", "std", "rms", "abs_max", "token_norm_mean", "dead_share", "nonfinite_count")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "scalars", "expected"),
+    [
+        (None, "auto", FEW),
+        (["kurtosis", "rms"], "auto", ("kurtosis", "rms")),  # what is asked for by name is shown
+        (None, "all", [name for name in STATISTICS if name != "nonfinite_batch"]),
+        (None, ["rms", "max"], ("rms", "max")),
+    ],
+)
+def test_few_statistics_are_shown_and_all_are_kept(tmp_path: Path, chosen: Any, scalars: Any, expected: Any) -> None:
+    board, table = TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "csv")
+    detectors = [ActivationStatistics("model.*", statistics=chosen), ProjectionDetector("model.1", torch.ones(8))]
+    watch = HookCallback(detectors, scalars=scalars)
+    fit(deep(3), data_of(), watch, logger=[board, table], log_every_n_steps=5)
+    numbers = {f"activations_{name}/model.{i}" for name in expected for i in range(3)}
+    numbers |= {f"projection_{name}/model.1" for name in ("mean", "std", "min", "max", "cosine")}
+    found = accumulated(Path(board.log_dir)).Tags()
+    ours = ("activations", "projection")
+    assert {tag for tag in found["scalars"] if tag.startswith(ours)} == numbers
+    assert {column for column in _columns(tmp_path / "csv") if column.startswith(ours)} == numbers
+    drawn = isinstance(scalars, str)
+    assert len(found["histograms"]) == (3 if drawn else 0)
+    kept = {row.tag for row in read_compact(board.log_dir)}
+    assert kept == {row.tag for row in watch.history()} and len(kept) == (2 if chosen else 13) * 3 + 5
+    assert len(list(read_compact_histograms(board.log_dir))) == 3

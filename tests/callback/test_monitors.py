@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mi_crow_lightning import ActivationStatistics, HookCallback
-from tests.callback.runs import OnEvent, data_of, fit, module_of, run, told
+from tests.callback.runs import data_of, fit, module_of, run, told
 from tests.models import trainer
 
 TRAIN_TAG, VAL_TAG = "activations_rms/model.0", "activations_rms/val/model.0"
@@ -75,56 +78,125 @@ class Deep(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-def fit_deep(*callbacks: pl.Callback) -> pl.Trainer:
+def fit_deep(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     batches = DataLoader(torch.randn(4, 4), batch_size=2)  # type: ignore[arg-type]
-    runner = trainer(*callbacks, enable_checkpointing=any(isinstance(one, ModelCheckpoint) for one in callbacks))
+    keeps = any(isinstance(one, ModelCheckpoint) for one in callbacks)
+    runner = trainer(*callbacks, enable_checkpointing=keeps, **options)
     runner.fit(Deep(), batches, batches)
     return runner
 
 
+FEW = ("mean", "std", "rms", "abs_max", "token_norm_mean", "dead_share", "nonfinite_count")
+OURS = {
+    f"activations_{name}/{segment}block:*/{word}"
+    for name in FEW
+    for segment in ("", "val/")
+    for word in ("min", "median", "max")
+}
+
+
+def found_by(runner: pl.Trainer) -> set[str]:
+    return {tag for tag in runner.callback_metrics if tag.startswith("activations")}
+
+
 @pytest.mark.documents("reliability/a-misspelt-monitor")
 @pytest.mark.parametrize("kind", ["stop", "keep", "schedule"])
-def test_the_error_of_a_misspelt_monitor_is_short(kind: str, tmp_path: Path) -> None:
-    def scheduled(module: Deep) -> dict[str, Any]:
-        optimizer = torch.optim.SGD(module.parameters(), 0.01)
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
-
+@pytest.mark.parametrize("monitor", ["val_loss", "activations_rms/val/layers.30"])
+def test_the_error_of_a_misspelt_monitor_is_short(kind: str, monitor: str, tmp_path: Path) -> None:
     wide = HookCallback(ActivationStatistics("block:*"))
     others: dict[str, list[pl.Callback]] = {
-        "stop": [EarlyStopping("val_loss")],
-        "keep": [ModelCheckpoint(tmp_path, monitor="val_loss")],
+        "stop": [EarlyStopping(monitor)],
+        "keep": [ModelCheckpoint(tmp_path, monitor=monitor)],
         "schedule": [],
     }
     with pytest.MonkeyPatch.context() as patch:
         if kind == "schedule":
-            patch.setattr(Deep, "configure_optimizers", scheduled)
-        with pytest.raises(Exception, match="val_loss") as caught:
+            patch.setattr(Deep, "configure_optimizers", scheduled_by(monitor))
+        with pytest.raises(Exception, match=re.escape(monitor)) as caught:
             fit_deep(wide, *others[kind])
     message = str(caught.value)
-    assert len(message) < 1500 and "train_loss" in message and "activations_" in message
+    assert len(message) < 2000 and "train_loss" in message and "activations_rms/block:*/max" in message
     assert "valid_loss" in message or kind == "schedule"
-    assert "readings of HookCallback are there: history() has their tags" in message
     assert len({row.tag for row in wide.history()}) > 350
 
 
-@pytest.mark.documents("reliability/a-misspelt-monitor")
-def test_short_errors_and_those_of_others_stay_as_they_are() -> None:
-    narrow = HookCallback(ActivationStatistics("layers.3", statistics=["rms"], histogram=False))
-    with pytest.raises(RuntimeError, match="val_loss") as caught:
-        fit_deep(narrow, EarlyStopping("val_loss"))
-    assert "activations_rms/val/layers.3" in str(caught.value) and "HookCallback" not in str(caught.value)
-    long = "no 'such_loss', " * 1000
-    with pytest.raises(ArithmeticError) as other:
-        fit_deep(HookCallback(ActivationStatistics("block:*")), OnEvent("on_validation_end", raises(long)))
-    assert str(other.value) == long
+def scheduled_by(monitor: str) -> Any:
+    def configured(module: Deep) -> dict[str, Any]:
+        optimizer = torch.optim.SGD(module.parameters(), 0.01)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": monitor}}
+
+    return configured
 
 
-def raises(message: str) -> Any:
-    def function(*event: Any) -> None:
-        raise ArithmeticError(message)
+def test_without_being_asked_there_are_the_summaries_that_a_logger_would_show(tmp_path: Path) -> None:
+    watching, logger = HookCallback(ActivationStatistics("block:*"), scalars="summary"), CSVLogger(tmp_path)
+    runner = fit_deep(watching, logger=logger, log_every_n_steps=2)
+    assert found_by(runner) == OURS
+    logger.save()
+    lines = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines()))
+    for tag in OURS:
+        (*_, last) = (float(line[tag]) for line in lines if line[tag])
+        assert runner.callback_metrics[tag].item() == pytest.approx(last)
 
-    return function
+
+class Monitors(pl.Callback):
+    """A callback of someone else's, which calls something ``monitor``."""
+
+    def __init__(self, monitor: Any) -> None:
+        self.monitor = monitor
+
+
+@pytest.mark.documents("compatibility/early-stopping-or-checkpoints-that-monitor-a-reading/detectors")
+@pytest.mark.parametrize(
+    ("tags", "make"),
+    [
+        (["activations_kurtosis/val/layers.7"], lambda tag: EarlyStopping(tag, patience=9)),
+        (["activations_min/layers.3"], lambda tag: ModelCheckpoint("there", monitor=tag)),
+        (["activations_zero_share/val/block:*/max"], lambda tag: ModelCheckpoint("there", monitor=tag)),
+        (["activations_rms/layers.29"], lambda tag: ModelCheckpoint("there", "{epoch}-{" + tag + ":.2f}-{valid_loss}")),
+        (["activations_min/layers.1", "activations_max/val/layers.2"], lambda *tags: Monitors(list(tags))),
+        (["activations_std/layers.5"], Monitors),
+        (["activations_std/val/layers.6"], None),
+        ([], lambda: Monitors(7)),
+    ],
+)
+def test_what_a_callback_or_a_scheduler_monitors_is_there(
+    tags: list[str], make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if make is None:
+        monkeypatch.setattr(Deep, "configure_optimizers", scheduled_by(*tags))
+    watching = HookCallback(ActivationStatistics("block:*"))
+    runner = fit_deep(watching, *[make(*tags)] if make is not None else [])
+    assert found_by(runner) == {*OURS, *tags}
+    last = {row.tag: row.value for row in watching.history()}
+    for tag in set(tags) & set(last):
+        assert runner.callback_metrics[tag].item() == pytest.approx(last[tag], rel=1e-6)
+    if "activations_rms/layers.29" in tags:  # it is in the name of a file, where its slash makes a folder
+        (file,) = (str(path) for path in (tmp_path / "there").rglob("*.ckpt"))
+        assert f"layers.29={last[tags[0]]:.2f}" in file
+
+
+@pytest.mark.parametrize(
+    ("patterns", "more"),
+    [
+        (["activations_rms/layers.1?"], {f"activations_rms/layers.{i}" for i in range(10, 20)}),
+        (["activations_max/val/layers.[01]", "other"], {f"activations_max/val/layers.{i}" for i in (0, 1)}),
+        (["activations_kurtosis/block:*/max"], {"activations_kurtosis/block:*/max"}),  # a tag, and a pattern
+    ],
+)
+def test_more_is_there_where_it_is_asked_for(patterns: list[str], more: set[str]) -> None:
+    watching = HookCallback(ActivationStatistics("block:*"), monitor=patterns)
+    assert found_by(fit_deep(watching)) == OURS | more
+
+
+def test_everything_is_there_where_it_is_asked_for() -> None:
+    watching = HookCallback(ActivationStatistics("block:*"), monitor=["*"])
+    found = found_by(fit_deep(watching))
+    assert {row.tag for row in watching.history()} < found
+    assert {tag for tag in found if "block:*" in tag} > OURS
+    assert not any(tag.startswith("activations/") for tag in found)  # histograms
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training:UserWarning")  # Lightning says less

@@ -44,7 +44,8 @@ def test_what_stays_in_the_processes_is_refused_outside(folder: Path, strategy: 
     found = load(folder / "found.pt")[strategy]
     assert len(found["metrics"]) > 50
     last = {tag: value for _, _, tag, value in one["rows"]}
-    assert found["metrics"] == pytest.approx(last, rel=1e-6, nan_ok=True)  # these come back
+    single = {tag: value for tag, value in found["metrics"].items() if "block:" not in tag}
+    assert single == pytest.approx(last, rel=1e-6, nan_ok=True)  # these come back
     names = ("history()", "effects()", "report()", *["ContrastDetector"] * 3, "get_captured()")
     for name, said in zip(names, found["said"], strict=True):
         assert said.startswith(f"{name} has no results of the last run: it took place in other processes")

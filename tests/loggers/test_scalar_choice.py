@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,5 +68,43 @@ def test_all_and_none() -> None:
 
 
 def test_auto_changes_above_its_limit_and_the_others_never() -> None:
-    assert [resolve_scalars("auto", AUTO_LIMIT + i) for i in (0, 1)] == ["all", "summary"]
-    assert {resolve_scalars(scalars, 10**6) for scalars in ("all", "none")} == {"all", "none"}
+    assert [resolve_scalars("auto", AUTO_LIMIT + i).form for i in (0, 1)] == ["layers", "summary"]
+    assert {resolve_scalars(scalars, 10**6).form for scalars in ("all", ["rms"])} == {"layers"}
+    assert resolve_scalars("none", 10**6).form == "none"
+
+
+def chosen_of(layers: int) -> LoggedStep:
+    """A step of a detector that has a default, and of one that has none."""
+    names = tuple(f"h.{i}" for i in range(layers))
+    readings = [Reading(layer, name, 1.0) for layer in names for name in ("rms", "kurtosis", "min")]
+    readings += [Reading(layer, "histogram", HISTOGRAM, "histogram") for layer in names]
+    own = [Reading(layer, "share", 2.0) for layer in names]
+    statistics = DetectorReadings(readings, names, "h.*", by_default=("rms", "histogram"))
+    return LoggedStep("train", 3, [statistics, DetectorReadings(own, names, "h.*", "own")])
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+@pytest.mark.parametrize(
+    ("scalars", "sections"),
+    [
+        ("auto", {"activations_rms", "activations"}),
+        ("all", {"activations_rms", "activations_kurtosis", "activations_min", "activations"}),
+        (["kurtosis", "min"], {"activations_kurtosis", "activations_min"}),
+        (["histogram"], {"activations"}),
+    ],
+)
+def test_names_choose_among_the_readings_of_each_layer(layers: int, scalars: Any, sections: set[str]) -> None:
+    step = chosen_of(layers)
+    found = [tag for tag, _ in shown(step, scalars)]
+    assert set(found) == {f"{section}/h.{i}" for section in {*sections, "own_share"} for i in range(layers)}
+    assert found == [tag for tag, _ in step.tagged if tag in found]  # in the order of all
+    assert dict(shown(step, scalars)) == {tag: reading for tag, reading in step.tagged if tag in found}
+
+
+def test_the_summary_of_many_tags_is_over_what_is_shown_by_default() -> None:
+    words = ("min", "median", "max")
+    few, every = (
+        {tag for tag, _ in shown(chosen_of(5), choice)} for choice in (resolve_scalars("auto", 10**6), "summary")
+    )
+    assert few == {f"{section}/h.*/{word}" for section in ("activations_rms", "own_share") for word in words}
+    assert every == few | {f"activations_{name}/h.*/{word}" for name in ("kurtosis", "min") for word in words}

@@ -172,6 +172,11 @@ def test_gradient_accumulation_is_told_where_there_are_gradients(stage: str) -> 
             "min, median and max over the layers; each number is in the event file",
             "min, median and max over the layers, and no histograms",
         ),
+        (
+            ["mean"],
+            "mean; each number is in the event file",
+            "mean, and no histograms",
+        ),
         ("none", "no numbers; each number is in the event file", "no numbers, and no histograms"),
     ],
 )
@@ -191,8 +196,21 @@ def test_each_logger_is_told_with_what_it_shows(tmp_path: Any, scalars: Any, ten
             "all": {f"model.{i}" for i in range(6)},
             "summary": {"min", "median", "max"},
             "none": set(),
-        }[scalars]
+        }[scalars if isinstance(scalars, str) else "all"]
     )
+
+
+def test_a_logger_that_shows_the_main_statistics_is_told(tmp_path: Any) -> None:
+    loggers = [TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path / "csv")]
+    watch = watching(ActivationStatistics("model.*"))
+    run("validate", trainer(watch, logger=loggers), module_of(), data_of())
+    assert [feature for feature in watch.report().features if feature.name == "logger"] == [
+        Feature(
+            *("logger", "TensorBoardLogger", SUPPORTED),
+            "the main statistics, and histograms; each number is in the event file",
+        ),
+        Feature("logger", "CSVLogger", DEGRADED, "the main statistics, and no histograms"),
+    ]
 
 
 def test_a_logger_that_keeps_nothing_is_told() -> None:

@@ -26,6 +26,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.activation import (
+    SHOWN,
     STATISTICS,
     channel_rms,
     channel_statistics,
@@ -100,6 +101,7 @@ class ActivationStatistics(Detector):
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         self.statistics = _known(statistics)
+        self._measures_all = statistics is None
         self.histogram = check_flag("histogram", histogram)
         self.per_channel = check_flag("per_channel", per_channel)
         if not is_finite(dead_threshold) or dead_threshold < 0:
@@ -147,6 +149,12 @@ class ActivationStatistics(Detector):
         """Return the chosen statistics, and ``histogram`` and ``channel_rms`` if they are given."""
         given = {"histogram": self.histogram, "channel_rms": self.per_channel}
         return (*self.statistics, *(name for name, wanted in given.items() if wanted))
+
+    @property
+    def _shown_by_default(self) -> tuple[str, ...]:
+        """All that was asked for by name; where that is nothing, the few of `SHOWN`, and the histograms."""
+        hidden = set(STATISTICS).difference(SHOWN) if self._measures_all else ()
+        return tuple(name for name in self.reading_names() if name not in hidden)
 
     def share(self) -> Shares:
         """Share the sums of the running stage."""

@@ -43,7 +43,7 @@ def by_rank(scores: np.ndarray, label: np.ndarray) -> float:
 def test_held_out_samples_are_scored_on_each_layers_direction(method: str, tmp_path: Path) -> None:
     model, loader, other = llama(), batches(texts(PAIRS)), batches(texts(HELD_OUT, seed=5), "right")
     detector = ContrastDetector("block:*", method=method, **ALL)
-    callback = HookCallback(detectors=detector)
+    callback = HookCallback(detectors=detector, monitor=["contrast_auroc/val/*"])
     logger = TensorBoardLogger(tmp_path)
     run = trainer(callback, logger=logger)
     run.predict(Reader(model), loader)
