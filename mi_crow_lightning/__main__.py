@@ -1,10 +1,11 @@
-"""The command line: ``python -m mi_crow_lightning layers MODEL``."""
+"""The command line: ``python -m mi_crow_lightning layers MODEL`` and ``... report LOGDIR -o run.html``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -20,8 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 after an error, with a message on standard error.
     """
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
+    code: int = given.run(given)
+    return code
+
+
+def _layers(given: argparse.Namespace) -> int:
     # Only here: torch and transformers take seconds to import, and --help needs neither.
     from mi_crow_lightning.errors import LayerNotFound
     from mi_crow_lightning.language_model.model_outline import outline
@@ -36,9 +41,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _report(given: argparse.Namespace) -> int:
+    from mi_crow_lightning.run_page.page import write_page
+
+    try:
+        page = write_page(given.logdir, given.output, runs=given.run_names, max_mb=given.max_mb, progress=_Progress())
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    shown = f"{len(page.runs)} runs" if len(page.runs) > 1 else f"run {page.runs[0]}"
+    print(f"{page.path}: {page.size / 1e6:.2f} MB, {shown}", *page.notes, sep="\n")
+    return 0
+
+
+class _Progress:
+    """Lines about a long read, on standard error."""
+
+    def __init__(self, first: float = 2.0, then: float = 5.0) -> None:
+        self._next, self._then = time.monotonic() + first, then
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._then
+            print(f"read {done / 1e6:.0f} of {total / 1e6:.0f} MB", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mi_crow_lightning")
-    layers = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
+    parser = argparse.ArgumentParser(
+        prog="python -m mi_crow_lightning", description="Look at a model before a run, and at a run after it."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_layers(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_layers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    layers = commands.add_parser(
         "layers",
         help="show the layers of a model and the names by which hooks address them",
         description="Show the layers of a model: their names, the roles that address them, parameters and output "
@@ -56,7 +94,42 @@ def _parser() -> argparse.ArgumentParser:
         "--match", metavar="SIGNATURE", help="show only the layers that a signature matches, e.g. '*.mlp'"
     )
     layers.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    layers.set_defaults(run=_layers)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report",
+        help="write what runs did as one HTML file, to send around",
+        description="Write what runs did as one HTML file: the views of TensorBoard's Activations tab, with the data "
+        "inside. It opens in a browser without a server, and asks for nothing from elsewhere.",
+    )
+    report.add_argument(
+        "logdir", metavar="LOGDIR", help="a folder with event files, in it or below it, as for tensorboard --logdir"
+    )
+    report.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="run.html",
+        help="the file to write (default: run.html); one that is there is replaced",
+    )
+    report.add_argument(
+        "--run",
+        metavar="NAME",
+        action="append",
+        dest="run_names",
+        help="a run to show, by its path below LOGDIR; may be given several times (default: all runs)",
+    )
+    report.add_argument(
+        "--max-mb",
+        metavar="SIZE",
+        type=float,
+        default=2.0,
+        help="the size that the file may have, in megabytes (default: 2); a larger log loses steps evenly, histograms "
+        "first, and the page says so; inf for everything",
+    )
+    report.set_defaults(run=_report)
 
 
 def _fail(message: str) -> int:

@@ -446,8 +446,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
 # Classes that are made by the package for its users, or that only hold what they are given.
 RECORDS = {
     "DetectorReadings", "Feature", "GeneratedText", "HistogramRow", "Histogram", "HistoryRow", "HookContext",
-    "HookPlan", "HookedLayer", "Inference", "LoggedStep", "Merge", "Moment", "PromptScore", "Reading", "RunReport",
-    "Separability", "Store", "Summary",
+    "HookPlan", "HookedLayer", "Inference", "LoggedStep", "Merge", "Moment", "Page", "PromptScore", "Reading",
+    "RunReport", "Separability", "Store", "Summary",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import mi_crow_lightning
 
 PACKAGES = [
     *("", ".callback", ".figures", ".hooks", ".language_model", ".loggers", ".metrics", ".report", ".store"),
-    ".vectors",
+    *(".run_page", ".vectors"),
 ]
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "tensorboard", "safetensors", "numpy")
 

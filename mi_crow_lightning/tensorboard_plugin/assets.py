@@ -35,6 +35,7 @@ FILES: tuple[str, ...] = (
         "lines.js",
         "numbers.js",
         "profile.js",
+        "report.js",
         "state.js",
         "style.css",
         "table.js",

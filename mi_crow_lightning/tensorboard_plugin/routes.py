@@ -35,7 +35,7 @@ class Routes:
 
     def apps(self) -> dict[str, Callable[..., Any]]:
         """Return a WSGI application for each address."""
-        answers = (self.index, self.matrix, self.layer, self.histogram, self.epochs)
+        answers = (self.index, self.matrix, self.layer, self.histogram, self.epochs, self.reports)
         return {f"/{answer.__name__}": get_only(answer) for answer in answers}
 
     def index(self, request: Request) -> Response:
@@ -95,6 +95,12 @@ class Routes:
         """Answer with the first logged step of each epoch of a run, and the epoch."""
         run = _parameter(request, "run")
         return text(request, {"epochs": self._source.epochs(_where(request), run)})
+
+    def reports(self, request: Request) -> Response:
+        """Answer with the reports that a run began with: what it watched and steered."""
+        run = _parameter(request, "run")
+        reports = [report._asdict() for report in self._source.reports(_where(request), run)]
+        return text(request, {"reports": reports})
 
 
 def _series_of(catalog: Catalog, layers: dict[tuple[str, ...], int]) -> dict[str, Any]:

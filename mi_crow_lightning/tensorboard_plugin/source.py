@@ -13,6 +13,7 @@ from tensorboard.data.provider import RunTagFilter
 
 from mi_crow_lightning.tensorboard_plugin.catalog import Catalog, fingerprint
 from mi_crow_lightning.tensorboard_plugin.joining import Columns, Histograms, Matrix, Point, joined, stacked
+from mi_crow_lightning.tensorboard_plugin.logged_reports import REPORT, Report, plain_report
 from mi_crow_lightning.tensorboard_plugin.metadata import NAME, Series
 from mi_crow_lightning.tensorboard_plugin.plain_tags import of_scalar
 
@@ -21,6 +22,7 @@ __all__ = ["EPOCH", "NotThere", "Source", "Unreadable", "Where"]
 EPOCH = "epoch"
 """The tag of the scalar in which Lightning logs the epoch."""
 
+_TEXT = "text"
 _ALL = 10**9  # TensorBoard's "all" is 0 for its user, and nothing for its data provider
 _KEPT = 64  # matrices that are kept decoded: those of a few runs
 
@@ -132,6 +134,14 @@ class Source:
             if math.isfinite(by_step[step]) and (not found or found[-1][1] != by_step[step]):
                 found.append((step, by_step[step]))
         return found
+
+    def reports(self, where: Where, run: str) -> list[Report]:
+        """Return the reports that a run began with, in the order of their steps."""
+        texts = self._list("list_tensors", _TEXT, where, RunTagFilter(runs=[run])).get(run, {})
+        tags = [tag for tag in texts if tag.startswith(REPORT)]
+        points = self._points("read_tensors", _TEXT, where, run, tags)
+        found = [Report(tag, step, plain_report(value)) for tag in tags for step, _, value in points(tag)]
+        return sorted(found, key=lambda report: (report.step, report.tag))
 
     def _list(self, method: str, plugin: str, where: Where, chosen: Any) -> dict[str, Any]:
         read = getattr(self._provider, method)

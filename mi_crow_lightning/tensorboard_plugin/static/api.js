@@ -1,6 +1,11 @@
-// What the page asks the server.
+// What the page asks the server, or whatever stands in its place.
 
-const base = new URL("../", import.meta.url);
+let source = askServer;
+
+/** Take the answers from elsewhere: `other(route, parameters)`, a list of names and values, promises a `Response`. */
+export function answerFrom(other) {
+  source = other;
+}
 
 /** Return the runs and their series. */
 export async function fetchIndex() {
@@ -29,6 +34,11 @@ export async function fetchHistograms(run, series, layer) {
   }));
 }
 
+/** Return the reports that a run began with: `[{tag, step, text}]`. */
+export async function fetchReports(run) {
+  return (await (await answer("reports", { run })).json()).reports;
+}
+
 /** Return the first logged step of each epoch: `[[step, epoch]]`. */
 export async function fetchEpochs(run) {
   return (await (await answer("epochs", { run })).json()).epochs;
@@ -39,12 +49,15 @@ async function packed(route, parameters) {
   return { ...unpack(await response.arrayBuffer()), state: response.headers.get("ETag") };
 }
 
+function askServer(route, parameters) {
+  const address = new URL(`../${route}`, import.meta.url);
+  for (const [name, value] of parameters) address.searchParams.set(name, value);
+  return fetch(address);
+}
+
 async function answer(route, parameters) {
-  const address = new URL(route, base);
-  for (const [name, value] of Object.entries(parameters)) {
-    if (value !== null && value !== undefined) address.searchParams.set(name, value);
-  }
-  const response = await fetch(address);
+  const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined);
+  const response = await source(route, given);
   if (response.ok) return response;
   const reason = await response.json().then(
     (body) => body.error,

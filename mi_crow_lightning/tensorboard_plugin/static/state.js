@@ -44,13 +44,18 @@ export function writeAddress(state) {
   const [shown] = hostHash().split("&");
   if (!host || (shown && shown !== PLUGIN)) return;
   const hash = addressOf(state);
-  if (host.location.hash !== hash) host.history.replaceState(host.history.state, "", hash);
+  if (host.location.hash === hash) return;
+  try {
+    host.history.replaceState(host.history.state, "", hash);
+  } catch (error) {
+    if (error.name !== "SecurityError") throw error; // a frame without an address that it may change
+  }
 }
 
 /** Return the link to a state. */
 export function linkTo(state) {
-  const { origin, pathname, search } = (hostWindow() ?? window).location;
-  return origin + pathname + search + addressOf(state);
+  const [page] = (hostWindow() ?? window).location.href.split("#");
+  return page + addressOf(state);
 }
 
 function addressOf(state) {
@@ -73,8 +78,16 @@ function hostHash() {
   return hostWindow()?.location.hash.slice(1) ?? "";
 }
 
+let standsAlone = false;
+
+/** Keep the state in this window's address: the page is not a frame in TensorBoard's. */
+export function keepOwnAddress() {
+  standsAlone = true;
+}
+
 /** Return TensorBoard's window, or `null` where another site shows it in a frame. */
 export function hostWindow() {
+  if (standsAlone) return window;
   try {
     return window.parent.location.origin === window.location.origin ? window.parent : null;
   } catch {

@@ -1,6 +1,7 @@
 // The views of the tab, one at a time, and the row of tabs that switches between them.
 
 import { element } from "./dom.js";
+import { ReportView } from "./report.js";
 
 export const HEATMAP = "heatmap";
 
@@ -13,7 +14,7 @@ export const HEATMAP = "heatmap";
  *   above it, as texts. Once `isNewest()` is false something else was asked for: it then shows nothing more;
  * - `repaint()`, which draws again what is there, in other colours.
  */
-export const VIEWS = [];
+export const VIEWS = [["report", "Report", (on) => new ReportView(on)]];
 
 /** The row of tabs. `choose(name)` is called with the view that the user wants. */
 export class Switch {
