@@ -445,9 +445,9 @@ CONSTRUCTORS: dict[str, Constructor] = {
 
 # Classes that are made by the package for its users, or that only hold what they are given.
 RECORDS = {
-    "DetectorReadings", "Feature", "GeneratedText", "HistogramRow", "Histogram", "HistoryRow", "HookContext",
-    "HookPlan", "HookedLayer", "Inference", "LoggedStep", "Merge", "Moment", "Page", "PromptScore", "Reading",
-    "RunReport", "Separability", "Store", "Summary",
+    "CompactRows", "DetectorReadings", "Feature", "GeneratedText", "HistogramRow", "HistogramTable", "Histogram",
+    "HistoryRow", "HistoryTable", "HookContext", "HookPlan", "HookedLayer", "Inference", "LoggedStep", "Merge",
+    "Moment", "Page", "PromptScore", "Reading", "RunReport", "Separability", "Store", "Summary",
 }  # fmt: skip
 
 

@@ -28,7 +28,8 @@ def readings_of_effects(effects: Iterable[Effect], prefix: str = "steering") -> 
         numbers = [(place, name, getattr(effect, name)) for place, effect in rows for name in _QUANTITIES]
         # There is no ratio if no token was changed.
         readings = [Reading(place, name, value) for place, name, value in numbers if not math.isnan(value)]
-        yield DetectorReadings(readings, tuple(place for place, _ in rows), hook, prefix=prefix)
+        places, blocks = tuple(place for place, _ in rows), tuple(effect.block for _, effect in rows)
+        yield DetectorReadings(readings, places, hook, prefix=prefix, blocks=blocks)
 
 
 def write_over_batches(

@@ -38,12 +38,12 @@ from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.figures.effects import plot_effects
 from mi_crow_lightning.figures.heatmap import plot_heatmap
 from mi_crow_lightning.figures.histogram import plot_histogram
-from mi_crow_lightning.hooks.effects import Effect, Effects
+from mi_crow_lightning.hooks.effects import Effects, EffectTable
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.histogram_history import HistogramHistory
-from mi_crow_lightning.loggers.history import HistoryRow
+from mi_crow_lightning.loggers.history import HistoryTable
 from mi_crow_lightning.loggers.scalar_choice import Scalars
 from mi_crow_lightning.report.build import CallbackArguments
 from mi_crow_lightning.report.reporter import Reporter
@@ -153,8 +153,8 @@ class HookCallback(pl.Callback):
         for hook in (*self.detectors, *self.controllers):
             hook._spawned_runs = self._spawned_runs
 
-    def history(self) -> list[HistoryRow]:
-        """Return the numbers written since this callback was made, with or without a logger.
+    def history(self) -> HistoryTable:
+        """Return the numbers written since this callback was made, with or without a logger: a list of `HistoryRow`.
 
         These are all up to ``history_size``. Beyond that they are those of every second step, later of every fourth,
         and so on, spread over all of the run, and always those of the last step of each stage.
@@ -165,8 +165,10 @@ class HookCallback(pl.Callback):
         self._spawned_runs.refuse("history()")
         return self._log.rows()
 
-    def effects(self) -> list[Effect]:
+    def effects(self) -> EffectTable:
         """Return what each controller changed in the current or last run, by layer and stage, over all ranks.
+
+        The result is a list of `Effect`.
 
         Updated at the end of validation, test and predict, and in training at the steps that are logged and at the end.
 
@@ -174,7 +176,7 @@ class HookCallback(pl.Callback):
             RanElsewhere: as `history`.
         """
         self._spawned_runs.refuse("effects()")
-        return self._effects.rows() if self._effects is not None else []
+        return self._effects.rows(self._log.run) if self._effects is not None else EffectTable()
 
     def report(self) -> RunReport:
         """Return what the run watches and steers, and whether that works with what else it uses.
@@ -434,7 +436,7 @@ class HookCallback(pl.Callback):
         self._unregister()  # an earlier run may have ended without any event, e.g. in a killed notebook cell
         self._trainer = weakref.ref(trainer)
         self._interrupted = self._broke_off_amid_batch = False
-        self._log.begin_run()
+        self._log.begin_run(trainer_facts.name_of_run(trainer))
         self._dataloaders.begin()
         hooks = [*self.controllers, *self.detectors]
         arguments = CallbackArguments(hooks, self.root, self.log_every_n_steps, self._log.scalars, self.per_dataloader)

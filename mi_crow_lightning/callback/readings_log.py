@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.registry.reading_hooks import readings_of
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.dispatch import write
-from mi_crow_lightning.loggers.history import History, HistoryRow
+from mi_crow_lightning.loggers.history import History, HistoryTable
 from mi_crow_lightning.loggers.layout import write_layout
 from mi_crow_lightning.loggers.scalar_choice import Scalars, resolve_scalars
 from mi_crow_lightning.loggers.scalars import MetricsLogger
@@ -58,12 +59,20 @@ class ReadingsLog:
         self._keepers = list(keepers)
         self._warned_of_history = False
         self._laid_out: set[str] = set()
+        self._runs: Counter[str] = Counter()
+        self.run = ""
 
-    def begin_run(self) -> None:
-        """Forget the layouts that were written: the loggers of a new run have none."""
+    def begin_run(self, kind: str) -> None:
+        """Name a run, and forget the layouts that were written: the loggers of a new run have none.
+
+        Args:
+            kind: the Trainer's method. The second run of a kind is called ``"fit 2"``, and so on.
+        """
         self._laid_out.clear()
+        self._runs[kind] += 1
+        self.run = kind if self._runs[kind] == 1 else f"{kind} {self._runs[kind]}"
 
-    def rows(self) -> list[HistoryRow]:
+    def rows(self) -> HistoryTable:
         """Return all numbers written so far."""
         return self._history.rows()
 
@@ -99,7 +108,8 @@ class ReadingsLog:
             return None
         _refuse_shared_tags(read.tagged)
         choice = resolve_scalars(self.scalars, count_tags(run.layers, dataloaders))
-        if self._history.add(stage, read.step, read.tagged) and not self._warned_of_history:
+        thinned = self._history.add(stage, read.step, read.tagged, read.block_of, self.run)
+        if thinned and not self._warned_of_history:
             self._warned_of_history = True
             _warn_of_thinned_history(self._history_size, read.step, bool(loggers))
         for keeper in self._keepers:
@@ -156,7 +166,8 @@ def _read(detector: Detector, of_all_ranks: Any, blocks: Mapping[str, int | None
     if not isinstance(prefix, str):
         raise TypeError(f"tag_prefix must be a string, not {prefix!r}: it is the first part of the tags")
     points, by_default = _by_block(detector, readings, blocks), detector._shown_by_default
-    return DetectorReadings(readings, tuple(blocks), _in_tags(detector.layer_signature), prefix, points, by_default)
+    signature, of_layers = _in_tags(detector.layer_signature), tuple(blocks.values())
+    return DetectorReadings(readings, tuple(blocks), signature, prefix, points, by_default, of_layers)
 
 
 def _warn_of_thinned_history(size: int | None, step: int, logged: bool) -> None:

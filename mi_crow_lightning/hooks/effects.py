@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mi_crow_lightning._saved_state import each, is_count, names, numbers
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
 from mi_crow_lightning.errors import NoTensorFound
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
@@ -20,7 +21,7 @@ from mi_crow_lightning.metrics.changes import Change, EffectSums, EffectValues, 
 from mi_crow_lightning.metrics.changes_over_batches import ChangesOverBatches
 from mi_crow_lightning.metrics.collectives import Shares, exchange
 
-__all__ = ["Effect", "Effects", "checked_effects", "joined_effects"]
+__all__ = ["Effect", "EffectTable", "Effects", "checked_effects", "joined_effects"]
 
 
 Listener = Callable[[str, HookContext, tuple[Tensor, Tensor] | None, int | None], None]
@@ -39,6 +40,8 @@ class Effect(NamedTuple):
         mean_ratio: mean of ``|change| / |activation|`` (Euclidean norms) over these tokens; nan if there are none.
         max_ratio: the largest of these ratios.
         broken: how many tokens it turned into NaN or infinity. They do not count as changed.
+        block: the block that the layer is or lies in, see `HistoryRow`.
+        run: the run, as in `HistoryRow`.
     """
 
     hook: str
@@ -49,13 +52,52 @@ class Effect(NamedTuple):
     mean_ratio: float
     max_ratio: float
     broken: int = 0
+    block: int | None = None
+    run: str = ""
+
+
+class EffectTable(Table[Effect]):
+    """The changes that the hooks of a run made: a list of `Effect`.
+
+    ``to_pandas()`` has the columns ``block``, ``run``, ``stage``, ``hook``, ``layer``, ``tokens``, ``fired``,
+    ``mean_ratio``, ``max_ratio`` and ``broken``.
+
+    Examples:
+        >>> EffectTable([Effect("joy", "h.3", "predict", 12, 4, 0.25, 0.5, block=3, run="predict")])
+        <effects in predict: joy at 1 layer, 12 tokens changed, by 0.5 of the activation at most>
+    """
+
+    _columns: ClassVar[Mapping[str, str]] = {
+        "block": WHOLE_OR_NONE,
+        "run": NAMES,
+        "stage": NAMES,
+        "hook": NAMES,
+        "layer": NAMES,
+        "tokens": WHOLE,
+        "fired": WHOLE,
+        "mean_ratio": NUMBERS,
+        "max_ratio": NUMBERS,
+        "broken": WHOLE,
+    }
+
+    def summary(self) -> str:
+        """Return which hooks changed how much, in one line."""
+        if not self:
+            return "effects: nothing was counted"
+        stages = listed_names((row.run or row.stage for row in self), most=4)
+        layers, tokens = len({row.layer for row in self}), sum(row.tokens for row in self)
+        start = f"effects in {stages}: {listed_names(row.hook for row in self)} at {count(layers, 'layer')}"
+        largest = max((row.max_ratio for row in self if row.tokens), default=0.0)
+        changed = f", by {largest:.3g} of the activation at most" if tokens else ""
+        broken = sum(row.broken for row in self)
+        return f"{start}, {count(tokens, 'token')} changed{changed}" + (f", {broken:,} broken" if broken else "")
 
 
 class Effects:
     """The changes that hooks made, by hook and layer.
 
     Args:
-        layers: the layers of each hook that edits, by the hook's ID.
+        layers: the layers of each hook that edits, each with its block, by the hook's ID.
         names: the names of the hooks, by ID.
         device: the device that the sums are kept on.
 
@@ -66,8 +108,11 @@ class Effects:
             channels. ``None`` to call nobody.
     """
 
-    def __init__(self, layers: Mapping[str, Iterable[str]], names: Mapping[str, str], device: torch.device) -> None:
-        self._places = [(hook_id, layer) for hook_id, names_ in layers.items() for layer in names_]
+    def __init__(
+        self, layers: Mapping[str, Mapping[str, int | None]], names: Mapping[str, str], device: torch.device
+    ) -> None:
+        self._blocks = [block for blocks in layers.values() for block in blocks.values()]
+        self._places = [(hook_id, layer) for hook_id, blocks in layers.items() for layer in blocks]
         self._index = {place: index for index, place in enumerate(self._places)}
         self._of_hook: dict[str, list[int]] = {}  # where each hook's places are
         for index, (hook_id, _) in enumerate(self._places):
@@ -164,9 +209,14 @@ class Effects:
         kept = {name: {stage: rows[still] for stage, rows in state[name].items()} for name in ("rows", "totals")}
         self._sums.load([place for place in places if place is not None], kept)
 
-    def rows(self) -> list[Effect]:
-        """Return all effects that were exchanged so far."""
-        return [effect for stage in Stage for effect in self._rows(stage, self._sums.totals(stage.value))]
+    def rows(self, run: str = "") -> EffectTable:
+        """Return all effects that were exchanged so far.
+
+        Args:
+            run: the name of the run.
+        """
+        rows = (effect for stage in Stage for effect in self._rows(stage, self._sums.totals(stage.value)))
+        return EffectTable(effect._replace(run=run) for effect in rows)
 
     def changed_nothing(self, hook_id: str, stage: Stage) -> bool:
         """Return whether, as far as was exchanged, a hook is known to have left every token as it was."""
@@ -175,9 +225,9 @@ class Effects:
         return not touched and (hook_id, stage.value) not in self._unknown
 
     def _rows(self, stage: Stage, values: Iterable[EffectValues | None]) -> Iterator[Effect]:
-        for (hook_id, layer), of_place in zip(self._places, values, strict=True):
+        for (hook_id, layer), block, of_place in zip(self._places, self._blocks, values, strict=True):
             if of_place is not None:
-                yield Effect(self.names[hook_id], layer, stage.value, *of_place)
+                yield Effect(self.names[hook_id], layer, stage.value, *of_place, block=block)
 
 
 def checked_effects(name: str, value: Any) -> dict[str, Any]:

@@ -357,7 +357,10 @@ class Layers:
             names: the name of each hook, by ID; a hook that is not in it goes by its ID.
         """
         hooks = [registration for registration in self._registrations.values() if registration.hook.edits]
-        layers = {registration.hook.id: [site.match.name for site in registration.sites] for registration in hooks}
+        layers = {
+            registration.hook.id: {site.match.name: site.match.index for site in registration.sites}
+            for registration in hooks
+        }
         device = _device(hooks[0].sites[0].match.module if hooks else self.root, self.root)
         effects = Effects(layers, {hook_id: names.get(hook_id, hook_id) for hook_id in layers}, device)
         if any(hook.edits for hook in self.traced_hooks()):

@@ -10,8 +10,8 @@
     write_text_table         texts -> the loggers that take text
     write_layout             one TensorBoard chart per statistic, one line per layer
     summary_writer           a logger -> its ``SummaryWriter``, if it has one
-    read_compact             event files -> the numbers (HistoryRow)
-    read_compact_histograms  event files -> the histograms (HistogramRow)
+    read_compact             event files -> the numbers (HistoryRow, all in a HistoryTable)
+    read_compact_histograms  event files -> the histograms (HistogramRow, all in a HistogramTable)
     read_texts               event files -> the texts of predict runs (TextRow)
 
 Loggers are passed in as objects; nothing here imports Lightning.

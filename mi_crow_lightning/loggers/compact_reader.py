@@ -6,22 +6,35 @@ Every checksum in the files is verified in Python, at about 5 MB a second.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from html import escape
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from mi_crow_lightning._foreign_files import Damaged, named, one_error
 from mi_crow_lightning._shown import shortened
+from mi_crow_lightning._tables import NAMES, OBJECTS, WHOLE, WHOLE_OR_NONE, Table, count, legible, listed_names
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.compact_schema import Schema, numbers_of, read_schema
 from mi_crow_lightning.loggers.compact_tensors import PLUGIN
 from mi_crow_lightning.loggers.event_file import events
-from mi_crow_lightning.loggers.history import HistoryRow
+from mi_crow_lightning.loggers.history import HistoryRow, HistoryTable
 from mi_crow_lightning.loggers.tags import tag
 
-__all__ = ["HistogramRow", "event_files", "read_compact", "read_compact_histograms", "tensors_of"]
+__all__ = [
+    "CompactRows",
+    "HistogramRow",
+    "HistogramTable",
+    "event_files",
+    "read_compact",
+    "read_compact_histograms",
+    "tensors_of",
+]
 
 _FILES = "events.out.tfevents.*"
+_FIRST = 10  # rows that a notebook shows of files that were not read yet
+_Row = TypeVar("_Row")
 _Content = TypeVar("_Content")
 
 
@@ -36,6 +49,8 @@ class HistogramRow(NamedTuple):
         name: the name of the reading; ``"histogram"`` for a layer's activations.
         edges: ascending bin edges, ``N + 1`` of them.
         counts: elements in each of the ``N`` bins. The outermost bins also count what lies beyond them.
+        block: the block that the layer is or lies in, see `HistoryRow`.
+        run: the name of the folder of the event file.
     """
 
     stage: str
@@ -45,21 +60,107 @@ class HistogramRow(NamedTuple):
     name: str
     edges: tuple[float, ...]
     counts: tuple[float, ...]
+    block: int | None = None
+    run: str = ""
 
 
-def read_compact(log_dir: str | os.PathLike[str]) -> Iterator[HistoryRow]:
+class HistogramTable(Table[HistogramRow]):
+    """Histograms that were written: a list of `HistogramRow`.
+
+    ``to_pandas()`` has the columns ``block``, ``run``, ``stage``, ``step``, ``layer``, ``name``, ``edges``, ``counts``
+    and ``tag``; edges and counts are tuples.
+    """
+
+    _columns: ClassVar[Mapping[str, str]] = {
+        "block": WHOLE_OR_NONE,
+        "run": NAMES,
+        "stage": NAMES,
+        "step": WHOLE,
+        "layer": NAMES,
+        "name": NAMES,
+        "edges": OBJECTS,
+        "counts": OBJECTS,
+        "tag": NAMES,
+    }
+    _left_out: ClassVar[tuple[str, ...]] = ("tag",)
+
+    def summary(self) -> str:
+        """Return how many histograms there are, and what they are of, in one line."""
+        if not self:
+            return "no histograms"
+        of_layers, runs = count(len({row.layer for row in self}), "layer"), listed_names(row.run for row in self)
+        return f"{count(len(self), 'histogram')} of {of_layers} in {runs}, {listed_names(row.stage for row in self)}"
+
+
+class CompactRows(Iterator[_Row], Generic[_Row]):
+    """The rows of a run's event files, an iterator that reads them one by one.
+
+    `table` and `to_pandas` read the files from the beginning, however far the iteration is.
+
+    Args:
+        folder: the folder of the files.
+        read: returns an iterator over all rows.
+        table: the table that holds such rows.
+        files: the files, to say how many there are.
+    """
+
+    def __init__(
+        self, folder: Path, read: Callable[[], Iterator[_Row]], table: type[Table[_Row]], files: list[Path]
+    ) -> None:
+        self._folder, self._read, self._table, self._files = folder, read, table, files
+        self._rows = read()
+
+    def __iter__(self) -> CompactRows[_Row]:
+        return self
+
+    def __next__(self) -> _Row:
+        return next(self._rows)
+
+    def table(self) -> Table[_Row]:
+        """Return all rows of the files, as a `HistoryTable` or a `HistogramTable`.
+
+        Raises:
+            ValueError, OSError: as the iteration does.
+        """
+        return self._table(self._read())
+
+    def to_pandas(self) -> Any:
+        """Return all rows of the files as a ``pandas.DataFrame``, see `HistoryTable` and `HistogramTable`.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError, OSError: as the iteration does.
+        """
+        return self.table().to_pandas()
+
+    def __repr__(self) -> str:
+        what = "numbers" if self._table is HistoryTable else "histograms"
+        size = sum(file.stat().st_size for file in self._files if file.is_file())
+        return f"<{what} of {count(len(self._files), 'event file')} in {str(self._folder)!r}, {size / 1e6:.3g} MB>"
+
+    def _repr_html_(self) -> str:
+        """Return the first rows as HTML, which a notebook shows; reading all might take minutes."""
+        rows, note = self._table(), f"{self!r}, which begin with these; table() reads all."
+        try:
+            rows.extend(islice(self._read(), _FIRST))
+        except (ValueError, OSError) as error:
+            note = f"{self!r}: {error}"
+        return f"<p>{escape(legible(note, 1000))}</p>{rows.html_rows()}"
+
+
+def read_compact(log_dir: str | os.PathLike[str]) -> CompactRows[HistoryRow]:
     """Read every number that was written to a run's event files, whatever ``scalars`` was.
 
-    The rows are those of ``HookCallback.history()``, rounded to float32, ordered by step, statistic and layer. Those of
-    controllers over the batches of an evaluation, ``steering_by_batch_...``, come in addition.
-    A layer that gave no number at a step at which others did has a row with ``nan``. Steps that a resumed run
-    repeated are there twice.
+    The rows are those of `HookCallback.history`, rounded to float32, ordered by step, statistic and layer. Those of
+    controllers over the batches of an evaluation, ``steering_by_batch_...``, come in addition. Their ``run`` is the
+    folder's name, and their ``block`` is ``None`` in files of releases that did not write it. A layer that gave no
+    number at a step at which others did has a row with ``nan``. Steps that a resumed run repeated are there twice.
 
     Args:
         log_dir: the folder with the event files, a TensorBoardLogger's ``log_dir``.
 
     Returns:
-        An iterator over the rows; ``pandas.DataFrame(read_compact(...))`` makes a table of it.
+        An iterator over the rows. Its ``table()`` returns them all, and its ``to_pandas()`` as a DataFrame.
 
     Raises:
         FileNotFoundError: the folder holds no event file.
@@ -75,13 +176,15 @@ def read_compact(log_dir: str | os.PathLike[str]) -> Iterator[HistoryRow]:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with SummaryWriter(folder) as writer:
         ...         write_event(writer, [], 3, compact(LoggedStep("train", 3, [detector])))
-        ...     list(read_compact(folder))
-        [HistoryRow(stage='train', step=3, tag='activations_rms/h.0', layer='h.0', name='rms', value=0.5)]
+        ...     row = next(read_compact(folder))
+        >>> row.stage, row.step, row.tag, row.layer, row.name, row.value
+        ('train', 3, 'activations_rms/h.0', 'h.0', 'rms', 0.5)
     """
-    return _numbers(event_files(log_dir))
+    files, run = event_files(log_dir), _name_of(log_dir)
+    return CompactRows(Path(log_dir), lambda: _numbers(files, run), HistoryTable, files)
 
 
-def read_compact_histograms(log_dir: str | os.PathLike[str]) -> Iterator[HistogramRow]:
+def read_compact_histograms(log_dir: str | os.PathLike[str]) -> CompactRows[HistogramRow]:
     """Read every histogram that was written to a run's event files, whatever ``scalars`` was.
 
     Args:
@@ -96,24 +199,30 @@ def read_compact_histograms(log_dir: str | os.PathLike[str]) -> Iterator[Histogr
             the damage are there when it is raised; a file that ends in the middle of an event is read up to there.
         OSError: a file cannot be read.
     """
-    return _histograms(event_files(log_dir))
+    files, run = event_files(log_dir), _name_of(log_dir)
+    return CompactRows(Path(log_dir), lambda: _histograms(files, run), HistogramTable, files)
 
 
-def _numbers(files: list[Path]) -> Iterator[HistoryRow]:
+def _name_of(log_dir: str | os.PathLike[str]) -> str:
+    """Return the name of a folder, also of the current one."""
+    return os.path.basename(os.path.abspath(log_dir))
+
+
+def _numbers(files: list[Path], run: str) -> Iterator[HistoryRow]:
     tags: dict[str, list[str]] = {}
     for schema, address, step, values in tensors_of(files, "statistic", numbers_of):
         stage, name = schema.stage, schema.name
         if address not in tags:
             named_by = [Reading(layer, name, 0.0) for layer in schema.layers]
             tags[address] = [tag(reading, stage, schema.prefix, schema.dataloader_idx) for reading in named_by]
-        for written_as, layer, value in zip(tags[address], schema.layers, values, strict=True):
-            yield HistoryRow(stage, step, written_as, layer, name, value)
+        for written_as, layer, block, value in zip(tags[address], schema.layers, schema.blocks, values, strict=True):
+            yield HistoryRow(stage, step, written_as, layer, name, value, block, run)
 
 
-def _histograms(files: list[Path]) -> Iterator[HistogramRow]:
+def _histograms(files: list[Path], run: str) -> Iterator[HistogramRow]:
     for schema, address, step, counts in tensors_of(files, "histogram", numbers_of):
-        (layer,), picture = schema.layers, address.rpartition("#")[0]
-        yield HistogramRow(schema.stage, step, picture, layer, schema.name, schema.edges, tuple(counts))
+        (layer,), (block,), picture = schema.layers, schema.blocks, address.rpartition("#")[0]
+        yield HistogramRow(schema.stage, step, picture, layer, schema.name, schema.edges, tuple(counts), block, run)
 
 
 def tensors_of(

@@ -26,6 +26,7 @@ class Schema(NamedTuple):
         layers: one for each position; of a histogram its layer.
         edges: the edges of a histogram's bins, one more than there are positions; empty for a statistic.
         dataloader_idx: the dataloader, where each has its own readings.
+        blocks: the block of each of ``layers``; all ``None`` in files of releases that did not write them.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Schema(NamedTuple):
     layers: tuple[str, ...]
     edges: tuple[float, ...]
     dataloader_idx: int | None
+    blocks: tuple[int | None, ...]
 
     @property
     def positions(self) -> int:
@@ -55,17 +57,19 @@ def read_schema(content: bytes) -> Schema:
             f"cannot be read: its compact tensors have version {shortened(repr(version))}, but this release reads "
             f"version {VERSION}: use the release that wrote them"
         )
-    kind = _one_of(read, "kind", ("statistic", "histogram", "texts"))
+    kind, loader = _one_of(read, "kind", ("statistic", "histogram", "texts")), _index("dataloader_idx", read)
     if kind == "texts":
-        return Schema(kind, _one_of(read, "stage", STAGES), "", "", (), (), _dataloader_idx(read.get("dataloader_idx")))
+        return Schema(kind, _one_of(read, "stage", STAGES), "", "", (), (), loader, ())
+    layers = tuple(map(_name, _list(read, "layers") if kind == "statistic" else [read.get("layer")]))
     return Schema(
         kind=kind,
         stage=_one_of(read, "stage", STAGES),
         prefix=_name(read.get("prefix")),
         name=_name(read.get("name")),
-        layers=tuple(map(_name, _list(read, "layers") if kind == "statistic" else [read.get("layer")])),
+        layers=layers,
         edges=_edges(read) if kind == "histogram" else (),
-        dataloader_idx=_dataloader_idx(read.get("dataloader_idx")),
+        dataloader_idx=loader,
+        blocks=_blocks(read, len(layers)) if kind == "statistic" else (_index("block", read),),
     )
 
 
@@ -97,10 +101,23 @@ def _edges(schema: dict[str, Any]) -> tuple[float, ...]:
     return tuple(map(float, given))
 
 
-def _dataloader_idx(value: object) -> int | None:
-    if value is None or (type(value) is int and value >= 0):
+def _index(key: str, schema: dict[str, Any]) -> int | None:
+    return _checked_index(key, schema.get(key))
+
+
+def _checked_index(key: str, value: object) -> int | None:
+    if value is None or (type(value) is int and 0 <= value < 2**63):
         return value
-    raise Damaged(f"has a schema with the dataloader_idx {shortened(repr(value))}: a whole number is needed")
+    raise Damaged(f"has a schema with the {key} {shortened(repr(value))}: a whole number is needed")
+
+
+def _blocks(schema: dict[str, Any], layers: int) -> tuple[int | None, ...]:
+    if "blocks" not in schema:
+        return (None,) * layers
+    blocks = tuple(_checked_index("block", block) for block in _list(schema, "blocks"))
+    if len(blocks) != layers:
+        raise Damaged(f"has a schema with {len(blocks)} blocks for {layers} layers: one for each is needed")
+    return blocks
 
 
 def numbers_of(value: Any, schema: Schema) -> list[float]:

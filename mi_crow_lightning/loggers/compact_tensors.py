@@ -2,9 +2,9 @@
 
 A statistic is a float32 tensor ``(L,)``, one number per layer, ``nan`` where a layer gave none. A histogram is a
 tensor ``(bins,)`` of int64 counts (float64 if they are not whole numbers). The **schema** says what the positions
-mean. It is JSON with the layers, or with the layer and the bin edges, and is written beside a tensor's first values.
-The tag ends in a hash of the schema, so that a run whose layers or edges change continues under another tag instead
-of being misread. `read_compact` reads the tensors back.
+mean. It is JSON with the layers and, where known, their blocks; of a histogram with the layer, its block and the bin
+edges. It is written beside a tensor's first values. The tag ends in a hash of the schema, so that a run whose layers
+or edges change continues under another tag instead of being misread. `read_compact` reads the tensors back.
 """
 
 from __future__ import annotations
@@ -66,18 +66,21 @@ def compact(step: LoggedStep) -> list[CompactTensor]:
 
 def _of_detector(detector: DetectorReadings, stage: str, dataloader_idx: int | None) -> Iterator[CompactTensor]:
     by_name: dict[str, dict[str, float]] = {}
+    blocks = detector.block_of
     for layer, name, value, _ in detector.readings:
         if not isinstance(value, Histogram):
             by_name.setdefault(name, {})[layer] = value
         elif any(value.counts):
-            address, schema = _histogram_schema(detector.prefix, name, stage, layer, value.edges, dataloader_idx)
+            block = blocks.get(layer)
+            address, schema = _histogram_schema(detector.prefix, name, stage, layer, value.edges, dataloader_idx, block)
             check_edges(value, address)
             yield CompactTensor(address, _counts(value.counts), schema)
     watched = frozenset(detector.layers)
     for name, by_layer in by_name.items():
         # A reading may be of something other than a watched layer, such as the total of all.
         layers = detector.layers if by_layer.keys() <= watched else tuple(by_layer)
-        address, schema = _statistic_schema(detector.prefix, name, stage, layers, dataloader_idx)
+        of_layers = detector.blocks if layers is detector.layers else tuple(map(blocks.get, layers))
+        address, schema = _statistic_schema(detector.prefix, name, stage, layers, dataloader_idx, of_layers)
         with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, as in a scalar
             values = np.array([by_layer.get(layer, np.nan) for layer in layers]).astype(np.float32)
         yield CompactTensor(address, values, schema)
@@ -92,28 +95,37 @@ def _counts(counts: tuple[float, ...]) -> NDArray[Any]:
 # Steps repeat the same schemas, and the schemas of histograms are long.
 @lru_cache(maxsize=8192)
 def _statistic_schema(
-    prefix: str, name: str, stage: str, layers: tuple[str, ...], dataloader_idx: int | None
+    prefix: str,
+    name: str,
+    stage: str,
+    layers: tuple[str, ...],
+    dataloader_idx: int | None,
+    blocks: tuple[int | None, ...],
 ) -> tuple[str, str]:
     """Return the tag and the schema of a statistic."""
-    of_loader = _of_loader(dataloader_idx)
-    schema, digest = _json(kind="statistic", prefix=prefix, name=name, stage=stage, layers=layers, **of_loader)
+    more = _of_loader(dataloader_idx) | ({"blocks": blocks} if any(block is not None for block in blocks) else {})
+    schema, digest = _json(kind="statistic", prefix=prefix, name=name, stage=stage, layers=layers, **more)
     return tag(Reading(f"#{digest}", name, 0.0), stage, prefix), schema
 
 
 @lru_cache(maxsize=8192)
 def _histogram_schema(
-    prefix: str, name: str, stage: str, layer: str, edges: tuple[float, ...], dataloader_idx: int | None
+    prefix: str,
+    name: str,
+    stage: str,
+    layer: str,
+    edges: tuple[float, ...],
+    dataloader_idx: int | None,
+    block: int | None,
 ) -> tuple[str, str]:
     """Return the tag and the schema of a layer's histogram."""
-    of_loader = _of_loader(dataloader_idx)
-    schema, digest = _json(
-        kind="histogram", prefix=prefix, name=name, stage=stage, layer=layer, edges=edges, **of_loader
-    )
+    more = _of_loader(dataloader_idx) | ({} if block is None else {"block": block})
+    schema, digest = _json(kind="histogram", prefix=prefix, name=name, stage=stage, layer=layer, edges=edges, **more)
     empty = Histogram((), (), 0.0, 0.0, 0.0, 0.0, 0.0)
     return f"{tag(Reading(layer, name, empty), stage, prefix, dataloader_idx)}#{digest}", schema
 
 
-def _of_loader(dataloader_idx: int | None) -> dict[str, int]:
+def _of_loader(dataloader_idx: int | None) -> dict[str, Any]:
     return {} if dataloader_idx is None else {"dataloader_idx": dataloader_idx}
 
 

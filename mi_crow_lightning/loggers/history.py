@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
+from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.histogram import Histogram
 
-__all__ = ["History", "HistoryRow"]
+__all__ = ["History", "HistoryRow", "HistoryTable"]
 
-_Keys: TypeAlias = tuple[tuple[str, str, str], ...]  # (tag, layer, name) of each number of a step
+_Keys: TypeAlias = tuple[tuple[str, str, str, int | None], ...]  # (tag, layer, name, block) of each number of a step
 
 
 class HistoryRow(NamedTuple):
@@ -25,6 +26,11 @@ class HistoryRow(NamedTuple):
         layer: name of the layer.
         name: the name of the reading.
         value: the number.
+        block: the block of its stack that the layer is or lies in; ``None`` outside all stacks, and for a detector
+            whose layers are in several.
+        run: what it was written in. In `HookCallback.history` the Trainer's method, ``"fit"``, ``"validate"``,
+            ``"test"`` or ``"predict"``, and from the callback's second run of a kind on with its number, ``"fit 2"``;
+            of an event file the name of its folder.
     """
 
     stage: str
@@ -33,6 +39,60 @@ class HistoryRow(NamedTuple):
     layer: str
     name: str
     value: float
+    block: int | None = None
+    run: str = ""
+
+
+class HistoryTable(Table[HistoryRow]):
+    """Numbers that were written, in that order: a list of `HistoryRow`.
+
+    ``to_pandas()`` has the columns ``block``, ``run``, ``stage``, ``step``, ``layer``, ``name``, ``value`` and ``tag``.
+
+    Examples:
+        >>> rows = [HistoryRow("train", step, "rms/h.0", "h.0", "rms", step / 2, 0, "fit") for step in (4, 9)]
+        >>> table = HistoryTable(rows)
+        >>> table
+        <history of fit: 2 numbers of train: 1 layer, 1 statistic, 2 steps from 4 to 9>
+        >>> print(table)
+        history of fit: 2 numbers of train: 1 layer, 1 statistic, 2 steps from 4 to 9
+        <BLANKLINE>
+        block  run  stage  step  layer  name  value
+            0  fit  train     4  h.0    rms       2
+            0  fit  train     9  h.0    rms     4.5
+        >>> table.to_pandas().pivot(index="block", columns="step", values="value").values.tolist()
+        [[2.0, 4.5]]
+    """
+
+    _columns: ClassVar[Mapping[str, str]] = {
+        "block": WHOLE_OR_NONE,
+        "run": NAMES,
+        "stage": NAMES,
+        "step": WHOLE,
+        "layer": NAMES,
+        "name": NAMES,
+        "value": NUMBERS,
+        "tag": NAMES,
+    }
+    _left_out: ClassVar[tuple[str, ...]] = ("tag",)
+
+    def summary(self) -> str:
+        """Return how many numbers there are, and what they are of, in one line."""
+        if not self:
+            return "history: no numbers"
+        runs, stages = listed_names(row.run for row in self), listed_names((row.stage for row in self), most=4)
+        of_runs = f" of {runs}" if runs not in ("", stages) else ""
+        steps = {row.step for row in self}
+        return (
+            f"history{of_runs}: {count(len(self), 'number')} of {stages}: "
+            f"{count(len({row.layer for row in self}), 'layer')}, "
+            f"{count(len({row.name for row in self}), 'statistic')}, {_of_steps(steps)}"
+        )
+
+
+def _of_steps(steps: set[int]) -> str:
+    if len(steps) == 1:
+        return f"step {min(steps):,}"
+    return f"{count(len(steps), 'step')} from {min(steps):,} to {max(steps):,}"
 
 
 class History:
@@ -60,28 +120,43 @@ class History:
         self._stages: dict[str, _OfStage] = {}
         self._written = 0
 
-    def add(self, stage: str, step: int, readings: TaggedReadings) -> bool:
-        """Keep the numbers of one step, and return whether others were left out for it."""
-        keys, values = [], array("d")
+    def add(
+        self,
+        stage: str,
+        step: int,
+        readings: TaggedReadings,
+        blocks: Mapping[str, int | None] | None = None,
+        run: str = "",
+    ) -> bool:
+        """Keep the numbers of one step, and return whether others were left out for it.
+
+        Args:
+            stage: their stage.
+            step: their position on the x axis.
+            readings: the readings with their tags.
+            blocks: the blocks of the layers, where known.
+            run: the run that they are of.
+        """
+        keys, values, blocks = [], array("d"), blocks or {}
         for tag, reading in readings:
             if not isinstance(reading.value, Histogram):
-                keys.append((tag, reading.layer, reading.name))
+                keys.append((tag, reading.layer, reading.name, blocks.get(reading.layer)))
                 values.append(reading.value)
         shared = self._keys.setdefault(key := tuple(keys), _SharedKeys(key))
         shared.uses += 1
         of_stage = self._stages.setdefault(stage, _OfStage())
-        self._let_go(of_stage.add(_Step(of_stage.added, self._written, step, shared, values)))
+        self._let_go(of_stage.add(_Step(of_stage.added, self._written, run, step, shared, values)))
         self._written += 1
         return self._fit_into_size()
 
-    def rows(self) -> list[HistoryRow]:
+    def rows(self) -> HistoryTable:
         """Return every number that was kept, in the order of writing."""
         steps = [(one.order, stage, one) for stage, of_stage in self._stages.items() for one in of_stage.steps]
-        return [
-            HistoryRow(stage, one.step, *key, value)
+        return HistoryTable(
+            HistoryRow(stage, one.step, tag, layer, name, value, block, one.run)
             for _, stage, one in sorted(steps, key=itemgetter(0))
-            for key, value in zip(one.shared.keys, one.values, strict=True)
-        ]
+            for (tag, layer, name, block), value in zip(one.shared.keys, one.values, strict=True)
+        )
 
     def _fit_into_size(self) -> bool:
         thinned = False
@@ -111,6 +186,7 @@ class _SharedKeys:
 class _Step(NamedTuple):
     place: int  # among those of its stage
     order: int  # among all
+    run: str
     step: int
     shared: _SharedKeys
     values: array[float]

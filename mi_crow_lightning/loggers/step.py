@@ -23,6 +23,7 @@ class DetectorReadings(NamedTuple):
         prefix: first part of the tags.
         by_block: the readings that form a curve over the blocks, each with its block.
         by_default: the names of the readings that loggers show where no others are asked for; ``None`` for all, always.
+        blocks: the block of each of ``layers``, where known.
     """
 
     readings: Sequence[Reading]
@@ -31,6 +32,12 @@ class DetectorReadings(NamedTuple):
     prefix: str = "activations"
     by_block: Sequence[tuple[int, Reading]] = ()
     by_default: Collection[str] | None = None
+    blocks: tuple[int | None, ...] = ()
+
+    @property
+    def block_of(self) -> dict[str, int | None]:
+        """The layers whose blocks are known or known to be none, each with its block."""
+        return dict(zip(self.layers, self.blocks, strict=False))
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,11 @@ class LoggedStep:
             for detector in self.detectors
             for reading in detector.readings
         ]
+
+    @property
+    def block_of(self) -> dict[str, int | None]:
+        """The blocks of the layers of all detectors, where known."""
+        return {layer: block for detector in self.detectors for layer, block in detector.block_of.items()}
 
     @property
     def by_block(self) -> list[tuple[str, int, Reading]]:

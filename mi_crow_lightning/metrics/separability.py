@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Separability", "separability"]
+from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, legible
+
+__all__ = ["Separability", "SeparabilityTable", "separability"]
 
 
 class Separability(NamedTuple):
@@ -20,12 +23,45 @@ class Separability(NamedTuple):
         n: the number of samples.
         d_prime: the difference of the class means in units of the root of the mean class variance. It ranks layers
             where ``auroc`` is 1 at several.
+        block: the block that the layer is or lies in; ``None`` where that is not known.
     """
 
     layer: str
     auroc: float
     n: int
     d_prime: float
+    block: int | None = None
+
+
+class SeparabilityTable(Table[Separability]):
+    """The separability of two classes by layer: a list of `Separability`.
+
+    ``to_pandas()`` has the columns ``block``, ``layer``, ``auroc``, ``d_prime`` and ``n``.
+
+    Examples:
+        >>> SeparabilityTable([Separability("h.2", 0.75, 8, 1.0, 2), Separability("h.3", 1.0, 8, 2.5, 3)])
+        <separability at 2 layers: best 'h.3', with auroc 1 and d' 2.5 on 8 samples>
+    """
+
+    _columns: ClassVar[Mapping[str, str]] = {
+        "block": WHOLE_OR_NONE,
+        "layer": NAMES,
+        "auroc": NUMBERS,
+        "d_prime": NUMBERS,
+        "n": WHOLE,
+    }
+
+    def best(self) -> Separability:
+        """Return the row with the largest ``auroc``; among equals, with the largest ``d_prime``."""
+        return max(self, key=lambda row: (row.auroc, row.d_prime))
+
+    def summary(self) -> str:
+        """Return which layer separates best, in one line."""
+        if not self:
+            return "separability: no layers"
+        best, layers = self.best(), count(len(self), "layer")
+        with_numbers = f"with auroc {best.auroc:.3g} and d' {best.d_prime:.3g} on {count(best.n, 'sample')}"
+        return f"separability at {layers}: best {legible(best.layer)!r}, {with_numbers}"
 
 
 def separability(layer: str, scores: Tensor, label: Tensor) -> Separability:
@@ -41,7 +77,7 @@ def separability(layer: str, scores: Tensor, label: Tensor) -> Separability:
 
     Examples:
         >>> separability("h.3", torch.tensor([100.0, 300.0, 200.0, 400.0]), torch.tensor([0, 0, 1, 1]))
-        Separability(layer='h.3', auroc=0.75, n=4, d_prime=1.0)
+        Separability(layer='h.3', auroc=0.75, n=4, d_prime=1.0, block=None)
     """
     from torchmetrics.functional.classification import binary_auroc  # loads transformers
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mi_crow_lightning._text_table import text_table
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.addressing.signatures import resolve, signatures_by_role
 from mi_crow_lightning.addressing.sizes import Sizes
-from mi_crow_lightning.report.text_table import text_table
 
 __all__ = ["LayerRow", "layer_rows", "layer_table"]
 

@@ -9,10 +9,10 @@ from html import escape
 from itertools import groupby
 from typing import TypeAlias
 
+from mi_crow_lightning._in_html import html_section, html_table
+from mi_crow_lightning._text_table import text_table
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.report.feature import Feature, Support
-from mi_crow_lightning.report.in_html import html_section, html_table
-from mi_crow_lightning.report.text_table import text_table
 
 __all__ = ["HookPlan", "HookedLayer", "RunReport", "refusals_in_words"]
 

@@ -91,6 +91,7 @@ def test_the_state_that_is_damaged_here_is_whole() -> None:
         *[(("contrast", "model"), value) for value in (None, 5)],
         *[(("contrast", "extraction"), value) for value in (5, {"moments": {}, "samples": {}}, {"moments": {}})],
         *[(("contrast", "scores"), value) for value in (5, ["x"], [["model.0", 0.5, 8]], [["model.0", "x", 8, 1.0]])],
+        *[(("contrast", "scores"), [["model.0", 0.5, 8, 1.0, *more]]) for more in (["0"], [-1], [0, 0])],
     ],
     ids=str,
 )

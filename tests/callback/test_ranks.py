@@ -66,7 +66,7 @@ def assert_told(found: list[dict[str, Any]], expected: dict[str, Any], same_call
     assert single == pytest.approx(metrics, rel=1e-6, nan_ok=True) and len(single) < len(found[0]["metrics"])
     for mine, its in zip(found[0]["effects"], expected["effects"], strict=True):
         assert mine[:4] == its[:4] and (mine[4] == its[4] or not same_calls)
-        assert mine[5:] == pytest.approx(its[5:], rel=1e-5)
+        assert mine[5:8] == pytest.approx(its[5:8], rel=1e-5)
 
 
 @pytest.mark.documents(

@@ -73,7 +73,8 @@ def test_a_compiled_step_has_the_numbers_in_graphs_of_one_piece(
     found, expected = (
         compiled_fit(one, how) for one, how in ((detector, counted), (kind("block:*", schedule=EVERY), None))
     )
-    assert [row[:-1] for row in found.history()] == [row[:-1] for row in expected.history()] != []
+    rows = [[row._replace(value=0.0) for row in watch.history()] for watch in (found, expected)]
+    assert rows[0] == rows[1] != []
     values = [[row.value for row in watch.history()] for watch in (found, expected)]
     # The layers' own outputs differ by rounding, where the backend is not eager.
     assert values[0] == (values[1] if backend == "eager" else pytest.approx(values[1], rel=1e-3, abs=2e-3))

@@ -26,7 +26,9 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers import (
     DetectorReadings,
     HistogramRow,
+    HistogramTable,
     HistoryRow,
+    HistoryTable,
     LoggedStep,
     compact,
     read_compact,
@@ -147,7 +149,7 @@ def test_numbers_come_back_as_float32(
         write_steps(folder, step)
         for tag, reading in step.tagged:
             expected[HistoryRow(stage, i, tag, reading.layer, reading.name, 0.0)] = reading.value
-    rows = {row._replace(value=0.0): row.value for row in read_compact(folder)}
+    rows = {row._replace(value=0.0, run=""): row.value for row in read_compact(folder)}
     with np.errstate(over="ignore"):
         rounded = np.array(list(expected.values())).astype(np.float32)
     np.testing.assert_array_equal([rows.pop(row) for row in expected], rounded)
@@ -166,7 +168,7 @@ def test_histograms_come_back_exactly(tmp_path_factory: pytest.TempPathFactory, 
     readings = [logged(i, counted("h.2", *of_step, name="channels")) for i, of_step in enumerate(counts)]
     write_steps(folder, *readings)
     assert list(read_compact_histograms(folder)) == [
-        HistogramRow("train", i, "activations_channels/h.2", "h.2", "channels", EDGES, tuple(of_step))
+        HistogramRow("train", i, "activations_channels/h.2", "h.2", "channels", EDGES, tuple(of_step), run=folder.name)
         for i, of_step in enumerate(counts)
         if any(of_step)
     ]
@@ -177,7 +179,7 @@ def test_rows_are_in_the_order_of_steps_and_name_stage_and_tag(tmp_path: Path) -
     first = logged(4, rms("h.0", 1.0), Reading("h.0", "mean", 2.0), layers=("h.0",))
     second = LoggedStep("predict", 1, [DetectorReadings([rms("h.1", 3.0)], ("h.1",), "1", "mlp")])
     write_steps(tmp_path, first, second)
-    assert list(read_compact(tmp_path)) == [
+    assert [row._replace(run="") for row in read_compact(tmp_path)] == [
         HistoryRow("train", 4, "activations_rms/h.0", "h.0", "rms", 1.0),
         HistoryRow("train", 4, "activations_mean/h.0", "h.0", "mean", 2.0),
         HistoryRow("predict", 1, "mlp_rms/predict/h.1", "h.1", "rms", 3.0),
@@ -265,6 +267,55 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     write([TensorBoardLogger(tmp_path)], logged(0, rms("h.0", 1.0)), "none")
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("blocks", [(0, 1, 2), (0, None, 2), (None, None, None)])
+def test_blocks_come_back(tmp_path: Path, blocks: tuple[int | None, ...]) -> None:
+    readings = [rms("h.0", 1.0), rms("h.2", 2.0), rms("all", 3.0), counted("h.2", 1.0, 0.0, 2.0)]
+    detectors = [DetectorReadings(part, LAYERS, "h.*", blocks=blocks) for part in (readings[:2], readings[2:])]
+    step = LoggedStep("train", 0, detectors)
+    write_steps(tmp_path, step)
+    found = {row.layer: row.block for row in read_compact(tmp_path)}
+    assert found == {**dict(zip(LAYERS, blocks, strict=True)), "all": None}
+    assert [row.block for row in read_compact_histograms(tmp_path)] == [blocks[2]]
+    with_blocks = [tensor for tensor in compact(step) if '"block' in tensor.schema]
+    assert len(with_blocks) == (0 if set(blocks) == {None} else 2)  # where none is known, the tags are as they were
+
+
+def test_the_run_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_steps(tmp_path / "version_3", logged(0, rms("h.0", 1.0), counted("h.2", 1.0, 0.0, 2.0)))
+    monkeypatch.chdir(tmp_path / "version_3")
+    for folder in (tmp_path / "version_3", "../version_3", "."):
+        assert {row.run for row in read_compact(folder)} == {"version_3"}
+        assert {row.run for row in read_compact_histograms(folder)} == {"version_3"}
+
+
+def test_the_whole_table_is_there_however_far_the_iteration_is(tmp_path: Path) -> None:
+    write_steps(tmp_path, *(logged(i, rms("h.0", i), counted("h.2", 1.0, 0.0, i)) for i in range(3)))
+    rows, histograms = read_compact(tmp_path), read_compact_histograms(tmp_path)
+    assert next(rows).step == next(histograms).step == 0
+    assert (type(rows.table()), type(histograms.table())) == (HistoryTable, HistogramTable)
+    assert [row.step for row in histograms.table()] == [0, 1, 2] and histograms.to_pandas().step.tolist() == [0, 1, 2]
+    frame = rows.to_pandas()
+    assert len(frame) == len(rows.table()) == 9
+    assert frame.query("layer == 'h.0'").value.tolist() == [0.0, 1.0, 2.0]
+    assert (next(rows).layer, [row.step for row in histograms]) == (LAYERS[1], [1, 2])  # it went on where it was
+
+
+def test_files_are_shown_by_their_first_rows(tmp_path: Path) -> None:
+    hostile = "<script>\u202e"
+    write_steps(tmp_path, *(logged(i, rms(hostile, i), layers=(hostile,)) for i in range(50)))
+    rows = read_compact(tmp_path)
+    assert repr(rows).startswith(f"<numbers of 1 event file in {str(tmp_path)!r}, 0.00")
+    html = rows._repr_html_()
+    assert "<script>" not in html and "&lt;script&gt;\\u202e" in html and html.count("<tr>") == 11
+    assert [row.step for row in rows] == list(range(50))
+    (file,) = tmp_path.glob("events*")
+    file.write_bytes(bytes([*file.read_bytes()[:-1], 0xFF]))
+    assert "checksum" not in read_compact(tmp_path)._repr_html_()  # the damage lies behind the rows that are shown
+    file.write_bytes(b"\0" * 100)
+    assert "is damaged at byte 0" in read_compact(tmp_path)._repr_html_()
+    assert read_compact(tmp_path)._repr_html_().count("<tr>") == 0
 
 
 @pytest.mark.documents("reliability/an-event-file-was-cut-off")

@@ -30,11 +30,13 @@ STATISTIC: dict[str, Any] = {
     "name": "rms",
     "stage": "validate",
     "layers": ["h.0", "h.1"],
+    "blocks": [None, 7],
 }
 HISTOGRAM: dict[str, Any] = {
-    **{key: value for key, value in STATISTIC.items() if key != "layers"},
+    **{key: value for key, value in STATISTIC.items() if key not in ("layers", "blocks")},
     "kind": "histogram",
     "layer": "h.0",
+    "block": 0,
     "edges": [-1.0, 0.0, 2.0],
 }
 
@@ -99,8 +101,8 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     """The base of what follows: each change to it is the one thing that is wrong."""
     rows = read(tmp_path, file_of(*WHOLE))
     assert rows[:2] == [
-        HistoryRow("validate", 0, "p_rms/val/h.0", "h.0", "rms", 0.5),
-        HistoryRow("validate", 0, "p_rms/val/h.1", "h.1", "rms", -3.0),
+        HistoryRow("validate", 0, "p_rms/val/h.0", "h.0", "rms", 0.5, run=tmp_path.name),
+        HistoryRow("validate", 0, "p_rms/val/h.1", "h.1", "rms", -3.0, 7, tmp_path.name),
     ]
     assert [(row.step, row.edges, row.counts) for row in rows[4:]] == [
         (step, (-1, 0, 2), (3, 2**40)) for step in (0, 1)
@@ -205,6 +207,11 @@ def test_checksums_that_do_not_fit(tmp_path: Path, part: int) -> None:
         ({"prefix": None}, "has a schema with the name None"),
         ({"dataloader_idx": -1}, "has a schema with the dataloader_idx -1: a whole number is needed"),
         ({"dataloader_idx": True}, "has a schema with the dataloader_idx True: a whole number is needed"),
+        ({"blocks": 3}, "has a schema with the blocks 3: a list is needed"),
+        ({"blocks": [0]}, "has a schema with 1 blocks for 2 layers: one for each is needed"),
+        ({"blocks": [0, -1]}, "has a schema with the block -1: a whole number is needed"),
+        ({"blocks": [0, 2**63]}, "has a schema with the block 9223372036854775808: a whole number is needed"),
+        ({**HISTOGRAM, "block": "0"}, "has a schema with the block '0': a whole number is needed"),
         ({**HISTOGRAM, "edges": [0.0, 0.0, 1.0]}, "has a schema with the edges [0.0, 0.0, 1.0]: two or more numbers"),
         ({**HISTOGRAM, "edges": [float("nan"), 1.0]}, "has a schema with the edges [nan, 1.0]: two or more numbers"),
         ({**HISTOGRAM, "edges": [1.0]}, "has a schema with the edges [1.0]: two or more numbers that ascend"),

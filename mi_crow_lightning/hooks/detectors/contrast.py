@@ -8,7 +8,7 @@ stage is over, and then all ranks have what one process on all data would have.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Moment, Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.class_moments import GROUPS, GroupMoments
-from mi_crow_lightning.metrics.separability import Separability
+from mi_crow_lightning.metrics.separability import Separability, SeparabilityTable
 from mi_crow_lightning.vectors.extraction.contrast import Contrast
 from mi_crow_lightning.vectors.extraction.labels import Column, facts_of
 from mi_crow_lightning.vectors.extraction.layer_moments import METHODS, Extraction
@@ -115,6 +115,7 @@ class ContrastDetector(Detector):
         self.label, self.pair = _column("label", label), _column("pair", pair)
         self.stage, self.held_out = _stages(stage, held_out)
         self._layers: list[str] = []
+        self._blocks: dict[str, int | None] = {}
         self._device = torch.device("cpu")
         self._model = ""
         self._moment: Moment | None = None
@@ -125,6 +126,10 @@ class ContrastDetector(Detector):
     def default_schedule(self) -> When:
         """Return the schedule of every batch of the two stages."""
         return Schedule(stages=[stage for stage in (self.stage, self.held_out) if stage is not None])
+
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Keep the blocks of the layers, for `separability`."""
+        self._blocks = dict(blocks)
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
         """Start from nothing; the results of an earlier run stay until this one has its own."""
@@ -183,8 +188,10 @@ class ContrastDetector(Detector):
             warnings.warn(
                 f"{self!r} has no vectors to score in {stage.value}: run {self.stage.value} before it", stacklevel=2
             )
+            return []
+        self._contrast.scores = [row._replace(block=self._blocks.get(row.layer)) for row in scores]
         names = ("auroc", "d_prime")
-        return [Reading(row.layer, name, getattr(row, name)) for row in scores or () for name in names]
+        return [Reading(row.layer, name, getattr(row, name)) for row in scores for name in names]
 
     def vectors(self, method: str | None = None) -> SteeringVector:
         """Return the steering vector: one direction for each layer, towards the positive class.
@@ -225,8 +232,10 @@ class ContrastDetector(Detector):
         kept = self._finished().moments
         return {layer: {group: moments.of(group) for group in GROUPS} for layer, moments in kept.items()}
 
-    def separability(self) -> list[Separability]:
+    def separability(self) -> SeparabilityTable:
         """Return how well each layer's direction separates held-out samples, in the order of the layers.
+
+        The result is a list of `Separability`.
 
         Raises:
             NothingExtracted: no held-out samples were scored since the vectors were extracted.
@@ -236,7 +245,7 @@ class ContrastDetector(Detector):
         if not self._contrast.scores:
             todo = "held_out is None" if self.held_out is None else f"run {self.held_out.value} on labelled batches"
             raise NothingExtracted(f"no held-out samples were scored since {self.stage.value}: {todo}")
-        return list(self._contrast.scores)
+        return SeparabilityTable(self._contrast.scores)
 
     def best_layer(self) -> str:
         """Return the layer with the largest ``auroc``; among equals, the one with the largest ``d_prime``.
@@ -244,7 +253,7 @@ class ContrastDetector(Detector):
         Raises:
             NothingExtracted: see `separability`.
         """
-        return max(self.separability(), key=lambda row: (row.auroc, row.d_prime)).layer
+        return self.separability().best().layer
 
     def _finished(self) -> Extraction:
         """Return the result of the last run; in a bare loop, which has no end event, of what was seen so far."""
@@ -347,10 +356,12 @@ def _saved_scores(name: str, value: Any) -> list[Separability]:
 
 def _saved_score(name: str, row: Any) -> Separability:
     kinds = (str, float, int, float)  # as `Separability` has them
-    fits = isinstance(row, (list, tuple)) and len(row) == len(kinds)
-    if not fits or not all(type(one) is kind for one, kind in zip(row, kinds, strict=True)):
+    given = list(row) if isinstance(row, (list, tuple)) else []
+    *first, block = given if len(given) > len(kinds) else [*given, None]  # earlier releases kept no block
+    fits = len(first) == len(kinds) and all(type(one) is kind for one, kind in zip(first, kinds, strict=True))
+    if not fits or not (block is None or (type(block) is int and block >= 0)):
         raise TypeError(f"{name}={shown(row)} must be a row of {', '.join(Separability._fields)}")
-    return Separability(*row)
+    return Separability._make([*first, block])
 
 
 def _classes(classes: Any) -> tuple[Any, Any]:

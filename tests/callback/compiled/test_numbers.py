@@ -81,7 +81,10 @@ def test_statistics_leave_padding_out(way: Any) -> None:
     x = outputs.tokens()
     watch = HookCallback(ActivationStatistics("block:1"))
     run("validate", trainer(watch), way(small_llama(), "eager"), token_data())
-    found = {tag.split("/")[0].removeprefix("activations_"): value for *_, tag, value in watch.history()}
+    found = {
+        tag.split("/")[0].removeprefix("activations_"): value
+        for tag, value in ((row.name, row.value) for row in watch.history())
+    }
     norms = np.linalg.norm(x, axis=1)
     expected = {
         "mean": x.mean(),

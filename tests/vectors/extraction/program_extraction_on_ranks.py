@@ -59,7 +59,7 @@ def extract(runner: Any, module: Reader, detector: ContrastDetector, *data: Any)
         for group, found in groups.items()
     }
     vectors = {method: dict(detector.vectors(method)) for method in METHODS}
-    return {"vectors": vectors, "moments": moments, "scores": [list(row) for row in detector.separability()]}
+    return {"vectors": vectors, "moments": moments, "scores": [list(row[:4]) for row in detector.separability()]}
 
 
 def detector() -> ContrastDetector:

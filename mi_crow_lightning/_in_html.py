@@ -1,4 +1,4 @@
-"""The report of a run as HTML, for notebooks."""
+"""Tables and sections as HTML, for notebooks."""
 
 from __future__ import annotations
 
