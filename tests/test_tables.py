@@ -132,6 +132,20 @@ def test_history_in_one_line(ran: tuple[HookCallback, Path]) -> None:
     assert repr(HistoryTable()) == str(HistoryTable()) == "<history: no numbers>"
 
 
+def test_a_report_in_a_frame(ran: tuple[HookCallback, Path]) -> None:
+    frame = ran[0].report().to_pandas()
+    assert list(frame.columns) == ["block", "run", "layer", "hook", "module", "output", "stack"]
+    of_block = frame[frame.block == 1]
+    assert of_block.hook.tolist() == ["ScaleController 'twice'", "ActivationStatistics"]
+    assert of_block.iloc[0][["run", "layer", "module", "output"]].tolist() == [
+        "predict",
+        "blocks.1",
+        "Linear",
+        "(..., 3)",
+    ]
+    assert len(frame) == 5 and set(frame["stack"].dropna()) == {"blocks"}
+
+
 def test_effects_in_a_table(ran: tuple[HookCallback, Path]) -> None:
     effects = ran[0].effects()
     assert repr(effects) == "<effects in predict: twice at 1 layer, 8 tokens changed, by 1 of the activation at most>"

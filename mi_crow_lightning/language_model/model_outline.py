@@ -10,7 +10,7 @@ from torch import nn
 from mi_crow_lightning.addressing.sizes import size_of
 from mi_crow_lightning.language_model.imported_model import import_model, is_importable_name
 from mi_crow_lightning.language_model.without_weights import model_from_config, read_config
-from mi_crow_lightning.report.layer_table import LayerRow, layer_rows, layer_table
+from mi_crow_lightning.report.layer_rows import LayerRow, layer_rows, layers_as_text
 from mi_crow_lightning.report.output_shapes import output_shapes
 from mi_crow_lightning.report.tiny_calls import tiny_calls
 
@@ -50,7 +50,7 @@ class ModelOutline:
         else:
             given = ", ".join(f"{name} {shape}" for name, shape in self.inputs.items())
             shapes = f"output shapes for {given}, from a forward pass {_FOUND_BY[self.shapes_found_by]}"
-        return f"{title}\n{shapes}\n\n{layer_table(self.layers) if self.layers else 'the model has no layers'}"
+        return f"{title}\n{shapes}\n\n{layers_as_text(self.layers) if self.layers else 'the model has no layers'}"
 
 
 def outline(name: str, signature: str | None = None) -> ModelOutline:

@@ -1,82 +1,128 @@
-"""The layers of a model as a table: names, the signatures by role that match them, sizes and shapes."""
+"""The layers of a live model, as a table: what hooks can be placed on, and by which names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, NamedTuple
 
 from torch import nn
 
-from mi_crow_lightning._text_table import text_table
+from mi_crow_lightning._shown import shown
+from mi_crow_lightning._tables import NAMES, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
-from mi_crow_lightning.addressing.signatures import resolve, signatures_by_role
+from mi_crow_lightning.addressing.signatures import Signature, check_signature, resolve, signatures_by_role
 from mi_crow_lightning.addressing.sizes import Sizes
+from mi_crow_lightning.report.output_shapes import known_shape
 
-__all__ = ["LayerRow", "layer_rows", "layer_table"]
+__all__ = ["LayerTable", "ModelLayer", "layer_table"]
 
 
-@dataclass(frozen=True)
-class LayerRow:
-    """A layer of a model.
+class ModelLayer(NamedTuple):
+    """A layer of a live model.
 
     Attributes:
-        name: its name.
-        role: the signature by role that matches it, such as ``"block:3.attn"``, if there is one.
-        index: the block of its stack that it is or lies in; ``None`` outside all stacks.
+        layer: its name.
+        block: the block of its stack that it is or lies in; ``None`` outside all stacks.
+        role: ``"block"``, or its part in a block: ``"attn"``, ``"mlp"``, ``"cross_attn"``, ``"router"`` or
+            ``"expert"``; ``None`` if it has none of these.
+        signature: the signature by role that means it, such as ``"block:3.attn"``; ``None`` if it has no role.
         module: its class.
         parameters: how many numbers its weights have.
-        output_shape: the shape of its output in a tiny pass; ``None`` if that is not known.
+        output: the shape of its output if its class determines it, such as ``"(..., 64)"``; else ``None``.
+        stack: the stack that it lies in, by name; ``None`` outside all stacks.
     """
 
-    name: str
+    layer: str
+    block: int | None
     role: str | None
-    index: int | None
+    signature: str | None
     module: str
     parameters: int
-    output_shape: tuple[int, ...] | None = None
+    output: str | None = None
+    stack: str | None = None
 
 
-def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]:
-    """Return the layers of a model, in its order, without shapes.
+class LayerTable(Table[ModelLayer]):
+    """Layers of a live model: a list of `ModelLayer`.
+
+    ``to_pandas()`` has the columns ``block``, ``layer``, ``role``, ``signature``, ``module``, ``parameters``,
+    ``output`` and ``stack``.
+    """
+
+    _columns: ClassVar[Mapping[str, str]] = {
+        "block": WHOLE_OR_NONE,
+        "layer": NAMES,
+        "role": NAMES,
+        "signature": NAMES,
+        "module": NAMES,
+        "parameters": WHOLE,
+        "output": NAMES,
+        "stack": NAMES,
+    }
+    _left_out: ClassVar[tuple[str, ...]] = ("role", "stack")
+
+    def summary(self) -> str:
+        """Return how many layers and blocks there are, and the roles that layers have, in one line."""
+        blocks = len({(row.stack, row.block) for row in self if row.block is not None})
+        roles = listed_names((row.role for row in self if row.role is not None), most=6)
+        return f"{count(len(self), 'layer')}, {count(blocks, 'block')}{f', roles {roles}' if roles else ''}"
+
+
+def layer_table(model: nn.Module, pattern: Signature | None = None) -> LayerTable:
+    """Return the layers of a model that hooks can be placed on, in its order; nothing is run.
 
     Args:
-        model: layer names are relative to it.
-        signature: only the layers that it matches.
+        model: the model, or a LightningModule; layer names are relative to it.
+        pattern: only the layers that this signature, or list of signatures, means, as a hook's ``layer_signature``.
 
     Raises:
-        LayerNotFound: ``signature`` matches no layer.
+        TypeError, ValueError: ``model`` is not a module, or ``pattern`` not a signature.
+        LayerNotFound: ``pattern`` means no layer; the message lists the closest ones.
 
     Examples:
-        >>> [row.role for row in layer_rows(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
-        ['block:0', 'block:1']
+        >>> table = layer_table(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)))
+        >>> table
+        <2 layers, 2 blocks, roles block>
+        >>> print(table)
+        2 layers, 2 blocks, roles block
+        <BLANKLINE>
+        block  layer  signature  module  parameters  output
+            0  0      block:0    Linear          40  (..., 8)
+            1  1      block:1    Linear          36  (..., 4)
     """
-    tree = ModuleTree(model)
-    if signature is None and not tree.names:
-        return []
-    roles, sizes = signatures_by_role(tree), Sizes(tree)
-    return [
-        LayerRow(
-            name=match.name,
-            role=roles.get(match.name),
-            index=match.index,
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={shown(model)} must be an nn.Module, such as a LightningModule")
+    if pattern is not None:
+        try:
+            check_signature(pattern)
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("layer_signature", "pattern")) from None
+    return LayerTable(_layers(ModuleTree(model), pattern))
+
+
+def _layers(tree: ModuleTree, pattern: Signature | None) -> Iterator[ModelLayer]:
+    if pattern is None and not tree.names:
+        return
+    signatures, sizes = signatures_by_role(tree), Sizes(tree)
+    for match in resolve(tree, "*" if pattern is None else pattern):
+        signature = signatures.get(match.name)
+        yield ModelLayer(
+            layer=match.name,
+            block=match.index,
+            role=None if signature is None else _role(signature),
+            signature=signature,
             module=type(unwrapped(match.module)).__name__,
             parameters=sizes.of(match.name),
+            output=known_shape(match.module),
+            stack=match.stack,
         )
-        for match in resolve(tree, "*" if signature is None else signature, containers=True)
-    ]
 
 
-def layer_table(rows: Sequence[LayerRow]) -> str:
-    """Return the rows as text."""
-    cells = [
-        (
-            row.name,
-            row.role or "",
-            "" if row.index is None else str(row.index),
-            row.module,
-            f"{row.parameters:,}",
-            "" if row.output_shape is None else str(row.output_shape),
-        )
-        for row in rows
-    ]
-    return text_table(("layer", "role", "index", "class", "parameters", "output"), cells, right=(2, 4))
+def _role(signature: str) -> str:
+    """Return the role of a signature by role.
+
+    Examples:
+        >>> _role("block:3"), _role("encoder.block:3.cross_attn")
+        ('block', 'cross_attn')
+    """
+    return signature.rpartition("block:")[2].partition(".")[2] or "block"

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
-from typing import TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from mi_crow_lightning._in_html import html_section, html_table
+from mi_crow_lightning._tables import NAMES, WHOLE_OR_NONE, Table
 from mi_crow_lightning._text_table import text_table
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.report.feature import Feature, Support
 
 __all__ = ["HookPlan", "HookedLayer", "RunReport", "refusals_in_words"]
 
-Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
+Cells: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
 """The names of columns, and rows of cells."""
 
 _MAX_ROWS = 24
@@ -68,6 +69,25 @@ class HookedLayer:
     stack: str | None = None
 
 
+class _Placement(NamedTuple):
+    """A hook at a layer."""
+
+    block: int | None
+    run: str
+    layer: str
+    hook: str
+    module: str
+    output: str | None
+    stack: str | None
+
+
+class _Placements(Table[_Placement]):
+    _columns: ClassVar[Mapping[str, str]] = {
+        "block": WHOLE_OR_NONE,
+        **dict.fromkeys(("run", "layer", "hook", "module", "output", "stack"), NAMES),
+    }
+
+
 @dataclass(frozen=True, repr=False)
 class RunReport:
     """The report of a run: what it watches and steers, and whether that works with what else it uses.
@@ -106,6 +126,20 @@ class RunReport:
                 return feature
         names = ", ".join(feature.name for feature in self.features)
         raise KeyError(f"the report has no feature {name!r}; it has: {names}")
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with a row for each hook at each layer, in the order in which they run.
+
+        Its columns are ``block``, ``run``, ``layer``, ``hook``, ``module``, ``output`` and ``stack``.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return _Placements(
+            _Placement(layer.index, self.run, layer.name, hook, layer.module, layer.output_shape, layer.stack)
+            for layer in self.layers
+            for hook in layer.hooks
+        ).to_pandas()
 
     def __str__(self) -> str:
         tables = (text_table(*_hook_table(self.hooks)), text_table(*_layer_table(self.layers, _MAX_ROWS)))
@@ -149,7 +183,7 @@ def _head(report: RunReport) -> str:
     return f"HookCallback in {report.run}: {counted}."
 
 
-def _hook_table(hooks: Sequence[HookPlan]) -> Table:
+def _hook_table(hooks: Sequence[HookPlan]) -> Cells:
     header = ("hook", "layers", "", "when", "tokens")
     rows = [
         (
@@ -172,7 +206,7 @@ def _signature(signature: Signature | None) -> str:
     return f"[{first}, ... {len(signature) - _MAX_SIGNATURES} more]"
 
 
-def _layer_table(layers: Sequence[HookedLayer], most: int) -> Table:
+def _layer_table(layers: Sequence[HookedLayer], most: int) -> Cells:
     """Return the layers as rows, at most ``most`` of them, each for neighbours that are alike."""
     alike = [list(group) for _, group in groupby(layers, key=_shown)]
     rows = [(_span(group), group[0].module, group[0].output_shape or "", ", ".join(group[0].hooks)) for group in alike]
@@ -191,7 +225,7 @@ def _span(layers: Sequence[HookedLayer]) -> str:
     return f"{layers[0].name} to {layers[-1].name} ({len(layers)})"
 
 
-def _feature_table(features: Sequence[Feature]) -> Table:
+def _feature_table(features: Sequence[Feature]) -> Cells:
     used = [feature for feature in features if feature.support is not Support.NOT_USED]
     return ("this run uses", "", "", ""), [_feature_row(feature) for feature in used]
 
