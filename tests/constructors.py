@@ -448,6 +448,7 @@ RECORDS = {
     "CompactRows", "DetectorReadings", "Feature", "GeneratedText", "HistogramRow", "HistogramTable", "Histogram",
     "HistoryRow", "HistoryTable", "HookContext", "HookPlan", "HookedLayer", "Inference", "LayerTable", "LoggedStep",
     "Merge", "ModelLayer", "Moment", "Page", "PromptScore", "Reading", "RunReport", "Separability", "Store", "Summary",
+    "TextRow",
 }  # fmt: skip
 
 
