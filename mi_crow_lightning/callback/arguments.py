@@ -21,6 +21,7 @@ __all__ = [
     "check_monitor",
     "check_options",
     "check_per_dataloader",
+    "check_prog_bar",
     "check_scalars",
 ]
 
@@ -147,16 +148,27 @@ def check_figures(value: bool | Sequence[str], hooks: Iterable[Hook]) -> bool | 
         chosen: bool | list[str] = value
     else:
         chosen = listed("figures", value, "statistics", "['rms', 'abs_max']")
-        _check_statistics(chosen, list(hooks))
+        _check_statistics("figures", chosen, list(hooks), "True, or names of statistics")
     if chosen:
         check_matplotlib(f"figures={shown(value)}")
     return chosen
 
 
-def _check_statistics(names: Sequence[object], hooks: Sequence[Hook]) -> None:
+def check_prog_bar(value: Sequence[str], hooks: Iterable[Hook]) -> list[str]:
+    """Return the names of the readings that the progress bar shows.
+
+    Raises:
+        TypeError, ValueError: it is not a list of names, or no hook has a reading of that name.
+    """
+    names = listed("prog_bar", value, "names of readings", "['rms']")
+    _check_statistics("prog_bar", names, list(hooks), "names of readings")
+    return names
+
+
+def _check_statistics(argument: str, names: Sequence[object], hooks: Sequence[Hook], forms: str) -> None:
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"figures={shown(names)} holds {shown(name)}: give True, or names of statistics")
+            raise TypeError(f"{argument}={shown(names)} holds {shown(name)}: give {forms}")
     declared = [hook.reading_names() for hook in hooks if isinstance(hook, Detector)]
     known = [name for of_one in declared for name in of_one if name not in _HISTOGRAMS]
     known += _CHANGES if any(hook.edits for hook in hooks) else ()
@@ -164,7 +176,7 @@ def _check_statistics(names: Sequence[object], hooks: Sequence[Hook]) -> None:
         return  # a detector need not say what it reads
     for name in names:
         if name not in known:
-            raise not_known("figures", name, dict.fromkeys(known))
+            raise not_known(argument, name, dict.fromkeys(known))
 
 
 def check_history_size(value: int | None) -> int | None:

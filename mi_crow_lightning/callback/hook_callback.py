@@ -23,6 +23,7 @@ from mi_crow_lightning.callback.arguments import (
     check_monitor,
     check_options,
     check_per_dataloader,
+    check_prog_bar,
     check_scalars,
 )
 from mi_crow_lightning.callback.dataloaders import Dataloaders
@@ -31,6 +32,7 @@ from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.callback.monitored import Monitored
 from mi_crow_lightning.callback.names import describe, log_names, state_key_after, state_keys, unique_state_key
+from mi_crow_lightning.callback.progress_bar import ProgressBarNumbers
 from mi_crow_lightning.callback.rank_plans import Plan
 from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.callback.roll_call import RollCall
@@ -81,6 +83,8 @@ class HookCallback(pl.Callback):
             `mi_crow_lightning.loggers.read_compact`.
         monitor: tags, or patterns such as ``"activations_rms/*"``, that are in ``trainer.callback_metrics`` as well. By
             default there are summaries over the layers, and every tag that a callback of the Trainer monitors.
+        prog_bar: names of readings that the progress bar shows, such as ``["rms"]``: of each the largest number over
+            the layers that it was read at, ``rms_max`` in training and ``val_rms_max`` in validation.
         figures: whether a heatmap of each detector's readings goes to the loggers that take images (TensorBoard, W&B)
             at the end of each epoch: its ``rms``, or else another statistic. A list names the statistics that are
             drawn, such as ``["rms", "abs_max"]``. Needs matplotlib.
@@ -113,6 +117,7 @@ class HookCallback(pl.Callback):
         log_every_n_steps: int | None = None,
         scalars: Scalars = "auto",
         monitor: Sequence[str] = (),
+        prog_bar: Sequence[str] = (),
         figures: bool | Sequence[str] = False,
         token_mask: Callable[[Any], Any] | None = None,
         per_dataloader: bool = False,
@@ -143,6 +148,8 @@ class HookCallback(pl.Callback):
             (self._histograms, self._figure_log),
         )
         self._monitored = Monitored(self.monitor)
+        self.prog_bar = check_prog_bar(prog_bar, (*self.detectors, *self.controllers))
+        self._in_progress_bar = ProgressBarNumbers(self.prog_bar, self.detectors)
         self._dataloaders = Dataloaders(self.per_dataloader)
         self._effects: Effects | None = None
         self._failed_to_forget: dict[str, Exception] = {}
@@ -565,6 +572,7 @@ class HookCallback(pl.Callback):
         read = self._log.write(self._run, trainer.loggers, step, device, dataloader_idx, count)
         if read is not None:
             trainer.callback_metrics.update(self._monitored.metrics(trainer, read))
+            trainer.progress_bar_metrics.update(self._in_progress_bar.of(read))
 
 
 def _hook_callbacks(trainer: pl.Trainer) -> list[HookCallback]:

@@ -81,9 +81,13 @@ CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
             "detectors": ours("ActivationStatistics", 3),
             "scalars": ["rms", "histogram"],
             "monitor": ["activations_rms/*", "other"],
+            "prog_bar": ["rms"],
         },
         lambda: HookCallback(
-            ActivationStatistics(3), scalars=["rms", "histogram"], monitor=["activations_rms/*", "other"]
+            ActivationStatistics(3),
+            scalars=["rms", "histogram"],
+            monitor=["activations_rms/*", "other"],
+            prog_bar=["rms"],
         ),
     ),
     "token mask": (
