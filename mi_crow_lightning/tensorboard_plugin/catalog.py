@@ -28,6 +28,7 @@ class Catalog:
         histograms: the compact histograms of each series and layer, by tag.
         scalars: the tags of the plain scalars of each series that has no compact tensors, by layer.
         drawings: the tags of the plain histograms of each series that has no compact ones, by layer.
+        texts: stage and dataloader of each time series of texts, by tag.
         problems: what could not be read, in a sentence each.
         listed: every time series that is named above.
     """
@@ -36,6 +37,7 @@ class Catalog:
     histograms: dict[Series, dict[str, dict[str, Schema]]] = field(default_factory=dict)
     scalars: dict[Series, dict[str, str]] = field(default_factory=dict)
     drawings: dict[Series, dict[str, str]] = field(default_factory=dict)
+    texts: dict[str, Series] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     listed: dict[str, Any] = field(default_factory=dict)
 
@@ -60,7 +62,8 @@ class Catalog:
 
     def __bool__(self) -> bool:
         """Return whether there is anything to show."""
-        return bool(self.statistics or self.histograms or self.scalars or self.drawings or self.problems)
+        numbers = self.statistics or self.histograms or self.scalars or self.drawings
+        return bool(numbers or self.texts or self.problems)
 
     @property
     def last(self) -> float:
@@ -94,6 +97,8 @@ class Catalog:
         self.listed[tag] = listed
         if schema.kind == "statistic":
             self.statistics.setdefault(schema.series, {})[tag] = schema
+        elif schema.kind == "texts":
+            self.texts[tag] = schema.series
         else:
             by_layer = self.histograms.setdefault(schema.series, {})
             by_layer.setdefault(schema.layers[0], {})[tag] = schema

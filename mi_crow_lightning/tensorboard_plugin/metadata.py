@@ -41,9 +41,9 @@ class Schema(NamedTuple):
     """The positions of a tensor.
 
     Attributes:
-        kind: ``"statistic"`` or ``"histogram"``.
-        series: what the numbers are.
-        layers: the layer of each number; the one layer of a histogram.
+        kind: ``"statistic"``, ``"histogram"`` or ``"texts"``.
+        series: what the numbers are; of texts only stage and dataloader count.
+        layers: the layer of each number; the one layer of a histogram; none of texts.
         edges: the bin edges of a histogram, one more than numbers.
     """
 
@@ -75,12 +75,14 @@ def parse_schema(content: bytes) -> Schema:
     version = raw.get("version")
     if version != VERSION or isinstance(version, bool):
         raise SchemaError(f"its schema has version {version!r:.20}, this tab reads {VERSION}: update the package")
+    if raw.get("kind") == "texts":
+        return Schema("texts", Series("", "", _text(raw, "stage"), _loader(raw)), ())
     series = Series(_text(raw, "prefix"), _text(raw, "name"), _text(raw, "stage"), _loader(raw))
     if raw.get("kind") == "statistic":
         return Schema("statistic", series, _layers(raw))
     if raw.get("kind") == "histogram":
         return Schema("histogram", series, (_text(raw, "layer"),), _edges(raw))
-    raise SchemaError("its schema is neither of a statistic nor of a histogram: update the package")
+    raise SchemaError("its schema is not of a statistic, a histogram or texts: update the package")
 
 
 def _text(raw: dict[str, Any], key: str) -> str:

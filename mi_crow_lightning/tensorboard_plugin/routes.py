@@ -35,7 +35,7 @@ class Routes:
 
     def apps(self) -> dict[str, Callable[..., Any]]:
         """Return a WSGI application for each address."""
-        answers = (self.index, self.matrix, self.layer, self.histogram, self.epochs, self.reports)
+        answers = (self.index, self.matrix, self.layer, self.histogram, self.epochs, self.reports, self.texts)
         return {f"/{answer.__name__}": get_only(answer) for answer in answers}
 
     def index(self, request: Request) -> Response:
@@ -102,6 +102,12 @@ class Routes:
         reports = [report._asdict() for report in self._source.reports(_where(request), run)]
         return text(request, {"reports": reports})
 
+    def texts(self, request: Request) -> Response:
+        """Answer with the texts of a run, by stage, dataloader and step."""
+        where, run = _where(request), _parameter(request, "run")
+        texts, left_out = self._source.texts(where, run, self._source.catalog(where, run))
+        return text(request, {"texts": texts, "left_out": left_out})
+
 
 def _series_of(catalog: Catalog, layers: dict[tuple[str, ...], int]) -> dict[str, Any]:
     def entry(series: Series, of: Iterable[str], source: str) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def _series_of(catalog: Catalog, layers: dict[tuple[str, ...], int]) -> dict[str
     statistics += [entry(series, of, "scalars") for series, of in catalog.scalars.items()]
     histograms = [entry(series, of, "compact") for series, of in catalog.histograms.items()]
     histograms += [entry(series, of, "drawn") for series, of in catalog.drawings.items()]
-    return {"statistics": statistics, "histograms": histograms}
+    return {"statistics": statistics, "histograms": histograms, "texts": bool(catalog.texts)}
 
 
 def _beside(asked: Series, found: Iterable[Series]) -> list[Series]:

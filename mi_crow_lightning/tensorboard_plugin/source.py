@@ -16,6 +16,7 @@ from mi_crow_lightning.tensorboard_plugin.joining import Columns, Histograms, Ma
 from mi_crow_lightning.tensorboard_plugin.logged_reports import REPORT, Report, plain_report
 from mi_crow_lightning.tensorboard_plugin.metadata import NAME, Series
 from mi_crow_lightning.tensorboard_plugin.plain_tags import of_scalar
+from mi_crow_lightning.tensorboard_plugin.text_rows import texts_of
 
 __all__ = ["EPOCH", "NotThere", "Source", "Unreadable", "Where"]
 
@@ -142,6 +143,26 @@ class Source:
         points = self._points("read_tensors", _TEXT, where, run, tags)
         found = [Report(tag, step, plain_report(value)) for tag in tags for step, _, value in points(tag)]
         return sorted(found, key=lambda report: (report.step, report.tag))
+
+    def texts(self, where: Where, run: str, catalog: Catalog) -> tuple[list[dict[str, Any]], int]:
+        """Return the texts of one run, and how many are left out, see `texts_of`.
+
+        Returns:
+            For each stage, dataloader and step its rows.
+
+        Raises:
+            Unreadable: TensorBoard cannot decode the values.
+        """
+        if not catalog.texts:
+            return [], 0
+        points = self._points("read_tensors", NAME, where, run, list(catalog.texts))
+        found: list[dict[str, Any]] = []
+        left_out = 0
+        for tag, series in sorted(catalog.texts.items(), key=lambda item: (item[1].stage, item[1].loader or 0)):
+            of_tag, unfit = texts_of(points(tag))
+            found += [{"stage": series.stage, "loader": series.loader, **of_step} for of_step in of_tag]
+            left_out += unfit
+        return found, left_out
 
     def _list(self, method: str, plugin: str, where: Where, chosen: Any) -> dict[str, Any]:
         read = getattr(self._provider, method)

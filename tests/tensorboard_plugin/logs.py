@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from tensorboard.compat.proto import summary_pb2, tensor_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.loggers import DetectorReadings, LoggedStep, compact, shown, write_event
+from mi_crow_lightning.loggers import DetectorReadings, LoggedStep, TextRow, compact, shown, write_event
+from mi_crow_lightning.loggers.text_rows import write_texts
 from mi_crow_lightning.metrics.histogram import Histogram
 
 BLOCKS = tuple(f"model.layers.{i}" for i in range(6))
@@ -89,4 +91,22 @@ def tensor(values: Any, content: bytes | None = None) -> Any:
     made = tensor_pb2.TensorProto(dtype=1, tensor_content=array.tobytes() if content is None else content)
     for side in array.shape:
         made.tensor_shape.dim.add(size=side)
+    return made
+
+
+def write_shown(folder: Path, rows: Sequence[TextRow]) -> None:
+    """Write texts of one step and dataloader as a predict run does."""
+    with SummaryWriter(str(folder)) as writer:
+        write_texts([SimpleNamespace(experiment=writer)], rows)
+
+
+def text_schema(**changes: Any) -> bytes:
+    """The schema of texts, with some of it replaced."""
+    return json.dumps({"version": 1, "kind": "texts", "stage": "predict", **changes}).encode()
+
+
+def text_tensor(*rows: bytes) -> Any:
+    """A tensor of texts, whatever they are."""
+    made = tensor_pb2.TensorProto(dtype=7, string_val=rows)
+    made.tensor_shape.dim.add(size=len(rows))
     return made
