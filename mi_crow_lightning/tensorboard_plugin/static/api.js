@@ -44,6 +44,12 @@ export async function fetchEpochs(run) {
   return (await (await answer("epochs", { run })).json()).epochs;
 }
 
+/** Return the texts of a run: `{texts: [{stage, loader, step, rows}], leftOut}`. */
+export async function fetchTexts(run) {
+  const { texts, left_out: leftOut } = await (await answer("texts", { run })).json();
+  return { texts, leftOut };
+}
+
 async function packed(route, parameters) {
   const response = await answer(route, parameters);
   return { ...unpack(await response.arrayBuffer()), state: response.headers.get("ETag") };

@@ -21,9 +21,12 @@ export const INITIAL = Object.freeze({
   layer: null,
   table: null,
   profile: null,
+  quantity: null,
+  prompt: null, // its place among all prompts of the run
+  controller: null,
 });
 
-const NUMBERS = new Set(["loader", "from", "to", "step", "beside"]);
+const NUMBERS = new Set(["loader", "from", "to", "step", "beside", "prompt"]);
 
 /** Return the state that the address of TensorBoard's page holds. The plugin's page is a frame in that. */
 export function readAddress() {

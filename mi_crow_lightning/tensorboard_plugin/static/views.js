@@ -2,6 +2,7 @@
 
 import { element } from "./dom.js";
 import { ReportView } from "./report.js";
+import { SteeringView } from "./steering.js";
 
 export const HEATMAP = "heatmap";
 
@@ -14,7 +15,10 @@ export const HEATMAP = "heatmap";
  *   above it, as texts. Once `isNewest()` is false something else was asked for: it then shows nothing more;
  * - `repaint()`, which draws again what is there, in other colours.
  */
-export const VIEWS = [["report", "Report", (on) => new ReportView(on)]];
+export const VIEWS = [
+  ["steering", "Steering", (on) => new SteeringView(on)],
+  ["report", "Report", (on) => new ReportView(on)],
+];
 
 /** The row of tabs. `choose(name)` is called with the view that the user wants. */
 export class Switch {
