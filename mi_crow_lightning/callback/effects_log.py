@@ -12,6 +12,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.compact_tensors import compact
 from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tensorboard import summary_writer, write_event
+from mi_crow_lightning.metrics.descriptions import EFFECTS
 
 __all__ = ["OverBatches", "readings_of_effects", "write_over_batches"]
 
@@ -29,7 +30,11 @@ def readings_of_effects(effects: Iterable[Effect], prefix: str = "steering") -> 
         # There is no ratio if no token was changed.
         readings = [Reading(place, name, value) for place, name, value in numbers if not math.isnan(value)]
         places, blocks = tuple(place for place, _ in rows), tuple(effect.block for _, effect in rows)
-        yield DetectorReadings(readings, places, hook, prefix=prefix, blocks=blocks)
+        yield DetectorReadings(readings, places, hook, prefix=prefix, blocks=blocks, described=_described)
+
+
+def _described(name: str) -> str:
+    return EFFECTS.get(name, "")
 
 
 def write_over_batches(

@@ -20,15 +20,13 @@ from mi_crow_lightning.hooks.registry.reading_hooks import readings_of
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryTable
-from mi_crow_lightning.loggers.layout import write_layout
+from mi_crow_lightning.loggers.layout_of_step import lay_out
 from mi_crow_lightning.loggers.scalar_choice import Scalars, resolve_scalars
 from mi_crow_lightning.loggers.scalars import MetricsLogger
 from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings
-from mi_crow_lightning.loggers.tensorboard import summary_writer
 from mi_crow_lightning.metrics.collectives import exchange, is_distributed
 from mi_crow_lightning.metrics.guarded_shares import ShareFailed
-from mi_crow_lightning.metrics.histogram import Histogram
 from mi_crow_lightning.report.tag_count import count_tags
 
 __all__ = ["ReadingsLog"]
@@ -118,7 +116,7 @@ class ReadingsLog:
         write_over_batches(loggers, stage, over_batches, dataloader_idx)
         if choice.form != "none" and stage not in self._laid_out:  # with the first numbers: no chart stays empty
             self._laid_out.add(stage)
-            self._lay_out(read, loggers)
+            lay_out(read, loggers, choice, dataloaders)
         return read
 
     def _take_readings(
@@ -148,16 +146,6 @@ class ReadingsLog:
                 yield read
             run.layers.call(detector, detector.reset)
 
-    def _lay_out(self, read: LoggedStep, loggers: Iterable[MetricsLogger]) -> None:
-        """Add the stage to TensorBoard's Custom Scalars page: one chart a statistic, one line a layer."""
-        charts: dict[str, list[str]] = {}
-        for detector in read.detectors:
-            numbers = [reading.name for reading in detector.readings if not isinstance(reading.value, Histogram)]
-            charts.setdefault(detector.prefix, []).extend(dict.fromkeys(numbers))
-        for writer in map(summary_writer, loggers):
-            if writer is not None:
-                write_layout(writer, charts, stages=[read.stage])
-
 
 def _read(detector: Detector, of_all_ranks: Any, blocks: Mapping[str, int | None]) -> DetectorReadings:
     """Return the detector's readings, and all else that it is asked for them; what fails here can name the detector."""
@@ -167,7 +155,9 @@ def _read(detector: Detector, of_all_ranks: Any, blocks: Mapping[str, int | None
         raise TypeError(f"tag_prefix must be a string, not {prefix!r}: it is the first part of the tags")
     points, by_default = _by_block(detector, readings, blocks), detector._shown_by_default
     signature, of_layers = _in_tags(detector.layer_signature), tuple(blocks.values())
-    return DetectorReadings(readings, tuple(blocks), signature, prefix, points, by_default, of_layers)
+    return DetectorReadings(
+        readings, tuple(blocks), signature, prefix, points, by_default, of_layers, detector._described
+    )
 
 
 def _warn_of_thinned_history(size: int | None, step: int, logged: bool) -> None:

@@ -133,6 +133,10 @@ class Detector(Hook):
         """Names of the readings that loggers show if ``scalars=`` asks for no others; ``None`` for all, always."""
         return None
 
+    def _described(self, name: str) -> str:
+        """Return what loggers say of a reading, as markdown; empty for nothing."""
+        return ""
+
     def readings(self) -> Iterable[Reading]:
         """Return what was seen since the last `reset`, for the loggers; the stage is ``self.context.stage``."""
         return ()

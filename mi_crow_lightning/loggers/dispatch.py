@@ -13,7 +13,7 @@ from mi_crow_lightning.loggers.scalar_choice import Choice, Scalars, resolve_sca
 from mi_crow_lightning.loggers.scalars import MetricsLogger, write_scalars
 from mi_crow_lightning.loggers.step import LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings
-from mi_crow_lightning.loggers.tensorboard import summary_writer, write_event
+from mi_crow_lightning.loggers.tensorboard import Describe, summary_writer, write_event
 
 __all__ = ["write"]
 
@@ -56,12 +56,18 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: Choice | 
         raise errors[0]
 
 
+def _of_curve(step: LoggedStep) -> Describe:
+    return lambda tag, reading: f"{step.described(tag, reading)} The x axis is the block, not the step.".lstrip()
+
+
 def _write_to(logger: MetricsLogger, step: LoggedStep, readings: TaggedReadings, with_curves: bool) -> None:
     writer = summary_writer(logger)
     if writer is None:
         # Loggers of ranks other than 0 come here too; their log_metrics does nothing.
         write_scalars(logger, readings, step.step)
     else:
-        write_event(writer, readings, step.step, compact(step))
+        write_event(writer, readings, step.step, compact(step), step.described)
         for tag, block, reading in step.by_block if with_curves else ():
-            write_event(writer, [(tag, reading)], block)  # the x axis is the block, not the step
+            write_event(
+                writer, [(tag, reading)], block, described=_of_curve(step)
+            )  # the x axis is the block, not the step

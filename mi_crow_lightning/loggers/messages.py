@@ -5,7 +5,7 @@ This module imports tensorboard, so it is only imported when the first event is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,25 @@ from mi_crow_lightning.loggers.drawing import drawn_bins
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.histogram import Histogram
 
-__all__ = ["shown_values", "tensor_value"]
+__all__ = ["layout_message", "shown_values", "tensor_value"]
 
 _TYPES = {"float32": types_pb2.DT_FLOAT, "float64": types_pb2.DT_DOUBLE, "int64": types_pb2.DT_INT64}
 
 
-def shown_values(readings: TaggedReadings) -> Iterable[Any]:
-    """Make a scalar of each number, and a picture of each histogram that is not empty."""
+def shown_values(readings: TaggedReadings, texts: Mapping[str, str]) -> Iterable[Any]:
+    """Make a scalar of each number, and a picture of each histogram that is not empty.
+
+    Args:
+        readings: ``(tag, reading)`` pairs.
+        texts: descriptions by tag, for the tags that get one.
+    """
     for tag, reading in readings:
+        text = texts.get(tag)
+        about = {"metadata": summary_pb2.SummaryMetadata(summary_description=text)} if text else {}
         if not isinstance(reading.value, Histogram):
-            yield summary_pb2.Summary.Value(tag=tag, simple_value=float(reading.value))
+            yield summary_pb2.Summary.Value(tag=tag, simple_value=float(reading.value), **about)
         elif (picture := _picture(tag, reading.value)) is not None:
-            yield summary_pb2.Summary.Value(tag=tag, histo=picture)
+            yield summary_pb2.Summary.Value(tag=tag, histo=picture, **about)
 
 
 def _picture(tag: str, histogram: Histogram) -> Any | None:
@@ -60,6 +67,20 @@ def tensor_value(tensor: CompactTensor, with_schema: bool) -> Any:
         metadata = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DATA_CLASS_TENSOR)
         value.metadata.CopyFrom(metadata)
     return value
+
+
+def layout_message(layout: Any) -> Any:
+    """Make the summary from which TensorBoard's page of Custom Scalars takes its layout."""
+    metadata = summary_pb2.SummaryMetadata(
+        plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name="custom_scalars")
+    )
+    content = tensor_pb2.TensorProto(
+        dtype=types_pb2.DT_STRING,
+        string_val=[layout.SerializeToString()],
+        tensor_shape=tensor_shape_pb2.TensorShapeProto(),
+    )
+    value = summary_pb2.Summary.Value(tag="custom_scalars__config__", tensor=content, metadata=metadata)
+    return summary_pb2.Summary(value=[value])
 
 
 def _tensor(values: NDArray[Any]) -> Any:

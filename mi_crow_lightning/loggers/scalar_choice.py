@@ -13,7 +13,17 @@ from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings, tag
 from mi_crow_lightning.metrics.histogram import Histogram
 
-__all__ = ["AUTO_LIMIT", "DEFAULT_SUMMARY", "OVER_LAYERS", "SCALARS", "Choice", "Scalars", "resolve_scalars", "shown"]
+__all__ = [
+    "AUTO_LIMIT",
+    "DEFAULT_SUMMARY",
+    "OVER_LAYERS",
+    "SCALARS",
+    "Choice",
+    "Scalars",
+    "resolve_scalars",
+    "shown",
+    "summarised",
+]
 
 SCALARS: tuple[str, ...] = ("auto", "all", "summary", "none")
 """The choices that have a name."""
@@ -108,6 +118,16 @@ def shown(step: LoggedStep, scalars: Choice | Scalars) -> TaggedReadings:
     ]
 
 
+def summarised(detector: DetectorReadings, choice: Choice) -> bool:
+    """Return whether a choice shows a summary over the detector's layers."""
+    return choice.form == "summary" and _has_summary(detector)
+
+
+def _has_summary(detector: DetectorReadings) -> bool:
+    """Return whether a summary of the detector's layers is shorter than its numbers."""
+    return len(detector.layers) > len(OVER_LAYERS)
+
+
 def _names_of(detector: DetectorReadings, names: str | Collection[str]) -> Collection[str] | None:
     """Return the names of the readings that are shown of a detector; ``None`` for all."""
     if detector.by_default is None or names == "all":
@@ -128,7 +148,7 @@ def _summary(detector: DetectorReadings, names: Collection[str] | None) -> Itera
         for reading in detector.readings
         if not isinstance(reading.value, Histogram) and (names is None or reading.name in names)
     ]
-    if len(detector.layers) <= len(OVER_LAYERS):
+    if not _has_summary(detector):
         yield from (reading for reading, _ in numbers)
         return
     by_name: dict[str, list[float]] = {}

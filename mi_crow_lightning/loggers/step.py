@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from mi_crow_lightning._shown import cut
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.tags import TaggedReadings, tag, tag_by_block
 
 __all__ = ["DetectorReadings", "LoggedStep"]
+
+_OVER_LAYERS = {"min": "The smallest", "median": "The median", "max": "The largest"}
+_MOST = 200  # characters of a signature
+
+
+def _nothing(name: str) -> str:
+    return ""
 
 
 class DetectorReadings(NamedTuple):
@@ -24,6 +32,7 @@ class DetectorReadings(NamedTuple):
         by_block: the readings that form a curve over the blocks, each with its block.
         by_default: the names of the readings that loggers show where no others are asked for; ``None`` for all, always.
         blocks: the block of each of ``layers``, where known.
+        described: from the name of a reading to what loggers say of it, as markdown.
     """
 
     readings: Sequence[Reading]
@@ -33,6 +42,7 @@ class DetectorReadings(NamedTuple):
     by_block: Sequence[tuple[int, Reading]] = ()
     by_default: Collection[str] | None = None
     blocks: tuple[int | None, ...] = ()
+    described: Callable[[str], str] = _nothing
 
     @property
     def block_of(self) -> dict[str, int | None]:
@@ -70,6 +80,21 @@ class LoggedStep:
             for detector in self.detectors
             for reading in detector.readings
         ]
+
+    def described(self, tag: str, reading: Reading) -> str:
+        """Return what loggers say of a tag, as markdown; empty for nothing.
+
+        Args:
+            tag: the tag of a reading, of a summary over the layers, or of a curve over the blocks.
+            reading: what stands under it.
+        """
+        for detector in self.detectors:
+            if tag.startswith((f"{detector.prefix}_{reading.name}/", f"{detector.prefix}/")):
+                text = detector.described(reading.name)
+                of = _OVER_LAYERS.get(reading.layer.removeprefix(f"{detector.signature}/"), "")
+                signature = detector.signature.replace("`", "'")
+                return f"{of} over the layers `{cut(signature, _MOST)}`. {text}" if text and of else text
+        return ""
 
     @property
     def block_of(self) -> dict[str, int | None]:

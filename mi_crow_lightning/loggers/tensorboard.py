@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.compact_tensors import CompactTensor
 from mi_crow_lightning.loggers.tags import TaggedReadings
 
-__all__ = ["summary_writer", "write_event", "write_summary"]
+__all__ = ["Describe", "summary_writer", "write_event", "write_summary"]
+
+Describe: TypeAlias = Callable[[str, Reading], str]
+"""From a tag and its reading to markdown; empty for nothing."""
 
 # The modules that a SummaryWriter may come from, and where their libraries keep the protobuf messages.
 _MESSAGES = {"torch.utils.tensorboard": "tensorboard.compat.proto", "tensorboardX": "tensorboardX.proto"}
 
-# By event file: the tags of the tensors whose schema is in the file.
+# By event file: the tags of the tensors whose schema, and of the readings whose description, is in the file.
 _described: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
@@ -43,7 +47,13 @@ def summary_writer(logger: object) -> Any | None:
     return None if _library(experiment) is None else experiment
 
 
-def write_event(writer: Any, readings: TaggedReadings, step: int, tensors: Sequence[CompactTensor] = ()) -> None:
+def write_event(
+    writer: Any,
+    readings: TaggedReadings,
+    step: int,
+    tensors: Sequence[CompactTensor] = (),
+    described: Describe | None = None,
+) -> None:
     """Write all readings of one step as one event.
 
     Numbers become scalars (float32, NaN and infinity as they are). Histograms are drawn from their own bins; a
@@ -54,6 +64,8 @@ def write_event(writer: Any, readings: TaggedReadings, step: int, tensors: Seque
         readings: ``(tag, reading)`` pairs of one step, each tag once.
         step: the position on the x axis.
         tensors: the compact tensors that go into the event.
+        described: from a tag and its reading to the text, as markdown, that TensorBoard shows beside the chart. It is
+            asked once for each tag in a file: TensorBoard keeps the first description.
 
     Raises:
         ValueError: a histogram does not have one edge more than bins.
@@ -73,21 +85,27 @@ def write_event(writer: Any, readings: TaggedReadings, step: int, tensors: Seque
 
     from mi_crow_lightning.loggers.messages import shown_values, tensor_value
 
-    described = _described.setdefault(file_writer, set())
-    summary = Summary(value=shown_values(readings))
-    summary.value.extend(tensor_value(tensor, tensor.tag not in described) for tensor in tensors)
+    known = _described.setdefault(file_writer, set())
+    texts = _texts_of_new(readings, known, described) if described is not None else {}
+    summary = Summary(value=shown_values(readings, texts))
+    summary.value.extend(tensor_value(tensor, tensor.tag not in known) for tensor in tensors)
     if summary.value:
         file_writer.add_summary(_as_own(writer, summary), step)
-        described.update(tensor.tag for tensor in tensors)
+        known.update((value.tag for value in summary.value) if texts else (tensor.tag for tensor in tensors))
 
 
-def write_summary(writer: Any, summary: Any, step: int) -> None:
+def _texts_of_new(readings: TaggedReadings, known: set[str], described: Describe) -> dict[str, str]:
+    """Return the descriptions of the tags that the file does not have yet."""
+    return {tag: described(tag, reading) for tag, reading in readings if tag not in known}
+
+
+def write_summary(writer: Any, summary: Any, step: int | None = None) -> None:
     """Write a summary that is made already, a message of tensorboard, as one event.
 
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or tensorboardX's.
         summary: the message.
-        step: the position on the x axis.
+        step: the position on the x axis; ``None`` for what belongs to no step.
     """
     file_writer = _file_writer(writer)
     if file_writer is not None:

@@ -3,6 +3,7 @@ from mi_crow_lightning.metrics.activation import STATISTICS as STATISTICS
 from mi_crow_lightning.metrics.activation import channel_statistics as channel_statistics
 from mi_crow_lightning.metrics.activation import statistics as statistics
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric as ActivationStatisticsMetric
+from mi_crow_lightning.metrics.descriptions import Description as Description
 from mi_crow_lightning.metrics.histogram import Histogram as Histogram
 from mi_crow_lightning.metrics.known_statistics import register as register
 from mi_crow_lightning.metrics.log2_bins import EDGES as EDGES

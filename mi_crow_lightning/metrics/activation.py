@@ -16,6 +16,7 @@ from mi_crow_lightning.metrics.histogram import Histogram
 from mi_crow_lightning.metrics.known_statistics import (
     SHOWN,
     STATISTICS,
+    described,
     groups_of,
     known_names,
     statistic,
@@ -37,6 +38,7 @@ __all__ = [
     "Summary",
     "channel_rms",
     "channel_statistics",
+    "described",
     "empty_rows",
     "groups_of",
     "histogram",

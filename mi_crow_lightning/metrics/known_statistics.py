@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.metrics.descriptions import statistic_text
 from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.statistic import Statistic, Sum
 from mi_crow_lightning.metrics.summary import Group
 
-__all__ = ["SHOWN", "STATISTICS", "groups_of", "known_names", "register", "statistic", "sums_of"]
+__all__ = ["SHOWN", "STATISTICS", "described", "groups_of", "known_names", "register", "statistic", "sums_of"]
 
 _Sums = Mapping[str, Tensor]
 
@@ -37,7 +38,7 @@ def _nonfinite_batch(s: _Sums) -> Tensor:
     return torch.where(s["bad_batch"].isinf(), math.nan, s["bad_batch"])
 
 
-# What each says about a layer is in docs/reference/statistics.md.
+# What each says about a layer is in descriptions.py and docs/reference/statistics.md.
 _BUILT_IN = (
     Statistic("mean", lambda s: s["mean"], Group.MOMENTS),
     Statistic("std", lambda s: _variance(s).sqrt(), Group.MOMENTS),
@@ -106,6 +107,11 @@ def statistic(name: str) -> Statistic:
     if name not in _known:
         raise KeyError(f"no statistic {name!r} is known in this process: register it where its module is imported")
     return _known[name]
+
+
+def described(name: str) -> str:
+    """Return what loggers say of a statistic or histogram, as markdown; empty if nothing is known of it."""
+    return statistic_text(name, _known[name].description if name in _known else None)
 
 
 def groups_of(names: Iterable[str], histogram: bool = False, channels: bool = False) -> Group:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.metrics.descriptions import Description
 from mi_crow_lightning.metrics.summary import Group
 
 
@@ -98,6 +99,7 @@ class Statistic:
         groups: the built-in sums that it reads; ``count``, ``nonfinite`` and ``tokens`` are always there.
         sums: the further sums that it reads.
         nan_of_nothing: whether the value is nan where no finite element was seen.
+        description: what TensorBoard says of it.
 
     Raises:
         ValueError: ``name`` is not a Python name.
@@ -113,6 +115,7 @@ class Statistic:
     groups: Group = Group.COUNTS
     sums: tuple[Sum, ...] = ()
     nan_of_nothing: bool = True
+    description: Description | None = None
 
     def __post_init__(self) -> None:
         _check_name("statistic", self.name)
@@ -122,6 +125,8 @@ class Statistic:
             raise TypeError(f"groups={shown(self.groups)} must be a Group, such as Group.MOMENTS")
         if not isinstance(self.sums, tuple) or not all(isinstance(one, Sum) for one in self.sums):
             raise TypeError(f"sums={shown(self.sums)} must be a tuple of Sum, such as sums=(Sum(...),)")
+        if self.description is not None and not isinstance(self.description, Description):
+            raise TypeError(f"description={shown(self.description)} must be a Description(formula, unit, shows)")
 
 
 _LONGEST_NAME = 200

@@ -213,4 +213,4 @@ def test_tensorboardx_gets_the_same_event(tmp_path: Path) -> None:
         write_event(writer, [scalar("m/h.0", 0.5), drawn(MIDDLE)], 4)
         write_layout(writer, {"activations": ["mean"]})
     assert len(shown(tmp_path)) == 3
-    assert [category["title"] for category in Board(tmp_path).layout()["category"]] == ["activations"]
+    assert Board(tmp_path).layout()["category"][0]["title"] == "activations"

@@ -30,6 +30,7 @@ from mi_crow_lightning.metrics.activation import (
     STATISTICS,
     channel_rms,
     channel_statistics,
+    described,
     groups_of,
     histogram,
     histogram_of,
@@ -155,6 +156,9 @@ class ActivationStatistics(Detector):
         """All that was asked for by name; where that is nothing, the few of `SHOWN`, and the histograms."""
         hidden = set(STATISTICS).difference(SHOWN) if self._measures_all else ()
         return tuple(name for name in self.reading_names() if name not in hidden)
+
+    def _described(self, name: str) -> str:
+        return described(name)
 
     def share(self) -> Shares:
         """Share the sums of the running stage."""

@@ -28,6 +28,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Moment, Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.class_moments import GROUPS, GroupMoments
+from mi_crow_lightning.metrics.descriptions import SEPARABILITIES
 from mi_crow_lightning.metrics.separability import Separability, SeparabilityTable
 from mi_crow_lightning.vectors.extraction.contrast import Contrast
 from mi_crow_lightning.vectors.extraction.labels import Column, facts_of
@@ -165,6 +166,9 @@ class ContrastDetector(Detector):
     def reading_names(self) -> tuple[str, ...]:
         """Return ``norm``, of the difference of the class means, and ``auroc`` and ``d_prime`` of held-out samples."""
         return ("norm", "auroc", "d_prime")
+
+    def _described(self, name: str) -> str:
+        return SEPARABILITIES.get(name, "")
 
     def readings(self) -> list[Reading]:
         """End a stage: join what all ranks have seen; from then on `vectors` returns the directions.

@@ -25,7 +25,7 @@ from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
-from mi_crow_lightning.metrics.activation import histogram, measure, merge_all, statistics, summarize
+from mi_crow_lightning.metrics.activation import described, histogram, measure, merge_all, statistics, summarize
 from mi_crow_lightning.metrics.collectives import Share, Shares
 from mi_crow_lightning.metrics.rows import Row, empty_rows
 
@@ -177,6 +177,9 @@ class LayerActivationDetector(Detector):
     def reading_names(self) -> tuple[str, ...]:
         """Return the names: histogram, mean, std, and mean Euclidean norm over the channels."""
         return ("histogram", "mean", "std", "token_norm")
+
+    def _described(self, name: str) -> str:
+        return described({"token_norm": "token_norm_mean"}.get(name, name))
 
     def readings(self) -> list[Reading]:
         """Return readings of the held activations of layers seen since the last reading in the running stage.

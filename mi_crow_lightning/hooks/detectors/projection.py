@@ -25,6 +25,7 @@ from mi_crow_lightning.hooks.registry.last_pass import LastPass
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 from mi_crow_lightning.hooks.summing_detector import SummingDetector
 from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.metrics.descriptions import projection_text
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
 from mi_crow_lightning.metrics.projections import Projection, project, summarize_projections
 
@@ -123,6 +124,10 @@ class ProjectionDetector(SummingDetector):
     def tag_prefix(self) -> str:
         """First part of the tags of its readings."""
         return self.name or "projection"
+
+    def _described(self, name: str) -> str:
+        direction, _, number = name.rpartition("_")
+        return projection_text(number, direction)
 
     def running(
         self, ctx: HookContext, *, of: Of = "projection", vector: str | None = None, layer: str | int | None = None

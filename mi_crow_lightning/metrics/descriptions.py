@@ -1,0 +1,150 @@
+"""The meaning of readings: formula, unit, and what they show, as markdown, for the charts of loggers.
+
+The pages statistics.md and steering.md of the documentation show the same tables; a test compares them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = [
+    "EFFECTS",
+    "HISTOGRAMS",
+    "PROJECTIONS",
+    "SEPARABILITIES",
+    "STATISTICS_DESCRIBED",
+    "Description",
+    "projection_text",
+    "statistic_text",
+]
+
+_ELEMENTS = (
+    "`x` runs over the finite elements of the tokens that count; there are `n` of them, in `N` tokens. Padding is left "
+    "out."
+)
+_PROJECTION = "`p = x @ u` is the projection of a token `x` on the unit vector `u`; there are `N` tokens."
+
+
+class Description(NamedTuple):
+    """The meaning of a reading.
+
+    Attributes:
+        formula: the formula, with code in backticks.
+        unit: the unit of the number.
+        shows: what it says about a layer.
+
+    Examples:
+        >>> Description("`sum(x) / n`", "activations", "a drift").text("mean")
+        '**mean**: `sum(x) / n`. Unit: activations. It shows a drift.'
+    """
+
+    formula: str
+    unit: str
+    shows: str
+
+    def text(self, name: str, symbols: str = "") -> str:
+        """Return the description as one paragraph of markdown.
+
+        Args:
+            name: name of the reading.
+            symbols: sentences on the symbols of the formula.
+        """
+        return f"**{name}**: {self.formula}. Unit: {self.unit}. It shows {self.shows}. {symbols}".rstrip()
+
+
+STATISTICS_DESCRIBED: dict[str, Description] = {
+    "mean": Description("`sum(x) / n`", "activations", "a drift away from zero; a growing bias"),
+    "std": Description(
+        "`sqrt(M2 / n)`, `M2 = sum((x - mean)**2)`",
+        "activations",
+        "the spread about the mean; near 0, all inputs look alike to the layer",
+    ),
+    "rms": Description(
+        "`sqrt(sum(x**2) / n)`",
+        "activations",
+        "the size of the signal; across depth, where the residual stream explodes or fades",
+    ),
+    "min": Description("smallest `x`", "activations", "one-sided outliers, clipping"),
+    "max": Description("largest `x`", "activations", "one-sided outliers, clipping"),
+    "abs_max": Description(
+        "largest `abs(x)`", "activations", "how near a narrow dtype is to overflow (float16 ends at 65504)"
+    ),
+    "token_norm_mean": Description(
+        "mean over tokens of `sqrt(sum(x**2))`, over the token's channels",
+        "activations",
+        "the scale to choose a steering strength by",
+    ),
+    "token_norm_max": Description(
+        "the largest over tokens of `sqrt(sum(x**2))`, over the token's channels",
+        "activations",
+        "whether a few tokens (often the first) have massive activations: it is then far above the mean",
+    ),
+    "zero_share": Description("number of `x == 0`, divided by `n`", "0 to 1", "sparsity after a ReLU or dropout"),
+    "dead_share": Description(
+        "share of channels with no `abs(x) > dead_threshold`", "0 to 1", "units that did nothing since the last reading"
+    ),
+    "kurtosis": Description(
+        "`n * sum((x - mean)**4) / M2**2 - 3`",
+        "none",
+        "0 for a normal distribution; if large, a few large elements make up most of the variance, and coarse "
+        "quantisation will hurt",
+    ),
+    "outlier_ratio": Description(
+        "largest over median `r`, `r = sqrt(sum(x**2) / N)` of a channel",
+        "none, at least 1",
+        "channels that stand out; grows when a few dimensions dominate",
+    ),
+    "nonfinite_count": Description("number of NaN and infinite elements", "elements", "a problem if it is not 0"),
+    "nonfinite_batch": Description(
+        "index in its epoch of the first batch that held one",
+        "batch",
+        "where to look; reported only if there was one, and only in a Trainer",
+    ),
+}
+"""The built-in statistics."""
+
+HISTOGRAMS: dict[str, str] = {
+    "histogram": f"The elements of the layer, in bins between powers of two. {_ELEMENTS}",
+    "channel_rms": f"`r = sqrt(sum(x**2) / N)` of each channel, in bins between powers of two. {_ELEMENTS}",
+}
+
+PROJECTIONS: dict[str, Description] = {
+    "mean": Description("`sum(p) / N`", "activations", "how much of the direction there is"),
+    "std": Description("`sqrt(sum((p - mean)**2) / N)`", "activations", "how much it differs from token to token"),
+    "min": Description("smallest `p`", "activations", "the lower end of the range that a clamp would work on"),
+    "max": Description("largest `p`", "activations", "the upper end of that range"),
+    "cosine": Description(
+        "mean over tokens of `p / norm(x)`", "-1 to 1", "the same as the mean, independent of the length of activations"
+    ),
+}
+"""The readings of a direction."""
+
+SEPARABILITIES: dict[str, str] = {
+    "norm": "**norm**: the length of the difference between the means of the two classes. Unit: activations.",
+    "auroc": "**auroc**: the probability that a held-out sample of the positive class lies further along the layer's "
+    "direction than one of the negative class. 0.5 is chance, 1 separates all.",
+    "d_prime": "**d_prime**: the distance between the classes' means along the layer's direction, in standard "
+    "deviations within the classes, of held-out samples.",
+}
+"""The readings of an extraction."""
+
+EFFECTS: dict[str, str] = {
+    "tokens": "**tokens**: tokens whose activation was changed.",
+    "fired": "**fired**: calls of the layer in which at least one token was changed.",
+    "mean_ratio": "**mean_ratio**: mean of `norm(change) / norm(activation)` over the changed tokens.",
+    "max_ratio": "**max_ratio**: largest `norm(change) / norm(activation)` of the changed tokens.",
+}
+"""What a controller changed."""
+
+
+def statistic_text(name: str, description: Description | None) -> str:
+    """Return the text of a statistic or histogram; empty if nothing is known of it."""
+    known = description or STATISTICS_DESCRIBED.get(name)
+    return known.text(name, _ELEMENTS) if known is not None else HISTOGRAMS.get(name, "")
+
+
+def projection_text(name: str, direction: str) -> str:
+    """Return the text of a reading of a direction, which may have a name."""
+    of = f" The direction is `{direction}`." if direction else ""
+    known = PROJECTIONS.get(name)
+    return known.text(name, f"{_PROJECTION}{of}") if known is not None else ""
