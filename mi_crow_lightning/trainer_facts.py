@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sized
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -33,6 +34,9 @@ __all__ = [
     "is_running",
     "leaves_out_empty_ranks",
     "log_interval",
+    "logged_hyperparameters",
+    "logs_hyperparameters",
+    "logs_hyperparameters_by_itself",
     "moment_of",
     "name_of_run",
     "samples_of_batch",
@@ -58,6 +62,24 @@ def name_of_run(trainer: pl.Trainer) -> str:
 def stages_of_run(trainer: pl.Trainer) -> tuple[Stage, ...]:
     """Return the stages that the run may come to."""
     return (Stage.TRAIN, Stage.VALIDATE) if is_fitting(trainer) else (Stage.of(name_of_run(trainer)),)
+
+
+def logs_hyperparameters(trainer: pl.Trainer) -> bool:
+    """Return whether the Trainer logs hyperparameters at the start of a run."""
+    return bool(getattr(trainer, "enable_autolog_hparams", True))
+
+
+def logged_hyperparameters(trainer: pl.Trainer) -> dict[str, Any] | None:
+    """Return the hyperparameters that the Trainer logs at the start of a run; ``None`` if it logs none."""
+    owners = [trainer.lightning_module, vars(trainer).get("datamodule")]
+    given = [owner.hparams_initial for owner in owners if owner is not None and owner._log_hyperparams]
+    joined = {name: value for one in given for name, value in one.items() if name != "_class_path"}
+    return joined if given else None
+
+
+def logs_hyperparameters_by_itself(logger: TensorBoardLogger) -> bool:
+    """Return whether the logger writes a set of hyperparameters that comes without a metric, so that none is needed."""
+    return bool(getattr(logger, "_default_hp_metric", True))
 
 
 def is_running(trainer: pl.Trainer) -> bool:

@@ -343,7 +343,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         }
         | {"name": optional(is_line), "log_every_n_steps": optional(whole(1)), "token_mask": optional(callable)}
         | {"scalars": lambda value: value is not None and one_of("auto", "all", "summary", "none")(value)}
-        | {"monitor": are_tags, "prog_bar": is_any_collection}
+        | {"monitor": are_tags, "prog_bar": is_any_collection, "log_hyperparams": is_flag}
         | {"per_dataloader": is_flag, "dry_run": is_flag, "history_size": optional(whole(1))}
         | {"figures": lambda value: is_flag(value) or is_any_collection(value)},
     ),
@@ -421,6 +421,11 @@ CONSTRUCTORS: dict[str, Constructor] = {
         }
         | {"groups": lambda value: isinstance(value, metrics.Group), "sums": lambda value: isinstance(value, Iterable)},
     ),
+    "Description": Constructor(
+        metrics.Description,
+        {"formula": "`M2 / n`", "unit": "none", "shows": "the power"},
+        dict.fromkeys(["formula", "unit", "shows"], is_text),
+    ),
     "Statistic": Constructor(
         metrics.Statistic,
         {"name": "mine", "value": len},
@@ -428,6 +433,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         | {
             "groups": lambda value: isinstance(value, metrics.Group),
             "sums": lambda value: isinstance(value, (tuple, list)),
+            "description": optional(lambda value: isinstance(value, metrics.Description)),
         },
     ),
     "Sum": Constructor(

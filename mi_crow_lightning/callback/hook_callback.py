@@ -15,7 +15,7 @@ import torch
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._arguments import check_flag
-from mi_crow_lightning.callback import start_warnings
+from mi_crow_lightning.callback import hyperparameters, start_warnings
 from mi_crow_lightning.callback.arguments import (
     check_figures,
     check_history_size,
@@ -85,6 +85,8 @@ class HookCallback(pl.Callback):
             default there are summaries over the layers, and every tag that a callback of the Trainer monitors.
         prog_bar: names of readings that the progress bar shows, such as ``["rms"]``: of each the largest number over
             the layers that it was read at, ``rms_max`` in training and ``val_rms_max`` in validation.
+        log_hyperparams: whether loggers get the settings of the hooks, as ``hooks/0/strength``, beside the
+            hyperparameters of the module; the Trainer's ``enable_autolog_hparams=False`` turns off both.
         figures: whether a heatmap of each detector's readings goes to the loggers that take images (TensorBoard, W&B)
             at the end of each epoch: its ``rms``, or else another statistic. A list names the statistics that are
             drawn, such as ``["rms", "abs_max"]``. Needs matplotlib.
@@ -118,6 +120,7 @@ class HookCallback(pl.Callback):
         scalars: Scalars = "auto",
         monitor: Sequence[str] = (),
         prog_bar: Sequence[str] = (),
+        log_hyperparams: bool = True,
         figures: bool | Sequence[str] = False,
         token_mask: Callable[[Any], Any] | None = None,
         per_dataloader: bool = False,
@@ -130,6 +133,7 @@ class HookCallback(pl.Callback):
         self.name = name
         self.log_every_n_steps = log_every_n_steps
         self.monitor = check_monitor(monitor)
+        self.log_hyperparams = check_flag("log_hyperparams", log_hyperparams)
         self.token_mask = token_mask
         self.per_dataloader = check_per_dataloader(per_dataloader, self.detectors)
         self.dry_run = check_flag("dry_run", dry_run)
@@ -261,9 +265,12 @@ class HookCallback(pl.Callback):
         if self._run is None:  # else another Trainer is in its run
             self._effects = None
             self._failed_to_forget = failed_to_forget(self._by_key().values())
+        if not trainer_facts.is_fitting(trainer):  # before the Trainer logs hyperparameters
+            hyperparameters.log_at_start(trainer, _hook_callbacks(trainer), self)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._register(trainer, pl_module)
+        hyperparameters.log_at_start(trainer, _hook_callbacks(trainer), self)  # those of the module are now all there
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._reporter.data_loaded(trainer, self.controllers)
@@ -286,6 +293,7 @@ class HookCallback(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._end_run_of(trainer)
+        hyperparameters.log_at_end(trainer, _hook_callbacks(trainer), self)
         if self._roll_call is not None:
             self._roll_call.end()
             self._roll_call = None
@@ -297,6 +305,7 @@ class HookCallback(pl.Callback):
         if self._roll_call is not None:
             self._roll_call.fail(exception)  # its others may wait for this rank to start
             self._roll_call = None
+        hyperparameters.log_at_end(trainer, _hook_callbacks(trainer), self)
 
     # Batches.
 

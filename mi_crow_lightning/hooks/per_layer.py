@@ -44,6 +44,8 @@ class PerLayer(Generic[V]):
 
     Attributes:
         model: name of the model that a `SteeringVector` was made from; empty for anything else.
+        origin: the origin of a `SteeringVector`; ``None`` for anything else.
+        file: the path that was given; ``None`` for anything else.
 
     Raises:
         TypeError, ValueError: a key does not name a layer, the mapping is empty, or ``check`` refuses a value.
@@ -58,7 +60,9 @@ class PerLayer(Generic[V]):
     def __init__(self, given: Any, name: str, check: Callable[[Any, str], V]) -> None:
         self.name = name
         self.value: V | dict[int | str, V]
+        self.file = given if isinstance(given, (str, Path)) else None
         given = loaded(given, name)
+        self.origin = given.origin if isinstance(given, SteeringVector) else None
         model = getattr(given, "model", "")
         self.model = model if isinstance(model, str) else ""
         if isinstance(given, Mapping):

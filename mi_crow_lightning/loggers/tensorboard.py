@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.compact_tensors import CompactTensor
 from mi_crow_lightning.loggers.tags import TaggedReadings
 
-__all__ = ["Describe", "summary_writer", "write_event", "write_summary"]
+__all__ = ["Describe", "summary_writer", "write_event", "write_hyperparameters", "write_summary"]
 
 Describe: TypeAlias = Callable[[str, Reading], str]
 """From a tag and its reading to markdown; empty for nothing."""
@@ -92,6 +92,19 @@ def write_event(
     if summary.value:
         file_writer.add_summary(_as_own(writer, summary), step)
         known.update((value.tag for value in summary.value) if texts else (tensor.tag for tensor in tensors))
+
+
+def write_hyperparameters(writer: Any, values: Mapping[str, str | int | float | bool]) -> None:
+    """Write values to TensorBoard's page HParams, without a metric; it shows those that were written first in a run.
+
+    Args:
+        writer: a ``SummaryWriter``, see `write_event`.
+        values: plain values by name.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    for summary in hparams(dict(values), {}):
+        write_summary(writer, summary)
 
 
 def _texts_of_new(readings: TaggedReadings, known: set[str], described: Describe) -> dict[str, str]:

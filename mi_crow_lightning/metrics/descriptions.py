@@ -5,7 +5,9 @@ The pages statistics.md and steering.md of the documentation show the same table
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+
+from mi_crow_lightning._shown import shown
 
 __all__ = [
     "EFFECTS",
@@ -25,13 +27,17 @@ _ELEMENTS = (
 _PROJECTION = "`p = x @ u` is the projection of a token `x` on the unit vector `u`; there are `N` tokens."
 
 
-class Description(NamedTuple):
+@dataclass(frozen=True)
+class Description:
     """The meaning of a reading.
 
     Attributes:
         formula: the formula, with code in backticks.
         unit: the unit of the number.
         shows: what it says about a layer.
+
+    Raises:
+        TypeError: one of them is not a string.
 
     Examples:
         >>> Description("`sum(x) / n`", "activations", "a drift").text("mean")
@@ -41,6 +47,11 @@ class Description(NamedTuple):
     formula: str
     unit: str
     shows: str
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, str):
+                raise TypeError(f"{name}={shown(value)} must be a string")
 
     def text(self, name: str, symbols: str = "") -> str:
         """Return the description as one paragraph of markdown.

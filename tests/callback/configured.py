@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
 from mi_crow_lightning import Detector, HookCallback, SteeringVector
+from mi_crow_lightning.hooks.per_layer import PerLayer
 from tests.models import Module, llama, loader, token_data
 
 
@@ -137,6 +138,7 @@ def contents(value: Any) -> Any:
         return (type(value), [contents(one) for one in value])
     if hasattr(value, "__dict__") and not callable(value) and not isinstance(value, type):
         no_argument = {"_state_key", "_spawned_runs"}  # these tell callbacks and runs apart
+        no_argument |= {"file"} if type(value) is PerLayer else set()  # where its numbers were read
         by_chance = no_argument if getattr(value, "_has_given_id", False) else {*no_argument, "id"}
         return (type(value), contents({k: v for k, v in vars(value).items() if k not in by_chance}))
     if isinstance(value, nn.Module):

@@ -82,12 +82,14 @@ CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
             "scalars": ["rms", "histogram"],
             "monitor": ["activations_rms/*", "other"],
             "prog_bar": ["rms"],
+            "log_hyperparams": False,
         },
         lambda: HookCallback(
             ActivationStatistics(3),
             scalars=["rms", "histogram"],
             monitor=["activations_rms/*", "other"],
             prog_bar=["rms"],
+            log_hyperparams=False,
         ),
     ),
     "token mask": (

@@ -13,13 +13,13 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mi_crow_lightning import ActivationStatistics, HookCallback, Schedule
+from mi_crow_lightning import ActivationStatistics, HookCallback, ScaleController, Schedule
 from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers import DetectorReadings, LoggedStep, read_compact_histograms, write
 from mi_crow_lightning.metrics.histogram import Histogram
-from tests.callback.runs import STAGES, data_of, module_of, run
-from tests.models import trainer
+from tests.callback.runs import STAGES, data_of, module_of, run, told
+from tests.models import Module, trainer
 
 # TensorBoard's plugins bring their own copy of html5lib.
 pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
@@ -158,6 +158,44 @@ def test_a_summary_goes_to_wandb_and_mlflow_under_names_that_they_take(tmp_path:
     (row,) = (row for row in wandb_rows(wandb, tmp_path) if "activations_mean/val/block:*/max" in row)
     assert [row[f"activations_mean/val/block:*/{word}"] for word in ("min", "median", "max")] == pytest.approx(expected)
     assert not [key for key in row if key.startswith("activations/")]
+
+
+class Saving(Module):
+    """A module that keeps its hyperparameters."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(module_of().model)
+        self.save_hyperparameters()
+
+
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_the_settings_of_hooks_are_beside_the_hyperparameters(
+    tmp_path: Path, wandb: Any, mlflow: Any, stage: str
+) -> None:
+    board, runs = WandbLogger(save_dir=tmp_path, offline=True), mlflow_logger(tmp_path)
+    steer = ScaleController("model.0", 0.5, strength=2.0, hook_id="half")
+    run(stage, trainer(HookCallback(controllers=steer), logger=[board, runs]), Saving(), data_of())
+    ours = {"hooks/0/class": "ScaleController", "hooks/0/id": "half", "hooks/0/strength": 2.0, "hooks/0/factor": 0.5}
+    params = runs.experiment.get_run(runs.run_id).data.params
+    assert params.items() >= {"lr": "0.1", **{name: str(value) for name, value in ours.items()}}.items()
+    config = dict(board.experiment.config)
+    wandb.finish()
+    assert config.items() >= {"lr": 0.1, **ours}.items()
+
+
+def test_mlflow_keeps_the_first_settings_and_says_so(tmp_path: Path, wandb: Any, mlflow: Any) -> None:
+    board, runs = WandbLogger(save_dir=tmp_path, offline=True), mlflow_logger(tmp_path)
+    steer = ScaleController("model.0", 0.5, hook_id="a" * 200)
+    runner = trainer(HookCallback(controllers=steer), logger=[board, runs])
+    run("predict", runner, Saving(), data_of())
+    run("predict", runner, Saving(), data_of())  # the same settings, to the same run
+    steer.strength = 3.0
+    with told("MLflow keeps the first value of a parameter, and this run has others: hooks/0/strength"):
+        run("predict", runner, Saving(), data_of())
+    params = runs.experiment.get_run(runs.run_id).data.params
+    config = dict(board.experiment.config)
+    wandb.finish()
+    assert params["hooks/0/strength"] == "1.0" and config["hooks/0/strength"] == 3.0
 
 
 def step_of(*layers: str) -> LoggedStep:
