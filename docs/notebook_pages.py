@@ -15,9 +15,10 @@ from typing import Any
 _log = logging.getLogger("mkdocs.hooks.notebook_pages")  # below "mkdocs", so that --strict counts warnings
 
 _CELLS = re.compile(r'<div class="jupyter-wrapper">.*</div> <!-- jupyter-wrapper -->', re.DOTALL)
-_COPIES = re.compile(
+_LEFT_OUT = re.compile(  # the second copy of the code, for another button, and the style of pandas
     r'<div class="zeroclipboard-container">.*?</clipboard-copy>\s*</div>'
-    r'|<div class="clipboard-copy-txt"[^>]*>.*?</div>',
+    r'|<div class="clipboard-copy-txt"[^>]*>.*?</div>'
+    r"|<style scoped(?:=\"\")?>.*?</style>",
     re.DOTALL,
 )
 _CODE = re.compile(r'<div class="highlight-ipynb[^"]*"><pre>(?:<span></span>)?(.*?)\n?</pre></div>', re.DOTALL)
@@ -31,7 +32,7 @@ def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str | N
     cells = _CELLS.search(html)
     if cells is None:
         raise ValueError(f"{page.file.src_uri}: mkdocs-jupyter writes its pages in another way now")
-    text = _CODE.sub(r'<div class="highlight"><pre><code>\1</code></pre></div>', _COPIES.sub("", cells[0]))
+    text = _CODE.sub(r'<div class="highlight"><pre><code>\1</code></pre></div>', _LEFT_OUT.sub("", cells[0]))
     return _LINK.sub(lambda link: _url(link[1], page, files), text.replace('class="anchor-link"', 'class="headerlink"'))
 
 
