@@ -5,7 +5,7 @@ Of the files that are given, Python is linted, modules of the package are typed,
 - for a module of the package the tests named after it (``hooks/detector.py``: ``tests/hooks/test_detector*.py``), or if
   there are none its folder's, or those that import it; its doctests; and the tests of what is public and documented;
 - for a file below ``tests/`` itself, or the tests that use it;
-- for a page its blocks and links.
+- for a page its blocks and links, and for a notebook what its file holds.
 
 A folder stands for the files in it.
 """
@@ -61,6 +61,8 @@ def pytest_of(file: str, root: Path = ROOT) -> list[str]:
         return [file] if path.name.startswith("test_") else _importing(path, root)
     if path.suffix == ".md" and (path.parts[0] == "docs" or file == "README.md"):
         return list(_of_page(path, root))
+    if path.suffix == ".ipynb":
+        return ["tests/notebooks"]
     if path.parts[0] in BY_FOLDER and path.suffix == ".py":
         return [BY_FOLDER[path.parts[0]]]
     raise NothingFits(
@@ -110,7 +112,7 @@ def _of_page(path: Path, root: Path) -> Iterator[str]:
 
 def commands(files: list[str], root: Path = ROOT) -> list[list[str]]:
     """The checks of some files, each as the arguments of Python's ``-m``."""
-    python = [file for file in files if file.endswith((".py", ".pyi"))]
+    python = [file for file in files if file.endswith((".py", ".pyi", ".ipynb"))]
     typed = [file for file in python if file.startswith(PACKAGE) and file.endswith(".py")]
     tests = list(dict.fromkeys(test for file in files for test in pytest_of(file, root)))
     checks = [["ruff", "check", *python], ["ruff", "format", "--check", *python]] if python else []

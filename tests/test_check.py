@@ -90,6 +90,7 @@ def test_a_module_asks_for_its_tests_its_doctests_and_the_public_ones(
         ("mi_crow_lightning/hooks/__init__.pyi", PUBLIC),
         ("docs/plain.md", [f"{FENCES}[docs/plain.md]", LINKS]),
         ("README.md", [f"{FENCES}[README.md]", LINKS]),
+        ("docs/how/notebook.ipynb", ["tests/notebooks"]),
         ("docs/api/hooks.md", [f"{FENCES}[docs/api/hooks.md]", LINKS, PUBLIC[1]]),
     ],
 )
@@ -122,14 +123,21 @@ def test_each_kind_of_file_has_its_checks(check: Any, project: Path) -> None:
     assert lint == ["ruff", "check", module, test] and form == ["ruff", "format", "--check", module, test]
     assert types == ["mypy", module]
     assert tests == ["pytest", "-q", "-n", "2", *HOOKS[:2], module, *PUBLIC, test, f"{FENCES}[{page}]", LINKS]
+    assert check.commands(["a.ipynb"], project)[0] == ["ruff", "check", "a.ipynb"]
     assert check.commands([page], project) == [["pytest", "-q", "-n", "2", f"{FENCES}[{page}]", LINKS]]
 
 
 def test_the_files_of_this_project_are_found(check: Any) -> None:
     """The tests that are named are there, whatever is renamed."""
-    for file in ("mi_crow_lightning/hooks/summing_detector.py", "benchmarks/cases.py", "examples/cli.py", "README.md"):
+    for file in (
+        "mi_crow_lightning/hooks/summing_detector.py",
+        "benchmarks/cases.py",
+        "examples/cli.py",
+        "README.md",
+        "a.ipynb",
+    ):
         for test in check.pytest_of(file):
-            assert (ROOT / test.partition("::")[0]).is_file(), test
+            assert (ROOT / test.partition("::")[0]).exists(), test
 
 
 @pytest.mark.parametrize(
