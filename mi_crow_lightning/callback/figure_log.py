@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
@@ -12,7 +11,6 @@ from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._messages import message_of
 from mi_crow_lightning.figures.images import heatmap_image
 from mi_crow_lightning.figures.readings import Series, series_of
-from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.history import History
 from mi_crow_lightning.loggers.images import takes_images, write_image
@@ -41,6 +39,7 @@ class FigureLog:
         self._names = None if isinstance(figures, bool) else frozenset(figures)
         self._is_on = figures is True or bool(self._names)
         self._sections: dict[str, str] = {}  # by detector, the one statistic that is drawn where none was named
+        self._seen: set[str] = set()  # tags
         self._history = History(_NUMBERS)
         self._last: dict[str, int] = {}  # by stage, the last step that is not drawn yet
         self.epochs: dict[int, int] = {}
@@ -51,7 +50,7 @@ class FigureLog:
             return
         if self._names is None:
             self._choose(readings)
-        kept = [(tag, reading) for tag, reading in readings if self._is_chosen(tag, reading)]
+        kept = [(tag, reading) for tag, reading in readings if self._is_chosen(tag, reading.name)]
         if kept:
             self._history.add(stage, step, kept)
             self._last[stage] = step
@@ -70,9 +69,7 @@ class FigureLog:
             return
         loggers = [logger for logger in trainer.loggers if takes_images(logger)]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # such as of letters that no font has
-                self._draw(loggers, stage, step)
+            self._draw(loggers, stage, step)
         except Exception as error:  # whatever matplotlib or a logger raises
             self._is_on = False
             rank_zero_warn(
@@ -82,6 +79,9 @@ class FigureLog:
 
     def _choose(self, readings: TaggedReadings) -> None:
         """Choose one statistic of each detector that is new, by the first part of its tags."""
+        if self._seen.issuperset(tag for tag, _ in readings):
+            return
+        self._seen.update(tag for tag, _ in readings)
         of_detector: dict[str, dict[str, str]] = {}
         for tag, reading in readings:
             section = tag.partition("/")[0]
@@ -92,10 +92,8 @@ class FigureLog:
                 name = next((one for one in _PREFERRED if one in sections), next(iter(sections)))
                 self._sections[prefix] = sections[name]
 
-    def _is_chosen(self, tag: str, reading: Reading) -> bool:
-        if self._names is None:
-            return tag.partition("/")[0] in self._sections.values()
-        return reading.name in self._names
+    def _is_chosen(self, tag: str, name: str) -> bool:
+        return tag.partition("/")[0] in self._sections.values() if self._names is None else name in self._names
 
     def _draw(self, loggers: Sequence[object], stage: Stage, step: int) -> None:
         rows = [row for row in self._history.rows() if row.stage == stage.value] if loggers else []

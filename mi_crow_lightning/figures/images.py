@@ -36,10 +36,16 @@ def heatmap_image(rows: Iterable[Number], series: Series, epochs: Mapping[int, i
         epochs: the numbers of epochs by the step that each begins with.
     """
     matrix = matrix_of(rows, series.section, series.stage, dataloader_idx=series.dataloader_idx)
+    matrix = matrix._replace(layers=tuple(map(_in_ascii, matrix.layers)))
     ax = draw_heatmap(bare_axes(WIDTH, height_of(matrix)), matrix, "linear", epochs)
     file, canvas = BytesIO(), _canvas(ax)
     canvas.print_png(file)
     return Image(file.getvalue(), *canvas.get_width_height())
+
+
+def _in_ascii(name: str) -> str:
+    """Return a name in letters that every font has: matplotlib warns of others, and a run should not."""
+    return name.encode("ascii", "backslashreplace").decode()
 
 
 def _canvas(ax: Any) -> Any:

@@ -19,9 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mi_crow_lightning import ActivationStatistics, HookCallback, Schedule, SteeringController
 from mi_crow_lightning.errors import NothingToDraw
+from mi_crow_lightning.figures.images import heatmap_image
+from mi_crow_lightning.figures.readings import Series
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms
 from mi_crow_lightning.loggers.histogram_history import STEPS, HistogramHistory
 from tests.callback.runs import assert_bit_equal, data_of, fingerprint, module_of, run
+from tests.figures.rows import rows
 from tests.loggers.written import MIDDLE, drawn
 from tests.models import WIDTH, Module, llama, loader, trainer
 
@@ -31,13 +34,6 @@ pyplot = pytest.importorskip("matplotlib.pyplot")
 pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
 
 FIT = dict(log_every_n_steps=2, max_epochs=2)  # five steps an epoch
-
-
-@pytest.fixture(autouse=True)
-def closed_figures() -> Any:
-    pyplot.switch_backend("agg")
-    yield
-    pyplot.close("all")
 
 
 def watching(**options: Any) -> HookCallback:
@@ -136,6 +132,7 @@ def test_images_do_not_change_a_run(tmp_path: Path) -> None:
     assert_bit_equal(*left)
 
 
+@pytest.mark.documents("reliability/an-image-of-figures-true-cannot-be-drawn-or-written")
 def test_an_image_that_cannot_be_written_is_a_warning() -> None:
     runner = trainer(watch := watching(figures=True), logger=Album(OSError("no room for images")), **FIT)
     with warnings.catch_warnings(record=True) as caught:
@@ -144,6 +141,13 @@ def test_an_image_that_cannot_be_written_is_a_warning() -> None:
     said = [str(one.message) for one in caught if "no more will be" in str(one.message)]
     assert len(said) == 1 and "OSError: no room for images" in said[0]
     assert runner.global_step == 10 and len({row.step for row in watch.history()}) == 6
+
+
+def test_letters_that_no_font_has_make_no_warning() -> None:
+    image = heatmap_image(
+        rows(["\u5c42.0", "\u5c42.1", "$x$"], [1, 2]), Series("activations_rms", "rms", "train", None), {}
+    )
+    assert image.png.startswith(b"\x89PNG") and image.width == 750 and image.height > 200
 
 
 def test_images_leave_pyplot_alone() -> None:

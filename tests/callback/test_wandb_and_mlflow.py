@@ -224,3 +224,15 @@ def test_other_ranks_log_nothing(tmp_path: Path, wandb: Any, mlflow: Any, monkey
     loggers = [WandbLogger(save_dir=tmp_path, offline=True), mlflow_logger(tmp_path)]
     write(loggers, LoggedStep("train", 0, [detector]))
     assert not list(tmp_path.rglob("*.wandb")) and wandb.run is None
+
+
+def test_wandb_gets_the_heatmap_as_an_image(wandb: Any, tmp_path: Path) -> None:
+    logger = WandbLogger(save_dir=tmp_path)
+    watch = HookCallback(ActivationStatistics("block:*", statistics=["rms"]), figures=True)
+    run("fit", trainer(watch, logger=logger, log_every_n_steps=2), module_of("llama"), data_of("llama"))
+    rows = [row for row in wandb_rows(wandb, tmp_path) if "figures/activations_rms" in row]
+    (picture,) = rows
+    assert picture[STEP] == 3 and picture["figures/activations_rms"]["_type"] == "images/separated"
+    (file,) = picture["figures/activations_rms"]["filenames"]
+    (saved,) = tmp_path.glob(f"wandb/offline-run-*/files/{file}")
+    assert saved.read_bytes().startswith(b"\x89PNG")

