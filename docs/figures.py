@@ -22,7 +22,7 @@ IMAGES = ROOT / "docs" / "images"
 sys.path.insert(0, str(ROOT))
 
 import mi_crow_lightning as mcl  # noqa: E402
-from mi_crow_lightning.figures import plot_heatmap, plot_histogram, plot_separability, plot_sweep  # noqa: E402
+from mi_crow_lightning.figures import plot_heatmap, plot_histogram, plot_sweep  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
 FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png")
@@ -58,7 +58,7 @@ def steering() -> None:
     reader = mcl.CausalLMModule(lm.model, lm.tokenizer, generation=False)
     trainer.predict(reader, load(pairs[:12]))
     trainer.validate(reader, load(pairs[12:]), verbose=False)
-    save(plot_separability(contrast.separability())[0], "separability.png")
+    save(contrast.plot()[0], "separability.png")
     vector, layer = contrast.vectors(), contrast.best_layer()
 
     steer = mcl.SteeringController(layer, vector, strength="batch")

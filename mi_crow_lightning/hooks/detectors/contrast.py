@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from mi_crow_lightning._saved_state import Check, each, is_count, numbers, text
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import NothingExtracted, VectorMismatch
+from mi_crow_lightning.figures.separability import plot_separability
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.directions import channels_not_shown
@@ -35,6 +36,10 @@ from mi_crow_lightning.vectors.extraction.labels import Column, facts_of
 from mi_crow_lightning.vectors.extraction.layer_moments import METHODS, Extraction
 from mi_crow_lightning.vectors.fit import model_name
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["ContrastDetector"]
 
@@ -250,6 +255,20 @@ class ContrastDetector(Detector):
             todo = "held_out is None" if self.held_out is None else f"run {self.held_out.value} on labelled batches"
             raise NothingExtracted(f"no held-out samples were scored since {self.stage.value}: {todo}")
         return SeparabilityTable(self._contrast.scores)
+
+    def plot(self, *, ax: Any = None) -> tuple[Figure, Axes]:
+        """Draw `separability` over the layers, see `mi_crow_lightning.figures.plot_separability`. Needs matplotlib.
+
+        Args:
+            ax: axes of matplotlib to draw on; ``None`` for a new figure.
+
+        Returns:
+            The figure and the axes of AUROC.
+
+        Raises:
+            NothingExtracted: see `separability`.
+        """
+        return plot_separability(self.separability(), ax=ax)
 
     def best_layer(self) -> str:
         """Return the layer with the largest ``auroc``; among equals, the one with the largest ``d_prime``.

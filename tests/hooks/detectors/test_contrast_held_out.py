@@ -134,3 +134,17 @@ def test_other_stages() -> None:
     extract(alone, model, loader), extract(alone, model, other, "validate")
     with pytest.raises(NothingExtracted, match="held_out is None"):
         alone.separability()
+
+
+def test_the_scores_can_be_plotted() -> None:
+    pytest.importorskip("matplotlib")
+    detector = ContrastDetector("block:*", **ALL)
+    with pytest.raises(NothingExtracted):
+        detector.plot()
+    run = trainer(HookCallback(detector))
+    run.predict(Reader(llama()), batches(texts(PAIRS)))
+    run.validate(run.lightning_module, batches(texts(HELD_OUT, seed=5)), verbose=False)
+    fig, ax = detector.plot()
+    auroc, d_prime = (axes.lines[0].get_ydata().tolist() for axes in fig.axes)
+    assert auroc == [row.auroc for row in detector.separability()] and ax is fig.axes[0]
+    assert d_prime == [row.d_prime for row in detector.separability()]
