@@ -20,7 +20,7 @@ _DEFAULT_PREFIX = "activations"
 class ProgressBarNumbers:
     """The numbers of a HookCallback in the progress bar.
 
-    A number is called ``<name>_max``, in validation ``val_<name>_max``; that of a detector with a name of its own
+    A number is called ``<name>_max``, in validation ``val_<name>_max``; that of a detector that has a ``name``
     ``<detector>_<name>_max``. Readings are those that are written anyway: nothing is measured or exchanged for it.
 
     Args:
