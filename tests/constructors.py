@@ -451,10 +451,10 @@ CONSTRUCTORS: dict[str, Constructor] = {
 
 # Classes that are made by the package for its users, or that only hold what they are given.
 RECORDS = {
-    "CompactRows", "DetectorReadings", "Feature", "GeneratedText", "HistogramRow", "HistogramTable", "Histogram",
-    "HistoryRow", "HistoryTable", "HookContext", "HookPlan", "HookedLayer", "Inference", "LayerTable", "LoggedStep",
-    "Merge", "ModelLayer", "Moment", "Page", "PromptScore", "Reading", "RunReport", "Separability", "Store", "Summary",
-    "TextRow",
+    "CompactRows", "DetectorReadings", "EventRow", "Feature", "GeneratedText", "HistogramRow", "HistogramTable",
+    "Histogram", "HistoryRow", "HistoryTable", "HookContext", "HookPlan", "HookedLayer", "Inference", "LayerTable",
+    "LoggedStep", "Merge", "ModelLayer", "Moment", "Page", "PromptScore", "Reading", "RunReport", "Separability",
+    "Store", "Summary", "TextRow",
 }  # fmt: skip
 
 

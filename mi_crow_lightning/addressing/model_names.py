@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 
 from torch import nn
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.module_tree import unwrapped
 
 __all__ = ["configured_names", "warn_of_another_model"]
@@ -43,7 +43,7 @@ def warn_of_another_model(label: str, made_from: Iterable[str], model: nn.Module
     for name in sorted(known - classes):
         unsure = not names or any(map(_REVISION.fullmatch, (_end(name), *names)))
         if not unsure and _end(name) not in names:
-            warnings.warn(
+            warn(
                 f"{label}: its vector was made from model {name!r}, and this one is "
                 f"{' and '.join(map(repr, names.values()))}. Was one model made from the other, as by fine-tuning? If "
                 "not, the vector means nothing here: extract one from this model. If so, give dict(vector), which "

@@ -36,6 +36,7 @@ from mi_crow_lightning.callback.progress_bar import ProgressBarNumbers
 from mi_crow_lightning.callback.rank_plans import Plan
 from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.callback.roll_call import RollCall
+from mi_crow_lightning.callback.run_events import RunEvents
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.figures.effects import plot_effects
 from mi_crow_lightning.figures.heatmap import plot_heatmap
@@ -155,6 +156,7 @@ class HookCallback(pl.Callback):
         self.prog_bar = check_prog_bar(prog_bar, (*self.detectors, *self.controllers))
         self._in_progress_bar = ProgressBarNumbers(self.prog_bar, self.detectors)
         self._dataloaders = Dataloaders(self.per_dataloader)
+        self._events = RunEvents()
         self._effects: Effects | None = None
         self._failed_to_forget: dict[str, Exception] = {}
         self._states = HookStates()
@@ -273,6 +275,7 @@ class HookCallback(pl.Callback):
         hyperparameters.log_at_start(trainer, _hook_callbacks(trainer), self)  # those of the module are now all there
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._events.training_begins(trainer)
         self._reporter.data_loaded(trainer, self.controllers)
         self._log_summary(trainer)
         start_warnings.warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
@@ -292,6 +295,7 @@ class HookCallback(pl.Callback):
         self._register(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._events.finish(trainer)
         self._end_run_of(trainer)
         hyperparameters.log_at_end(trainer, _hook_callbacks(trainer), self)
         if self._roll_call is not None:
@@ -300,6 +304,7 @@ class HookCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._interrupted = True
+        self._events.fail(trainer, exception)
         self._broke_off_amid_batch = self._run is not None and self._run.is_amid_training_batch
         self._end_run_of(trainer)
         if self._roll_call is not None:
@@ -333,6 +338,7 @@ class HookCallback(pl.Callback):
         moment = self._run.moment if self._run is not None else None
         if moment is not None and moment.logged and trainer_facts.takes_a_step(trainer):
             self._write(trainer, moment.step)
+        self._events.flush(trainer)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -360,6 +366,7 @@ class HookCallback(pl.Callback):
     ) -> None:
         self._end_step()
         self._end_batch()
+        self._events.flush(trainer)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
@@ -373,6 +380,7 @@ class HookCallback(pl.Callback):
         if self._run is not None:
             self._run.effects.count_in(Stage.TRAIN)  # those of the steps since the last that was logged
             self._run.check_that_hooks_ran(Stage.TRAIN)
+        self._events.flush(trainer)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finish_evaluation(trainer, Stage.VALIDATE)
@@ -461,11 +469,15 @@ class HookCallback(pl.Callback):
             self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
             self._compare_ranks(trainer)
         else:
+            self._events.begin(trainer, self._place(trainer))
             self._begin_run(trainer, pl_module, arguments)
 
     def _begin_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments) -> None:
         root, graphs = trainer_facts.find_root(pl_module, self.root), trainer_facts.graphs_of_module(pl_module)
-        self._run = run = HookedRun(root, arguments.hooks, self.token_mask, self._log_names(trainer), graphs)
+        names = self._log_names(trainer)
+        self._run = run = HookedRun(root, arguments.hooks, self.token_mask, names, graphs)
+        every = trainer_facts.log_interval(trainer, self.log_every_n_steps)
+        self._events.follow(run, self.detectors, names, every)
         self._effects = run.effects
         self._states.give_effects_to(run, self._by_key())
         self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
@@ -539,6 +551,7 @@ class HookCallback(pl.Callback):
                 self._read_dataloaders(trainer, stage, begins=dataloader_idx)
             moment = trainer_facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
             self._run.begin_batch(moment, batch)
+            self._events.batch_begins()
 
     def _check_edits(self) -> None:
         if self._run is not None:
@@ -562,6 +575,7 @@ class HookCallback(pl.Callback):
         self._read_dataloaders(trainer, stage)
         self._figure_log.end_epoch(trainer, stage)
         self._run.check_that_hooks_ran(stage)
+        self._events.flush(trainer)
 
     def _read_dataloaders(self, trainer: pl.Trainer, stage: Stage, begins: int | None = None) -> None:
         """Write the readings of the dataloaders that are over: those before ``begins``, or at the end all."""
@@ -578,7 +592,7 @@ class HookCallback(pl.Callback):
         assert self._run is not None, "readings belong to a run"
         assert self._run.stage is not None, "readings belong to a stage"
         count, device = self._dataloaders.count(trainer, self._run.stage), trainer.strategy.root_device
-        read = self._log.write(self._run, trainer.loggers, step, device, dataloader_idx, count)
+        read = self._log.write(self._run, trainer.loggers, step, device, dataloader_idx, count, self._events)
         if read is not None:
             trainer.callback_metrics.update(self._monitored.metrics(trainer, read))
             trainer.progress_bar_metrics.update(self._in_progress_bar.of(read))

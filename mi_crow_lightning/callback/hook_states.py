@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 from mi_crow_lightning._saved_state import Check, checked_state, each, refusal, within_limits
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.callback.hooked_run import HookedRun, default_policy
 from mi_crow_lightning.callback.rank_states import effects_of, of_all_ranks, own_effects, restore, states_of
 from mi_crow_lightning.callback.saveable import saveable_state
@@ -93,7 +93,7 @@ class HookStates:
         if not resumes:
             return
         if any(of_rank.get("amid_batch") for of_rank in ranks):
-            warnings.warn(
+            warn(
                 "HookCallback: the checkpoint was written in the middle of a training batch, as SLURM's requeue signal "
                 "or an error makes Lightning do. That batch runs again, so the next readings and effects() may count "
                 "some of its tokens twice. Checkpoints at the end of a batch, as ModelCheckpoint's, are exact.",
@@ -102,7 +102,7 @@ class HookStates:
         self._loaded_effects = effects
         self.give_effects_to(run, hooks)
         if saved.keys() != hooks.keys():
-            warnings.warn(
+            warn(
                 f"HookCallback: hooks only in the checkpoint: {_some(saved.keys() - hooks.keys())}; hooks without a "
                 f"state in it: {_some(hooks.keys() - saved.keys())}. Hooks are matched by hook_id, or by their order "
                 "if they have none.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.callback.first_batches import FirstBatches
 from mi_crow_lightning.callback.idle_hooks import check_that_hooks_ran
 from mi_crow_lightning.hooks.compiled.fresh_graphs import FreshGraphs
@@ -82,12 +82,12 @@ class HookedRun:
     @property
     def is_amid_training_batch(self) -> bool:
         """Whether a training batch is running in which hooks are on: they may have seen a part of it."""
-        return self._in_batch and self.stage is Stage.TRAIN and any(map(self.layers.is_attached, self._registered()))
+        return self._in_batch and self.stage is Stage.TRAIN and any(map(self.layers.is_attached, self.registered))
 
     @property
     def detectors(self) -> list[Detector]:
         """The detectors, which may have readings."""
-        return [hook for hook in self._registered() if isinstance(hook, Detector)]
+        return [hook for hook in self.registered if isinstance(hook, Detector)]
 
     def begin(self, stages: Collection[Stage]) -> bool:
         """Put hooks on the layers inside compiled graphs, if there are any, and follow the batches of evaluations.
@@ -113,7 +113,7 @@ class HookedRun:
         Args:
             failed: the errors, by the IDs of the hooks.
         """
-        for hook in self._registered():
+        for hook in self.registered:
             if hook.id in failed:
                 self.layers.call(hook, partial(_raise, failed[hook.id]))
 
@@ -170,9 +170,9 @@ class HookedRun:
         self.batches_seen += 1
         self._in_batch = True
         self.layers.begin_batch(moment, batch, self._token_mask)
-        for hook in self._registered():
+        for hook in self.registered:
             self.layers.set_due(hook, bool(self.layers.call(hook, partial(self._is_due, hook, moment))))
-        self._first_batches.begin(self._registered(), moment)
+        self._first_batches.begin(self.registered, moment)
 
     def _is_due(self, hook: Hook, moment: Moment) -> bool:
         """Return whether the hook's schedule wants it; if so, check that its layers are still in the model."""
@@ -202,7 +202,7 @@ class HookedRun:
         self.layers.passes.settle()
         self.layers.check_handles()
         self.layers.check_threads()
-        for hook in self._registered():
+        for hook in self.registered:
             if self.stage is not None and self.layers.is_attached(hook):
                 self._was_on[hook.id].add(self.stage)
                 self._unread[hook.id].add(self.stage)
@@ -212,11 +212,12 @@ class HookedRun:
     def pause(self) -> None:
         """Take all handles off; a batch whose end event was skipped may have left some."""
         self._in_batch = False
-        for hook in self._registered():
+        for hook in self.registered:
             self.layers.set_due(hook, False)
 
-    def _registered(self) -> list[Hook]:
-        """Return the hooks without those that someone unregistered during the run."""
+    @property
+    def registered(self) -> list[Hook]:
+        """The hooks without those that someone unregistered during the run."""
         return [hook for hook in self._hooks if hook.registered]
 
     def end(self) -> None:
@@ -230,7 +231,7 @@ class HookedRun:
         Raises:
             NeverFired: no layer of a controller ran.
         """
-        hooks = [hook for hook in self._registered() if stage in self._was_on[hook.id]]
+        hooks = [hook for hook in self.registered if stage in self._was_on[hook.id]]
         check_that_hooks_ran(hooks, self.layers, self.effects, stage)
 
 
@@ -246,7 +247,7 @@ def failed_to_forget(hooks: Iterable[Hook]) -> dict[str, Exception]:
 
 
 def _warn_of_failure_on_another_rank(hook: Hook) -> None:
-    warnings.warn(
+    warn(
         f"{hook!r} failed on another rank, which says why, and is now disabled on all ranks: its readings would come "
         "from some ranks only. To switch it on again, call hook.enable() on every rank.",
         RuntimeWarning,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import Hook
@@ -41,7 +41,7 @@ def _is_without_effect(hook: Controller, effects: Effects, stage: Stage) -> bool
 
 
 def _warn_of_no_edit(hook: Hook, stage: Stage) -> None:
-    warnings.warn(
+    warn(
         f"{hook!r} ran in stage {stage.value!r} and changed nothing: either its tokens chose none, or each edit was "
         "None or equal to the activation, or the activations were not finite. An edit is what edit() returns.",
         stacklevel=4,

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from mi_crow_lightning._warned import noted
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.callback.effects_log import OverBatches, readings_of_effects, write_over_batches
 from mi_crow_lightning.callback.hooked_run import HookedRun
+from mi_crow_lightning.callback.run_events import RunEvents
 from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.reading import Reading
@@ -82,6 +84,7 @@ class ReadingsLog:
         device: torch.device | None = None,
         dataloader_idx: int | None = None,
         dataloaders: int = 1,
+        events: RunEvents | None = None,
     ) -> LoggedStep | None:
         """Write the readings of all detectors in the running stage, and what hooks changed; reset the detectors.
 
@@ -94,6 +97,7 @@ class ReadingsLog:
             device: where ranks exchange tensors; ``None`` for where the tensors are.
             dataloader_idx: the dataloader that the readings are of, for their tags; ``None`` for all together.
             dataloaders: how many dataloaders of the stage have their own readings.
+            events: what happened in the run; what belongs to the step is written with the readings.
 
         Returns:
             The readings; ``None`` if there are none.
@@ -101,8 +105,13 @@ class ReadingsLog:
         assert run.stage is not None, "readings belong to a stage"
         stage = run.stage.value
         readings, over_batches = self._take_readings(run, run.stage, device)
-        read = LoggedStep(stage, step if step is not None else run.batches_seen, readings, dataloader_idx)
+        step = step if step is not None else run.batches_seen
+        happened = events.of_step(loggers, stage, step) if events is not None else []
+        noted_by = events.noted_by if events is not None else ""
+        read = LoggedStep(stage, step, readings, dataloader_idx, happened, noted_by)
         if not read.tagged:
+            if happened:
+                write(loggers, read)
             return None
         _refuse_shared_tags(read.tagged)
         choice = resolve_scalars(self.scalars, count_tags(run.layers, dataloaders))
@@ -162,11 +171,12 @@ def _read(detector: Detector, of_all_ranks: Any, blocks: Mapping[str, int | None
 
 def _warn_of_thinned_history(size: int | None, step: int, logged: bool) -> None:
     elsewhere = "Loggers get the same as before" if logged else "This Trainer has no logger, so they are nowhere else"
-    rank_zero_warn(
+    text = (
         f"HookCallback: history() holds at most history_size={size} numbers, and at step {step} there were more. From "
         "now on it holds every second step, those before included, and fewer when it is full again. "
         f"{elsewhere}. To keep all, 8 bytes each, set history_size=None."
     )
+    rank_zero_warn(noted(text))
 
 
 def _in_tags(signature: Signature | None) -> str:

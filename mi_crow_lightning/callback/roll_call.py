@@ -7,7 +7,6 @@ callback, or that failed, takes part in no collective: the others would wait for
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,6 +15,7 @@ from typing import Any
 from torch import distributed
 
 from mi_crow_lightning._messages import message_of
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.callback.rank_plans import Plan, differences, ranks_in_words
 from mi_crow_lightning.errors import RanksDiffer
 from mi_crow_lightning.metrics.collectives import is_distributed
@@ -215,7 +215,7 @@ def _report(texts: list[str]) -> None:
             + "".join(f"\n  {line}" for line in found)
         )
     found = differences([plan.values for plan in plans])
-    warnings.warn(
+    warn(
         "Strengths or vectors are not the same on all ranks. Each rank steers and reads with its own, and readings and "
         "effects() join them. If this is not meant, seed what makes them (seed_everything), or load them from one "
         "file:" + "".join(f"\n  {line}" for line in found),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
@@ -10,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT, Scalars
 
@@ -27,7 +27,7 @@ def warn_of_evaluation_mode(layers: Sequence[nn.Module]) -> None:
     distinct = set(layers)
     asleep = sum(not layer.training for layer in distinct)
     if asleep:
-        warnings.warn(
+        warn(
             f"{asleep} of {len(distinct)} hooked layers are in evaluation mode, and Lightning leaves them in it: they "
             "train without dropout and gradient checkpointing. from_pretrained returns models in this mode; call "
             ".train() before fit on what is to be trained.",
@@ -45,7 +45,7 @@ def warn_if_nothing_is_logged(trainer: pl.Trainer, detectors: Sequence[Hook], ow
     """
     every, steps = trainer_facts.log_interval(trainer, own_interval), trainer_facts.steps_of_run(trainer)
     if any(hook.schedule is None for hook in detectors) and steps is not None and steps < every:
-        warnings.warn(
+        warn(
             f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
             "none. Set a smaller log_every_n_steps, here or in the Trainer.",
             stacklevel=2,
@@ -62,7 +62,7 @@ def warn_of_controllers_never_due(trainer: pl.Trainer, controllers: Sequence[Hoo
     name, stages = trainer_facts.name_of_run(trainer), trainer_facts.stages_of_run(trainer)
     for hook in controllers:
         if hook.enabled and not any(map(hook.when().may_be_due_in, stages)):
-            warnings.warn(
+            warn(
                 f"{hook!r} is off in this whole {name}, because of its schedule {hook.when()!r}. To have it act here, "
                 f"give it schedule=Schedule(stages={name!r}); to keep it off, call its disable().",
                 stacklevel=2,

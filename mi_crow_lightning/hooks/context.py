@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.channels import BY_DIMENSIONS, Channels
 from mi_crow_lightning.hooks.passes.facts import PassFacts
@@ -43,6 +43,9 @@ class Registry(Protocol):
 
     def has_failed(self, hook: Any) -> bool:
         """Return whether a hook failed in the running pass."""
+
+    def report_event(self, hook: Any, text: str, layer: str) -> None:
+        """Pass on what a hook reports; ``layer`` may be empty."""
 
 
 @dataclass(eq=False)
@@ -78,6 +81,9 @@ class Unregistered:
     def has_failed(self, hook: Any) -> bool:
         """Return ``False``: what the hook raises goes to the caller."""
         return False
+
+    def report_event(self, hook: Any, text: str, layer: str) -> None:
+        """Do nothing: there is no log."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +177,7 @@ class HookContext(NamedTuple):
             )
         guess = channels.guess[x.dim()]
         if not torch.compiler.is_compiling():
-            warnings.warn(
+            warn(
                 f"{self.layer!r}: neither its class nor the shape {tuple(x.shape)} shows which dimension holds the "
                 f"channels, so {guess % x.dim()} is taken. Pass channels= to the hook: 1 for dimension 1, -1 for the "
                 "last.",

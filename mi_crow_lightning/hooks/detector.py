@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning._arguments import check_flag, check_store, one_line
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
@@ -158,6 +159,35 @@ class Detector(Hook):
         """Return the merged result of `share`, on the host; outside a Trainer all ranks exchange it now."""
         merged, self._of_all_ranks = self._of_all_ranks, None
         return merged if merged is not None else exchange([self.share()])[0]
+
+    def report_event(self, text: str, layer: str | None = None) -> None:
+        """Report something that happened, for a mark on the run's time axis in TensorBoard.
+
+        It is written at the running step. With several ranks those of rank 0 are written: report what all ranks saw
+        in `readings`, where `over_ranks` has it. Outside a Trainer, and in a graph of ``torch.compile``, it does
+        nothing. A run keeps its first 200 events of all kinds.
+
+        Args:
+            text: what happened, in a line; of a long one the ends are kept.
+            layer: the layer; left out, the one that the detector is called at, if it is called at one.
+
+        Raises:
+            TypeError: the text, or the layer, is not a string.
+
+        Examples:
+            >>> class Alarm(Detector):
+            ...     def observe(self, x, ctx):
+            ...         if x.abs().amax() > 1e4:
+            ...             self.report_event("an activation is beyond 1e4")
+        """
+        if torch.compiler.is_compiling():
+            return
+        for name, value in (("text", text), ("layer", layer)):
+            if not isinstance(value, str) and (name == "text" or value is not None):
+                raise TypeError(f"report_event: {name}={shown(value)} must be a string")
+        if self._registry is not None:
+            called_at = self.context.layer if self.context is not None else ""
+            self._registry.report_event(self, text, called_at if layer is None else layer)
 
     def reset(self) -> None:
         """Begin the next reading; called after the `readings` were written."""

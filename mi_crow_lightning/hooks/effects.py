@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from mi_crow_lightning._saved_state import each, is_count, names, numbers
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import NoTensorFound
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
@@ -282,7 +282,7 @@ def _before_and_after(hook_type: HookType, ctx: HookContext, result: Any) -> tup
 
 
 def _warn_of_broken(effect: Effect) -> None:
-    warnings.warn(
+    warn(
         f"{effect.hook} turned {effect.broken} tokens into NaN or infinity at layer {effect.layer!r} in stage "
         f"{effect.stage!r}: the activations were finite before its edit and its change was not. Everything computed "
         "after that layer is worthless. effects() lists every layer.",

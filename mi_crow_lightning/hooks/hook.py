@@ -50,6 +50,7 @@ _FOR_SUBCLASSES = frozenset(
             "registered",
             "channels",
             "may_skip",
+            "report_event",
         ),
     }
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from mi_crow_lightning._arguments import check_flag, check_store, one_of
 from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.model_names import warn_of_another_model
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Match, Signature, of_one_hook, resolve
@@ -120,6 +120,7 @@ class Layers:
         self._begin()
 
     def _begin(self) -> None:
+        self.on_event: Callable[[Hook, str, str], None] | None = None  # what gets a report: hook, text, layer
         self._shared = Shared(self._pass_over, self._second_thread, _device(self.root, self.root))
         self._watchers = Watchers(self._shared.passes, self.graphs)
         self._registrations: dict[str, Registration] = {}
@@ -215,7 +216,7 @@ class Layers:
         for note in dict.fromkeys(notes):
             if note not in self._noted:
                 self._noted.add(note)
-                warnings.warn(note, stacklevel=2)
+                warn(note, stacklevel=2)
         return hook.id
 
     def _prepare(self, hook: Hook, kind: HookType, matches: list[Match], tree: ModuleTree) -> Exception | None:
@@ -372,6 +373,11 @@ class Layers:
         """Return whether the hook failed in the running pass of this thread."""
         return self.passes.has_failed(hook.id)
 
+    def report_event(self, hook: Hook, text: str, layer: str) -> None:
+        """Pass on what a hook reports: a HookCallback writes it; otherwise nobody is there to hear it."""
+        if self.on_event is not None:
+            self.on_event(hook, text, layer)
+
     def is_attached(self, hook: Hook) -> bool:
         """Return whether the hook's layers call it now."""
         return any(site.on for site in self.sites(hook))
@@ -516,7 +522,7 @@ class Layers:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without hooks: the hooks on the model are inert in its copy."""
-        mine = ("_shared", "_watchers", "_registrations", "_taken", "_walk")
+        mine = ("on_event", "_shared", "_watchers", "_registrations", "_taken", "_walk")
         return {name: value for name, value in self.__dict__.items() if name not in mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

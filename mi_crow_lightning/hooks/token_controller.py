@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning._saved_state import Check
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.conditions import Condition, where_both
 from mi_crow_lightning.hooks.context import HookContext
@@ -179,7 +179,7 @@ class TokenController(Controller):
         if isinstance(saved, Strengths):
             self._strengths = saved
         elif saved == A_FUNCTION and not callable(self.strength):
-            warnings.warn(
+            warn(
                 f"{self!r}: its strength was a function when the checkpoint was written, which a "
                 f"checkpoint cannot keep. It goes on with {self.strength!r}: pass the function again, or set strength "
                 "after loading.",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
 from mi_crow_lightning._foreign_files import from_json
+from mi_crow_lightning._warned import warn
 
 __all__ = ["LineFile", "holds_lines"]
 
@@ -128,4 +128,4 @@ def _cut(file: FileIO, path: Path, whole: int, unit: str) -> None:
     size = file.seek(0, os.SEEK_END)
     if whole < size:
         file.truncate(whole)
-        warnings.warn(f"{str(path)!r} ended in half a {unit}: its last {size - whole} bytes were cut off", stacklevel=5)
+        warn(f"{str(path)!r} ended in half a {unit}: its last {size - whole} bytes were cut off", stacklevel=5)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
 import lightning.pytorch as pl
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.callback.touched import FollowedTokens, following_tokens
 from mi_crow_lightning.language_model.generated import GeneratedText
 from mi_crow_lightning.loggers.tensorboard import summary_writer
@@ -37,7 +37,7 @@ class ShownTexts:
         self._as_data = any(summary_writer(logger) is not None for logger in trainer.loggers)
         if self.prompts and not any(map(takes_text, trainer.loggers)) and trainer.is_global_zero:
             names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none at all"
-            warnings.warn(
+            warn(
                 f"log_text={self.prompts} shows nothing: no logger of this Trainer takes text (it has {names}). "
                 "TensorBoardLogger and WandbLogger do.",
                 stacklevel=2,

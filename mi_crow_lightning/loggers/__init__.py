@@ -13,6 +13,7 @@
     read_compact             event files -> the numbers (HistoryRow, all in a HistoryTable)
     read_compact_histograms  event files -> the histograms (HistogramRow, all in a HistogramTable)
     read_texts               event files -> the texts of predict runs (TextRow)
+    read_events              event files -> what happened in the run (EventRow)
 
 Loggers are passed in as objects; nothing here imports Lightning.
 """

@@ -3,11 +3,13 @@ from mi_crow_lightning.loggers.compact_reader import HistogramRow as HistogramRo
 from mi_crow_lightning.loggers.compact_reader import HistogramTable as HistogramTable
 from mi_crow_lightning.loggers.compact_reader import read_compact as read_compact
 from mi_crow_lightning.loggers.compact_reader import read_compact_histograms as read_compact_histograms
+from mi_crow_lightning.loggers.compact_reader import read_events as read_events
 from mi_crow_lightning.loggers.compact_tensors import compact as compact
 from mi_crow_lightning.loggers.dispatch import write as write
 from mi_crow_lightning.loggers.history import HistoryRow as HistoryRow
 from mi_crow_lightning.loggers.history import HistoryTable as HistoryTable
 from mi_crow_lightning.loggers.layout import write_layout as write_layout
+from mi_crow_lightning.loggers.run_events import EventRow as EventRow
 from mi_crow_lightning.loggers.scalar_choice import shown as shown
 from mi_crow_lightning.loggers.scalars import write_scalars as write_scalars
 from mi_crow_lightning.loggers.step import DetectorReadings as DetectorReadings

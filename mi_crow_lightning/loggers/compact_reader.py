@@ -16,10 +16,11 @@ from mi_crow_lightning._foreign_files import Damaged, named, one_error
 from mi_crow_lightning._shown import shortened
 from mi_crow_lightning._tables import NAMES, OBJECTS, WHOLE, WHOLE_OR_NONE, Table, count, legible, listed_names
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.loggers.compact_schema import Schema, numbers_of, read_schema
+from mi_crow_lightning.loggers.compact_schema import Schema, events_of, numbers_of, read_schema
 from mi_crow_lightning.loggers.compact_tensors import PLUGIN
 from mi_crow_lightning.loggers.event_file import events
 from mi_crow_lightning.loggers.history import HistoryRow, HistoryTable
+from mi_crow_lightning.loggers.run_events import EventRow
 from mi_crow_lightning.loggers.tags import tag
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "event_files",
     "read_compact",
     "read_compact_histograms",
+    "read_events",
     "tensors_of",
 ]
 
@@ -203,6 +205,35 @@ def read_compact_histograms(log_dir: str | os.PathLike[str]) -> CompactRows[Hist
     return CompactRows(Path(log_dir), lambda: _histograms(files, run), HistogramTable, files)
 
 
+def read_events(log_dir: str | os.PathLike[str]) -> Iterator[EventRow]:
+    """Read what happened in a run: hooks that went on or off, warnings, what detectors reported, an exception.
+
+    Args:
+        log_dir: the folder with the event files, a TensorBoardLogger's ``log_dir``.
+
+    Returns:
+        An iterator over the events, in the order of writing; none for a run of a release that wrote none.
+
+    Raises:
+        FileNotFoundError: the folder holds no event file.
+        ValueError: a file is damaged, or was written by a release with another version of the tensors. The rows before
+            the damage are there when it is raised; a file that ends in the middle of an event is read up to there.
+        OSError: a file cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> from torch.utils.tensorboard import SummaryWriter
+        >>> from mi_crow_lightning.loggers import LoggedStep, compact, write_event
+        >>> event = EventRow("train", 3, "warning", "one row was left out")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with SummaryWriter(folder) as writer:
+        ...         write_event(writer, [], 3, compact(LoggedStep("train", 3, [], events=[event])))
+        ...     list(read_events(folder))
+        [EventRow(stage='train', step=3, kind='warning', text='one row was left out', hook='', layer='')]
+    """
+    return _events(event_files(log_dir))
+
+
 def _name_of(log_dir: str | os.PathLike[str]) -> str:
     """Return the name of a folder, also of the current one."""
     return os.path.basename(os.path.abspath(log_dir))
@@ -223,6 +254,17 @@ def _histograms(files: list[Path], run: str) -> Iterator[HistogramRow]:
     for schema, address, step, counts in tensors_of(files, "histogram", numbers_of):
         (layer,), (block,), picture = schema.layers, schema.blocks, address.rpartition("#")[0]
         yield HistogramRow(schema.stage, step, picture, layer, schema.name, schema.edges, tuple(counts), block, run)
+
+
+def _events(files: list[Path]) -> Iterator[EventRow]:
+    last: dict[str, list[EventRow]] = {}
+    for _, address, step, texts in tensors_of(files, "event", events_of):
+        rows = [row._replace(step=step) for row in texts]
+        # A step that got more events was written again, with those that it had.
+        before = last.get(address, [])
+        repeated = len(before) if rows[: len(before)] == before else 0
+        yield from rows[repeated:]
+        last[address] = rows
 
 
 def tensors_of(

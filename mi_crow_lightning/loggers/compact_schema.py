@@ -10,18 +10,19 @@ import numpy as np
 from mi_crow_lightning._foreign_files import LONGEST_NAME, Damaged, from_json
 from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.loggers.compact_tensors import VERSION
+from mi_crow_lightning.loggers.run_events import COLUMNS, EventRow
 from mi_crow_lightning.loggers.tags import STAGES
 
-__all__ = ["Schema", "numbers_of", "read_schema"]
+__all__ = ["Schema", "events_of", "numbers_of", "read_schema"]
 
 
 class Schema(NamedTuple):
     """The meaning of a compact tensor's positions.
 
     Attributes:
-        kind: ``"statistic"``, ``"histogram"`` or ``"texts"``.
-        stage: the stage of the readings or texts.
-        prefix: the detector's name; empty for texts, as are name, layers and edges.
+        kind: ``"statistic"``, ``"histogram"``, ``"texts"`` or ``"event"``.
+        stage: the stage of the readings, texts or events.
+        prefix: the detector's name; empty for texts and events, as are name, layers and edges.
         name: the name of the readings.
         layers: one for each position; of a histogram its layer.
         edges: the edges of a histogram's bins, one more than there are positions; empty for a statistic.
@@ -57,8 +58,8 @@ def read_schema(content: bytes) -> Schema:
             f"cannot be read: its compact tensors have version {shortened(repr(version))}, but this release reads "
             f"version {VERSION}: use the release that wrote them"
         )
-    kind, loader = _one_of(read, "kind", ("statistic", "histogram", "texts")), _index("dataloader_idx", read)
-    if kind == "texts":
+    kind, loader = _one_of(read, "kind", ("statistic", "histogram", "texts", "event")), _index("dataloader_idx", read)
+    if kind in ("texts", "event"):
         return Schema(kind, _one_of(read, "stage", STAGES), "", "", (), (), loader, ())
     layers = tuple(map(_name, _list(read, "layers") if kind == "statistic" else [read.get("layer")]))
     return Schema(
@@ -152,3 +153,24 @@ def numbers_of(value: Any, schema: Schema) -> list[float]:
         f"has a tensor {shortened(repr(value.tag))} with {len(listed)} numbers and {len(tensor.tensor_content)} bytes: "
         f"{positions} numbers are needed"
     )
+
+
+def events_of(value: Any, schema: Schema) -> list[EventRow]:
+    """Return the events of a tensor of texts, without their step.
+
+    Raises:
+        Damaged: it is not such a tensor, or a text of it is too long.
+    """
+    from tensorboard.compat.proto import types_pb2
+
+    tensor, width = value.tensor, len(COLUMNS)
+    shape, texts = [dim.size for dim in tensor.tensor_shape.dim], tensor.string_val
+    if tensor.dtype != types_pb2.DT_STRING or shape != [len(texts) // width, width] or len(texts) % width:
+        raise Damaged(
+            f"has events {shortened(repr(value.tag))} of shape {shortened(str(shape))}, type {tensor.dtype} and "
+            f"{len(texts)} texts: {width} texts for each event are needed"
+        )
+    if any(len(text) > LONGEST_NAME for text in texts):
+        raise Damaged(f"has an event with a text of more than {LONGEST_NAME} bytes: no more are read")
+    whole = [text.decode() for text in texts]
+    return [EventRow(schema.stage, 0, *whole[at : at + width]) for at in range(0, len(whole), width)]

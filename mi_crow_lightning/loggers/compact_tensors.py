@@ -1,10 +1,11 @@
 """Compact tensors: the numbers of all layers as one tensor per statistic, each histogram as a tensor of its counts.
 
 A statistic is a float32 tensor ``(L,)``, one number per layer, ``nan`` where a layer gave none. A histogram is a
-tensor ``(bins,)`` of int64 counts (float64 if they are not whole numbers). The **schema** says what the positions
-mean. It is JSON with the layers and, where known, their blocks; of a histogram with the layer, its block and the bin
-edges. It is written beside a tensor's first values. The tag ends in a hash of the schema, so that a run whose layers
-or edges change continues under another tag instead of being misread. `read_compact` reads the tensors back.
+tensor ``(bins,)`` of int64 counts (float64 if they are not whole numbers). The events of a step are a tensor of texts,
+see `mi_crow_lightning.loggers.run_events`. The **schema** says what the positions mean. It is JSON with the layers and,
+where known, their blocks; of a histogram with the layer, its block and the bin edges. It is written beside a tensor's
+first values. The tag ends in a hash of the schema, so that a run whose layers or edges change continues under another
+tag instead of being misread. `read_compact` reads the tensors back.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.drawing import check_edges
+from mi_crow_lightning.loggers.run_events import event_schema, texts_of
 from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tags import tag
 from mi_crow_lightning.metrics.histogram import Histogram
@@ -38,7 +40,7 @@ class CompactTensor(NamedTuple):
 
     Attributes:
         tag: the tag of the readings, with ``#<hash>`` in place of the layer, or after the layer for a histogram.
-        values: ``(L,)`` float32, or ``(bins,)`` int64 or float64.
+        values: ``(L,)`` float32, or ``(bins,)`` int64 or float64, or ``(N, 4)`` texts of events.
         schema: the meaning of the positions, as JSON.
     """
 
@@ -48,7 +50,7 @@ class CompactTensor(NamedTuple):
 
 
 def compact(step: LoggedStep) -> list[CompactTensor]:
-    """Return the readings of a step as compact tensors, without histograms that hold no element.
+    """Return the readings of a step, and its events, as compact tensors, without histograms that hold no element.
 
     Args:
         step: the readings.
@@ -61,7 +63,13 @@ def compact(step: LoggedStep) -> list[CompactTensor]:
         >>> json.loads(tensor.schema)["layers"]
         ['h.0', 'h.1', 'h.2']
     """
-    return [tensor for detector in step.detectors for tensor in _of_detector(detector, step.stage, step.dataloader_idx)]
+    tensors = [
+        tensor for detector in step.detectors for tensor in _of_detector(detector, step.stage, step.dataloader_idx)
+    ]
+    if step.events:
+        address, schema = event_schema(step.stage, step.noted_by, VERSION)
+        tensors.append(CompactTensor(address, texts_of(step.events), schema))
+    return tensors
 
 
 def _of_detector(detector: DetectorReadings, stage: str, dataloader_idx: int | None) -> Iterator[CompactTensor]:

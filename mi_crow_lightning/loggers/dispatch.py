@@ -5,9 +5,9 @@ The module is not named ``write.py``: importing a submodule of that name would h
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.loggers.compact_tensors import compact
 from mi_crow_lightning.loggers.scalar_choice import Choice, Scalars, resolve_scalars, shown
 from mi_crow_lightning.loggers.scalars import MetricsLogger, write_scalars
@@ -51,7 +51,7 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: Choice | 
         except Exception as error:  # whatever a logger raises; raised again below
             errors.append(error)
     for other in errors[1:]:
-        warnings.warn(f"another logger failed too: {type(other).__name__}: {other}", RuntimeWarning, stacklevel=2)
+        warn(f"another logger failed too: {type(other).__name__}: {other}", RuntimeWarning, stacklevel=2)
     if errors:
         raise errors[0]
 

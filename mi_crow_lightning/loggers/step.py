@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mi_crow_lightning._shown import cut
 from mi_crow_lightning.hooks.reading import Reading
+from mi_crow_lightning.loggers.run_events import EventRow
 from mi_crow_lightning.loggers.tags import TaggedReadings, tag, tag_by_block
 
 __all__ = ["DetectorReadings", "LoggedStep"]
@@ -59,6 +60,8 @@ class LoggedStep:
         step: the position on the x axis.
         detectors: the readings of each detector.
         dataloader_idx: the dataloader that was read; ``None`` for all together.
+        events: all that happened at the step so far, see `EventRow`; only TensorBoard gets them.
+        noted_by: what sets the events of a HookCallback and a run apart from those of others.
 
     Examples:
         >>> two = [Reading("h.0", "rms", 1.0), Reading("h.1", "rms", 3.0)]
@@ -71,6 +74,8 @@ class LoggedStep:
     step: int
     detectors: Sequence[DetectorReadings]
     dataloader_idx: int | None = None
+    events: Sequence[EventRow] = ()
+    noted_by: str = ""
 
     @cached_property
     def tagged(self) -> TaggedReadings:

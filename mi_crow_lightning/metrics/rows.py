@@ -7,7 +7,6 @@ rows, so chunks, passes, micro-batches and ranks can be summarised apart and joi
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.metrics.log2_bins import BINS
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def with_sums(rows: Tensor, saved: Sequence[str], sums: Sequence[Sum]) -> Tensor
     counted = rows[..., Row.COUNT] > 0
     missing = [one.name for one in sums if one.name not in saved]
     if missing and counted.any():
-        warnings.warn(
+        warn(
             f"the checkpoint does not hold the sums {missing}, so the first reading of the statistics that need them "
             "is nan",
             RuntimeWarning,

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from mi_crow_lightning.loggers import HistoryRow, read_compact, read_compact_histograms
+from mi_crow_lightning.loggers import EventRow, HistoryRow, read_compact, read_compact_histograms, read_events
 from tests.strangers import CLAIMS, as_json, changed, damaged, outcome
 
 pytestmark = pytest.mark.faults
@@ -40,6 +40,8 @@ HISTOGRAM: dict[str, Any] = {
     "edges": [-1.0, 0.0, 2.0],
 }
 
+EVENT: dict[str, Any] = {"version": 1, "kind": "event", "stage": "validate", "noted_by": "0"}
+
 
 def record(event: bytes) -> bytes:
     length = struct.pack("<Q", len(event))
@@ -52,6 +54,7 @@ def tensor(dtype: int = types_pb2.DT_FLOAT, shape: tuple[int, ...] = (2,), **con
 
 
 TWO = tensor(tensor_content=struct.pack("<2f", 0.5, -3.0))
+TEXTS = tensor(types_pb2.DT_STRING, (1, 4), string_val=[b"warning", b"<b>", b"", b"h.0"])
 COUNTS = tensor(types_pb2.DT_INT64, int64_val=[3, 2**40])
 
 
@@ -75,6 +78,7 @@ WHOLE = [
     event(COUNTS, json.dumps(HISTOGRAM), name="p/h.0#2"),
     event(TWO, None, step=1),
     event(COUNTS, None, step=1, name="p/h.0#2"),
+    event(TEXTS, json.dumps(EVENT), step=1, name="events/val/#3"),
 ]
 
 
@@ -86,6 +90,7 @@ def read(folder: Path, content: bytes) -> list[Any]:
     def read_all() -> None:
         rows.extend(read_compact(folder))
         rows.extend(read_compact_histograms(folder))
+        rows.extend(read_events(folder))
 
     error = outcome(read_all, file, ValueError)
     return rows if error is None else [*rows, error]
@@ -104,9 +109,10 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
         HistoryRow("validate", 0, "p_rms/val/h.0", "h.0", "rms", 0.5, run=tmp_path.name),
         HistoryRow("validate", 0, "p_rms/val/h.1", "h.1", "rms", -3.0, 7, tmp_path.name),
     ]
-    assert [(row.step, row.edges, row.counts) for row in rows[4:]] == [
+    assert [(row.step, row.edges, row.counts) for row in rows[4:6]] == [
         (step, (-1, 0, 2), (3, 2**40)) for step in (0, 1)
     ]
+    assert rows[6:] == [EventRow("validate", 1, "warning", "<b>", "", "h.0")]
 
 
 @pytest.mark.fuzz
@@ -129,7 +135,7 @@ def test_damaged_events_whose_checksums_fit(folder: Path, data: st.DataObject) -
 @pytest.mark.fuzz
 @pytest.mark.documents("reliability/a-schema-in-an-event-file-holds-something-else")
 @settings(max_examples=150)
-@given(st.sampled_from([(TWO, STATISTIC), (COUNTS, HISTOGRAM)]), st.data())
+@given(st.sampled_from([(TWO, STATISTIC), (COUNTS, HISTOGRAM), (TEXTS, EVENT)]), st.data())
 def test_schemas_that_hold_something_else(folder: Path, case: Any, data: st.DataObject) -> None:
     values, schema = case
     read(folder, file_of(event(values, as_json(data.draw(changed(schema))))))
@@ -167,6 +173,24 @@ def test_a_number_is_not_repeated(tmp_path: Path, size: int, content: dict[str, 
 
 
 @pytest.mark.documents("reliability/a-tensor-in-an-event-file-has-another-shape-than-its-schema")
+@pytest.mark.parametrize(
+    ("shape", "content", "says"),
+    [
+        ((2, 4), {"string_val": [b""] * 4}, "4 texts: 4 texts for each event are needed"),
+        ((10**9, 4), {"string_val": [b""] * 4}, "4 texts: 4 texts for each event are needed"),
+        ((4,), {"string_val": [b""] * 4}, "4 texts: 4 texts for each event are needed"),
+        ((1, 3), {"string_val": [b""] * 3}, "3 texts: 4 texts for each event are needed"),
+        ((1, 4), {"string_val": [b"", b"x" * 1001, b"", b""]}, "a text of more than 1000 bytes"),
+        ((1, 4), {"string_val": [b"\xff", b"", b"", b""]}, "cannot be read: UnicodeDecodeError"),
+        ((1, 4), {"float_val": [1.0] * 4}, "type 7 and 0 texts"),
+    ],
+)
+def test_events_of_another_form(tmp_path: Path, shape: tuple[int, ...], content: dict[str, Any], says: str) -> None:
+    (error,) = read(tmp_path, file_of(event(tensor(types_pb2.DT_STRING, shape, **content), json.dumps(EVENT))))
+    assert says in str(error)
+
+
+@pytest.mark.documents("reliability/a-tensor-in-an-event-file-has-another-shape-than-its-schema")
 def test_numbers_may_be_listed(tmp_path: Path) -> None:
     """As other writers do with few."""
     rows = read(tmp_path, file_of(event(tensor(float_val=[0.5, 1.0]), json.dumps(STATISTIC))))
@@ -200,6 +224,7 @@ def test_checksums_that_do_not_fit(tmp_path: Path, part: int) -> None:
         ("[1]", "its compact tensors have version None, but this release reads version 1"),
         ({"version": "x" * 9000}, "its compact tensors have version 'xxx"),
         ({"kind": "scalar"}, "has a schema with the kind 'scalar': one of statistic, histogram"),
+        ({"kind": "event", "stage": "fit"}, "has a schema with the stage 'fit'"),
         ({"stage": "fit"}, "has a schema with the stage 'fit': one of train, validate, test, predict is needed"),
         ({"layers": "h.0"}, "has a schema with the layers 'h.0': a list is needed"),
         ({"layers": [1, 2]}, "has a schema with the name 1: at most 1000 letters are read"),

@@ -7,7 +7,6 @@ stage is over, and then all ranks have what one process on all data would have.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from mi_crow_lightning._arguments import check_flag, is_finite, listed, not_known, one_of, whole_number
 from mi_crow_lightning._saved_state import Check, each, is_count, numbers, text
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import NothingExtracted, VectorMismatch
 from mi_crow_lightning.figures.separability import plot_separability
@@ -194,9 +194,7 @@ class ContrastDetector(Detector):
     def _read_scores(self, stage: Stage) -> list[Reading]:
         scores = self._contrast.finish_scoring(self._layers, self._device)
         if scores is None:
-            warnings.warn(
-                f"{self!r} has no vectors to score in {stage.value}: run {self.stage.value} before it", stacklevel=2
-            )
+            warn(f"{self!r} has no vectors to score in {stage.value}: run {self.stage.value} before it", stacklevel=2)
             return []
         self._contrast.scores = [row._replace(block=self._blocks.get(row.layer)) for row in scores]
         names = ("auroc", "d_prime")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
@@ -60,7 +60,7 @@ def _real(x: Tensor, ctx: HookContext, must_fit: bool) -> tuple[Tensor | None, b
     except _Unfit as unfit:
         if must_fit and unfit.refused is not None:
             raise TokensUnknown(unfit.refused) from None
-        warnings.warn(unfit.warning, stacklevel=4)
+        warn(unfit.warning, stacklevel=4)
         return None, False
 
 
@@ -135,7 +135,7 @@ def _without_guards(real: Tensor, mask: Tensor, ctx: HookContext) -> Tensor:
     if isinstance(given, Tensor) and given.shape == real.shape and not ctx.facts.generating:
         return real & (~alone | (given != 0)).to(real.device)
     if not torch.compiler.is_compiling() and alone.any():
-        warnings.warn(
+        warn(
             f"{ctx.layer!r}: {int(alone.sum())} tokens see only themselves in the attention mask {tuple(mask.shape)}, "
             "which does not show whether they are padding, so they count. Pass HookCallback(token_mask=...) to say "
             "which tokens are real.",
@@ -225,7 +225,7 @@ def _batch_mask(x: Tensor, ctx: HookContext) -> Tensor | None:
 
 
 def _say_unknown(ctx: HookContext, why: str) -> None:
-    warnings.warn(
+    warn(
         f"{ctx.layer!r}: {why}, so every token counts, including padding. "
         "Pass HookCallback(token_mask=...) to say which tokens are real.",
         stacklevel=5,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.context import HookContext
 
 __all__ = ["is_padded", "warn_if_padded"]
@@ -25,7 +24,7 @@ def warn_if_padded(ctx: HookContext) -> None:
         return
     known[ctx.stage] = is_padded(ids, facts.pad_ids)
     if known[ctx.stage]:
-        warnings.warn(
+        warn(
             f"the token IDs {tuple(ids.shape)} of {ctx.layer!r}'s model look padded, and neither the model nor the "
             "batch gave an attention mask: every position counts and is edited, padding too. Pass the model its "
             "attention_mask, or HookCallback(token_mask=...).",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from mi_crow_lightning._messages import traceback_of
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.hook import Hook
 
@@ -48,7 +48,7 @@ def _warn_of(error: HookError, hook: Hook, policy: str) -> None:
         outcome = "The hook is disabled from now on and the run goes on without it; hook.enable() switches it on again."
     else:
         outcome = "The run goes on without the hook's effect in this pass."
-    warnings.warn(f"{error}\n{outcome}\n{text}", RuntimeWarning, stacklevel=2)
+    warn(f"{error}\n{outcome}\n{text}", RuntimeWarning, stacklevel=2)
     _forget_frames(error)
     hook.error = error
 

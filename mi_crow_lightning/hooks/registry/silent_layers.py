@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import NeverFired
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.sites import Site
@@ -31,7 +31,7 @@ def report_silent_layers(hooks: Iterable[tuple[Hook, Sequence[Site], Sequence[Si
         not_named = [site for site in silent if site.match.name not in named]
         named.update(site.match.name for site in not_named)
         if not_named:
-            warnings.warn(f"{message} {_names(not_named)}", stacklevel=3)
+            warn(f"{message} {_names(not_named)}", stacklevel=3)
 
 
 def refuse_silent_batch(hook: Hook, sites: Sequence[Site], moment: Moment) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Sequence
 
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import ThreadConflict
 from mi_crow_lightning.hooks.hook import Hook
 
@@ -59,7 +59,7 @@ def refuse_half_a_pass(names: Sequence[str]) -> None:
 
 def warn_of_effects(first: str) -> None:
     """Warn that the pass of a second thread is not counted among the effects."""
-    warnings.warn(
+    warn(
         f"thread {_here()!r} began a pass while thread {first!r} was in one: its edits are made, and effects() leaves "
         "them out.",
         RuntimeWarning,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import CaptureBudgetExceeded
 from mi_crow_lightning.metrics.class_directions import mean_difference, principal_difference
 from mi_crow_lightning.metrics.class_moments import GROUPS, ClassMoments, reduce_moments
@@ -183,4 +183,4 @@ def _refuse_others(count: int) -> None:
 
 def _warn_of_rows_without_tokens(count: int) -> None:
     if count:
-        warnings.warn(f"{count} rows were left out: they hold no chosen token", stacklevel=2)
+        warn(f"{count} rows were left out: they hold no chosen token", stacklevel=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from mi_crow_lightning._warned import warn
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.one_pass.buffers import Place
@@ -89,7 +90,7 @@ def _ran(launch: Callable[[], object], device: torch.device) -> bool:
         raise
     except Exception as error:  # Triton, its compilers and the driver raise what they like
         _refused.add(device)
-        warnings.warn(
+        warn(
             f"the statistics kernel does not run on {device}, so plain torch operations take its place, "
             f"which are several times slower: {type(error).__name__}: {error}",
             RuntimeWarning,
