@@ -24,6 +24,7 @@ FILES: tuple[str, ...] = (
         "colours.js",
         "dom.js",
         "drawing.js",
+        "events.js",
         "heatmap.js",
         "host.js",
         "layers.js",

@@ -29,6 +29,7 @@ class Catalog:
         scalars: the tags of the plain scalars of each series that has no compact tensors, by layer.
         drawings: the tags of the plain histograms of each series that has no compact ones, by layer.
         texts: stage and dataloader of each time series of texts, by tag.
+        events: the stage of each time series of events, by tag.
         problems: what could not be read, in a sentence each.
         listed: every time series that is named above.
     """
@@ -38,6 +39,7 @@ class Catalog:
     scalars: dict[Series, dict[str, str]] = field(default_factory=dict)
     drawings: dict[Series, dict[str, str]] = field(default_factory=dict)
     texts: dict[str, Series] = field(default_factory=dict)
+    events: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     listed: dict[str, Any] = field(default_factory=dict)
 
@@ -63,7 +65,7 @@ class Catalog:
     def __bool__(self) -> bool:
         """Return whether there is anything to show."""
         numbers = self.statistics or self.histograms or self.scalars or self.drawings
-        return bool(numbers or self.texts or self.problems)
+        return bool(numbers or self.texts or self.events or self.problems)
 
     @property
     def last(self) -> float:
@@ -99,6 +101,8 @@ class Catalog:
             self.statistics.setdefault(schema.series, {})[tag] = schema
         elif schema.kind == "texts":
             self.texts[tag] = schema.series
+        elif schema.kind == "event":
+            self.events[tag] = schema.series.stage
         else:
             by_layer = self.histograms.setdefault(schema.series, {})
             by_layer.setdefault(schema.layers[0], {})[tag] = schema

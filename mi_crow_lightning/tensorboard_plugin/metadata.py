@@ -41,9 +41,9 @@ class Schema(NamedTuple):
     """The positions of a tensor.
 
     Attributes:
-        kind: ``"statistic"``, ``"histogram"`` or ``"texts"``.
-        series: what the numbers are; of texts only stage and dataloader count.
-        layers: the layer of each number; the one layer of a histogram; none of texts.
+        kind: ``"statistic"``, ``"histogram"``, ``"texts"`` or ``"event"``.
+        series: what the numbers are; of texts only stage and dataloader count, of events only the stage.
+        layers: the layer of each number; the one layer of a histogram; none of texts and events.
         edges: the bin edges of a histogram, one more than numbers.
     """
 
@@ -77,12 +77,14 @@ def parse_schema(content: bytes) -> Schema:
         raise SchemaError(f"its schema has version {version!r:.20}, this tab reads {VERSION}: update the package")
     if raw.get("kind") == "texts":
         return Schema("texts", Series("", "", _text(raw, "stage"), _loader(raw)), ())
+    if raw.get("kind") == "event":
+        return Schema("event", Series("", "", _text(raw, "stage")), ())
     series = Series(_text(raw, "prefix"), _text(raw, "name"), _text(raw, "stage"), _loader(raw))
     if raw.get("kind") == "statistic":
         return Schema("statistic", series, _layers(raw))
     if raw.get("kind") == "histogram":
         return Schema("histogram", series, (_text(raw, "layer"),), _edges(raw))
-    raise SchemaError("its schema is not of a statistic, a histogram or texts: update the package")
+    raise SchemaError("its schema is not of a statistic, a histogram, texts or an event: update the package")
 
 
 def _text(raw: dict[str, Any], key: str) -> str:

@@ -35,7 +35,8 @@ class Routes:
 
     def apps(self) -> dict[str, Callable[..., Any]]:
         """Return a WSGI application for each address."""
-        answers = (self.index, self.matrix, self.layer, self.histogram, self.epochs, self.reports, self.texts)
+        numbers = (self.index, self.matrix, self.layer, self.histogram, self.epochs)
+        answers = (*numbers, self.events, self.reports, self.texts)
         return {f"/{answer.__name__}": get_only(answer) for answer in answers}
 
     def index(self, request: Request) -> Response:
@@ -107,6 +108,12 @@ class Routes:
         where, run = _where(request), _parameter(request, "run")
         texts, left_out = self._source.texts(where, run, self._source.catalog(where, run))
         return text(request, {"texts": texts, "left_out": left_out})
+
+    def events(self, request: Request) -> Response:
+        """Answer with the events of a run, in the order of their steps."""
+        where, run = _where(request), _parameter(request, "run")
+        rows, left_out = self._source.events(where, run, self._source.catalog(where, run))
+        return text(request, {"events": rows, "left_out": left_out})
 
 
 def _series_of(catalog: Catalog, layers: dict[tuple[str, ...], int]) -> dict[str, Any]:

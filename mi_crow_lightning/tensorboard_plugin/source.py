@@ -12,6 +12,7 @@ import numpy as np
 from tensorboard.data.provider import RunTagFilter
 
 from mi_crow_lightning.tensorboard_plugin.catalog import Catalog, fingerprint
+from mi_crow_lightning.tensorboard_plugin.happened import events_of
 from mi_crow_lightning.tensorboard_plugin.joining import Columns, Histograms, Matrix, Point, joined, stacked
 from mi_crow_lightning.tensorboard_plugin.logged_reports import REPORT, Report, plain_report
 from mi_crow_lightning.tensorboard_plugin.metadata import NAME, Series
@@ -163,6 +164,17 @@ class Source:
             found += [{"stage": series.stage, "loader": series.loader, **of_step} for of_step in of_tag]
             left_out += unfit
         return found, left_out
+
+    def events(self, where: Where, run: str, catalog: Catalog) -> tuple[list[dict[str, Any]], int]:
+        """Return the events of one run, and how much is left out, see `events_of`.
+
+        Raises:
+            Unreadable: TensorBoard cannot decode the values.
+        """
+        if not catalog.events:
+            return [], 0
+        points = self._points("read_tensors", NAME, where, run, list(catalog.events))
+        return events_of((stage, points(tag)) for tag, stage in catalog.events.items())
 
     def _list(self, method: str, plugin: str, where: Where, chosen: Any) -> dict[str, Any]:
         read = getattr(self._provider, method)

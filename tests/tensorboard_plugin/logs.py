@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from tensorboard.compat.proto import summary_pb2, tensor_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.loggers import DetectorReadings, LoggedStep, TextRow, compact, shown, write_event
+from mi_crow_lightning.loggers import DetectorReadings, EventRow, LoggedStep, TextRow, compact, shown, write_event
 from mi_crow_lightning.loggers.text_rows import write_texts
 from mi_crow_lightning.metrics.histogram import Histogram
 
@@ -68,6 +69,22 @@ def write_plain(folder: Path, steps: Iterable[int], layers: Sequence[str] = BLOC
             logged = LoggedStep("train", step, [DetectorReadings(found, tuple(layers), "block:*")])
             write_event(writer, shown(logged, "all"), step)
             writer.add_scalar("train_loss", 1.0 / (step + 1), step)
+
+
+def write_events(folder: Path, *rows: EventRow, noted_by: str = "one") -> None:
+    """Write events as the callback does: those of a stage and a step together, in the order in which they come."""
+    with SummaryWriter(str(folder)) as writer:
+        for (stage, step), of_step in groupby(rows, key=lambda row: row[:2]):
+            logged = LoggedStep(stage, step, [], events=list(of_step), noted_by=noted_by)
+            write_event(writer, [], step, compact(logged))
+
+
+def texts(rows: Sequence[Sequence[str]], columns: int = 4) -> Any:
+    """A tensor of texts, however many columns it claims to have."""
+    made = tensor_pb2.TensorProto(dtype=7, string_val=[cell.encode() for row in rows for cell in row])
+    for side in (len(rows), columns):
+        made.tensor_shape.dim.add(size=side)
+    return made
 
 
 def write_tensor(folder: Path, tag: str, content: bytes, tensor: Any, step: int = 0) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import time
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.tensorboard_plugin.browser import Browser
 
@@ -113,3 +119,28 @@ class Tab:
         cells = "[...row.cells].map((cell) => cell.textContent)"
         rows: list[list[str]] = self.run(f"[...document.querySelectorAll('{selector} tr')].map((row) => {cells})")
         return rows
+
+
+def downloaded(tab: Tab, name: str) -> list[dict[str, str]]:
+    """The lines of a CSV file that was asked for, once the browser has written it."""
+    file, until = tab.page.downloads / name, time.monotonic() + 20
+    while not file.exists() and time.monotonic() < until:
+        tab.run("1")
+        time.sleep(0.05)
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def violations(tab: Tab, dark: bool = False) -> list[list[str]]:
+    """What axe-core finds serious or critical in the tab as it is."""
+    axe = os.environ.get("AXE")
+    if axe is None:
+        pytest.skip("AXE does not name the file axe.min.js: make test-browser sets it")
+    if dark:
+        tab.page.run("document.body.classList.add('dark-mode')")
+        tab.wait("document.documentElement.classList.contains('dark')")
+    tab.run(Path(axe).read_text(encoding="utf-8") + "; 1")
+    found = tab.run(
+        "axe.run(document).then(({violations}) => violations.map(({id, impact, nodes}) => [impact, id, nodes[0].html]))"
+    )
+    return [violation for violation in found if violation[0] in ("serious", "critical")]

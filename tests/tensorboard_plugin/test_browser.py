@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import rows_tab
 from mi_crow_lightning.loggers import HistoryRow, read_compact
-from tests.tensorboard_plugin.browser import Browser, chromium
+from tests.tensorboard_plugin.browser import Browser
 from tests.tensorboard_plugin.logs import BLOCKS, schema, tensor, write_plain, write_run, write_tensor
 from tests.tensorboard_plugin.served import tensorboard
-from tests.tensorboard_plugin.tab import Tab
+from tests.tensorboard_plugin.tab import Tab, downloaded, violations
 
 pytestmark = pytest.mark.browser
 
@@ -53,12 +52,6 @@ def write_log(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_log(tmp_path_factory.mktemp("log"))
 
@@ -67,17 +60,6 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with tensorboard(log, tmp_path_factory.mktemp("served")) as address:
         yield address
-
-
-@pytest.fixture
-def tab(page: Browser, served: str) -> Iterator[Tab]:
-    """The tab; afterwards, nothing may have gone wrong in the page, nor been asked for elsewhere."""
-    page.errors.clear()
-    page.requests.clear()
-    yield Tab(page, served)
-    assert not page.errors
-    elsewhere = [url for url in page.requests if not url.startswith((served, "about:", "data:", "blob:"))]
-    assert not elsewhere
 
 
 def value_of(log: Path, run: str, name: str, layer: str, step: int, stage: str = "train") -> float:
@@ -217,13 +199,7 @@ def test_the_table_and_the_csv_file_hold_the_same_numbers(tab: Tab, log: Path) -
     tab.choose("From step", "10")
     tab.choose("To step", "20")
     tab.press("Download CSV")
-    file = tab.page.downloads / "activations_abs_max_train.csv"
-    until = time.monotonic() + 20
-    while not file.exists() and time.monotonic() < until:
-        tab.run("1")
-        time.sleep(0.05)
-    with file.open(encoding="utf-8", newline="") as opened:
-        lines = list(csv.DictReader(opened))
+    lines = downloaded(tab, "activations_abs_max_train.csv")
     rows = [row for row in read_compact(log / "one") if row.name == "abs_max" and row.stage == "train"]
     expected = {(row.layer, row.step): np.float32(row.value) for row in rows if 10 <= row.step <= 20}
     assert {(line["layer"], int(line["step"])): np.float32(line["value"]) for line in lines} == expected
@@ -468,15 +444,5 @@ def test_the_benchmark_measures_it() -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_is_accessible(tab: Tab, dark: bool) -> None:
-    axe = os.environ.get("AXE")
-    if axe is None:
-        pytest.skip("AXE does not name the file axe.min.js: make test-browser sets it")
     tab.open(run="one", name="mean", compare="two", layer=BLOCKS[2], table=1)
-    if dark:
-        tab.page.run("document.body.classList.add('dark-mode')")
-        tab.wait("document.documentElement.classList.contains('dark')")
-    tab.run(Path(axe).read_text(encoding="utf-8") + "; 1")
-    found = tab.run(
-        "axe.run(document).then(({violations}) => violations.map(({id, impact, nodes}) => [impact, id, nodes[0].html]))"
-    )
-    assert not [violation for violation in found if violation[0] in ("serious", "critical")]
+    assert not violations(tab, dark)

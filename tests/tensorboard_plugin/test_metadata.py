@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.loggers import DetectorReadings, LoggedStep, compact
+from mi_crow_lightning.loggers import DetectorReadings, EventRow, LoggedStep, compact
 from mi_crow_lightning.loggers.tags import STAGES
 from mi_crow_lightning.metrics.histogram import Histogram
 from mi_crow_lightning.tensorboard_plugin.metadata import Schema, SchemaError, Series, parse_schema
@@ -36,7 +36,10 @@ _WHOLE: dict[str, Any] = {
 
 @pytest.mark.fuzz
 @settings(max_examples=200)
-@given(st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=3), st.integers(0, 400))
+@given(
+    st.dictionaries(st.sampled_from(_KEYS), _JSON | st.sampled_from(["event", "statistic"]), max_size=3),
+    st.integers(0, 400),
+)
 def test_a_damaged_schema_is_read_or_refused(changes: dict[str, Any], length: int) -> None:
     for content in (json.dumps({**_WHOLE, **changes}).encode(), json.dumps(_WHOLE).encode()[:length]):
         try:
@@ -44,7 +47,7 @@ def test_a_damaged_schema_is_read_or_refused(changes: dict[str, Any], length: in
         except SchemaError as error:
             message = str(error)
         else:
-            assert isinstance(schema, Schema) and (schema.layers or schema.kind == "texts")
+            assert isinstance(schema, Schema) and bool(schema.layers) is (schema.kind not in ("texts", "event"))
             continue
         assert "damaged" in message or "update" in message
 
@@ -54,10 +57,12 @@ def test_a_damaged_schema_is_read_or_refused(changes: dict[str, Any], length: in
 def test_what_the_package_writes_is_understood(stage: str, loader: int | None) -> None:
     counted = Histogram((0.0, 1.0, 2.0), (1.0, 2.0), 0.0, 2.0, 3.0, 4.0, 5.0)
     readings = [Reading("h.0", "rms", 1.0), Reading("val/h.1", "rms", 2.0), Reading("h.0", "histogram", counted)]
-    step = LoggedStep(stage, 3, [DetectorReadings(readings, ("h.0", "val/h.1"), "h.*", "mine")], loader)
-    histogram, numbers = (parse_schema(tensor.schema.encode()) for tensor in compact(step))
+    happened = [EventRow(stage, 3, "switch", "on")]
+    step = LoggedStep(stage, 3, [DetectorReadings(readings, ("h.0", "val/h.1"), "h.*", "mine")], loader, happened)
+    histogram, numbers, events = (parse_schema(tensor.schema.encode()) for tensor in compact(step))
     assert numbers == Schema("statistic", Series("mine", "rms", stage, loader), ("h.0", "val/h.1"))
     assert histogram == Schema("histogram", Series("mine", "histogram", stage, loader), ("h.0",), (0.0, 1.0, 2.0))
+    assert events == Schema("event", Series("", "", stage), ())
 
 
 @pytest.mark.parametrize("loader", [None, 0, 3])

@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from mi_crow_lightning.loggers import read_compact, read_compact_histograms
+from mi_crow_lightning.loggers import EventRow, read_compact, read_compact_histograms, read_events
 from mi_crow_lightning.tensorboard_plugin.assets import FILES
 from mi_crow_lightning.tensorboard_plugin.packing import unpack
-from tests.tensorboard_plugin.logs import BLOCKS, schema, tensor, wave, write_plain, write_run, write_tensor
+from tests.tensorboard_plugin.logs import (
+    BLOCKS,
+    schema,
+    tensor,
+    texts,
+    wave,
+    write_events,
+    write_plain,
+    write_run,
+    write_tensor,
+)
 from tests.tensorboard_plugin.wsgi import Log
 
 # TensorBoard's plugins bring their own copy of html5lib.
@@ -120,7 +130,7 @@ def test_a_dataloader_is_a_number(log: Log, loader: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-@pytest.mark.parametrize("route", ["index", "matrix", "layer", "histogram", "epochs", "static/index.js"])
+@pytest.mark.parametrize("route", ["index", "matrix", "layer", "histogram", "epochs", "events", "static/index.js"])
 def test_other_methods_are_refused(log: Log, route: str, method: str) -> None:
     response = log.get(route, method=method)
     assert response.status_code == 405 and response.headers["Allow"] == "GET, HEAD"
@@ -257,6 +267,63 @@ def test_epochs_begin_where_lightning_logs_a_new_one(tmp_path: Path) -> None:
     log = Log(tmp_path)
     assert json.loads(log.get("epochs", run="run").data) == {"epochs": [[1, 0.0], [5, 1.0], [9, 2.0]]}
     assert json.loads(log.get("epochs", run="none").data) == {"epochs": []}
+
+
+EVENTS = (
+    EventRow("train", 1, "switch", "on", "half"),
+    EventRow("train", 1, "detector", "<b>&\u202e\n\0", "<i>", "h.0"),
+    EventRow("validate", 2, "warning", "w" * 600),
+    EventRow("train", 4, "exception", "ValueError"),
+)
+
+
+def events_in(folder: Path, run: str = "run") -> tuple[list[EventRow], int]:
+    answer = json.loads(Log(folder).get("events", run=run).data)
+    return [EventRow(**event) for event in answer["events"]], answer["left_out"]
+
+
+def test_events_are_those_of_the_event_file(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", range(5))
+    write_events(tmp_path / "run", EVENTS[0])
+    write_events(tmp_path / "run", *EVENTS)  # the step once more, with what came later
+    assert events_in(tmp_path) == ([*EVENTS], 0)
+    assert {*read_events(tmp_path / "run")} == {*EVENTS}
+    assert Log(tmp_path).index()["runs"][0]["problems"] == []
+
+
+def test_a_run_without_events_answers_none_and_no_run_is_not_there(log: Log) -> None:
+    for run in ("one", "plain"):
+        assert json.loads(log.get("events", run=run).data) == {"events": [], "left_out": 0}
+    assert log.get("events", run="none").status_code == 404 and log.get("events").status_code == 400
+
+
+def test_a_run_of_events_alone_is_listed(tmp_path: Path) -> None:
+    write_events(tmp_path / "run", *EVENTS)
+    (run,) = Log(tmp_path).index()["runs"]
+    assert run["name"] == "run" and not run["statistics"] and events_in(tmp_path) == ([*EVENTS], 0)
+
+
+def test_a_resumed_run_keeps_the_exception_that_ended_it(tmp_path: Path) -> None:
+    write_events(tmp_path / "run", EVENTS[0], EVENTS[3])
+    resumed = EventRow("train", 2, "resumed", "training goes on from step 2")
+    write_events(tmp_path / "run", resumed, noted_by="two")
+    assert events_in(tmp_path)[0] == [EVENTS[0], resumed, EVENTS[3]]
+
+
+def test_events_of_another_form_are_left_out_and_counted(tmp_path: Path) -> None:
+    content = json.dumps({"version": 1, "kind": "event", "stage": "train"}).encode()
+    bad = [texts([["a", "b", "c"]], 3), tensor([[1.0] * 4]), tensor([1.0]), texts([], 4)]
+    for step, value in enumerate([*bad, texts([["x" * 5000, "b", "c", "d"]])]):
+        write_tensor(tmp_path / "run", "events/#1", content, value, step)
+    found, left_out = events_in(tmp_path)
+    assert found == [EventRow("train", 4, "x" * 1000, "b", "c", "d")] and left_out == 3
+
+
+def test_so_many_events_are_passed_on(tmp_path: Path) -> None:
+    content = json.dumps({"version": 1, "kind": "event", "stage": "train"}).encode()
+    write_tensor(tmp_path / "run", "events/#1", content, texts([["a", str(row), "", ""] for row in range(6000)]))
+    found, left_out = events_in(tmp_path)
+    assert [row.text for row in found] == [str(row) for row in range(5000)] and left_out == 1000
 
 
 def test_of_a_resumed_run_the_repeated_steps_count_once(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ export async function fetchTexts(run) {
   return { texts, leftOut };
 }
 
+/** Return what happened in a run: `{events: [{stage, step, kind, text, hook, layer}], leftOut}`. */
+export async function fetchEvents(run) {
+  const { events, left_out } = await (await answer("events", { run })).json();
+  return { events, leftOut: left_out };
+}
+
 async function packed(route, parameters) {
   const response = await answer(route, parameters);
   return { ...unpack(await response.arrayBuffer()), state: response.headers.get("ETag") };

@@ -1,10 +1,11 @@
 // The tab: what is chosen, what was read, and what is drawn of it.
 
-import { fetchEpochs, fetchIndex, fetchMatrix } from "./api.js";
+import { fetchEpochs, fetchEvents, fetchIndex, fetchMatrix } from "./api.js";
 import { asked, resolve, stageText } from "./choices.js";
 import { makeScale } from "./colours.js";
 import { Detail } from "./detail.js";
 import { element } from "./dom.js";
+import { Events, marksOfEvents, marksOfLines, said } from "./events.js";
 import { Heatmap } from "./heatmap.js";
 import { chosenRows } from "./layers.js";
 import { legend } from "./legend.js";
@@ -30,14 +31,16 @@ export class App {
       {
         move: (row, column) => this.say(row, column),
         choose: (row, column) => this.choose(row, column),
+        event: ({ events }) => this.events.goTo(events[0]),
         brush: (first, last) => this.change({ from: this.view.steps[first], to: this.view.steps[last] }),
       },
     );
+    this.events = new Events((part) => this.change(part));
     this.table = new Table();
     this.profile = new Profile((layer) => this.change({ layer }));
     this.detail = new Detail({ close: () => this.change({ layer: null }), step: (step) => this.change({ step }) });
-    const drawn = [this.legend, this.heatmap.root, this.readout, this.profile.root, this.table.root, this.detail.root];
-    this.drawn = element("div", {}, ...drawn);
+    const below = [this.readout, this.events.root, this.profile.root, this.table.root, this.detail.root];
+    this.drawn = element("div", {}, this.legend, this.heatmap.root, ...below);
     this.body = element("div", {}, this.toolbar.root, this.drawn);
     this.others = new Map(VIEWS.map(([name, , make]) => [name, make({ change: (part) => this.change(part) })]));
     const panel = element("div", { id: "panel", role: "tabpanel" }, this.notes, this.body);
@@ -102,13 +105,14 @@ export class App {
     const wanted = JSON.stringify([run.name, asked(series), compare?.name]);
     if (this.loaded !== wanted) {
       this.loaded = null;
-      const [matrix, other, epochs] = await Promise.all([
+      const [matrix, other, epochs, happened] = await Promise.all([
         fetchMatrix(run.name, asked(series)),
         compare && fetchMatrix(compare.name, asked(series)),
         fetchEpochs(run.name),
+        fetchEvents(run.name).catch((error) => ({ events: [], problem: error.message })), // the numbers are still there
       ]);
       if (read !== this.read) return;
-      Object.assign(this, { matrix, other, epochs, loaded: wanted });
+      Object.assign(this, { matrix, other, epochs, happened, loaded: wanted });
     }
     this.chosen = chosen;
     this.drawn.hidden = false; // before the heatmap asks how wide it is
@@ -140,7 +144,8 @@ export class App {
 
   drawDetail() {
     const { from, to } = this.state;
-    this.detail.show(this.details, { from, to, step: this.stepOf(this.column()), beside: this.stepOf(this.beside()) });
+    const [step, beside] = [this.column(), this.beside()].map((column) => this.stepOf(column));
+    this.detail.show(this.details, { from, to, step, beside, marks: marksOfLines(this.epochs, this.shownEvents) });
   }
 
   /** Draw again what is there, in other colours. */
@@ -162,9 +167,15 @@ export class App {
     const scale = makeScale(state.scale, numbers, other !== null);
     this.legend.replaceChildren(legend(scale, kinds(numbers)));
     this.marks = marksOf(this.epochs, this.view.steps);
+    this.shownEvents = this.events.show(this.chosen.run, this.chosen.series.stage, this.happened.events, state);
+    this.eventMarks = marksOfEvents(this.shownEvents, this.view.steps, state.from, state.to).map((mark) => ({
+      ...mark,
+      lines: mark.events.slice(0, 8).map((event) => `step ${event.step}: ${said(event)}`),
+    }));
     this.heatmap.show({
       rows: this.rows,
       marks: this.marks,
+      events: this.eventMarks,
       steps: this.view.steps,
       value: (row, at) => numbers[row][at],
       colour: scale.colour,
@@ -225,6 +236,8 @@ export class App {
     if (compare && !steps.length) lines.push("The two runs have no step in common.");
     if (this.heatmap.crowded)
       lines.push("Where several steps share a pixel, it has the colour of the number that is largest in size.");
+    const { problem, leftOut } = this.happened;
+    if (problem || leftOut) lines.push(`Not all events are shown: ${problem ?? `${leftOut} are left out`}.`);
     if (this.matrix.leftOut)
       lines.push(`${this.matrix.leftOut} values do not fit their schema and are left out: the file is damaged.`);
     return lines;
@@ -243,7 +256,9 @@ export class App {
     const { layer, at } = this.rows[row];
     const value = this.view.rows[at][column];
     const epoch = this.marks.findLast((mark) => mark.column <= column)?.text;
+    const events = this.eventMarks.filter((mark) => mark.column === column).flatMap((mark) => mark.events);
     const lines = [layer, [`step ${this.view.steps[column]}`, epoch].filter(Boolean).join(", ")];
+    lines.push(...events.slice(0, 3).map(said));
     if (this.view.pair) {
       const [one, two] = this.view.pair(at, column);
       return [...lines, `${exact(one)} minus ${exact(two)} is ${exact(value)}`];

@@ -47,7 +47,7 @@ export class Detail {
   }
 
   /** Draw what was read, in a range of steps. */
-  show(read, { from, to, step, beside }) {
+  show(read, { from, to, step, beside, marks }) {
     this.clear();
     this.root.hidden = false;
     this.title.textContent = read.layer;
@@ -60,6 +60,7 @@ export class Detail {
         title: lines[0].name,
         lines: lines.map((line) => within(line, from, to)),
         marked: step,
+        marks,
         say: (place) => `step ${place}`,
         ticks: String,
         choose,

@@ -9,21 +9,22 @@ const WIDEST = 120; // a cell
 const RIGHT = 12;
 export const FONT = "11px Roboto, system-ui, sans-serif";
 
-/** Return where everything lies, in CSS pixels: `{left, cellWidth, rowHeight, tops, bottom, height}`. */
-export function placeOf({ rows, steps, marks }, width, context) {
+/** Return where everything lies, in CSS pixels: `{left, cellWidth, rowHeight, tops, bottom, height, eventsAt}`. */
+export function placeOf({ rows, steps, marks, events }, width, context) {
   context.font = FONT;
   const longest = rows.reduce((most, row) => Math.max(most, context.measureText(row.label).width), 0);
   const left = Math.min(Math.ceil(longest) + 12, Math.max(60, width * 0.3));
   const rowHeight = Math.max(4, Math.min(22, Math.floor(560 / Math.max(rows.length, 1))));
   const cellWidth = Math.min(WIDEST, Math.max(0, width - left - RIGHT) / Math.max(steps.length, 1));
   const tops = [];
-  let bottom = marks?.length ? 4 + MARKS : 4;
+  const eventsAt = marks?.length ? 4 + MARKS : 4; // the top of their row
+  let bottom = events?.length ? eventsAt + MARKS : eventsAt;
   for (const [index, row] of rows.entries()) {
     if (row.stack && row.stack !== rows[index - 1]?.stack) bottom += HEADER;
     tops.push(bottom);
     bottom += rowHeight;
   }
-  return { left, cellWidth, rowHeight, tops, bottom, height: bottom + AXIS };
+  return { left, cellWidth, rowHeight, tops, bottom, height: bottom + AXIS, eventsAt };
 }
 
 /** Draw a picture, and return whether a pixel stands for several steps. */
@@ -33,6 +34,7 @@ export function drawPicture(context, picture, place) {
   drawLabels(context, picture, place);
   drawAxis(context, picture, place);
   drawMarks(context, picture, place);
+  drawEvents(context, picture, place);
   return crowded;
 }
 
@@ -106,6 +108,25 @@ function drawMarks(context, { marks = [] }, { left, cellWidth, tops, bottom }) {
     context.fillText(text, x, 4);
     free = x + context.measureText(text).width + 8;
   }
+}
+
+function drawEvents(context, { events = [] }, { left, cellWidth, tops, bottom, eventsAt }) {
+  context.save();
+  context.fillStyle = themed("--text");
+  context.strokeStyle = "rgb(255 255 255 / 60%)";
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.font = `bold ${FONT}`;
+  context.setLineDash([2, 3]);
+  let free = -Infinity; // signs do not overlap
+  for (const { at, glyph } of events) {
+    const x = left + at * cellWidth;
+    line(context, x, tops[0] ?? bottom, bottom);
+    if (x < free) continue;
+    context.fillText(glyph, x, eventsAt + MARKS / 2);
+    free = x + 9;
+  }
+  context.restore();
 }
 
 function line(context, x, top, bottom) {

@@ -8,10 +8,11 @@ const DRAGGED = 5; // pixels that make a brush of a click
 
 /**
  * A heatmap. `show(picture)` draws `{rows, steps, value(row, column), colour(value, row), describe(row, column)}`;
- * a row has a `label` and a `stack`; `marks` are lines before a column with a `text`.
+ * a row has a `label` and a `stack`; `marks` are lines before a column with a `text`, `events` signs above a place `at`
+ * in columns with `lines` for the tooltip.
  *
  * Calls `on.move(row, column)` when the cursor moves, `on.choose(row, column)` on a click or Enter,
- * and `on.brush(first, last)` with columns.
+ * `on.brush(first, last)` with columns, and `on.event(event)` with one of `events` that is clicked.
  */
 export class Heatmap {
   constructor(label, on) {
@@ -64,6 +65,8 @@ export class Heatmap {
       rowHeight: this.rowHeight,
       tops: this.tops.join(" "),
       columns: this.picture.steps.length,
+      events: (this.picture.events ?? []).map(({ at }) => this.left + at * this.cellWidth).join(" "),
+      eventsAt: this.eventsAt,
     });
   }
 
@@ -108,6 +111,17 @@ export class Heatmap {
     return this.within(nearest(this.tops, y - this.rowHeight / 2), Math.floor((x - this.left) / this.cellWidth));
   }
 
+  /** Return the event whose sign is under the pointer. */
+  eventAt(event) {
+    const box = this.overlay.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    const { events = [] } = this.picture ?? {};
+    if (!events.length || y < this.eventsAt || y >= this.eventsAt + 16) return null;
+    const away = ({ at }) => Math.abs(this.left + at * this.cellWidth - x);
+    const closest = events.reduce((one, two) => (away(two) < away(one) ? two : one));
+    return away(closest) <= 8 ? closest : null;
+  }
+
   listen() {
     const { overlay } = this;
     overlay.addEventListener("pointermove", (event) => this.moved(event));
@@ -120,6 +134,9 @@ export class Heatmap {
   }
 
   moved(event) {
+    const happened = this.pressedAt ? null : this.eventAt(event);
+    this.overlay.style.cursor = happened ? "pointer" : "";
+    if (happened) return this.showLines(happened.lines, event.clientX, event.clientY);
     const cell = this.at(event);
     if (!cell) return this.hideTooltip();
     if (this.pressedAt) {
@@ -139,6 +156,8 @@ export class Heatmap {
   }
 
   pressed(event) {
+    const happened = event.button === 0 ? this.eventAt(event) : null;
+    if (happened) return this.on.event?.(happened);
     const cell = event.button === 0 && this.at(event);
     if (!cell) return;
     this.overlay.setPointerCapture(event.pointerId);
@@ -184,12 +203,18 @@ export class Heatmap {
 
   showTooltip(event) {
     const [row, column] = this.cell;
-    const lines = this.picture.describe(row, column);
+    const box = this.overlay.getBoundingClientRect();
+    const x = event ? event.clientX : box.left + this.left + (column + 0.5) * this.cellWidth;
+    const y = event ? event.clientY : box.top + this.tops[row] + this.rowHeight;
+    this.showLines(this.picture.describe(row, column), x, y);
+  }
+
+  /** Show lines beside a point of the window. */
+  showLines(lines, clientX, clientY) {
     this.tooltip.replaceChildren(...lines.map((line) => element("div", {}, line)));
     this.tooltip.hidden = false;
     const box = this.overlay.getBoundingClientRect();
-    const x = event ? event.clientX - box.left : this.left + (column + 0.5) * this.cellWidth;
-    const y = event ? event.clientY - box.top : this.tops[row] + this.rowHeight;
+    const [x, y] = [clientX - box.left, clientY - box.top];
     const { offsetWidth, offsetHeight } = this.tooltip;
     this.tooltip.style.left = `${Math.max(0, Math.min(x + 14, box.width - offsetWidth - 4))}px`;
     const below = y + 16 + offsetHeight <= Math.max(this.height, offsetHeight + 40);

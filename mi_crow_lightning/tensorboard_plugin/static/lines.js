@@ -12,11 +12,12 @@ const HEIGHT = 150;
  * @param title its heading.
  * @param lines one or two, `{x, y}` each, `x` ascending.
  * @param marked the place on the x axis that is marked, or `null`.
+ * @param marks further places, `{x, glyph, text}` each: a dashed line with a sign above it.
  * @param say the words for a place on the x axis.
  * @param ticks the words for it on the axis, where they are not its number.
  * @param choose called with a place that is clicked.
  */
-export function lineChart({ title, lines, marked = null, say, ticks = short, choose }) {
+export function lineChart({ title, lines, marked = null, marks = [], say, ticks = short, choose }) {
   const heading = element("h3", {}, title);
   const place = element("div", {});
   const root = element("figure", { className: "chart", role: "group", "aria-label": title }, heading, place);
@@ -37,7 +38,7 @@ export function lineChart({ title, lines, marked = null, say, ticks = short, cho
       axis({ size: 24, incrs: WHOLE, values: (_, at) => at.map(ticks) }),
       axis({ size: 56, space: 28, values: (_, at) => at.map(short) }),
     ],
-    hooks: { setCursor: [read], draw: [(plot) => mark(plot, marked)] },
+    hooks: { setCursor: [read], draw: [(plot) => signs(plot, marks), (plot) => mark(plot, marked)] },
   };
   const plot = new uPlot(options, [all, ...values], place);
   plot.over.addEventListener("click", () => plot.cursor.idx !== null && choose(all[plot.cursor.idx]));
@@ -50,7 +51,9 @@ export function lineChart({ title, lines, marked = null, say, ticks = short, cho
   function read({ cursor: { idx } }) {
     const known = idx !== null && idx !== undefined;
     const numbers = known ? values.map((row) => exact(row[idx] ?? NaN)).join(" and ") : "";
-    heading.textContent = known ? `${title}: ${numbers} at ${say(all[idx])}` : title;
+    const here = known ? marks.filter(({ x }) => x <= all[idx] && (idx === 0 || x > all[idx - 1])) : [];
+    const events = here.map(({ text }) => `; ${text}`).slice(0, 3);
+    heading.textContent = known ? `${title}: ${numbers} at ${say(all[idx])}${events.join("")}` : title;
   }
 }
 
@@ -88,6 +91,31 @@ function mark(plot, marked) {
   plot.ctx.moveTo(x, top);
   plot.ctx.lineTo(x, top + height);
   plot.ctx.stroke();
+  plot.ctx.restore();
+}
+
+function signs(plot, marks) {
+  const { left, top, width, height } = plot.bbox;
+  const ratio = window.devicePixelRatio || 1;
+  plot.ctx.save();
+  plot.ctx.strokeStyle = plot.ctx.fillStyle = themed("--faint");
+  plot.ctx.lineWidth = ratio;
+  plot.ctx.setLineDash([2 * ratio, 3 * ratio]);
+  plot.ctx.font = `bold ${10 * ratio}px Roboto, system-ui, sans-serif`;
+  plot.ctx.textAlign = "center";
+  plot.ctx.textBaseline = "top";
+  let free = -Infinity;
+  for (const { x: place, glyph } of marks) {
+    const x = plot.valToPos(place, "x", true);
+    if (!(x >= left - 1 && x <= left + width + 1)) continue;
+    plot.ctx.beginPath();
+    plot.ctx.moveTo(x, top);
+    plot.ctx.lineTo(x, top + height);
+    plot.ctx.stroke();
+    if (!glyph || x < free) continue;
+    plot.ctx.fillText(glyph, x, top);
+    free = x + 9 * ratio;
+  }
   plot.ctx.restore();
 }
 

@@ -24,6 +24,8 @@ export const INITIAL = Object.freeze({
   quantity: null,
   prompt: null, // its place among all prompts of the run
   controller: null,
+  events: null, // whether they are listed
+  hide: null, // kinds of events that are not shown, with commas between them
 });
 
 const NUMBERS = new Set(["loader", "from", "to", "step", "beside", "prompt"]);

@@ -63,12 +63,22 @@ export class Table {
   }
 
   download() {
-    const address = URL.createObjectURL(new Blob([csvOf(this.shown)], { type: "text/csv" }));
     const { series } = this.shown;
-    const name = `${series.prefix}_${series.name}_${series.stage}`.replace(/[^\w-]+/g, "_").slice(0, 80);
-    element("a", { href: address, download: `${name}.csv` }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+    saveCsv(`${series.prefix}_${series.name}_${series.stage}`, csvOf(this.shown));
   }
+}
+
+/** Let the browser save a text as a CSV file. */
+export function saveCsv(name, text) {
+  const address = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  const file = name.replace(/[^\w-]+/g, "_").slice(0, 80);
+  element("a", { href: address, download: `${file}.csv` }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
+
+/** Return texts as one line of a CSV file. */
+export function csvLine(texts) {
+  return texts.map(field).join(",");
 }
 
 /** Return every number as a line: run, stage, step, layer, name, value; of a difference also what it is made of. */
