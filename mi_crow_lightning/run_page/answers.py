@@ -17,7 +17,7 @@ from mi_crow_lightning.tensorboard_plugin.source import Source, Where
 
 __all__ = ["Answer", "answers"]
 
-_OF_A_RUN = ("epochs", "reports", "texts")
+_OF_A_RUN = ("epochs", "events", "reports", "texts")
 """The routes that ask for nothing but a run. `layer` is left out: the page makes its answers of those of `matrix`."""
 
 

@@ -41,8 +41,9 @@ FILES: tuple[str, ...] = (
         "style.css",
         "table.js",
     ),
-    *("effects.js", "many_lines.js", "steering.js", "texts.js"),
-    *("toolbar.js", "view.js", "views.js", "uplot/uPlot.esm.js", "uplot/uPlot.min.css"),
+    *("effects.js", "many_lines.js", "shades.js", "steering.js", "texts.js", "toolbar.js"),
+    *("vector_series.js", "vectors.js", "view.js", "views.js"),
+    *("uplot/uPlot.esm.js", "uplot/uPlot.min.css"),
 )
 """Every file of the page, below ``static/``."""
 

@@ -13,11 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mi_crow_lightning.loggers import read_compact, read_compact_histograms
+from mi_crow_lightning.loggers import EventRow, read_compact, read_compact_histograms
 from mi_crow_lightning.metrics import STATISTICS
 from mi_crow_lightning.run_page import write_page
 from tests.run_page.pages import embedded
-from tests.tensorboard_plugin.logs import BLOCKS, EDGES, schema, tensor, write_plain, write_run, write_tensor
+from tests.tensorboard_plugin.logs import (
+    BLOCKS,
+    EDGES,
+    schema,
+    tensor,
+    write_events,
+    write_plain,
+    write_run,
+    write_tensor,
+)
 from tests.tensorboard_plugin.wsgi import Log
 
 # TensorBoard's plugins bring their own copy of html5lib.
@@ -40,6 +49,7 @@ HOSTILE = (
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("log")
     write_run(folder / "one", range(0, 40, 2), stages=("train", "validate"), scalars="all")
+    write_events(folder / "one", EventRow("train", 4, "switch", "</script>"), EventRow("validate", 9, "warning", "w"))
     write_run(folder / "deep" / "two", range(5))
     write_plain(folder / "plain", range(4))
     (folder / "empty").mkdir()
@@ -56,7 +66,8 @@ def test_the_page_holds_every_answer_of_the_tab(log: Path, tmp_path: Path) -> No
     asked = 0
     for run in index["runs"]:
         name = {"run": run["name"]}
-        assert found.find("epochs", **name) == served.get("epochs", **name).json
+        for route in ("epochs", "events"):
+            assert found.find(route, **name) == served.get(route, **name).json
         for kind, series in [("matrix", one) for one in run["statistics"]] + [
             ("histogram", one) for one in run["histograms"]
         ]:

@@ -32,6 +32,12 @@ export function onAxisOf(stage, events) {
   return events.filter((event) => axis.includes(event.stage));
 }
 
+/** Return the events whose kinds are not hidden. */
+export function visible(events, state) {
+  const hidden = hiddenKinds(state);
+  return events.filter(({ kind }) => !hidden.has(kind));
+}
+
 /**
  * Return the marks of events on a picture: `[{at, column, glyph, events}]`. `at` is the place in columns: the middle of
  * the column of its step, or the border before the next one; `column` the one whose tooltip names it.
@@ -93,7 +99,7 @@ export class Events {
     const hidden = hiddenKinds(state);
     this.run = run.name;
     this.state = state;
-    this.listed = all.filter(({ kind }) => !hidden.has(kind));
+    this.listed = visible(all, state);
     this.root.hidden = !all.length;
     this.list.hidden = state.events === null;
     this.drawBar(all, hidden);

@@ -10,12 +10,13 @@ const HEIGHT = 150;
  * Return a chart: `{root, destroy}`.
  *
  * @param title its heading.
- * @param lines one or two, `{x, y}` each, `x` ascending.
+ * @param lines `{x, y}` each, `x` ascending. Of more than two each has a `name`, and `colour`, `width`, perhaps a `dash`:
+ *   then the one that is nearest to the pointer is read out.
  * @param marked the place on the x axis that is marked, or `null`.
  * @param marks further places, `{x, glyph, text}` each: a dashed line with a sign above it.
  * @param say the words for a place on the x axis.
  * @param ticks the words for it on the axis, where they are not its number.
- * @param choose called with a place that is clicked.
+ * @param choose called with a place that is clicked, and the nearest line of those that have names.
  */
 export function lineChart({ title, lines, marked = null, marks = [], say, ticks = short, choose }) {
   const heading = element("h3", {}, title);
@@ -23,7 +24,7 @@ export function lineChart({ title, lines, marked = null, marks = [], say, ticks 
   const root = element("figure", { className: "chart", role: "group", "aria-label": title }, heading, place);
   const all = [...new Set(lines.flatMap((line) => Array.from(line.x)))].sort((a, b) => a - b);
   const values = lines.map((line) => onto(all, line));
-  const dots = { show: all.length < 40, size: 5 };
+  const dots = all.length < 40;
   const options = {
     width: 280,
     height: HEIGHT,
@@ -32,7 +33,12 @@ export function lineChart({ title, lines, marked = null, marks = [], say, ticks 
     scales: { x: { time: false, range: all.length === 1 ? [all[0] - 1, all[0] + 1] : undefined } },
     series: [
       {},
-      ...lines.map((_, at) => ({ stroke: () => themed(at ? "--second" : "--first"), width: 1.5, points: dots })),
+      ...lines.map(({ colour, width = 1.5, dash }, at) => ({
+        stroke: colour ?? (() => themed(at ? "--second" : "--first")),
+        width,
+        dash,
+        points: { show: dots && !(width < 1.5), size: 3 + width },
+      })),
     ],
     axes: [
       axis({ size: 24, incrs: WHOLE, values: (_, at) => at.map(ticks) }),
@@ -41,16 +47,30 @@ export function lineChart({ title, lines, marked = null, marks = [], say, ticks 
     hooks: { setCursor: [read], draw: [(plot) => signs(plot, marks), (plot) => mark(plot, marked)] },
   };
   const plot = new uPlot(options, [all, ...values], place);
-  plot.over.addEventListener("click", () => plot.cursor.idx !== null && choose(all[plot.cursor.idx]));
+  plot.over.addEventListener("click", () => {
+    const { idx } = plot.cursor;
+    if (idx !== null && idx !== undefined) choose(all[idx], nearestLine(plot));
+  });
   const resized = new ResizeObserver(
     () => root.clientWidth && plot.setSize({ width: root.clientWidth, height: HEIGHT }),
   );
   resized.observe(root);
   return { root, destroy: () => (resized.disconnect(), plot.destroy()) };
 
-  function read({ cursor: { idx } }) {
+  /** Return the line with a name that is nearest to the pointer, `null` if no line has a name. */
+  function nearestLine({ cursor: { idx, top }, posToVal }) {
+    const wanted = posToVal(top, "y");
+    const away = (at) => Math.abs((values[at][idx] ?? Infinity) - wanted);
+    const named = lines.map((_, at) => at).filter((at) => lines[at].name !== undefined);
+    return named.length ? named.reduce((one, two) => (away(two) < away(one) ? two : one)) : null;
+  }
+
+  function read(chart) {
+    const { idx } = chart.cursor;
     const known = idx !== null && idx !== undefined;
-    const numbers = known ? values.map((row) => exact(row[idx] ?? NaN)).join(" and ") : "";
+    const line = known ? nearestLine(chart) : null;
+    const said = (at) => exact(values[at][idx] ?? NaN);
+    const numbers = line === null ? values.map((_, at) => known && said(at)).join(" and ") : `${lines[line].name} ${said(line)}`;
     const here = known ? marks.filter(({ x }) => x <= all[idx] && (idx === 0 || x > all[idx - 1])) : [];
     const events = here.map(({ text }) => `; ${text}`).slice(0, 3);
     heading.textContent = known ? `${title}: ${numbers} at ${say(all[idx])}${events.join("")}` : title;

@@ -24,6 +24,8 @@ export const INITIAL = Object.freeze({
   quantity: null,
   prompt: null, // its place among all prompts of the run
   controller: null,
+  projected: null, // the statistic of projections
+  projected_in: null, // the stage of projections, and its dataloader
   events: null, // whether they are listed
   hide: null, // kinds of events that are not shown, with commas between them
 });

@@ -76,9 +76,9 @@ export function saveCsv(name, text) {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
-/** Return texts as one line of a CSV file. */
-export function csvLine(texts) {
-  return texts.map(field).join(",");
+/** Return texts, and after them numbers that are written already, as one line of a CSV file. */
+export function csvLine(texts, numbers = []) {
+  return [...texts.map(field), ...numbers].join(",");
 }
 
 /** Return every number as a line: run, stage, step, layer, name, value; of a difference also what it is made of. */

@@ -2,6 +2,7 @@
 
 import { element } from "./dom.js";
 import { ReportView } from "./report.js";
+import { Vectors } from "./vectors.js";
 import { SteeringView } from "./steering.js";
 
 export const HEATMAP = "heatmap";
@@ -17,6 +18,7 @@ export const HEATMAP = "heatmap";
  */
 export const VIEWS = [
   ["steering", "Steering", (on) => new SteeringView(on)],
+  ["vectors", "Vectors", (on) => new Vectors(on)],
   ["report", "Report", (on) => new ReportView(on)],
 ];
 
