@@ -22,7 +22,7 @@ IMAGES = ROOT / "docs" / "images"
 sys.path.insert(0, str(ROOT))
 
 import mi_crow_lightning as mcl  # noqa: E402
-from mi_crow_lightning.figures import plot_heatmap, plot_histogram, plot_sweep  # noqa: E402
+from mi_crow_lightning.figures import plot_sweep  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
 FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png")
@@ -44,8 +44,8 @@ def save(figure: Figure, name: str) -> None:
 
 def training(log_dir: Path) -> None:
     """Draw what every block did in the demo's fine-tune."""
-    save(plot_heatmap(read_compact(log_dir), "rms", stage="train", scale="symlog")[0], "rms_heatmap.png")
-    save(plot_histogram(read_compact_histograms(log_dir), 29, stage="train")[0], "histogram.png")
+    save(read_compact(log_dir).plot("rms", stage="train", scale="symlog")[0], "rms_heatmap.png")
+    save(read_compact_histograms(log_dir).plot(29, stage="train")[0], "histogram.png")
 
 
 def steering() -> None:

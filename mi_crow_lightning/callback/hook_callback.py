@@ -38,8 +38,6 @@ from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.callback.roll_call import RollCall
 from mi_crow_lightning.callback.run_events import RunEvents
 from mi_crow_lightning.errors import RegistrationError
-from mi_crow_lightning.figures.effects import plot_effects
-from mi_crow_lightning.figures.heatmap import plot_heatmap
 from mi_crow_lightning.figures.histogram import plot_histogram
 from mi_crow_lightning.hooks.effects import Effects, EffectTable
 from mi_crow_lightning.hooks.hook import Hook
@@ -222,7 +220,7 @@ class HookCallback(pl.Callback):
             RanElsewhere: as `history`.
         """
         options: dict[str, Any] = dict(stage=stage, layers=layers, scale=scale, dataloader_idx=dataloader_idx, ax=ax)
-        return plot_heatmap(self.history(), name, epochs=self._figure_log.epochs, **options)
+        return self.history().plot(name, epochs=self._figure_log.epochs, **options)
 
     def plot_histogram(
         self,
@@ -257,7 +255,7 @@ class HookCallback(pl.Callback):
         Raises:
             RanElsewhere: as `history`.
         """
-        return plot_effects(self.effects(), ax=ax)
+        return self.effects().plot(ax=ax)
 
     # Start and end of a run.
 

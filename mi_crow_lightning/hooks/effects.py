@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from mi_crow_lightning._shown import shown
 from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import NoTensorFound
+from mi_crow_lightning.figures.effects import plot_effects
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -20,6 +21,10 @@ from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
 from mi_crow_lightning.metrics.changes import Change, EffectSums, EffectValues, merge_changes
 from mi_crow_lightning.metrics.changes_over_batches import ChangesOverBatches
 from mi_crow_lightning.metrics.collectives import Shares, exchange
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Effect", "EffectTable", "Effects", "checked_effects", "joined_effects"]
 
@@ -91,6 +96,10 @@ class EffectTable(Table[Effect]):
         changed = f", by {largest:.3g} of the activation at most" if tokens else ""
         broken = sum(row.broken for row in self)
         return f"{start}, {count(tokens, 'token')} changed{changed}" + (f", {broken:,} broken" if broken else "")
+
+    def plot(self, *, ax: Any = None) -> tuple[Figure, Axes]:
+        """Draw how large the changes were, see `mi_crow_lightning.figures.plot_effects`."""
+        return plot_effects(self, ax=ax)
 
 
 class Effects:

@@ -10,18 +10,25 @@ from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from mi_crow_lightning._foreign_files import Damaged, named, one_error
 from mi_crow_lightning._shown import shortened
 from mi_crow_lightning._tables import NAMES, OBJECTS, WHOLE, WHOLE_OR_NONE, Table, count, legible, listed_names
+from mi_crow_lightning.figures.heatmap import plot_heatmap
+from mi_crow_lightning.figures.histogram import plot_histogram
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.compact_schema import Schema, events_of, numbers_of, read_schema
 from mi_crow_lightning.loggers.compact_tensors import PLUGIN
+from mi_crow_lightning.loggers.epochs import epochs_in
 from mi_crow_lightning.loggers.event_file import events
 from mi_crow_lightning.loggers.history import HistoryRow, HistoryTable
 from mi_crow_lightning.loggers.run_events import EventRow
 from mi_crow_lightning.loggers.tags import tag
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "CompactRows",
@@ -93,6 +100,20 @@ class HistogramTable(Table[HistogramRow]):
         of_layers, runs = count(len({row.layer for row in self}), "layer"), listed_names(row.run for row in self)
         return f"{count(len(self), 'histogram')} of {of_layers} in {runs}, {listed_names(row.stage for row in self)}"
 
+    def plot(
+        self,
+        layer: str | int,
+        *,
+        stage: str | None = None,
+        name: str = "histogram",
+        kind: str = "heat",
+        dataloader_idx: int | None = None,
+        ax: Any = None,
+    ) -> tuple[Figure, Axes]:
+        """Draw the histograms of one layer over the steps, see `mi_crow_lightning.figures.plot_histogram`."""
+        chosen: dict[str, Any] = dict(stage=stage, name=name, kind=kind, dataloader_idx=dataloader_idx)
+        return plot_histogram(self, layer, **chosen, ax=ax)
+
 
 class CompactRows(Iterator[_Row], Generic[_Row]):
     """The rows of a run's event files, an iterator that reads them one by one.
@@ -134,6 +155,26 @@ class CompactRows(Iterator[_Row], Generic[_Row]):
             ValueError, OSError: as the iteration does.
         """
         return self.table().to_pandas()
+
+    def plot(self, name: str | int, **options: Any) -> tuple[Figure, Axes]:
+        """Draw numbers as `HistoryTable.plot` does, with the epochs of the run, or histograms as `HistogramTable.plot`.
+
+        The files are read from the beginning, however far the iteration is.
+
+        Args:
+            name: the statistic; of histograms the layer.
+            **options: those of the table's ``plot``.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            TypeError, ValueError: an argument is wrong; the message names what there is.
+            ValueError, OSError: as the iteration does.
+        """
+        if self._table is HistoryTable:
+            numbers: Any = self._read()
+            return plot_heatmap(numbers, name, **{"epochs": epochs_in(self._files), **options})  # type: ignore[arg-type]
+        histograms: Any = self._read()
+        return plot_histogram(histograms, name, **options)
 
     def __repr__(self) -> str:
         what = "numbers" if self._table is HistoryTable else "histograms"

@@ -5,11 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
+from mi_crow_lightning.figures.heatmap import plot_heatmap
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.histogram import Histogram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["History", "HistoryRow", "HistoryTable"]
 
@@ -87,6 +92,21 @@ class HistoryTable(Table[HistoryRow]):
             f"{count(len({row.layer for row in self}), 'layer')}, "
             f"{count(len({row.name for row in self}), 'statistic')}, {_of_steps(steps)}"
         )
+
+    def plot(
+        self,
+        name: str,
+        *,
+        stage: str | None = None,
+        layers: str | Iterable[str] | None = None,
+        scale: str = "linear",
+        dataloader_idx: int | None = None,
+        epochs: Mapping[int, int] | None = None,
+        ax: Any = None,
+    ) -> tuple[Figure, Axes]:
+        """Draw one statistic as a heatmap, layer by step, see `mi_crow_lightning.figures.plot_heatmap`."""
+        chosen: dict[str, Any] = dict(stage=stage, layers=layers, scale=scale, dataloader_idx=dataloader_idx)
+        return plot_heatmap(self, name, **chosen, epochs=epochs, ax=ax)
 
 
 def _of_steps(steps: set[int]) -> str:

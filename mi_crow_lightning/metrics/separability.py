@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, legible
+from mi_crow_lightning.figures.separability import plot_separability
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Separability", "SeparabilityTable", "separability"]
 
@@ -62,6 +67,10 @@ class SeparabilityTable(Table[Separability]):
         best, layers = self.best(), count(len(self), "layer")
         with_numbers = f"with auroc {best.auroc:.3g} and d' {best.d_prime:.3g} on {count(best.n, 'sample')}"
         return f"separability at {layers}: best {legible(best.layer)!r}, {with_numbers}"
+
+    def plot(self, *, ax: Any = None) -> tuple[Figure, Axes]:
+        """Draw both scores over the layers, see `mi_crow_lightning.figures.plot_separability`."""
+        return plot_separability(self, ax=ax)
 
 
 def separability(layer: str, scores: Tensor, label: Tensor) -> Separability:

@@ -189,17 +189,10 @@ def test_the_callback_plots_its_history(tmp_path: Path) -> None:
     (top,) = ax.child_axes
     assert [label.get_text() for label in top.get_xticklabels()] == ["epoch 1"]
     assert [line.get_xdata()[0] for line in ax.lines] == [1.5]
-    read = np.array(
-        [
-            [
-                row.value
-                for row in read_compact(logger.log_dir)
-                if (row.layer, row.name, row.stage) == (layer, "rms", "train")
-            ]
-            for layer in layers
-        ]
-    )
-    np.testing.assert_allclose(expected, read, rtol=1e-6)
+    for table in (watch.history(), read_compact(logger.log_dir)):
+        again = table.plot("rms", stage="train")[1]
+        np.testing.assert_allclose(again.images[0].get_array(), expected, rtol=1e-6)
+    assert [line.get_xdata()[0] for line in again.lines] == [1.5]  # an event file holds the epochs too
 
 
 def test_the_callback_plots_histograms_without_a_logger(tmp_path: Path) -> None:
@@ -212,6 +205,10 @@ def test_the_callback_plots_histograms_without_a_logger(tmp_path: Path) -> None:
     filled = np.flatnonzero(counts.sum(1))
     shares = (counts / counts.sum(0))[filled[0] : filled[-1] + 1]
     np.testing.assert_allclose(np.ma.filled(ax.images[0].get_array(), 0.0), shares, rtol=1e-12)
+    _, again = read_compact_histograms(logger.log_dir).plot("layers.2", stage="train")
+    np.testing.assert_array_equal(again.images[0].get_array(), ax.images[0].get_array())
+    _, again = read_compact_histograms(logger.log_dir).table().plot("layers.2", stage="train")
+    np.testing.assert_array_equal(again.images[0].get_array(), ax.images[0].get_array())
     with pytest.raises(ValueError, match="layer=9 is not among the layers"):
         watch.plot_histogram(9)
 

@@ -19,7 +19,6 @@ from mi_crow_lightning._shown import shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import NothingExtracted, VectorMismatch
-from mi_crow_lightning.figures.separability import plot_separability
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.directions import channels_not_shown
@@ -266,7 +265,7 @@ class ContrastDetector(Detector):
         Raises:
             NothingExtracted: see `separability`.
         """
-        return plot_separability(self.separability(), ax=ax)
+        return self.separability().plot(ax=ax)
 
     def best_layer(self) -> str:
         """Return the layer with the largest ``auroc``; among equals, the one with the largest ``d_prime``.
