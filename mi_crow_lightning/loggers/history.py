@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
@@ -165,7 +166,7 @@ class History:
         shared = self._keys.setdefault(key := tuple(keys), _SharedKeys(key))
         shared.uses += 1
         of_stage = self._stages.setdefault(stage, _OfStage())
-        self._let_go(of_stage.add(_Step(of_stage.added, self._written, run, step, shared, values)))
+        self._let_go(of_stage.add(_Step(of_stage.place_of(step, shared), self._written, run, step, shared, values)))
         self._written += 1
         return self._fit_into_size()
 
@@ -181,7 +182,7 @@ class History:
     def _fit_into_size(self) -> bool:
         thinned = False
         while self._size is not None and sum(one.numbers for one in self._stages.values()) > self._size:
-            several = [one for one in self._stages.values() if len(one.steps) > 1]
+            several = [one for one in self._stages.values() if one.can_thin()]
             if not several:
                 break
             self._let_go(max(several, key=lambda one: one.numbers).thin())
@@ -216,30 +217,46 @@ class _OfStage:
     """The steps of one stage.
 
     Attributes:
-        steps: those that are kept: every ``stride``-th of those that were added, and the last.
-        added: how many were added.
+        steps: those that are kept: every ``stride``-th of those that were added, and the last. Dataloaders that have
+            their own readings make several of one place.
         numbers: how many numbers the kept ones have.
     """
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []
-        self.added = self.numbers = 0
+        self.numbers = 0
         self._stride = 1
 
+    def place_of(self, step: int, shared: _SharedKeys) -> int:
+        """Return the place that a step will have: that of the last, if another dataloader was read at it."""
+        if not self.steps:
+            return 0
+        last = self.steps[-1]
+        group = takewhile(lambda one: one.place == last.place, reversed(self.steps))
+        joins = last.step == step and all(one.shared is not shared for one in group)
+        return last.place if joins else last.place + 1
+
     def add(self, step: _Step) -> list[_Step]:
-        """Keep a step, and return what is left out: the one before, if it was only kept as the last."""
-        gone = [self.steps.pop()] if self.steps and self.steps[-1].place % self._stride else []
+        """Keep a step, and return what is left out: those before, if they were only kept as the last."""
+        gone: list[_Step] = []
+        while self.steps and self.steps[-1].place != step.place and self.steps[-1].place % self._stride:
+            gone.append(self.steps.pop())
         self.steps.append(step)
-        self.added += 1
         self.numbers += len(step.values) - sum(len(one.values) for one in gone)
         return gone
 
+    def can_thin(self) -> bool:
+        """Return whether there is more than the last step."""
+        return len(self.steps) > 1 and self.steps[0].place != self.steps[-1].place
+
     def thin(self) -> list[_Step]:
         """Double the stride, and return the steps that are left out; of two steps it is the first."""
-        *before, last = self.steps
+        last = self.steps[-1].place
+        before = [one for one in self.steps if one.place != last]
         self._stride *= 2
-        kept = [one for one in before if one.place % self._stride == 0] if len(before) > 1 else []
+        several = before[0].place != before[-1].place
+        kept = [one for one in before if several and one.place % self._stride == 0]
         gone = [one for one in before if one.place % self._stride] if kept else before
-        self.steps = [*kept, last]
+        self.steps = [*kept, *(one for one in self.steps if one.place == last)]
         self.numbers -= sum(len(one.values) for one in gone)
         return gone

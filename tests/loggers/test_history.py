@@ -153,3 +153,22 @@ def test_a_configuration_file_sets_it(written: int | None, kept: int) -> None:
     for step in range(20):
         callback._log._history.add("train", step, tagged(1))
     assert kept // 2 <= len(callback.history()) <= kept
+
+
+@pytest.mark.parametrize("size", [1, 7, 20])
+def test_all_dataloaders_are_kept_of_the_same_steps(size: int) -> None:
+    history, loaders = History(size), [f"/dataloader_idx_{i}" for i in range(3)]
+    for step in range(50):
+        for loader in loaders:
+            history.add("validate", step, [(f"activations_mean/val/h{loader}", Reading("h", "mean", float(step)))])
+    steps = [[row.step for row in history.rows() if row.tag.endswith(loader)] for loader in loaders]
+    assert steps[0] == steps[1] == steps[2] and steps[0][-1] == 49
+    assert sum(map(len, steps)) <= max(size, 3)
+
+
+def test_a_stage_that_runs_again_at_one_step_is_thinned_too() -> None:
+    history = History(8)
+    for again in range(100):
+        history.add("test", 5, [("activations_mean/test/h", Reading("h", "mean", float(again)))])
+    values = [row.value for row in history.rows()]
+    assert 4 <= len(values) <= 8 and values[0] == 0.0 and values[-1] == 99.0
