@@ -30,12 +30,24 @@ def shown_values(readings: TaggedReadings, texts: Mapping[str, str]) -> Iterable
         texts: descriptions by tag, for the tags that get one.
     """
     for tag, reading in readings:
-        text = texts.get(tag)
-        about = {"metadata": summary_pb2.SummaryMetadata(summary_description=text)} if text else {}
         if not isinstance(reading.value, Histogram):
-            yield summary_pb2.Summary.Value(tag=tag, simple_value=float(reading.value), **about)
+            kind = summary_pb2.DATA_CLASS_SCALAR
+            value = summary_pb2.Summary.Value(tag=tag, simple_value=float(reading.value))
         elif (picture := _picture(tag, reading.value)) is not None:
-            yield summary_pb2.Summary.Value(tag=tag, histo=picture, **about)
+            kind = summary_pb2.DATA_CLASS_TENSOR
+            value = summary_pb2.Summary.Value(tag=tag, histo=picture)
+        else:
+            continue
+        if text := texts.get(tag):
+            value.metadata.CopyFrom(_about(text, kind))
+        yield value
+
+
+def _about(text: str, kind: int) -> Any:
+    """Make the metadata with a description; TensorBoard's fast loader reads it only where it is complete."""
+    name = "scalars" if kind == summary_pb2.DATA_CLASS_SCALAR else "histograms"
+    plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name=name)
+    return summary_pb2.SummaryMetadata(plugin_data=plugin, summary_description=text, data_class=kind)
 
 
 def _picture(tag: str, histogram: Histogram) -> Any | None:
