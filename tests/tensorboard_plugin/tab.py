@@ -52,7 +52,7 @@ class Tab:
         """Choose an option by its text, or type into a field, by its label."""
         self.run(
             f"""(() => {{
-            const labels = [...document.querySelectorAll('label')];
+            const labels = [...document.querySelectorAll('label')].filter((one) => one.checkVisibility());
             const label = labels.find((one) => one.innerText.trim().startsWith({json.dumps(label)}));
             const field = label.querySelector('select, input');
             const wanted = {json.dumps(value)};
