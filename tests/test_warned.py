@@ -33,6 +33,9 @@ def test_no_other_module_warns_by_itself() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "warnings.warn":
                 found.append(f"{name}:{node.lineno}: call mi_crow_lightning._warned.warn, so that a run notes the text")
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called.endswith("rank_zero_warn") and not ast.unparse(node).startswith(f"{called}(noted("):
+                found.append(f"{name}:{node.lineno}: give it noted(text), so that a run notes the text")
     assert not found
 
 

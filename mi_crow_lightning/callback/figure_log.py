@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._messages import message_of
+from mi_crow_lightning._warned import noted
 from mi_crow_lightning.figures.images import heatmap_image
 from mi_crow_lightning.figures.readings import Series, series_of
 from mi_crow_lightning.hooks.schedules import Stage
@@ -72,10 +73,11 @@ class FigureLog:
             self._draw(loggers, stage, step)
         except Exception as error:  # whatever matplotlib or a logger raises
             self._is_on = False
-            rank_zero_warn(
+            text = (
                 f"HookCallback(figures=...): no image could be drawn or written, and no more will be. The run goes on. "
                 f"{type(error).__name__}: {message_of(error)}"
             )
+            rank_zero_warn(noted(text))
 
     def _choose(self, readings: TaggedReadings) -> None:
         """Choose one statistic of each detector that is new, by the first part of its tags."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from copy import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mi_crow_lightning._joined import folded
 from mi_crow_lightning._shown import shortened
@@ -20,7 +19,6 @@ from mi_crow_lightning.report.in_words import schedule_in_words
 
 __all__ = ["HookSwitches", "Switched", "phase_of"]
 
-_RHYTHM = ("batches", "every_n_batches", "every_n_steps")
 _MOST = 20  # changes of one hook by its schedule: one with more is a rhythm
 
 
@@ -106,6 +104,8 @@ def phase_of(schedule: When, moment: Moment) -> bool | None:
         >>> [phase_of(late, Moment(Stage.TRAIN, step=step)) for step in (3, 4, 5)]
         [False, None, None]
     """
+    if type(schedule) is Schedule:  # most are
+        return _phase(schedule, [], moment)
     return folded(schedule, _parts_of, lambda one, parts: _phase(one, parts, moment))
 
 
@@ -123,12 +123,9 @@ def _phase(schedule: When, parts: list[bool | None], moment: Moment) -> bool | N
         return None if None in parts else not decides
     if type(schedule) is not Schedule:
         return None
-    slow: Any = copy(schedule)
-    for name in _RHYTHM:
-        setattr(slow, name, None)
-    if not slow.due(moment):
+    if not schedule._covers(moment):
         return False
-    return None if any(getattr(schedule, name) is not None for name in _RHYTHM) else True
+    return None if schedule._has_rhythm() else True
 
 
 def _is_ours(schedule: When) -> bool:

@@ -160,15 +160,25 @@ class Schedule(When):
     def due(self, moment: Moment) -> bool:
         """Return whether every field agrees with ``moment``."""
         return (
-            (self.stages is None or moment.stage in self.stages)
-            and (self.epochs is None or moment.epoch in self.epochs)
+            self._covers(moment)
             and (self.batches is None or moment.batch_idx in self.batches)
-            and _last_of_n(moment.epoch, self.every_n_epochs)
             and _last_of_n(moment.batch_idx, self.every_n_batches)
             and _last_of_n(moment.step, self.every_n_steps)
+        )
+
+    def _covers(self, moment: Moment) -> bool:
+        """Return whether the fields agree that choose a part of the run, and not some of its batches."""
+        return (
+            (self.stages is None or moment.stage in self.stages)
+            and (self.epochs is None or moment.epoch in self.epochs)
+            and _last_of_n(moment.epoch, self.every_n_epochs)
             and (self.start_step is None or moment.step >= self.start_step)
             and (self.stop_step is None or moment.step < self.stop_step)
         )
+
+    def _has_rhythm(self) -> bool:
+        """Return whether fields choose some of the batches."""
+        return any(field is not None for field in (self.batches, self.every_n_batches, self.every_n_steps))
 
     def varies_in(self, stage: Stage) -> bool:
         """Return whether another field than ``stages`` is set."""

@@ -28,6 +28,7 @@ from benchmarks.copies import Collectives, HostCopies
 from mi_crow_lightning import (
     ActivationStatistics,
     ContrastDetector,
+    Detector,
     HookCallback,
     LayerActivationDetector,
     ProjectionDetector,
@@ -112,6 +113,13 @@ class FailsOn(ActivationStatistics):
         if ctx.batch_idx == 1 and torch.distributed.get_rank() == self.rank:
             raise ValueError("only here")
         super().observe(x, ctx)
+
+
+class Reporting(Detector):
+    """Reports its batches on every rank."""
+
+    def observe(self, x: Tensor, ctx: Any) -> None:
+        self.report_event(f"rank {torch.distributed.get_rank()}, batch {ctx.batch_idx}")
 
 
 class Counting(pl.Callback):
@@ -233,7 +241,8 @@ def watching() -> HookCallback:
 
 def logged(make: Callable[..., pl.Trainer], folder: str) -> None:
     loggers = [TensorBoardLogger(folder, "board"), CSVLogger(folder, "csv")]
-    make(HookCallback(detectors()), logger=loggers, limit_val_batches=0).fit(Ranked(EVEN))
+    watch = HookCallback([*detectors(), Reporting(LAYER, schedule=Schedule(stages="train"))])
+    make(watch, logger=loggers, limit_val_batches=0).fit(Ranked(EVEN))
 
 
 def refused(make: Callable[..., pl.Trainer], may_be_left_out: bool = False) -> str:

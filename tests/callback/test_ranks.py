@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from mi_crow_lightning.loggers import read_events
 from tests.callback import program_ranks as script
 from tests.callback.program_ranks import EMPTY, EVEN, LAYER, UNEVEN, evaluated, in_one, steered
 
@@ -175,6 +176,8 @@ def test_a_checkpoint_holds_what_all_ranks_had_seen(folder: Path, ranks: list[An
 def test_rank_0_writes(folder: Path) -> None:
     assert len(list(folder.rglob("events.out.tfevents*"))) == 1
     assert len(list(folder.rglob("metrics.csv"))) == 1
+    events = [(row.step, row.text) for row in read_events(folder / "board" / "version_0")]
+    assert events == [(batch, f"rank 0, batch {batch}") for batch in range(len(EVEN[0]))]
 
 
 def test_leaving_ranks_out_is_refused(ranks: list[Any]) -> None:
