@@ -54,9 +54,9 @@ test-kernel: setup  ## Run the CUDA kernels' tests on the CPU, in Triton's inter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/metrics -k kernel $(ARGS)
 
 # Without npm, which brings axe-core, the test of accessibility is skipped.
-test-browser: setup $(AXE)  ## Run the tests of the tab in TensorBoard, in headless Chromium; installs Debian's if there is none
+test-browser: setup $(AXE)  ## Run the tests of the tab and of the page, in headless Chromium; installs Debian's if there is none
 	@command -v chromium >/dev/null || [ -n "$$CHROMIUM" ] || { apt-get update -qq && apt-get install -y -qq chromium; }
-	$(if $(AXE),AXE=$(abspath $(AXE))) $(BIN)/python -m pytest -m browser $(ARGS) tests/tensorboard_plugin
+	$(if $(AXE),AXE=$(abspath $(AXE))) $(BIN)/python -m pytest -m browser $(ARGS) tests/tensorboard_plugin tests/run_page
 
 .browser/axe.min.js:
 	@mkdir -p $(@D)

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -29,6 +30,7 @@ __all__ = [
     "dataloaders_in_turn",
     "find_root",
     "graphs_of_module",
+    "is_a_trial",
     "is_compiled_as_a_whole",
     "is_fitting",
     "is_running",
@@ -85,6 +87,11 @@ def logs_hyperparameters_by_itself(logger: TensorBoardLogger) -> bool:
 def is_running(trainer: pl.Trainer) -> bool:
     """Return whether the Trainer is in a run: neither finished nor interrupted."""
     return trainer.state.status == TrainerStatus.RUNNING
+
+
+def is_a_trial(trainer: pl.Trainer) -> bool:
+    """Return whether the run only tries something, as ``fast_dev_run`` and the Tuner do, and logs nothing."""
+    return bool(vars(trainer)["fast_dev_run"]) or any(isinstance(logger, DummyLogger) for logger in trainer.loggers)
 
 
 def spawns(trainer: pl.Trainer) -> bool:

@@ -27,6 +27,7 @@ from mi_crow_lightning.callback.arguments import (
     check_scalars,
 )
 from mi_crow_lightning.callback.dataloaders import Dataloaders
+from mi_crow_lightning.callback.end_page import warn_without_event_files, write_pages
 from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
@@ -47,6 +48,7 @@ from mi_crow_lightning.loggers.histogram_history import HistogramHistory
 from mi_crow_lightning.loggers.history import HistoryTable
 from mi_crow_lightning.loggers.scalar_choice import Scalars
 from mi_crow_lightning.report.build import CallbackArguments
+from mi_crow_lightning.report.logged import write_report
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.run_report import RunReport
 from mi_crow_lightning.report.tag_count import count_tags
@@ -89,6 +91,8 @@ class HookCallback(pl.Callback):
         figures: whether a heatmap of each detector's readings goes to the loggers that take images (TensorBoard, W&B)
             at the end of each epoch: its ``rms``, or else another statistic. A list names the statistics that are
             drawn, such as ``["rms", "abs_max"]``. Needs matplotlib.
+        page: whether each run, at its end, is written as one HTML file, ``hooks.html`` in the TensorBoardLogger's
+            ``log_dir``, which a WandbLogger and an MLFlowLogger of the same Trainer get too.
         token_mask: from a batch to the mask ``(B, T)`` of its real tokens, for models that get no attention mask.
         per_dataloader: whether each of several dataloaders of an evaluation has its own readings, whose tags end in
             ``/dataloader_idx_<i>``, as those of ``self.log(add_dataloader_idx=True)``. By default one reading covers
@@ -121,6 +125,7 @@ class HookCallback(pl.Callback):
         prog_bar: Sequence[str] = (),
         log_hyperparams: bool = True,
         figures: bool | Sequence[str] = False,
+        page: bool = False,
         token_mask: Callable[[Any], Any] | None = None,
         per_dataloader: bool = False,
         history_size: int | None = 100_000,
@@ -133,6 +138,7 @@ class HookCallback(pl.Callback):
         self.log_every_n_steps = log_every_n_steps
         self.monitor = check_monitor(monitor)
         self.log_hyperparams = check_flag("log_hyperparams", log_hyperparams)
+        self.page = check_flag("page", page)
         self.token_mask = token_mask
         self.per_dataloader = check_per_dataloader(per_dataloader, self.detectors)
         self.dry_run = check_flag("dry_run", dry_run)
@@ -275,7 +281,7 @@ class HookCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._events.training_begins(trainer)
         self._reporter.data_loaded(trainer, self.controllers)
-        self._log_summary(trainer)
+        self._log_start(trainer)
         start_warnings.warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
         start_warnings.warn_if_nothing_is_logged(trainer, self.detectors, self.log_every_n_steps)
 
@@ -299,6 +305,8 @@ class HookCallback(pl.Callback):
         if self._roll_call is not None:
             self._roll_call.end()
             self._roll_call = None
+        if self._writes_page(trainer):
+            write_pages(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._interrupted = True
@@ -446,6 +454,16 @@ class HookCallback(pl.Callback):
         present = _hook_callbacks(trainer)
         return str(present.index(self)) if self in present else self.description
 
+    def _name_among_others(self, trainer: pl.Trainer) -> str:
+        """Return the callback's name, or its number among several of a Trainer; empty for the only one."""
+        present = _hook_callbacks(trainer)
+        return self.name or (str(present.index(self) + 1) if len(present) > 1 and self in present else "")
+
+    def _writes_page(self, trainer: pl.Trainer) -> bool:
+        """Return whether the callback writes the page of a run that ends: of those that are to, the last does."""
+        to_write = [one for one in _hook_callbacks(trainer) if one.page and not one.dry_run] or [self]
+        return self.page and not self.dry_run and to_write[-1] is self
+
     def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._roll_call is None:
             self._start(trainer, pl_module)
@@ -484,8 +502,10 @@ class HookCallback(pl.Callback):
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             self._compare_ranks(trainer)
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))
+            if self._writes_page(trainer):
+                warn_without_event_files(trainer)
             if not trainer_facts.is_fitting(trainer):
-                self._log_summary(trainer)
+                self._log_start(trainer)
             start_warnings.warn_of_controllers_never_due(trainer, self.controllers)
         except BaseException:
             self._unregister()
@@ -509,11 +529,13 @@ class HookCallback(pl.Callback):
         plan = Plan.of(options, hooks, self._run.layers if self._run is not None else None)
         self._roll_call.compare(plan)
 
-    def _log_summary(self, trainer: pl.Trainer) -> None:
-        """Log that loggers show a summary, once it is known how many dataloaders have their own readings."""
+    def _log_start(self, trainer: pl.Trainer) -> None:
+        """Log that loggers show a summary, once it is known how many dataloaders have readings, and the report."""
         if self._run is not None:
             count = max(self._dataloaders.count(trainer, stage) for stage in trainer_facts.stages_of_run(trainer))
             start_warnings.log_summary(trainer, self._log.scalars, count_tags(self._run.layers, count))
+            step = trainer_facts.batches_that_stepped(trainer)
+            write_report(trainer.loggers, self._reporter.last(), self._name_among_others(trainer), step)
 
     def _log_names(self, trainer: pl.Trainer) -> dict[str, str]:
         present = _hook_callbacks(trainer)

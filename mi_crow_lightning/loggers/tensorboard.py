@@ -17,7 +17,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.compact_tensors import CompactTensor
 from mi_crow_lightning.loggers.tags import TaggedReadings
 
-__all__ = ["Describe", "summary_writer", "write_event", "write_hyperparameters", "write_summary"]
+__all__ = ["Describe", "log_folder", "summary_writer", "write_event", "write_hyperparameters", "write_summary"]
 
 Describe: TypeAlias = Callable[[str, Reading], str]
 """From a tag and its reading to markdown; empty for nothing."""
@@ -45,6 +45,12 @@ def summary_writer(logger: object) -> Any | None:
     """
     experiment = getattr(logger, "experiment", None)
     return None if _library(experiment) is None else experiment
+
+
+def log_folder(writer: Any) -> str:
+    """Return the folder that a ``SummaryWriter`` writes its event files into."""
+    # torch's name, and the one of tensorboardX, which knows the other only as an argument.
+    return str(writer.log_dir if hasattr(writer, "log_dir") else writer.logdir)
 
 
 def write_event(

@@ -1,4 +1,4 @@
-"""The peculiarities of two loggers: histograms of Weights & Biases, names of MLflow.
+"""The peculiarities of two loggers: histograms and pages of Weights & Biases, names and artifacts of MLflow.
 
 Neither package is imported here: a logger that uses one has imported it already.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from mi_crow_lightning.errors import TagConflict
@@ -14,7 +15,7 @@ from mi_crow_lightning.loggers.drawing import drawn_bins
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.histogram import Histogram
 
-__all__ = ["allowed_names", "histograms_of"]
+__all__ = ["allowed_names", "histograms_of", "log_page"]
 
 _NOT_IN_MLFLOW = re.compile(r"[^a-zA-Z0-9_/. -]")
 
@@ -67,6 +68,20 @@ def allowed_names(logger: object, metrics: dict[str, Any]) -> dict[str, Any]:
                 "of the detectors name=..., which becomes the first part of its tags"
             )
     return {name: metrics[tag] for name, tag in tags.items()}
+
+
+def log_page(logger: Any, page: Path) -> None:
+    """Log an HTML page: in W&B as ``hooks``, shown among the charts, in MLflow as an artifact; else do nothing.
+
+    Args:
+        logger: a Lightning logger.
+        page: the page's file.
+    """
+    if _logs_to(logger, "wandb"):
+        with page.open(encoding="utf-8") as file:
+            logger.experiment.log({page.stem: sys.modules["wandb"].Html(file, inject=False)})
+    elif _logs_to(logger, "mlflow"):
+        logger.experiment.log_artifact(logger.run_id, str(page))
 
 
 def _logs_to(logger: object, package: str) -> bool:

@@ -41,6 +41,8 @@ _T = TypeVar("_T")
 def event_files(folder: Path) -> dict[str, list[Path]]:
     """Return the event files of each run, oldest first: a run is a folder, named by its path from ``folder`` on.
 
+    The folder itself is the run ``"."``, as in TensorBoard.
+
     Raises:
         FileNotFoundError: there is no such folder, or no event file in it or below it.
         NotADirectoryError: it is a file.
@@ -54,16 +56,11 @@ def event_files(folder: Path) -> dict[str, list[Path]]:
         folders.sort()
         files = sorted(file for file in Path(place).glob(_FILES) if file.is_file())  # names begin with the time
         if files:
-            found[_run_of(Path(place), folder)] = files
+            relative = Path(place).relative_to(folder).as_posix()
+            found[os.fsencode(relative).decode("utf-8", "replace")] = files
     if not found:
         raise FileNotFoundError(f"no event file of TensorBoard in {named(folder)} or below it")
     return found
-
-
-def _run_of(place: Path, folder: Path) -> str:
-    relative = place.relative_to(folder)
-    name = relative.as_posix() if relative.parts else folder.resolve().name or "log"
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 class _Series(Generic[_T]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from mi_crow_lightning.run_page.thinning import steps_of
 __all__ = ["MAX_MB", "Page", "write_page"]
 
 MAX_MB = 2.0
-"""The size of a page, in millions of bytes, unless another one is asked for."""
+"""The most that a page has by itself, in millions of bytes."""
 
 _MB = 1_000_000
 _HTML = """<!doctype html>
@@ -80,7 +80,7 @@ def write_page(
     Args:
         log_dir: a folder with event files, in it or below it: a TensorBoardLogger's ``log_dir``, or all of a log.
         path: the file to write. A file that is there is replaced.
-        runs: the runs to show, by their paths from ``log_dir`` on; by default all.
+        runs: the runs to show, by their paths from ``log_dir`` on, ``"."`` for that folder alone; by default all.
         max_mb: the size that the file may have, in millions of bytes; ``math.inf`` for any.
         progress: called while files are read, with the bytes that were read and those there are.
 
@@ -105,10 +105,10 @@ def write_page(
     folder, file = place("log_dir", log_dir), place("path", path)
     limit = _limit(max_mb)
     _check_target(file)
-    found = _chosen(folder, event_files(folder), runs)
+    found = _named(_chosen(event_files(folder), runs), folder)
     given = answers(EventLog(found, progress))
     shown_runs = _with_activations(folder, found, given[0].content["runs"], runs)
-    title = f"Activations of {next(iter(found)) if len(found) == 1 else folder.resolve().name}"
+    title = f"Activations of {next(iter(found)) if len(found) == 1 else _name_of(folder)}"
     facts = _facts(shown_runs)
 
     def about(one: Fitted) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _check_target(file: Path) -> None:
         raise FileNotFoundError(f"there is no folder {named(file.parent)} to write {file.name!r:.200} into")
 
 
-def _chosen(folder: Path, found: dict[str, list[Path]], runs: Sequence[str] | None) -> Mapping[str, Sequence[Path]]:
+def _chosen(found: dict[str, list[Path]], runs: Sequence[str] | None) -> dict[str, list[Path]]:
     if runs is None:
         return found
     names = listed("runs", runs, "names of runs", "['version_0']")
@@ -151,7 +151,16 @@ def _chosen(folder: Path, found: dict[str, list[Path]], runs: Sequence[str] | No
             raise not_known("run", name, found)
     if not names:
         raise ValueError(f"runs is empty: leave it out for all of {', '.join(map(repr, list(found)[:5]))}")
-    return {name: found[name] for name in found if name in names}
+    return {name: files for name, files in found.items() if name in names}
+
+
+def _named(found: dict[str, list[Path]], folder: Path) -> dict[str, list[Path]]:
+    """Return runs with the name of the folder for the one that is the folder itself, if it is the only one."""
+    return {_name_of(folder): found["."]} if list(found) == ["."] else found
+
+
+def _name_of(folder: Path) -> str:
+    return os.fsencode(folder.resolve().name or "log").decode("utf-8", "replace")
 
 
 def _with_activations(

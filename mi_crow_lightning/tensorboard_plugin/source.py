@@ -25,6 +25,7 @@ EPOCH = "epoch"
 """The tag of the scalar in which Lightning logs the epoch."""
 
 _TEXT = "text"
+_ADDED = "/text_summary"  # to the tags of texts, by SummaryWriter
 _ALL = 10**9  # TensorBoard's "all" is 0 for its user, and nothing for its data provider
 _KEPT = 64  # matrices that are kept decoded: those of a few runs
 
@@ -142,7 +143,11 @@ class Source:
         texts = self._list("list_tensors", _TEXT, where, RunTagFilter(runs=[run])).get(run, {})
         tags = [tag for tag in texts if tag.startswith(REPORT)]
         points = self._points("read_tensors", _TEXT, where, run, tags)
-        found = [Report(tag, step, plain_report(value)) for tag in tags for step, _, value in points(tag)]
+        found = [
+            Report(tag.removesuffix(_ADDED), step, plain_report(value))
+            for tag in tags
+            for step, _, value in points(tag)
+        ]
         return sorted(found, key=lambda report: (report.step, report.tag))
 
     def texts(self, where: Where, run: str, catalog: Catalog) -> tuple[list[dict[str, Any]], int]:

@@ -236,3 +236,27 @@ def test_wandb_gets_the_heatmap_as_an_image(wandb: Any, tmp_path: Path) -> None:
     (file,) = picture["figures/activations_rms"]["filenames"]
     (saved,) = tmp_path.glob(f"wandb/offline-run-*/files/{file}")
     assert saved.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.documents("compatibility/w-b-mlflow-offline/logging")
+def test_the_page_of_a_run_is_an_artifact(tmp_path: Path, wandb: Any, mlflow: Any) -> None:
+    board, runs = TensorBoardLogger(tmp_path / "board"), mlflow_logger(tmp_path)
+    loggers = [WandbLogger(save_dir=tmp_path, offline=True), runs, CSVLogger(tmp_path / "csv"), board]
+    watch = HookCallback(ActivationStatistics("block:*", statistics=["mean"]), page=True)
+    run("fit", trainer(watch, logger=loggers), module_of("llama"), data_of("llama"))
+    page = (Path(board.log_dir) / "hooks.html").read_bytes()
+    artifact = runs.experiment.download_artifacts(runs.run_id, "hooks.html", str(tmp_path))
+    assert Path(artifact).read_bytes() == page
+    (row,) = (row for row in wandb_rows(wandb, tmp_path) if "hooks" in row)
+    assert row["hooks"]["_type"] == "html-file" and row["hooks"]["size"] == len(page)
+    (logged,) = tmp_path.glob("wandb/offline-run-*/files/media/html/hooks_*.html")
+    assert logged.read_bytes() == page
+
+
+def test_a_page_that_a_logger_does_not_take_is_a_warning(tmp_path: Path, mlflow: Any) -> None:
+    board, runs = TensorBoardLogger(tmp_path / "board"), mlflow_logger(tmp_path)
+    (Path(runs.experiment.get_run(runs.run_id).info.artifact_uri.removeprefix("file:")) / "hooks.html").mkdir()
+    watch = HookCallback(ActivationStatistics("block:*", statistics=["mean"]), page=True)
+    with told("could not log hooks.html with MLFlowLogger: ", RuntimeWarning):
+        run("validate", trainer(watch, logger=[board, runs]), module_of("llama"), data_of("llama"))
+    assert (Path(board.log_dir) / "hooks.html").is_file()

@@ -40,7 +40,9 @@ def tables(logger: TensorBoardLogger) -> dict[str, tuple[int, list[list[str]]]]:
     """Step and rows of each table in the event file; each tag is written once."""
     logger.finalize("success")
     events, found = EventAccumulator(logger.log_dir).Reload(), {}
-    for tag in (tag for tag in events.Tags()["tensors"] if tag.endswith("/text_summary")):  # not the compact ones
+    for tag in (
+        tag for tag in events.Tags()["tensors"] if tag.startswith("predict/")
+    ):  # not the report, nor compact tensors
         (event,) = events.Tensors(tag)
         page = Cells(markdown_to_safe_html(event.tensor_proto.string_val[0]))
         found[tag.removesuffix("/text_summary")] = (event.step, legible(page.rows))

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,20 +146,21 @@ class Browser:
 
 
 @contextmanager
-def chromium(folder: Path, width: int = 1280, height: int = 900) -> Iterator[Browser]:
+def chromium(folder: Path, width: int = 1280, height: int = 900, options: Sequence[str] = ()) -> Iterator[Browser]:
     """A browser whose profile is an empty folder.
 
     Args:
         folder: an empty folder.
         width: the window's, in CSS pixels.
         height: the window's.
+        options: Chromium's own, besides those that every test needs.
     """
     assert CHROMIUM is not None, "there is no Chromium: install Debian's package, or name one in CHROMIUM"
     profile, downloads = folder / "profile", folder / "downloads"
     downloads.mkdir(parents=True)
     with (folder / "chromium.log").open("wb") as log:
         process = subprocess.Popen(
-            [CHROMIUM, *_OPTIONS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
+            [CHROMIUM, *_OPTIONS, *options, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -18,7 +18,7 @@ async function show() {
   followScheme(() => app?.repaint());
   app = new App(place);
   app.title.textContent = about.title;
-  app.title.after(...about.lines.map((line) => element("p", { className: "notes" }, line)));
+  app.title.after(...about.lines.map((line) => element("p", { className: "about" }, line)));
   await app.reload();
   window.addEventListener("hashchange", () => app.change(readAddress())); // a link was pasted over this one
 }
