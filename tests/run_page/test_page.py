@@ -93,6 +93,16 @@ def test_chosen_runs_and_a_single_run(log: Path, tmp_path: Path) -> None:
     assert header["layers"] == list(BLOCKS) and np.array_equal(arrays["values"].ravel(), np.float32(rows))
 
 
+def test_a_folder_with_event_files_and_runs_below_it(tmp_path: Path) -> None:
+    folder = tmp_path / "name"
+    write_run(folder, range(2))
+    assert write_page(folder, tmp_path / "a.html").runs == ("name",)
+    write_run(folder / "name", range(3))
+    assert write_page(folder, tmp_path / "b.html").runs == (".", "name")
+    page = write_page(folder, tmp_path / "c.html", runs=["."])
+    assert page.runs == ("name",) and len(embedded(page.path).find("matrix", run="name", **RMS)[1]["steps"]) == 2
+
+
 class Elements(HTMLParser):
     """The tags of a page, with their attributes and texts."""
 

@@ -112,7 +112,8 @@ def last_number(text: str) -> np.float32:
 
 def test_a_cell_reads_the_exact_number_of_the_event_file(page: Alone, log: Path) -> None:
     page.open(run="one", name="rms")
-    assert page.run("document.title") == "Activations of log0" == page.run("document.querySelector('h1').textContent")
+    titles = page.run("[document.title, document.querySelector('h1').textContent]")
+    assert titles == [f"Activations of {log.name}"] * 2
     page.click(3, 7)
     assert page.readout.startswith(f"{BLOCKS[3]}, step 14, epoch 0, rms ")
     assert last_number(page.readout) == value_of(log, "one", "rms", BLOCKS[3], 14)
