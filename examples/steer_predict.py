@@ -26,7 +26,7 @@ def main(model, output):
     # The vector comes from three quarters of the pairs; the others show at which layer it separates best.
     pairs = list(zip(texts["positive"], texts["negative"], strict=True))
     load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
-    contrast = mcl.ContrastDetector("block:*", tokens="prompt")
+    contrast = mcl.ContrastDetector("block:*", tokens="ordinary")
     trainer = L.Trainer(callbacks=mcl.HookCallback(contrast), **quiet)
     reader = generate(generation=False)  # only run the model
     trainer.predict(reader, load(pairs[:12]))

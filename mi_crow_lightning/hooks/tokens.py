@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._arguments import listed, one_of, plain, whole
+from mi_crow_lightning._arguments import is_finite, listed, one_of, plain, whole
 from mi_crow_lightning._joined import folded, rejoined, steps_of, written
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import TokensUnknown
@@ -27,7 +27,8 @@ from mi_crow_lightning.hooks.positions.streams import of_all_streams, one_stream
 __all__ = ["AllOf", "AnyOf", "Not", "Tokens", "put_where"]
 
 _LARGEST = 2**63 - 1
-_NAMES = ("all", "prompt", "generated", "last")
+_NAMES = ("all", "prompt", "generated", "last", "ordinary")
+_MASSIVE = 4.0  # medians
 
 
 class Tokens:
@@ -48,11 +49,16 @@ class Tokens:
             - ``"generated"``: the tokens after the prompt. For an edit this includes the last token of the prompt,
               because its activation produces the first generated token;
             - ``"last"``: the last real token of each row: the end of the prompt, then each generated token. For
-              an edit this is the same as ``"generated"``.
+              an edit this is the same as ``"generated"``;
+            - ``"ordinary"``: every real token but massive ones, the same as ``ordinary=4.0``.
         positions: the tokens at these positions; a list, a tensor, or any other collection of whole numbers.
         window: ``(start, stop)``, from start up to but not including stop, as in a slice; ``None`` for an open end.
         ids: the tokens with these IDs, in any of the forms of ``positions``.
         where: a function ``(x, ctx) -> (B, T)`` bool of the activation and the hook's context.
+        ordinary: the tokens whose Euclidean norm at the layer is below this multiple of the median norm of the pass's
+            real tokens; above 1. Language models have a few *massive* tokens, often but not always the first of a
+            text, whose norms are a hundred times larger and would dominate a mean (Sun et al., 2024, arXiv 2402.17762).
+            A decode step is a pass of one token a row, with its median over the rows.
 
     Raises:
         ValueError, TypeError: more than one argument was given, or its value is not one of the above.
@@ -72,18 +78,19 @@ class Tokens:
         window: Sequence[int | None] | None = None,
         ids: Iterable[int] | None = None,
         where: Callable[[Tensor, HookContext], Any] | None = None,
+        ordinary: float | None = None,
     ) -> None:
-        given = dict(which=which, positions=positions, window=window, ids=ids, where=where)
+        given = dict(which=which, positions=positions, window=window, ids=ids, where=where, ordinary=ordinary)
         chosen = {name: value for name, value in given.items() if value is not None} or {"which": "all"}
         if len(chosen) > 1:
             raise ValueError(
-                f"Tokens takes one choice (which, positions, window, ids or where), but got {' and '.join(chosen)}: "
+                f"Tokens takes one choice ({', '.join(_CHECKED)}), but got {' and '.join(chosen)}: "
                 "combine two choices with & or |, as in Tokens('generated') & Tokens(ids={13})"
             )
         ((self.kind, value),) = chosen.items()
         self.value: Any = _CHECKED[self.kind](value)
         self._is_all = self.kind == "which" and self.value == "all"
-        self._reads_values = self.kind == "where"
+        self._reads_values = self.kind in ("where", "ordinary") or self.value == "ordinary"
 
     @classmethod
     def of(cls, value: Tokens | str, argument: str = "tokens") -> Tokens:
@@ -158,7 +165,9 @@ class Tokens:
         if self.kind == "where":
             return f"tokens={self._text} calls a function"
         ends = self.value if self.kind in ("positions", "window") else ()
-        if (self.kind == "which" and not self._is_all) or any(end is not None and end < 0 for end in ends):
+        if (self.kind == "which" and self.value not in ("all", "ordinary")) or any(
+            end is not None and end < 0 for end in ends
+        ):
             return f"tokens={self._text} depend on where the prompt ends, which a graph does not know"
         return None
 
@@ -346,6 +355,8 @@ def _span(x: Tensor, real: Tensor | None, facts: PassFacts) -> Span:
 
 
 def _named(which: str, asked: _Choice) -> Tensor:
+    if which == "ordinary":
+        return _ordinary(_MASSIVE, asked)
     span, editing = asked.span, asked.editing
     if which == "generated" or (which == "last" and editing and span.facts.side != "encoder"):
         generated = _generated(span)
@@ -403,12 +414,29 @@ def _where(function: Callable[[Tensor, HookContext], Tensor], asked: _Choice) ->
     return mask.to(asked.x.device)
 
 
+def _ordinary(times: float, asked: _Choice) -> Tensor:
+    """Return where the norm is below ``times`` its median; where it is not finite, it is not."""
+    norms = _norms(asked.x, asked.span.facts, asked.ctx.axes)
+    median = norms.masked_fill(~asked.span.real, float("nan")).nanmedian()
+    return norms < times * median
+
+
+def _norms(x: Tensor, facts: PassFacts, axes: Axes) -> Tensor:
+    """Return the norm of each token, ``(B, T)``, of all of its streams together."""
+    if x.dim() > 3 and place_of_tokens(x, facts, axes) == 1:
+        x = x.movedim(0, 2)  # (S, B, T, D) -> (B, T, S, D)
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32  # 16 bits would overflow
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(2), dim=2, dtype=wide)
+    return norms
+
+
 _CHOOSE: dict[str, Callable[[Any, _Choice], Tensor]] = {
     "which": _named,
     "positions": _at_positions,
     "window": _in_window,
     "ids": _with_ids,
     "where": _where,
+    "ordinary": _ordinary,
 }
 
 
@@ -454,10 +482,18 @@ def _function(where: Any) -> Any:
     return where
 
 
+def _above_one(ordinary: Any) -> float:
+    times = plain(ordinary)
+    if not is_finite(times) or times <= 1:
+        raise ValueError(f"ordinary={shown(ordinary)} must be a number above 1, a multiple of the median norm")
+    return float(times)
+
+
 _CHECKED: dict[str, Callable[[Any], Any]] = {
     "which": _known_name,
     "positions": _integers("positions"),
     "window": _ends,
     "ids": _integers("ids"),
     "where": _function,
+    "ordinary": _above_one,
 }

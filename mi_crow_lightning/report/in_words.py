@@ -127,6 +127,7 @@ _NAMED = {
     "prompt": "the prompt",
     "generated": "what is generated",
     "last": "the last token of each row",
+    "ordinary": "all but padding and massive tokens",
 }
 
 
@@ -151,4 +152,5 @@ _KINDS: dict[str, Callable[[Any], str]] = {
     "window": _window,
     "ids": partial(_listed, "token ID", "token IDs"),
     "where": _function,
+    "ordinary": "all but padding and tokens from {:g} x the median norm on".format,
 }

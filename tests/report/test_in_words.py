@@ -95,6 +95,8 @@ TOKENS: list[tuple[Tokens, str]] = [
     (Tokens(window=(None, None)), "all but padding"),
     (Tokens(ids=[13]), "token ID 13"),
     (Tokens(ids={13, 2}), "token IDs 2, 13"),
+    (Tokens("ordinary"), "all but padding and massive tokens"),
+    (Tokens(ordinary=6.5), "all but padding and tokens from 6.5 x the median norm on"),
     (Tokens(where=nouns), "where nouns says"),
     (~Tokens("prompt"), "not (the prompt)"),
     (Tokens("prompt") & ~Tokens(ids=[2]), "the prompt, and not (token ID 2)"),

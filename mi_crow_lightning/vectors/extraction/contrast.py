@@ -12,6 +12,7 @@ from mi_crow_lightning.metrics.separability import Separability
 from mi_crow_lightning.vectors.extraction.held_out import HeldOut
 from mi_crow_lightning.vectors.extraction.labels import BatchFacts
 from mi_crow_lightning.vectors.extraction.layer_moments import Extraction
+from mi_crow_lightning.vectors.extraction.massive import warn_of_one_channel
 from mi_crow_lightning.vectors.extraction.row_means import RowMeans
 
 __all__ = ["Contrast"]
@@ -98,7 +99,8 @@ class Contrast:
         extraction.reduce(layers, device)
         if not extraction.moments:
             return None
-        extraction.directions(self.method)  # now, not in the first held-out pass: it waits for the device
+        directions = extraction.directions(self.method)  # now, not in the first held-out pass: it waits for the device
+        warn_of_one_channel(directions)
         self.extraction, self.scores = extraction, []
         return extraction
 

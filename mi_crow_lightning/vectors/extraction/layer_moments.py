@@ -15,6 +15,7 @@ from mi_crow_lightning.metrics.class_directions import mean_difference, principa
 from mi_crow_lightning.metrics.class_moments import GROUPS, ClassMoments, reduce_moments
 from mi_crow_lightning.metrics.collectives import gather, gather_rows, is_distributed
 from mi_crow_lightning.metrics.logistic import logistic
+from mi_crow_lightning.vectors.extraction.massive import warn_of_dominated_means
 from mi_crow_lightning.vectors.extraction.row_means import Rows
 
 __all__ = ["METHODS", "Extraction"]
@@ -39,7 +40,7 @@ class Extraction:
         self._max_bytes = max_bytes
         self._samples: dict[str, list[Tensor]] = {}  # (n, D + 1) each: the sample and its label
         self._held = 0
-        self._left_out: dict[str, Tensor] = {}  # (2,): rows of other classes, rows without a chosen token
+        self._odd: dict[str, Tensor] = {}  # (3,): rows of other classes, without a chosen token, dominated by one
         self._directions: dict[str, dict[str, Tensor]] = {}
 
     def add(self, layer: str, rows: Rows) -> None:
@@ -53,12 +54,12 @@ class Extraction:
         if self.keeps_samples:
             self._keep(layer, rows)
         self.moments[layer].update(rows.x, rows.label, rows.pair)
-        self._left_out[layer] += torch.stack([(rows.label == -1).sum(), (rows.label == -2).sum()])
+        self._odd[layer] += torch.stack([(rows.label == -1).sum(), (rows.label == -2).sum(), rows.dominated.sum()])
 
     def _open(self, layer: str, width: int, device: torch.device) -> None:
         with torch.inference_mode(False):
             self.moments[layer] = ClassMoments(width, self._scatter, device)
-            self._left_out[layer] = torch.zeros(2, dtype=torch.int64, device=device)
+            self._odd[layer] = torch.zeros(3, dtype=torch.int64, device=device)
             self._samples[layer] = []
 
     def _keep(self, layer: str, rows: Rows) -> None:
@@ -89,17 +90,21 @@ class Extraction:
             if self.keeps_samples:
                 self._samples = {layer: [gather_rows(self._joined(layer))] for layer in seen}
         self.moments = {layer: self.moments[layer] for layer in layers if layer in self.moments}
-        if self._left_out:
-            others, without_tokens = torch.stack([left.cpu() for left in self._left_out.values()]).amax(0).tolist()
-            _refuse_others(others)
-            _warn_of_rows_without_tokens(without_tokens)
+        if self._odd:
+            by_layer = dict(
+                zip(self._odd, torch.stack([odd.cpu() for odd in self._odd.values()]).tolist(), strict=True)
+            )
+            _refuse_others(max(others for others, _, _ in by_layer.values()))
+            _warn_of_rows_without_tokens(max(without for _, without, _ in by_layer.values()))
+            negative, positive, _ = self.counts()
+            warn_of_dominated_means({layer: odd[2] for layer, odd in by_layer.items()}, negative + positive)
 
     def _open_what_other_ranks_saw(self, layers: Sequence[str], device: torch.device) -> None:
-        mine = torch.zeros(len(layers), 3, dtype=torch.int64, device=device)
+        mine = torch.zeros(len(layers), 4, dtype=torch.int64, device=device)
         for i, layer in enumerate(layers):
             if layer in self.moments:
                 mine[i, 0] = self.moments[layer].mean.shape[1]
-                mine[i, 1:] = self._left_out[layer]
+                mine[i, 1:] = self._odd[layer]
         ranks = torch.stack(gather(mine))
         widths = ranks[..., 0].amax(0)
         if ((ranks[..., 0] != 0) & (ranks[..., 0] != widths)).any():
@@ -108,7 +113,7 @@ class Extraction:
             if widths[i] and layer not in self.moments:
                 self._open(layer, int(widths[i]), device)
             if widths[i]:
-                self._left_out[layer] = ranks[:, i, 1:].sum(0)
+                self._odd[layer] = ranks[:, i, 1:].sum(0)
 
     def directions(self, method: str) -> dict[str, Tensor]:
         """Return the direction of each layer by one of `METHODS`, ``(D,)`` float64.

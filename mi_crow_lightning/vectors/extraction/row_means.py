@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.vectors.extraction.labels import BatchFacts
+from mi_crow_lightning.vectors.extraction.massive import is_dominated
 
 __all__ = ["RowMeans", "Rows"]
 
@@ -19,11 +20,13 @@ class Rows(NamedTuple):
         x: ``(B, D)`` float64; zeros in rows without a chosen token.
         label: ``(B,)``: 1 positive, 0 negative, -1 for another class, -2 without a chosen token.
         pair: ``(B,)``, or ``None``.
+        dominated: ``(B,)`` bool: whether one token makes most of the mean.
     """
 
     x: Tensor
     label: Tensor
     pair: Tensor | None
+    dominated: Tensor
 
 
 class RowMeans:
@@ -37,6 +40,7 @@ class RowMeans:
         self.facts = facts
         self._sums: dict[str, Tensor] = {}  # (B, D)
         self._counts: dict[str, Tensor] = {}  # (B,)
+        self._norms: dict[str, Tensor] = {}  # (2, B): the largest norm of a token, and their sum
 
     def add(self, layer: str, x: Tensor, mask: Tensor | None) -> None:
         """Add one pass at one layer.
@@ -59,8 +63,19 @@ class RowMeans:
             # Not x * mask: what padding holds may be infinite.
             sums = torch.where(mask[..., None], x, 0.0).sum(1, dtype=torch.float64)
             counts = mask.sum(1, dtype=torch.float64)
+        self._note_norms(layer, x, mask)
         self._sums[layer] = self._sums[layer] + sums if layer in self._sums else sums
         self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
+
+    def _note_norms(self, layer: str, x: Tensor, mask: Tensor | None) -> None:
+        norms = torch.linalg.vector_norm(x.float(), dim=2)  # (B, T)
+        if mask is not None:
+            norms = norms.masked_fill(~mask, 0.0)
+        largest, total = norms.amax(1), norms.sum(1)
+        if layer in self._norms:
+            before = self._norms[layer]
+            largest, total = torch.maximum(largest, before[0]), total + before[1]
+        self._norms[layer] = torch.stack([largest, total])
 
     def _in_rows(self, layer: str, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return ``x`` as (B, T, D) and ``mask`` as (B, T)."""
@@ -84,5 +99,7 @@ class RowMeans:
             label = torch.where(counts > 0, self.facts.label.to(counts.device, non_blocking=True), -2)
             pair = self.facts.pair
             pair = None if pair is None else pair.to(counts.device, non_blocking=True)
-            found[layer] = Rows(sums / counts.clamp(min=1)[:, None], label, pair)
+            largest, total = self._norms[layer].unbind()
+            dominated = is_dominated(largest, total, counts)
+            found[layer] = Rows(sums / counts.clamp(min=1)[:, None], label, pair, dominated)
         return found

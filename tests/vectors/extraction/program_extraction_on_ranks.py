@@ -70,7 +70,7 @@ def refused_widths(rank: int) -> str:
     """What is said where one layer is not as wide on one rank as on the other."""
     extraction, label = Extraction(), torch.tensor([0, 1])
     for layer, width in {"alike": 4, "wider": 3 + rank}.items():
-        extraction.add(layer, Rows(torch.ones(2, width), label, None))
+        extraction.add(layer, Rows(torch.ones(2, width), label, None, torch.zeros(2, dtype=torch.bool)))
     try:
         extraction.reduce(["alike", "wider"], torch.device("cpu"))
     except ValueError as error:

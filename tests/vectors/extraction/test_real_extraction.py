@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,21 @@ def pairs() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def extracted(smollm2: LanguageModel, pairs: Any) -> dict[str, ContrastDetector]:
-    """From twelve pairs, scored on four others: over all tokens, and without the first one of each text."""
+    """From twelve pairs, scored on four others: over all tokens, without the first of each text, and ordinary ones."""
     smollm2.tokenizer.padding_side = "right"
-    chosen = {"all": Tokens("all"), "later": ~Tokens(positions=[0])}
+    chosen = {"all": Tokens("all"), "later": ~Tokens(positions=[0]), "ordinary": Tokens("ordinary")}
     detectors = {name: ContrastDetector("block:*", tokens=tokens, name=name) for name, tokens in chosen.items()}
     run, module, collate = (
         trainer(HookCallback(list(detectors.values()))),
         Reader(smollm2.model),
         PairCollator(smollm2.tokenize),
     )
-    run.predict(module, DataLoader(pairs[:12], batch_size=4, collate_fn=collate))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run.predict(module, DataLoader(pairs[:12], batch_size=4, collate_fn=collate))
+    # With all tokens always; without the first one of each text, another one is massive in one of them.
+    assert sum("in 24 of 24 texts one token has more" in str(one.message) for one in warned) == 1
+    assert sum("channel 507 holds 9" in str(one.message) for one in warned) == 1
     run.validate(module, DataLoader(pairs[12:], batch_size=4, collate_fn=collate), verbose=False)
     return detectors
 
@@ -74,6 +80,14 @@ def test_held_out_pairs_are_told_apart_once_the_first_token_is_left_out(extracte
     # The first token's massive activation, divided by the length of the text, drowns all else in the mean.
     assert auroc["later"][BLOCK] == 1.0 > auroc["all"][BLOCK]
     assert auroc["later"][extracted["later"].best_layer()] == 1.0
+    assert auroc["ordinary"][BLOCK] == 1.0
+
+
+def test_no_channel_dominates_a_vector_of_ordinary_tokens(extracted: dict[str, ContrastDetector]) -> None:
+    def share(name: str) -> float:
+        return max(float((v**2).max() / (v**2).sum()) for v in extracted[name].vectors().values())
+
+    assert share("ordinary") < 0.3 < share("all")
 
 
 def test_it_steers_and_its_random_control_does_less(
