@@ -149,6 +149,17 @@ def test_switches_by_hand_are_marked_once(tmp_path: Path) -> None:
     assert found == [(1, "mine", "off, by disable()"), (3, "mine", "on, by enable()")]
 
 
+def test_a_hook_that_is_enabled_after_its_schedule_began_is_marked_once(tmp_path: Path) -> None:
+    hook = plus_one(Schedule(stages="train", start_step=2), hook_id="mine")
+
+    def switch(_: Any, __: Any, batch: int) -> None:
+        if batch in (1, 3):
+            (hook.disable if batch == 1 else hook.enable)()
+
+    found = marks(tmp_path, OnEvent(ON_START, switch), HookCallback(controllers=hook))
+    assert found == [(1, "mine", "off, by disable()"), (3, "mine", "on, by enable()")]
+
+
 @pytest.mark.filterwarnings("ignore:.*failed at layer:RuntimeWarning")
 def test_a_hook_that_fails_is_marked_with_its_warning(tmp_path: Path) -> None:
     detector = FailingDetector(at=3, schedule=Schedule(stages="train"), name="broken")
@@ -206,6 +217,31 @@ def test_events_of_a_logged_step_are_in_the_record_of_its_readings(tmp_path: Pat
     with_events = [(step, len(tags) > 1) for step, tags in records if any(tag.startswith("events/") for tag in tags)]
     assert with_events == [(step, step % 2 == 1) for step in range(STEPS)]
     assert len(list(read_compact(tmp_path / "run"))) == len(callback.history())
+
+
+def test_events_are_written_when_their_batch_is_over(tmp_path: Path) -> None:
+    logger, seen = logger_in(tmp_path), []
+
+    def reading(*_: Any) -> None:
+        logger.experiment.flush()
+        seen.append([row.step for row in rows_of(tmp_path)])
+
+    callback = HookCallback(Noting(schedule=Schedule(stages="train")))
+    callbacks = (callback, OnEvent("on_train_batch_end", reading))
+    fit(module_of(), data_of(), *callbacks, logger=logger, log_every_n_steps=2)
+    assert seen == [list(range(step + 1)) for step in range(STEPS)]
+
+
+def test_the_last_record_of_a_step_holds_all_its_events(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    callback = HookCallback(Noting(schedule=Schedule(stages="train")))
+    fit(module_of(), data_of(), callback, logger=logger_in(tmp_path), accumulate_grad_batches=2, log_every_n_steps=2)
+    (file,) = (tmp_path / "run").glob("events*")
+    values = [(event.step, value) for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    written = [(step, len(value.tensor.string_val) // 4) for step, value in values if value.tag.startswith("events/")]
+    assert written == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1)]
+    assert [(row.step, row.text) for row in rows_of(tmp_path)] == [(at // 2, f"seen {at}") for at in range(STEPS)]
 
 
 def test_evaluations_count_steps_as_their_readings_do(tmp_path: Path) -> None:
