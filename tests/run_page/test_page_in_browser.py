@@ -14,10 +14,15 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from mi_crow_lightning import ActivationStatistics, HookCallback, ProjectionDetector, SteeringController
 from mi_crow_lightning.loggers import HistoryRow, read_compact
 from mi_crow_lightning.run_page import write_page
+from tests.callback.runs import data_of, module_of, run
+from tests.models import WIDTH, trainer
 from tests.tensorboard_plugin.browser import Browser, chromium
 from tests.tensorboard_plugin.logs import BLOCKS, schema, tensor, write_plain, write_run, write_tensor
 from tests.tensorboard_plugin.tab import BUSY, Tab
@@ -180,14 +185,41 @@ def test_the_address_leads_to_the_same_picture(page: Alone) -> None:
 def test_the_report_of_the_run_is_shown_as_it_is(page: Alone) -> None:
     page.open(run="one", view="report")
     assert page.run("document.querySelector('pre').textContent") == REPORT
-    assert (
-        page.run("[...document.querySelectorAll('h2')].map((one) => one.textContent)")[-1]
-        == "fit, mine, from step 4 on"
-    )
+    assert page.run("[...document.querySelectorAll('h2')].map((one) => one.textContent)")[-1] == "fit, mine, at step 4"
     select = "document.querySelector('section[aria-label^=Report] select')"
     page.run(f"{select}.value = 'two'; {select}.dispatchEvent(new Event('change'))")
     page.ready()
     assert "has no report" in page.title and not page.run("document.querySelectorAll('pre').length")
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page that a callback wrote: of a fit with projections, and of a predict with a controller."""
+    folder, vector = tmp_path_factory.mktemp("steered"), torch.ones(WIDTH)
+    detectors = [ActivationStatistics("block:*"), ProjectionDetector("block:*", vectors={"up": vector})]
+    watch = HookCallback(detectors, SteeringController("block:1", vector, strength=2.0), page=True)
+    runner = trainer(watch, logger=TensorBoardLogger(folder, name=None, version="run"), max_epochs=2)
+    run("fit", runner, module_of("llama"), data_of("llama"))
+    run("predict", runner, module_of("llama"), data_of("llama"))
+    return folder / "run" / "hooks.html"
+
+
+@pytest.mark.parametrize(
+    ("view", "shown"),
+    [
+        ("heatmap", ["activations rms, train, of run", "4 of 4 layers"]),
+        ("steering", ["SteeringController", "model.model.layers.1"]),
+        ("vectors", ["projection: up", "model.model.layers.3"]),
+        ("report", ["HookCallback in fit: 3 hooks on 4 layers.", "HookCallback in predict: 3 hooks on 4 layers."]),
+    ],
+)
+def test_every_view_of_a_real_run_opens(browser: Browser, steered: Path, view: str, shown: list[str]) -> None:
+    browser.errors.clear()
+    page = Alone(browser, steered.as_uri())
+    page.open(view=view)
+    text = page.run("document.querySelector('#panel').innerText")
+    assert [one for one in shown if one not in text] == []
+    assert "could not be read" not in text and not browser.errors
 
 
 def test_hostile_names_stay_text(page: Alone) -> None:

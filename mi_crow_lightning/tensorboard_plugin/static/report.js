@@ -40,8 +40,8 @@ export class ReportView {
 
 function shown({ tag, step, text }) {
   const [, stage, ...callback] = tag.split("/");
-  const heading = [stage, ...callback].join(", ") + (step ? `, from step ${step} on` : "");
+  const heading = [stage, ...callback].join(", ") + (step ? `, at step ${step}` : "");
   const box = element("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": `Report of ${heading}` });
   box.append(element("pre", {}, text));
-  return element("div", {}, element("h2", {}, heading), box);
+  return element("div", { className: "report" }, element("h2", {}, heading), box);
 }
