@@ -84,7 +84,7 @@ def predicted(
 ) -> tuple[list[TextRow], list[list[GeneratedText]], Reference]:
     generation = {**GREEDY, **options.pop("generation", {})}
     module = CausalLMModule(model_of(kind), tokens(), generation=generation, log_text=log_text, **options)
-    reference = Reference(block_of(module.model, 1), module.model)
+    reference = Reference(block_of(module.model, 1), module.model.base_model)
     logger = TensorBoardLogger(folder)
     run = trainer(HookCallback(controllers=controllers), reference, logger=logger)
     predictions: Any = run.predict(module, texts_loader(batch_size=batch_size))
@@ -118,7 +118,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "chunks of the prompt": {"generation": {"prefill_chunk_size": 3}},
     "sequences": {"generation": {"do_sample": True, "num_return_sequences": 2}},
     "ends": {"generation": {"do_sample": True, "temperature": 4.0, "eos_token_id": list(range(0, 300, 6))}},
-    "lookup": {"generation": {"prompt_lookup_num_tokens": 3, "max_new_tokens": 14}, "batch_size": 1},
+    "lookup": {
+        "generation": {"prompt_lookup_num_tokens": 3, "max_new_tokens": 14, "eos_token_id": 301},
+        "batch_size": 1,
+    },
     "sweep": {"sweep": [0, 2, -0.5]},
 }
 
