@@ -82,11 +82,8 @@ def write_layout(
 def _charts(
     stage: str, statistics: Mapping[str, Iterable[str]], bands: Sequence[Band]
 ) -> Iterator[tuple[str, str, _Chart]]:
-    """Yield category, title and chart."""
+    """Yield category, title and chart: bands first, because what has few layers, such as steering, has lines."""
     segment = stage_segment(stage)
-    for prefix, names in statistics.items():
-        for name in names:
-            yield prefix, name, _Chart(regex=_layers_of(f"{prefix}_{name}/", segment))
     signatures: dict[tuple[str, str], set[str]] = {}
     for band in bands:
         signatures.setdefault((band.prefix, band.name), set()).add(band.signature)
@@ -94,6 +91,9 @@ def _charts(
         several = len(signatures[band.prefix, band.name]) > 1 or band.name in statistics.get(band.prefix, ())
         title = f"{band.name} {band.signature}" if several else band.name
         yield band.prefix, title, _Chart(bands=tuple(_tags(band, stage, one) for one in band.dataloaders))
+    for prefix, names in statistics.items():
+        for name in names:
+            yield prefix, name, _Chart(regex=_layers_of(f"{prefix}_{name}/", segment))
 
 
 def _tags(band: Band, stage: str, dataloader_idx: int | None) -> tuple[str, str, str]:
