@@ -343,8 +343,9 @@ CONSTRUCTORS: dict[str, Constructor] = {
         }
         | {"name": optional(is_line), "log_every_n_steps": optional(whole(1)), "token_mask": optional(callable)}
         | {"scalars": lambda value: value is not None and one_of("auto", "all", "summary", "none")(value)}
-        | {"monitor": are_tags, "prog_bar": is_any_collection, "log_hyperparams": is_flag}
-        | {"page": is_flag, "per_dataloader": is_flag, "dry_run": is_flag, "history_size": optional(whole(1))}
+        | {"monitor": are_tags, "prog_bar": is_any_collection, "report": optional(one_of("full", "short", "off"))}
+        | {"log_hyperparams": is_flag, "page": is_flag, "per_dataloader": is_flag, "dry_run": is_flag}
+        | {"history_size": optional(whole(1))}
         | {"figures": lambda value: is_flag(value) or is_any_collection(value)},
     ),
     "Layers": Constructor(

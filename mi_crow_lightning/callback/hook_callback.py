@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -48,6 +48,7 @@ from mi_crow_lightning.loggers.histogram_history import HistogramHistory
 from mi_crow_lightning.loggers.history import HistoryTable
 from mi_crow_lightning.loggers.scalar_choice import Scalars
 from mi_crow_lightning.report.build import CallbackArguments
+from mi_crow_lightning.report.form import form_of
 from mi_crow_lightning.report.logged import write_report
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.run_report import RunReport
@@ -86,6 +87,8 @@ class HookCallback(pl.Callback):
             default there are summaries over the layers, and every tag that a callback of the Trainer monitors.
         prog_bar: names of readings that the progress bar shows, such as ``["rms"]``: of each the largest number over
             the layers that it was read at, ``rms_max`` in training and ``val_rms_max`` in validation.
+        report: what is logged of `report` when a run starts: ``"full"``, ``"short"``, a line or two, or ``"off"``;
+            refusals in any case. ``None``: what the environment variable ``MI_CROW_LIGHTNING_REPORT`` says, else all.
         log_hyperparams: whether loggers get the settings of the hooks, as ``hooks/0/strength``, beside the
             hyperparameters of the module; the Trainer's ``enable_autolog_hparams=False`` turns off both.
         figures: whether a heatmap of each detector's readings goes to the loggers that take images (TensorBoard, W&B)
@@ -123,6 +126,7 @@ class HookCallback(pl.Callback):
         scalars: Scalars = "auto",
         monitor: Sequence[str] = (),
         prog_bar: Sequence[str] = (),
+        report: Literal["full", "short", "off"] | None = None,
         log_hyperparams: bool = True,
         figures: bool | Sequence[str] = False,
         page: bool = False,
@@ -165,7 +169,7 @@ class HookCallback(pl.Callback):
         self._failed_to_forget: dict[str, Exception] = {}
         self._states = HookStates()
         self._resumes = True
-        self._reporter = Reporter()
+        self._reporter = Reporter(form_of(report))
         self._spawned_runs = SpawnedRuns()
         for hook in (*self.detectors, *self.controllers):
             hook._spawned_runs = self._spawned_runs

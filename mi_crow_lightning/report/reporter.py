@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 
@@ -12,18 +14,28 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.report.build import CallbackArguments, build_report
+from mi_crow_lightning.report.feature import Feature
+from mi_crow_lightning.report.in_terminal import styled
 from mi_crow_lightning.report.in_words import ALL_TOKENS, NO_MASK
 from mi_crow_lightning.report.info_log import log_info
 from mi_crow_lightning.report.refusals import run_refusals, strengths_of_no_batch, trial_registration
-from mi_crow_lightning.report.run_report import RunReport, refusals_in_words
+from mi_crow_lightning.report.run_report import RunReport, in_short, in_words, refusals_in_words
 
 __all__ = ["Reporter"]
 
+# The features that were logged of each Trainer, so that several callbacks, and a predict after a fit, log each once.
+_logged: WeakKeyDictionary[pl.Trainer, set[Feature]] = WeakKeyDictionary()
+
 
 class Reporter:
-    """The author of a callback's reports: one for each run, made when its hooks are registered."""
+    """The author of a callback's reports: one for each run, made when its hooks are registered.
 
-    def __init__(self) -> None:
+    Args:
+        form: what is logged, one of `FORMS`: ``"full"``, ``"short"`` or ``"off"``. Refusals are logged in any case.
+    """
+
+    def __init__(self, form: str = "full") -> None:
+        self._form = form
         self._last: RunReport | None = None
         self._unmasked: Mapping[Stage | None, bool] = {}
 
@@ -61,7 +73,7 @@ class Reporter:
             RegistrationError, VectorMismatch, StrengthMismatch: the first of the report's refusals.
         """
         refused = run_refusals(trainer, pl_module, layers, registries)
-        self._log(build_report(trainer, pl_module, arguments, layers, refused), layers.unmasked)
+        self._log(trainer, build_report(trainer, pl_module, arguments, layers, refused), layers.unmasked)
         if refused:
             raise refused[0]
 
@@ -97,11 +109,21 @@ class Reporter:
         with trial_registration(pl_module, arguments.root, arguments.hooks) as (layers, refused_hooks):
             refused = run_refusals(trainer, pl_module, layers, [*others, layers])
             report = build_report(trainer, pl_module, arguments, layers, refused, refused_hooks, dry_run=True)
-            self._log(report, layers.unmasked)
+            self._log(trainer, report, layers.unmasked)
 
-    def _log(self, report: RunReport, unmasked: Mapping[Stage | None, bool]) -> None:
+    def _log(self, trainer: pl.Trainer, report: RunReport, unmasked: Mapping[Stage | None, bool]) -> None:
         self._last, self._unmasked = report, unmasked
-        log_info(str(report))
+        if self._form == "off":
+            if report.refusals:
+                log_info(refusals_in_words(report.refusals, report.dry_run))
+            return
+        before = _logged.setdefault(trainer, set())
+        features = [feature for feature in report.features if feature not in before]
+        before.update(features)
+        if self._form == "short":
+            log_info(in_short(report, features))
+        else:
+            log_info(in_words(report, features), partial(styled, report, features))
 
 
 def _without_masks(report: RunReport) -> RunReport:

@@ -10,12 +10,25 @@ from itertools import groupby
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from mi_crow_lightning._in_html import html_section, html_table
-from mi_crow_lightning._tables import NAMES, WHOLE_OR_NONE, Table
+from mi_crow_lightning._tables import NAMES, WHOLE_OR_NONE, Table, listed_names
 from mi_crow_lightning._text_table import text_table
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.report.feature import Feature, Support
 
-__all__ = ["HookPlan", "HookedLayer", "RunReport", "refusals_in_words"]
+__all__ = [
+    "HookPlan",
+    "HookedLayer",
+    "RunReport",
+    "feature_cells",
+    "head_of",
+    "hook_cells",
+    "in_short",
+    "in_words",
+    "layer_cells",
+    "refusals_in_words",
+    "refusals_of",
+    "unused_features",
+]
 
 Cells: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
 """The names of columns, and rows of cells."""
@@ -142,10 +155,7 @@ class RunReport:
         ).to_pandas()
 
     def __str__(self) -> str:
-        tables = (text_table(*_hook_table(self.hooks)), text_table(*_layer_table(self.layers, _MAX_ROWS)))
-        parts = [_head(self), *tables, _features_in_words(self.features)]
-        parts.append(refusals_in_words(self.refusals, self.dry_run))
-        return "\n\n".join(part for part in parts if part)
+        return in_words(self, self.features)
 
     def __repr__(self) -> str:
         refused = f", {_count(len(self.refusals), 'refusal')}" if self.refusals else ""
@@ -155,35 +165,68 @@ class RunReport:
 
     def _repr_html_(self) -> str:
         """Return the report as HTML, which a notebook shows."""
-        layers = html_table(*_layer_table(self.layers, len(self.layers)))
+        layers = html_table(*layer_cells(self.layers, len(self.layers)))
         parts = [
-            f"<p>{escape(_head(self))}</p>",
-            *(f"<p><strong>{escape(why)}</strong></p>" for why in _refusals(self.refusals, self.dry_run)),
-            html_section("Hooks", html_table(*_hook_table(self.hooks))),
+            f"<p>{escape(head_of(self))}</p>",
+            *(f"<p><strong>{escape(why)}</strong></p>" for why in refusals_of(self.refusals, self.dry_run)),
+            html_section("Hooks", html_table(*hook_cells(self.hooks))),
             html_section("Layers", layers, is_open=len(self.layers) <= _MAX_ROWS),
-            html_section("This run uses", html_table(("", "", "", ""), _feature_table(self.features)[1])),
+            html_section("This run uses", html_table(("", "", "", ""), feature_cells(self.features)[1])),
         ]
         return "".join(parts)
 
 
+def in_words(report: RunReport, features: Sequence[Feature]) -> str:
+    """Return a report as text.
+
+    Args:
+        report: the report.
+        features: those of its features that are shown.
+    """
+    tables = (text_table(*hook_cells(report.hooks)), text_table(*layer_cells(report.layers, _MAX_ROWS)))
+    parts = [head_of(report), *tables, _features_in_words(features), refusals_in_words(report.refusals, report.dry_run)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def in_short(report: RunReport, features: Sequence[Feature]) -> str:
+    """Return a report in a line or two: how many hooks there are, the features that work only in part, and refusals.
+
+    Args:
+        report: the report.
+        features: those of its features that are shown.
+    """
+    hooks = listed_names((plan.hook for plan in report.hooks), most=4)
+    head = head_of(report).removesuffix(".") + (f" ({hooks})." if hooks else ".")
+    partly = [
+        f"{feature.support.value}: {feature.name} {feature.value}{f' ({feature.note})' if feature.note else ''}"
+        for feature in features
+        if feature.support in (Support.DEGRADED, Support.UNTESTED)
+    ]
+    lines = [_wrapped(head), *map(_wrapped, partly), refusals_in_words(report.refusals, report.dry_run)]
+    return "\n".join(line for line in lines if line)
+
+
 def refusals_in_words(refusals: Iterable[str], dry_run: bool) -> str:
     """Return why a run is refused, or would be, as text."""
-    return "\n".join(map(_wrapped, _refusals(refusals, dry_run)))
+    return "\n".join(map(_wrapped, refusals_of(refusals, dry_run)))
 
 
-def _refusals(refusals: Iterable[str], dry_run: bool) -> Iterator[str]:
+def refusals_of(refusals: Iterable[str], dry_run: bool) -> Iterator[str]:
+    """Yield why a run is refused, or would be, a sentence each."""
     verdict = "This run would be refused" if dry_run else "This run is refused"
     return (f"{verdict}: {why}" for why in refusals)
 
 
-def _head(report: RunReport) -> str:
+def head_of(report: RunReport) -> str:
+    """Return which run the report is of, and how many hooks and layers it has."""
     counted = f"{_count(len(report.hooks), 'hook')} on {_count(len(report.layers), 'layer')}"
     if report.dry_run:
         return f"HookCallback(dry_run=True) in {report.run}: {counted}, and nothing is attached."
     return f"HookCallback in {report.run}: {counted}."
 
 
-def _hook_table(hooks: Sequence[HookPlan]) -> Cells:
+def hook_cells(hooks: Sequence[HookPlan]) -> Cells:
+    """Return the hooks as rows."""
     header = ("hook", "layers", "", "when", "tokens")
     rows = [
         (
@@ -206,7 +249,7 @@ def _signature(signature: Signature | None) -> str:
     return f"[{first}, ... {len(signature) - _MAX_SIGNATURES} more]"
 
 
-def _layer_table(layers: Sequence[HookedLayer], most: int) -> Cells:
+def layer_cells(layers: Sequence[HookedLayer], most: int) -> Cells:
     """Return the layers as rows, at most ``most`` of them, each for neighbours that are alike."""
     alike = [list(group) for _, group in groupby(layers, key=_shown)]
     rows = [(_span(group), group[0].module, group[0].output_shape or "", ", ".join(group[0].hooks)) for group in alike]
@@ -225,15 +268,22 @@ def _span(layers: Sequence[HookedLayer]) -> str:
     return f"{layers[0].name} to {layers[-1].name} ({len(layers)})"
 
 
-def _feature_table(features: Sequence[Feature]) -> Cells:
+def feature_cells(features: Sequence[Feature]) -> Cells:
+    """Return the features that are used as rows."""
     used = [feature for feature in features if feature.support is not Support.NOT_USED]
     return ("this run uses", "", "", ""), [_feature_row(feature) for feature in used]
 
 
 def _features_in_words(features: Sequence[Feature]) -> str:
+    header, rows = feature_cells(features)
+    lines = [text_table(header, rows)] if rows else []
+    return "\n".join([*lines, *unused_features(features)])
+
+
+def unused_features(features: Sequence[Feature]) -> list[str]:
+    """Return the line that names the features that are not used, if there are any."""
     unused = [feature.name for feature in features if feature.support is Support.NOT_USED]
-    table = text_table(*_feature_table(features))
-    return f"{table}\nnot used: {', '.join(unused)}" if unused else table
+    return [f"not used: {', '.join(unused)}"] if unused else []
 
 
 def _feature_row(feature: Feature) -> tuple[str, str, str, str]:

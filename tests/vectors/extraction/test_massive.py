@@ -59,7 +59,10 @@ def test_a_massive_token_in_some_texts() -> None:
         "of 2 layers): a massive token, which dominates the text's mean and may make the direction. Give "
         "tokens='ordinary', or combine it: Tokens('ordinary') & Tokens('prompt')"
     )
-    assert channel.startswith("channel 5 holds 100% of") and "(at 2 of 2 layers one channel holds more than 30%)" in channel
+    assert (
+        channel.startswith("channel 5 holds 100% of")
+        and "(at 2 of 2 layers one channel holds more than 30%)" in channel
+    )
 
 
 def test_without_massive_tokens_nothing_is_said() -> None:
