@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.loggers.tensorboard import log_folder, summary_writer
 from mi_crow_lightning.loggers.wandb_and_mlflow import log_page
 from mi_crow_lightning.report.info_log import log_info
@@ -26,7 +26,7 @@ def warn_without_event_files(trainer: pl.Trainer) -> None:
     if not trainer.is_global_zero or trainer_facts.is_a_trial(trainer):
         return
     if not any(summary_writer(logger) is not None for logger in trainer.loggers):
-        warnings.warn(
+        warn(
             "HookCallback(page=True) makes the page of the event files of a TensorBoardLogger, and this Trainer has "
             "none: there will be no page. Give it logger=TensorBoardLogger(...), beside others in a list if you like.",
             stacklevel=2,
@@ -72,6 +72,6 @@ def _log_to_others(loggers: Sequence[object], page: Path) -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
-    warnings.warn(
+    warn(
         f"HookCallback(page=True) {what}: {type(error).__name__}: {error!s:.500}", RuntimeWarning, stacklevel=2
     )

@@ -7,7 +7,6 @@ the end of the run. MLflow keeps the first value of a parameter. A logger that f
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
@@ -17,6 +16,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._shown import cut, shown
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.loggers.tensorboard import write_hyperparameters
 from mi_crow_lightning.report.hook_settings import Settings, settings_of
@@ -98,7 +98,7 @@ def _guarded(log: Any, trainer: pl.Trainer, logger: Logger, settings: Settings) 
 
 
 def _warn(what: str, error: Exception) -> None:
-    warnings.warn(
+    warn(
         f"HookCallback: {what}: {shown(error)}. The run goes on; log_hyperparams=False leaves them out.",
         RuntimeWarning,
         stacklevel=2,
@@ -134,7 +134,7 @@ def _begin_mlflow(logger: MLFlowLogger, settings: Settings) -> None:
     known: Mapping[str, str] = logger.experiment.get_run(logger.run_id).data.params
     changed = [name for name, value in settings.items() if name in known and known[name] != str(value)]
     if changed:
-        warnings.warn(
+        warn(
             f"HookCallback: MLflow keeps the first value of a parameter, and this run has others: "
             f"{cut(', '.join(changed), _MOST_NAMED)}. Log to another run to have them kept.",
             stacklevel=2,
