@@ -72,6 +72,4 @@ def _log_to_others(loggers: Sequence[object], page: Path) -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
-    warn(
-        f"HookCallback(page=True) {what}: {type(error).__name__}: {error!s:.500}", RuntimeWarning, stacklevel=2
-    )
+    warn(f"HookCallback(page=True) {what}: {type(error).__name__}: {error!s:.500}", RuntimeWarning, stacklevel=2)

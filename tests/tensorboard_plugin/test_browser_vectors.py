@@ -120,8 +120,9 @@ def heads(tab: Tab, title: str) -> list[str]:
 
 
 def titles(tab: Tab) -> list[str]:
-    found: list[str] = tab.run("[...document.querySelectorAll('section > h2')].map((one) => one.textContent)")
-    return [title for title in found if title]
+    seen = "[...document.querySelectorAll('section > h2')].filter((one) => one.checkVisibility())"
+    found: list[str] = tab.run(f"{seen}.map((one) => one.textContent)")
+    return found
 
 
 def over(tab: Tab, of: str) -> tuple[float, float, float, float]:
@@ -246,8 +247,11 @@ def test_tabs_switch_the_view_by_keyboard(tab: Tab) -> None:
     tab.open(run="many", name="auroc", stage="validate", prefix="contrast")
     assert tab.run("document.querySelector('.heatmap').checkVisibility()")
     tab.run("document.querySelector('[role=tab][aria-selected=true]').focus()")
-    tab.page.key("ArrowRight")
-    tab.wait("document.activeElement.textContent === 'Vectors'")
+    for name in tab.run("[...document.querySelectorAll('[role=tab]')].map((one) => one.textContent)")[1:]:
+        tab.page.key("ArrowRight")
+        tab.wait(f"document.activeElement.textContent === '{name}'")
+        if name == "Vectors":
+            break
     tab.ready()
     assert tab.run("document.querySelector('[role=tab][aria-selected=true]').textContent") == "Vectors"
     assert not tab.run("document.querySelector('.heatmap').checkVisibility()")
