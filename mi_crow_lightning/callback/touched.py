@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -12,6 +13,7 @@ from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.callback.hook_callback import HookCallback
 from mi_crow_lightning.callback.hooked_run import HookedRun
 from mi_crow_lightning.hooks.positions.touched import Touched, TouchedTokens
+from mi_crow_lightning.hooks.schedules import Stage
 
 __all__ = ["FollowedTokens", "following_tokens"]
 
@@ -68,4 +70,4 @@ def _followed(run: HookedRun) -> TouchedTokens:
     traced = {hook.id for hook in run.layers.traced_hooks() if run.layers.is_attached(hook)}
     unknown = {hook_id: "it runs inside a compiled graph" for hook_id in run.effects.hooks if hook_id in traced}
     names = {hook_id: run.effects.names[hook_id] for hook_id in run.effects.hooks}
-    return TouchedTokens(names, unknown)
+    return TouchedTokens(names, unknown, partial(run.effects.changed, Stage.PREDICT))

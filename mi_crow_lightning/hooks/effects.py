@@ -159,6 +159,10 @@ class Effects:
         if not torch.compiler.is_compiling() and self.listener is not None:
             self.listener(hook_id, ctx, pair, channels)
 
+    def changed(self, stage: Stage) -> dict[str, Tensor]:
+        """Return how many tokens each hook, by its ID, changed or broke on this rank since a stage was last read."""
+        return {hook_id: self._sums.changed(stage.value, places) for hook_id, places in self._of_hook.items()}
+
     def follow(self, stages: Iterable[Stage]) -> None:
         """Keep the changes over the batches of these stages, see `share_over_batches`."""
         if self._places:

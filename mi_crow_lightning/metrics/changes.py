@@ -151,6 +151,11 @@ class EffectSums:
         row = self._of(stage)[place]
         row.copy_(merge_changes(torch.stack([row, measure_change(before, after, channels).to(row)])))
 
+    def changed(self, stage: str, places: Sequence[int]) -> Tensor:
+        """Return how many tokens were changed or broken at some places in a stage since they were last taken."""
+        rows = self._of(stage)[list(places)]
+        return (rows[:, Change.TOKENS] + rows[:, Change.BROKEN]).sum()
+
     def mark(self, stage: str) -> Tensor | None:
         """Return what was added in a stage since it was last taken, without waiting for the device.
 

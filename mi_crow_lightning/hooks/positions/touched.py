@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -46,15 +46,25 @@ class TouchedTokens:
     Args:
         names: the names of the hooks, by ID.
         unknown: why the tokens of a hook cannot be known, by its ID.
+        counted: returns how many tokens each hook has changed so far, by its ID, see `Effects.changed`. A hook that
+            changed others than those that were noted, such as in a compiled graph, is not known.
 
     Attributes:
         names: as given.
     """
 
-    def __init__(self, names: Mapping[str, str], unknown: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        names: Mapping[str, str],
+        unknown: Mapping[str, str] | None = None,
+        counted: Callable[[], Mapping[str, Tensor]] | None = None,
+    ) -> None:
         self.names = dict(names)
         self._unknown = dict(unknown or {})
         self._parts: dict[str, list[_Part]] = {hook_id: [] for hook_id in names}
+        self._counted = counted
+        self._before = counted() if counted is not None else {}
+        self._noted: dict[str, Tensor] = {}
 
     def __call__(
         self, hook_id: str, ctx: HookContext, pair: tuple[Tensor, Tensor] | None, channels: int | None
@@ -72,9 +82,14 @@ class TouchedTokens:
         if pair is None:
             raise _Unknown(f"the activations of {ctx.layer!r} before and after it cannot be compared")
         _check_pass(ctx)
-        marks = _by_token(changed_tokens(*pair, channels), pair[0], channels, ctx)  # (R, T)
+        changed = changed_tokens(*pair, channels)
+        count = changed.sum()
+        self._noted[hook_id] = (
+            self._noted[hook_id] + count.to(self._noted[hook_id]) if hook_id in self._noted else count
+        )
+        marks = _by_token(changed, pair[0], channels, ctx)  # (R, T)
         if parts and parts[-1].facts is facts and parts[-1].marks.shape == marks.shape:
-            parts[-1].marks.logical_or_(marks)  # another layer in the same pass
+            parts[-1].marks.logical_or_(marks.to(parts[-1].marks.device))  # another layer in the same pass
             return
         seen, last = marks.shape[1], facts.tokens or marks.shape[1]
         ids = facts.input_ids if facts.input_ids is not None and facts.input_ids.shape == (len(marks), last) else None
@@ -89,6 +104,7 @@ class TouchedTokens:
             width: columns of the prompts.
             drafts: whether tokens may have run that were then rejected, as in assisted generation.
         """
+        self._compare_counts()
         found = Touched({}, {self.names[hook_id]: why for hook_id, why in self._unknown.items()})
         for hook_id, parts in self._parts.items():
             if hook_id in self._unknown:
@@ -98,6 +114,15 @@ class TouchedTokens:
             except _Unknown as unknown:
                 found.unknown[self.names[hook_id]] = str(unknown)
         return found
+
+    def _compare_counts(self) -> None:
+        after = self._counted() if self._counted is not None else {}
+        for hook_id, count in after.items():
+            noted = float(self._noted[hook_id]) if hook_id in self._noted else 0.0
+            if hook_id not in self._unknown and float(count - self._before[hook_id]) != noted:
+                self._unknown[hook_id] = (
+                    "it also changed tokens in passes that cannot be followed, as in a compiled graph"
+                )
 
 
 class _Unknown(Exception):
@@ -147,7 +172,8 @@ def _joined(parts: list[_Part], sequences: Tensor, width: int, drafts: bool) -> 
     device = parts[0].marks.device
     sequences = sequences.to(device)
     joined, other = sequences != sequences, sequences.new_zeros((), dtype=bool)  # type: ignore[call-overload]
-    for facts, first, ids, marks in parts:
+    for facts, first, ids, of_pass in parts:
+        marks = of_pass.to(device)
         if len(marks) != len(sequences):
             raise _Unknown(f"the model ran {len(marks)} rows for the {len(sequences)} texts")
         if ids is None and drafts:
@@ -161,7 +187,7 @@ def _joined(parts: list[_Part], sequences: Tensor, width: int, drafts: bool) -> 
             ran = ids[:, begin - (first - learned) :][:, : marks.shape[1]].to(device) == sequences[:, columns]
             other = other | (marks & ~ran).any()
             marks = marks & ran
-        joined[:, columns] |= marks.to(device)
+        joined[:, columns] |= marks
     if not drafts and bool(other):
         raise _Unknown("other tokens ran than those of the text")
     return joined.cpu()

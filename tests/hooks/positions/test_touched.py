@@ -128,6 +128,21 @@ def test_of_drafts_only_those_count_that_became_text() -> None:
     assert unknown == {} and (~marks["steer"][:, :T]).nonzero().tolist() == [[0, 1]]
 
 
+@pytest.mark.parametrize(("elsewhere", "known"), [(0, True), (2, False)])
+def test_changes_that_nobody_noted_are_noticed(elsewhere: int, known: bool) -> None:
+    """Those are the counts of `Effects`, which a compiled graph adds to as well."""
+    counted = {"1": 100, "2": 7}
+    touched = TouchedTokens(
+        {"1": "steer", "2": "idle"}, None, lambda: {hook: torch.tensor(float(n)) for hook, n in counted.items()}
+    )
+    call(touched, *(x[..., 1, :] for x in edited(0, 1, 2, 3)))
+    call(touched, X, 2 * X)
+    counted["1"] += int(WANTED.sum()) + B * T + elsewhere
+    marks, unknown = touched.of(SEQUENCES, T)
+    assert set(marks) == ({"steer", "idle"} if known else {"idle"})
+    assert known or "cannot be followed" in unknown["steer"]
+
+
 def test_what_is_not_known_of_one_pass_is_not_known_at_all() -> None:
     touched = TouchedTokens({"1": "steer", "2": "graph"}, {"2": "it runs inside a compiled graph"})
     call(touched, X, 2 * X)
