@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cut", "shortened", "shown"]
+__all__ = ["cut", "name_of", "shortened", "shown"]
 
 _MOST = 160  # characters of a value: a message names several, and stays below 2 kB
 
@@ -21,6 +21,17 @@ def shown(value: object, most: int = _MOST) -> str:
     if "\n" in text:
         text = " ".join(text.split())
     return cut(text, most)
+
+
+def name_of(function: object, most: int = 80) -> str:
+    """Return the name of a function, or what else shows a callable, on one line and short.
+
+    Examples:
+        >>> name_of(len), name_of(lambda x: x)
+        ('<len>', '<lambda>')
+    """
+    name = getattr(function, "__name__", None)
+    return f"<{cut(name.strip('<>'), most)}>" if isinstance(name, str) else shown(function, most)
 
 
 def cut(text: str, most: int) -> str:

@@ -24,14 +24,14 @@ def configured_names(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield module, name
 
 
-def warn_of_another_model(label: str, made_from: Iterable[str], model: nn.Module) -> None:
+def warn_of_another_model(holder: object, made_from: Iterable[str], model: nn.Module) -> None:
     """Warn where vectors were made from a model of another name.
 
     Only the ends of names count, so that a local copy is the same model, and only names that configurations have: many
     models share the name of a class. Where ``model`` holds several models, one of them with the name is enough.
 
     Args:
-        label: what holds the vectors, for the message.
+        holder: what holds the vectors, for the message.
         made_from: the names of the models that they were made from; an empty one is not known.
         model: the model that they are used on.
     """
@@ -44,7 +44,7 @@ def warn_of_another_model(label: str, made_from: Iterable[str], model: nn.Module
         unsure = not names or any(map(_REVISION.fullmatch, (_end(name), *names)))
         if not unsure and _end(name) not in names:
             warn(
-                f"{label}: its vector was made from model {name!r}, and this one is "
+                f"{holder!r}: its vector was made from model {name!r}, and this one is "
                 f"{' and '.join(map(repr, names.values()))}. Was one model made from the other, as by fine-tuning? If "
                 "not, the vector means nothing here: extract one from this model. If so, give dict(vector), which "
                 "names no model, or dict(vector.fitted_to(model, any_model=True)), which also checks layers and "

@@ -32,7 +32,14 @@ from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.callback.monitored import Monitored
-from mi_crow_lightning.callback.names import describe, log_names, state_key_after, state_keys, unique_state_key
+from mi_crow_lightning.callback.names import (
+    describe,
+    log_names,
+    shown_hooks,
+    state_key_after,
+    state_keys,
+    unique_state_key,
+)
 from mi_crow_lightning.callback.progress_bar import ProgressBarNumbers
 from mi_crow_lightning.callback.rank_plans import Plan
 from mi_crow_lightning.callback.readings_log import ReadingsLog
@@ -434,7 +441,7 @@ class HookCallback(pl.Callback):
         self._states.load(self._by_key(), self._run, state_dict, resumes)
 
     def __repr__(self) -> str:
-        return f"HookCallback(detectors={self.detectors!r}, controllers={self.controllers!r})"
+        return f"HookCallback(detectors={shown_hooks(self.detectors)}, controllers={shown_hooks(self.controllers)})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which is not in a run and takes no model along."""

@@ -8,9 +8,20 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from weakref import WeakValueDictionary
 
+from mi_crow_lightning._shown import shown
 from mi_crow_lightning.hooks.hook import Hook
 
-__all__ = ["describe", "log_names", "readable_names", "state_key_after", "state_keys", "unique_state_key"]
+__all__ = [
+    "describe",
+    "log_names",
+    "readable_names",
+    "shown_hooks",
+    "state_key_after",
+    "state_keys",
+    "unique_state_key",
+]
+
+_MOST_SHOWN = 3  # hooks in the ``repr`` of a callback
 
 _live: WeakValueDictionary[str, object] = WeakValueDictionary()  # unnamed callbacks by their state keys
 
@@ -85,3 +96,10 @@ def log_names(own: Sequence[Hook], of_trainer: Sequence[Sequence[Hook]]) -> dict
 
 def _numbered(name: str, mark: str, number: int) -> str:
     return name if number == 1 else f"{name}{mark}{number}"
+
+
+def shown_hooks(hooks: Sequence[Hook]) -> str:
+    """Return hooks as a list for ``repr``: of many the first and how many more there are, each cut where it is long."""
+    first = [shown(hook, 300) for hook in hooks[:_MOST_SHOWN]]
+    more = [f"... {len(hooks) - _MOST_SHOWN} more"] if len(hooks) > _MOST_SHOWN else []
+    return f"[{', '.join([*first, *more])}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,6 +80,13 @@ class Detector(Hook):
         self.tensor_metadata: dict[str, Any] = {}
         self.resumed: set[Stage] = set()
         self._of_all_ranks: Tensor | None = None
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        if self.name is not None:
+            yield "name", repr(self.name)
+        if self.before_edits:
+            yield "before_edits", "True"
+        yield from super()._facts()
 
     def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:
         """Take the activation out of the layer's input or output, and `observe` it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -54,6 +54,9 @@ _FOR_SUBCLASSES = frozenset(
         ),
     }
 )
+
+
+_LONGEST_FACT = 80  # characters of an argument in `repr`
 
 
 @answers_for_old_names
@@ -384,9 +387,22 @@ class Hook:
         """Return the names for tab completion: those that a user of the hook needs."""
         return [name for name in super().__dir__() if name not in _FOR_SUBCLASSES]
 
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        """Yield what `repr` says beside the layers, each argument with a short text; a subclass adds its own."""
+        if self.schedule is not None:
+            yield "schedule", shown(self.schedule, _LONGEST_FACT)
+        if self.channels is not None:
+            yield "channels", str(self.channels)
+
     def __repr__(self) -> str:
-        given = f", id={self.id!r}" if self._has_given_id else ""
-        return f"{type(self).__name__}(layer_signature={shown(self.layer_signature, 400)}{given})"
+        parts = [f"layer_signature={shown(getattr(self, 'layer_signature', None), 400)}"]
+        if getattr(self, "_has_given_id", False):
+            parts.append(f"id={self.id!r}")
+        try:
+            parts.extend(f"{name}={fact}" for name, fact in self._facts())
+        except Exception as error:  # a hook that is half made, or has arguments that cannot be shown
+            parts.append(f"... ({type(error).__name__})")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 def _is_dimension(value: Any) -> bool:

@@ -229,7 +229,7 @@ class Layers:
         try:
             hook.check_layers({match.name: match.index for match in matches})
             refuse_other_widths(hook, kind, matches, tree)
-            warn_of_another_model(repr(hook), hook._vector_models, self.root)
+            warn_of_another_model(hook, hook._vector_models, self.root)
             device = _device(matches[0].module, self.root)
             hook.prepare([match.name for match in matches], device)
             if any(match.module in self.graphs for match in matches):

@@ -20,7 +20,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import rounded
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
 
-__all__ = ["Casts", "PerLayer", "Vector", "ends_alike", "loaded"]
+__all__ = ["Casts", "PerLayer", "Vector", "ends_alike", "loaded", "span_of"]
 
 V = TypeVar("V")
 
@@ -127,6 +127,15 @@ class PerLayer(Generic[V]):
     def _items(self) -> list[tuple[int | str, V]]:
         return list(self.value.items()) if isinstance(self.value, dict) else [("", self.value)]
 
+    def describe(self, in_words: Callable[[list[V]], str]) -> str:
+        """Return the values in a few words, for the ``repr`` of a hook.
+
+        Args:
+            in_words: describes all of the values together.
+        """
+        text = in_words([value for _, value in self._items()])
+        return f"<{len(self.value)} layers, {text}>" if isinstance(self.value, dict) else f"<{text}>"
+
     def check_layers(self, blocks: Mapping[str, int | None]) -> None:
         """Refuse layers that there is no value for.
 
@@ -139,6 +148,18 @@ class PerLayer(Generic[V]):
         self._found.clear()
         for layer, index in blocks.items():
             self.of(layer, index)
+
+
+def span_of(numbers: Iterable[float]) -> str:
+    """Return a number, or the smallest and the largest of several.
+
+    Examples:
+        >>> span_of([3.0]), span_of([1, 2.5, 2])
+        ('3', '1 to 2.5')
+    """
+    given = list(numbers)
+    least, most = min(given), max(given)
+    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
 
 
 def loaded(given: Any, name: str) -> Any:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import is_finite, unusable
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._shown import name_of, shown
 from mi_crow_lightning.errors import StrengthMismatch
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, span_of
 from mi_crow_lightning.hooks.positions.rows import of_rows
 
 __all__ = ["A_FUNCTION", "Strength", "Strengths", "reads_batch"]
@@ -58,6 +58,16 @@ class Strengths:
         elif not _is_batch(given) and not callable(given):
             self.given = _number(given, "strength")
         self.number = self.given if isinstance(self.given, float) else None
+
+    def __str__(self) -> str:
+        """Return the strength in a few words, for the ``repr`` of a hook."""
+        if self._of_layers is not None:
+            return f"<{len(of := self.kept)} layers, {span_of(of.values())}>"  # type: ignore[arg-type, union-attr]
+        if self._of_samples is not None:
+            return f"<{len(self._of_samples)} samples, {span_of(self._of_samples.tolist())}>"
+        if callable(self.given):
+            return name_of(self.given)
+        return shown(self.given)
 
     @property
     def kept(self) -> float | str | Tensor | dict[int | str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning._saved_state import Check
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._shown import cut, name_of, shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.conditions import Condition, where_both
@@ -162,6 +162,16 @@ class TokenController(Controller):
         if callable(self.strength) or reads_batch(self):
             return f"strength={self.strength!r} is read again in each pass"
         return self.tokens.why_not_traced()
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield "strength", str(self._strengths)
+        if not self.tokens._is_all:
+            yield "tokens", cut(self.tokens._text, 80)
+        if self.condition is not None:
+            yield "when", name_of(self.condition)
+        if self.preserve_norm:
+            yield "preserve_norm", "True"
+        yield from super()._facts()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the switch and the strength; of a function, only the fact that it was one."""

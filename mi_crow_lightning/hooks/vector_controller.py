@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import checked_edit
 from mi_crow_lightning.hooks.directions import channel_dim_for, check_width, checked_vector
 from mi_crow_lightning.hooks.edits import laid_out_like, rounded
-from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
+from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, span_of
 from mi_crow_lightning.hooks.token_controller import TokenController
 
 __all__ = ["VectorController"]
@@ -171,6 +171,16 @@ class VectorController(TokenController):
     def _product(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         return rounded(strength * self.vector_at(x, ctx, wide), x.dtype)
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield self.argument, self._vectors.describe(self._described)
+        yield from super()._facts()
+
+    def _described(self, vectors: Sequence[Tensor]) -> str:
+        """Return the width and the length of vectors, for ``repr``."""
+        norms = [torch.linalg.vector_norm(vector.detach().float()).item() for vector in vectors]
+        widths = sorted({vector.shape[-1] for vector in vectors})
+        return f"width {span_of(widths)}, norm {span_of(norms)}"
 
     def prepare_graph(self, device: torch.device) -> None:
         """Bring the vectors to where the graph runs."""

@@ -96,7 +96,7 @@ def test_a_second_of_a_kind_on_one_layer_and_hook_type_conflicts() -> None:
     layers.register_hook(3, double(hook_id="edit"))
     before = handles(model)
     message = (
-        r"layer '3' already has a controller \(forward\): FunctionController\(layer_signature=3, id='edit'\). "
+        r"layer '3' already has a controller \(forward\): FunctionController\(layer_signature=3, id='edit', .*\). "
         "One controller per layer and hook type is allowed here: unregister that one, or set allow_stacking=True"
     )
     with pytest.raises(HookConflict, match=message):

@@ -6,6 +6,7 @@ orthogonal to the direction stays as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -81,6 +82,11 @@ class ClampController(VectorController):
     def _may_be_idle(self) -> bool:
         """Whether it may change nothing in a whole stage, as when all tokens lie within the range."""
         return self.value is None or super()._may_be_idle
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        given = {"value": self.value, "low": self.low, "high": self.high}
+        yield from ((name, f"{number:.4g}") for name, number in given.items() if number is not None)
+        yield from super()._facts()
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """Return ``x`` with its projection at the value, or within the range.

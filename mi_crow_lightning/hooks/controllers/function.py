@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._shown import name_of, shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.context import HookContext
@@ -56,6 +56,10 @@ class FunctionController(TokenController):
         if not callable(function):
             raise TypeError(f"function={shown(function)} must be callable: from an activation to the edited one")
         self.function = function
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield "function", name_of(self.function)
+        yield from super()._facts()
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """Return the share ``strength`` of the way to the function's result.

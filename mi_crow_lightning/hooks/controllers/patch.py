@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import unusable
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning._tables import listed_names
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import PatchMismatch
 from mi_crow_lightning.hooks.context import HookContext
@@ -80,6 +81,11 @@ class PatchController(VectorController):
     def checked(self, value: Any, name: str) -> Tensor:
         """Return a copy of what is stored; passes of one ``generate`` are joined."""
         return _joined(value, name)
+
+    def _described(self, vectors: Sequence[Tensor]) -> str:
+        """Return the shapes of what is stored, for ``repr``."""
+        shapes = dict.fromkeys(str(tuple(stored.shape)) for stored in vectors)
+        return f"shape {listed_names(shapes)}"
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """Return ``x`` with the stored activations wherever there are any.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +45,10 @@ class ScaleController(TokenController):
         if not is_finite(factor):
             raise ValueError(f"factor={shown(factor)} must be a finite number")
         self.factor = float(factor)
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield "factor", f"{self.factor:.4g}"
+        yield from super()._facts()
 
     def change(self, x: Tensor, strength: float | Tensor, ctx: HookContext) -> Tensor:
         """Return ``x`` with the share ``strength`` of the way to ``x * factor``."""

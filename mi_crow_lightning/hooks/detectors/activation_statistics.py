@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import check_flag, is_finite, listed, not_known
 from mi_crow_lightning._saved_state import Check, each, is_count, names, numbers
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import HookStateError
 from mi_crow_lightning.hooks.context import HookContext
@@ -114,6 +114,13 @@ class ActivationStatistics(Detector):
         self._metrics: dict[str, ActivationStatisticsMetric] = {}
         self._in_graph: dict[str, dict[str, LayerSums]] = {}  # by stage and layer
         self._loaded: dict[str, Any] = {}
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        if self.statistics != STATISTICS:
+            yield "statistics", shown([*self.statistics], 80)
+        if not self.tokens._is_all:
+            yield "tokens", cut(self.tokens._text, 80)
+        yield from super()._facts()
 
     def prepare(self, layers: list[str], device: torch.device) -> None:
         """Make new buffers, filled with what a checkpoint brought, if one did."""

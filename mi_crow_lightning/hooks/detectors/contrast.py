@@ -7,7 +7,7 @@ stage is over, and then all ranks have what one process on all data would have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import check_flag, is_finite, listed, not_known, one_of, whole_number
 from mi_crow_lightning._saved_state import Check, each, is_count, numbers, text
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import NothingExtracted, VectorMismatch
@@ -127,6 +127,12 @@ class ContrastDetector(Detector):
         self._batch: Any = None
         max_bytes = whole_number("max_bytes", max_bytes, 1, "a whole number of bytes")
         self._contrast = Contrast(method, scatter=scatter, keep_samples=keep_samples, max_bytes=max_bytes)
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield "method", repr(self.method)
+        if not self.tokens._is_all:
+            yield "tokens", cut(self.tokens._text, 80)
+        yield from super()._facts()
 
     def default_schedule(self) -> When:
         """Return the schedule of every batch of the two stages."""

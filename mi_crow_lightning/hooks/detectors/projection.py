@@ -7,14 +7,14 @@ layer, direction and stage, and the projections of the last pass, are kept on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known, one_line
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.conditions import Beyond, Of
@@ -80,6 +80,13 @@ class ProjectionDetector(SummingDetector):
         self._units: dict[str, Tensor] = {}  # (K, D) by layer
         self._casts = Casts()
         self._last: LastPass[_Pass] = LastPass()
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        if any(self._directions):
+            yield "vectors", shown([*self._directions], 80)
+        if not self.tokens._is_all:
+            yield "tokens", cut(self.tokens._text, 80)
+        yield from super()._facts()
 
     @property
     def vector_names(self) -> tuple[str, ...]:
@@ -158,7 +165,7 @@ class ProjectionDetector(SummingDetector):
             raise ConditionMismatch(f"{self!r} is registered elsewhere: register it and the controller with one Layers")
         if self._registry.has_failed(self):
             raise ConditionMismatch(f"{self!r} failed in this pass, so its projections are not known")
-        along, norms = self._last.of(self._layer_for(ctx, layer), ctx, repr(self))
+        along, norms = self._last.of(self._layer_for(ctx, layer), ctx, self)
         column = along[..., self.index_of(vector)]
         return column if of == "projection" else column / torch.where(norms > 0, norms, 1.0)
 

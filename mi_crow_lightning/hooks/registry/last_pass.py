@@ -31,13 +31,13 @@ class LastPass(Generic[V]):
             self._seen[ctx.layer] = _Seen(batch)
         self._seen[ctx.layer].passes.append((ctx.facts, value))
 
-    def of(self, layer: str, ctx: HookContext, who: str) -> V:
+    def of(self, layer: str, ctx: HookContext, who: object) -> V:
         """Return the value of ``layer`` in the running pass.
 
         Args:
             layer: the layer.
             ctx: the context of the hook that asks.
-            who: the name, in messages, of whatever keeps the value.
+            who: whatever keeps the value, for messages.
 
         Raises:
             ConditionMismatch: the value is not known, or not known to be from the running pass.
