@@ -7,7 +7,7 @@ Hooks are registered when a stage starts, switched for each batch, read when Lig
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -43,35 +43,32 @@ from mi_crow_lightning.callback.names import (
 from mi_crow_lightning.callback.progress_bar import ProgressBarNumbers
 from mi_crow_lightning.callback.rank_plans import Plan
 from mi_crow_lightning.callback.readings_log import ReadingsLog
+from mi_crow_lightning.callback.results import Results
 from mi_crow_lightning.callback.roll_call import RollCall
 from mi_crow_lightning.callback.run_events import RunEvents
 from mi_crow_lightning.errors import RegistrationError
-from mi_crow_lightning.figures.histogram import plot_histogram
-from mi_crow_lightning.hooks.effects import Effects, EffectTable
+from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.histogram_history import HistogramHistory
-from mi_crow_lightning.loggers.history import HistoryTable
 from mi_crow_lightning.loggers.scalar_choice import Scalars
 from mi_crow_lightning.report.build import CallbackArguments
 from mi_crow_lightning.report.form import form_of
 from mi_crow_lightning.report.logged import write_report
 from mi_crow_lightning.report.reporter import Reporter
-from mi_crow_lightning.report.run_report import RunReport
 from mi_crow_lightning.report.tag_count import count_tags
 from mi_crow_lightning.spawned_runs import SpawnedRuns
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["HookCallback"]
 
 _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the LightningModule
 
 
-class HookCallback(pl.Callback):
+class HookCallback(Results, pl.Callback):
     """A callback that watches and steers the activations of whatever a Trainer runs.
 
     Detectors see training on the steps that are logged and all of validation and test; controllers act in
@@ -180,99 +177,6 @@ class HookCallback(pl.Callback):
         self._spawned_runs = SpawnedRuns()
         for hook in (*self.detectors, *self.controllers):
             hook._spawned_runs = self._spawned_runs
-
-    def history(self) -> HistoryTable:
-        """Return the numbers written since this callback was made, with or without a logger: a list of `HistoryRow`.
-
-        These are all up to ``history_size``. Beyond that they are those of every second step, later of every fourth,
-        and so on, spread over all of the run, and always those of the last step of each stage.
-
-        Raises:
-            RanElsewhere: the last run used ``ddp_spawn`` or the like, and this is not one of its processes.
-        """
-        self._spawned_runs.refuse("history()")
-        return self._log.rows()
-
-    def effects(self) -> EffectTable:
-        """Return what each controller changed in the current or last run, by layer and stage, over all ranks.
-
-        The result is a list of `Effect`.
-
-        Updated at the end of validation, test and predict, and in training at the steps that are logged and at the end.
-
-        Raises:
-            RanElsewhere: as `history`.
-        """
-        self._spawned_runs.refuse("effects()")
-        return self._effects.rows(self._log.run) if self._effects is not None else EffectTable()
-
-    def report(self) -> RunReport:
-        """Return what the run watches and steers, and whether that works with what else it uses.
-
-        Raises:
-            NoReport: no run has begun.
-            RanElsewhere: as `history`.
-        """
-        self._spawned_runs.refuse("report()")
-        return self._reporter.last()
-
-    def plot(
-        self,
-        name: str,
-        *,
-        stage: str | None = None,
-        layers: str | Iterable[str] | None = None,
-        scale: str = "linear",
-        dataloader_idx: int | None = None,
-        ax: Any = None,
-    ) -> tuple[Figure, Axes]:
-        """Draw a statistic as a heatmap, layer by step, from the numbers that `history` holds; epochs are marked.
-
-        The arguments and the errors are those of `mi_crow_lightning.figures.plot_heatmap`. Needs matplotlib.
-
-        Returns:
-            The figure and its axes.
-
-        Raises:
-            RanElsewhere: as `history`.
-        """
-        options: dict[str, Any] = dict(stage=stage, layers=layers, scale=scale, dataloader_idx=dataloader_idx, ax=ax)
-        return self.history().plot(name, epochs=self._figure_log.epochs, **options)
-
-    def plot_histogram(
-        self,
-        layer: str | int,
-        *,
-        stage: str | None = None,
-        name: str = "histogram",
-        kind: str = "heat",
-        dataloader_idx: int | None = None,
-        ax: Any = None,
-    ) -> tuple[Figure, Axes]:
-        """Draw the histograms of one layer over the steps, those of up to 100 steps spread over all runs.
-
-        The arguments and the errors are those of `mi_crow_lightning.figures.plot_histogram`. Needs matplotlib.
-
-        Returns:
-            The figure and its axes.
-
-        Raises:
-            RanElsewhere: as `history`.
-        """
-        self._spawned_runs.refuse("plot_histogram()")
-        options: dict[str, Any] = dict(stage=stage, name=name, kind=kind, dataloader_idx=dataloader_idx, ax=ax)
-        return plot_histogram(self._histograms.rows(), layer, **options)
-
-    def plot_effects(self, *, ax: Any = None) -> tuple[Figure, Axes]:
-        """Draw what each controller changed, see `effects` and `mi_crow_lightning.figures.plot_effects`.
-
-        Returns:
-            The figure and its axes.
-
-        Raises:
-            RanElsewhere: as `history`.
-        """
-        return self.effects().plot(ax=ax)
 
     # Start and end of a run.
 
