@@ -376,6 +376,7 @@ class Broken(TensorBoardLogger):
         self.experiment._get_file_writer().add_summary = full
 
 
+@pytest.mark.documents("reliability/a-logger-raises-when-a-runs-last-events-are-written")
 def test_a_logger_that_fails_at_the_end_hides_no_exception(tmp_path: Path) -> None:
     logger = Broken(str(tmp_path), name=None, version="run")
 
