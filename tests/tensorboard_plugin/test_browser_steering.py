@@ -20,7 +20,7 @@ from tests.models import WIDTH, trainer
 from tests.tensorboard_plugin.browser import Browser, chromium
 from tests.tensorboard_plugin.logs import write_run, write_shown
 from tests.tensorboard_plugin.served import tensorboard
-from tests.tensorboard_plugin.tab import Tab
+from tests.tensorboard_plugin.tab import Tab, violations
 
 pytestmark = pytest.mark.browser
 
@@ -254,3 +254,10 @@ def test_every_control_has_a_name_and_is_reached_by_tab(tab: Tab) -> None:
         tab.page.key("Tab")
         reached.append(tab.run("document.activeElement.tagName"))
     assert reached.count("SELECT") == 4 and reached.count("BUTTON") == 1 and reached.count("DIV") == 3
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_is_accessible(dark: bool, tab: Tab) -> None:
+    tab.open(view="steering", run="predicted", prompt=1)
+    assert not violations(tab, dark)
+    tab.page.run("document.body.classList.remove('dark-mode')")
