@@ -15,39 +15,50 @@ from mi_crow_lightning.loggers.wandb_and_mlflow import log_page
 from mi_crow_lightning.report.info_log import log_info
 from mi_crow_lightning.run_page.page import write_page
 
-__all__ = ["FILE", "warn_without_event_files", "write_pages"]
+__all__ = ["FILE", "EndPage"]
 
 FILE = "hooks.html"
 """The name of the page."""
 
 
-def warn_without_event_files(trainer: pl.Trainer) -> None:
-    """Warn at the start that there will be no page, because the Trainer writes no event files."""
-    if not trainer.is_global_zero or trainer_facts.is_a_trial(trainer):
-        return
-    if not any(summary_writer(logger) is not None for logger in trainer.loggers):
-        warn(
-            "HookCallback(page=True) makes the page of the event files of a TensorBoardLogger, and this Trainer has "
-            "none: there will be no page. Give it logger=TensorBoardLogger(...), beside others in a list if you like.",
-            stacklevel=2,
-        )
+class EndPage:
+    """The page of each run of a callback."""
 
+    def __init__(self) -> None:
+        self._is_due = False
 
-def write_pages(trainer: pl.Trainer) -> None:
-    """Write the page of each TensorBoardLogger's run into its folder, and log the first to W&B and MLflow.
+    def begin(self, trainer: pl.Trainer, wanted: bool) -> None:
+        """Take note of whether the run that begins is to have a page; warn if it cannot have one.
 
-    Whatever goes wrong is a warning: the run is over, and its log is there.
-    """
-    for place, logger in enumerate(_with_event_files(trainer.loggers)):
-        try:
-            folder = _flushed(logger)
-            page = write_page(folder, folder / FILE, runs=["."])
-        except Exception as error:  # a damaged file, a full disk, a folder that is not on this machine
-            _warn(f"wrote no {FILE}", error)
-            continue
-        log_info("\n".join([f"HookCallback: wrote {page.path} ({page.size / 1e6:.2f} MB)", *page.notes]))
-        if place == 0:
-            _log_to_others(trainer.loggers, page.path)
+        Args:
+            trainer: the Trainer.
+            wanted: whether the callback is to write it.
+        """
+        self._is_due = wanted and bool(_with_event_files(trainer.loggers))
+        if wanted and not self._is_due and trainer.is_global_zero and not trainer_facts.is_a_trial(trainer):
+            warn(
+                "HookCallback(page=True) makes the page of the event files of a TensorBoardLogger, and this Trainer "
+                "has none: there will be no page. Give it logger=TensorBoardLogger(...), beside others in a list if "
+                "you like.",
+                stacklevel=2,
+            )
+
+    def end(self, trainer: pl.Trainer) -> None:
+        """Write the page of each TensorBoardLogger's run into its folder, and log the first to W&B and MLflow.
+
+        Whatever goes wrong is a warning: the run is over, and its log is there.
+        """
+        due, self._is_due = self._is_due, False
+        for place, logger in enumerate(_with_event_files(trainer.loggers) if due else []):
+            try:
+                folder = _flushed(logger)
+                page = write_page(folder, folder / FILE, runs=["."])
+            except Exception as error:  # a damaged file, a full disk, a folder that is not on this machine
+                _warn(f"wrote no {FILE}", error)
+                continue
+            log_info("\n".join([f"HookCallback: wrote {page.path} ({page.size / 1e6:.2f} MB)", *page.notes]))
+            if place == 0:
+                _log_to_others(trainer.loggers, page.path)
 
 
 def _with_event_files(loggers: Sequence[object]) -> list[object]:

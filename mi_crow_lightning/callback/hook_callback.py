@@ -27,7 +27,7 @@ from mi_crow_lightning.callback.arguments import (
     check_scalars,
 )
 from mi_crow_lightning.callback.dataloaders import Dataloaders
-from mi_crow_lightning.callback.end_page import warn_without_event_files, write_pages
+from mi_crow_lightning.callback.end_page import EndPage
 from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.hook_states import HookStates
 from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
@@ -147,6 +147,7 @@ class HookCallback(Results, pl.Callback):
         self.monitor = check_monitor(monitor)
         self.log_hyperparams = check_flag("log_hyperparams", log_hyperparams)
         self.page = check_flag("page", page)
+        self._end_page = EndPage()
         self.token_mask = token_mask
         self.per_dataloader = check_per_dataloader(per_dataloader, self.detectors)
         self.dry_run = check_flag("dry_run", dry_run)
@@ -220,8 +221,7 @@ class HookCallback(Results, pl.Callback):
         if self._roll_call is not None:
             self._roll_call.end()
             self._roll_call = None
-        if self._writes_page(trainer):
-            write_pages(trainer)
+        self._end_page.end(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._interrupted = True
@@ -377,7 +377,7 @@ class HookCallback(Results, pl.Callback):
     def _writes_page(self, trainer: pl.Trainer) -> bool:
         """Return whether the callback writes the page of a run that ends: of those that are to, the last does."""
         to_write = [one for one in _hook_callbacks(trainer) if one.page and not one.dry_run] or [self]
-        return self.page and not self.dry_run and to_write[-1] is self
+        return self.page and to_write[-1] is self
 
     def _register(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._roll_call is None:
@@ -417,8 +417,7 @@ class HookCallback(Results, pl.Callback):
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             self._compare_ranks(trainer)
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))
-            if self._writes_page(trainer):
-                warn_without_event_files(trainer)
+            self._end_page.begin(trainer, self._writes_page(trainer))
             if not trainer_facts.is_fitting(trainer):
                 self._log_start(trainer)
             start_warnings.warn_of_controllers_never_due(trainer, self.controllers)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.tuner import Tuner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mi_crow_lightning import ActivationStatistics, HookCallback, LayerNotFound, SteeringController
 from mi_crow_lightning.run_page import write_page
 from tests.callback.runs import data_of, module_of, run, told
-from tests.models import WIDTH, trainer
+from tests.models import WIDTH, loader, trainer
 from tests.run_page.pages import embedded
 
 # TensorBoard's plugins bring their own copy of html5lib.
@@ -144,13 +145,19 @@ def test_a_trainer_without_event_files_is_warned_at_the_start(tmp_path: Path) ->
             do("fit", [watching(page=True)], logger)
 
 
-def test_a_trial_is_not_warned_and_writes_none(tmp_path: Path) -> None:
-    runner = trainer(watching(page=True), logger=TensorBoardLogger(tmp_path), fast_dev_run=True)
-    run("fit", runner, module_of("llama"), data_of("llama"))
+def test_a_trial_is_not_warned_and_writes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    run("fit", trainer(watching(page=True), logger=logger, fast_dev_run=True), module_of("llama"), data_of("llama"))
+    monkeypatch.chdir(tmp_path)  # the Tuner keeps a checkpoint in the working directory for a while
+    module = module_of("llama")
+    module.lr = 0.1
+    tuner = Tuner(trainer(watching(page=True), logger=logger, max_epochs=1, limit_val_batches=0))
+    data = loader(data_of("llama"))
+    tuner.lr_find(module, data, data, num_training=3, attr_name="lr", update_attr=False)
     assert not list(tmp_path.rglob("*.html"))
 
 
-@pytest.mark.faults
+@pytest.mark.documents("reliability/the-page-of-page-true-cannot-be-written-or-a-logger-does-not-take-it")
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     (Path(logger.log_dir) / "hooks.html").mkdir(parents=True)

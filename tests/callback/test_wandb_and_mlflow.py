@@ -253,6 +253,7 @@ def test_the_page_of_a_run_is_an_artifact(tmp_path: Path, wandb: Any, mlflow: An
     assert logged.read_bytes() == page
 
 
+@pytest.mark.documents("reliability/the-page-of-page-true-cannot-be-written-or-a-logger-does-not-take-it")
 def test_a_page_that_a_logger_does_not_take_is_a_warning(tmp_path: Path, mlflow: Any) -> None:
     board, runs = TensorBoardLogger(tmp_path / "board"), mlflow_logger(tmp_path)
     (Path(runs.experiment.get_run(runs.run_id).info.artifact_uri.removeprefix("file:")) / "hooks.html").mkdir()

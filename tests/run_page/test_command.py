@@ -67,7 +67,6 @@ def write_damaged(log: Path) -> str:
     return str(file)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("fault", ["no folder", "a file", "no event file", "no activations", "no such run", "nothing"])
 def test_a_log_that_cannot_be_shown_ends_with_two_and_a_sentence(
     fault: str, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -97,7 +96,7 @@ def test_a_log_that_cannot_be_shown_ends_with_two_and_a_sentence(
     assert not (tmp_path / "out.html").exists()
 
 
-@pytest.mark.faults
+@pytest.mark.documents("reliability/a-page-is-made-of-a-damaged-event-file")
 def test_a_damaged_event_file_is_named_and_the_other_runs_can_be_shown(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +107,6 @@ def test_a_damaged_event_file_is_named_and_the_other_runs_can_be_shown(
     assert main(["report", str(log), *out, "--run", "version_0"]) == 0
 
 
-@pytest.mark.faults
 def test_a_place_that_takes_no_file_is_refused_before_the_log_is_read(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
