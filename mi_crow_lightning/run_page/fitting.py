@@ -15,6 +15,7 @@ __all__ = ["Fitted", "fitted"]
 
 _FIRST = 50  # steps that histograms keep before the statistics lose any
 _LEAST = 10  # steps that all keep
+_HARDLY = 1.1  # times the least size that there is
 _ROUND = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
 _EVERY = (*_ROUND, *(100 * number for number in _ROUND), *(10_000 * number for number in _ROUND))
 
@@ -27,15 +28,16 @@ class Fitted(NamedTuple):
     histograms: int
 
 
-def fitted(answers: Sequence[Answer], fits: Callable[[Fitted], bool]) -> Fitted:
+def fitted(answers: Sequence[Answer], size: Callable[[Fitted], int], limit: float) -> Fitted:
     """Return an archive of the answers, without some of the steps if it would be too large.
 
-    Histograms, by far the largest part, lose steps first, and the statistics where few histograms are left. With ten
-    steps, an archive that is still too large is returned as it is.
+    Histograms, by far the largest part, lose steps first, and the statistics where few histograms are left. An archive
+    that is too large with ten steps, because of long texts, keeps those that hardly count beside them.
 
     Args:
         answers: all answers.
-        fits: whether an archive is small enough.
+        size: the size of a page with an archive.
+        limit: the size that it may have.
     """
     drawn = [answer for answer in answers if answer.route == "histogram"]
     others = [answer for answer in answers if answer.route != "histogram"]
@@ -45,13 +47,17 @@ def fitted(answers: Sequence[Answer], fits: Callable[[Fitted], bool]) -> Fitted:
         return Archive().with_all(thinned(answer, every) for answer in others)
 
     @lru_cache(maxsize=4)
-    def made(statistics: int, histograms: int) -> Fitted:
+    def made(choice: tuple[int, int]) -> Fitted:
+        statistics, histograms = choice
         more = (thinned(answer, histograms) for answer in drawn)
         return Fitted(without_histograms(statistics).with_all(more), statistics, histograms)
 
     choices = _choices(max(map(steps_of, others), default=0), max(map(steps_of, drawn), default=0))
-    first = bisect_left(choices, True, key=lambda choice: fits(made(*choice)))
-    return made(*choices[min(first, len(choices) - 1)])
+    if size(made(choices[0])) <= limit:
+        return made(choices[0])
+    least = size(made(choices[-1]))
+    enough = limit if least <= limit else _HARDLY * least
+    return made(choices[bisect_left(choices, True, key=lambda choice: size(made(choice)) <= enough)])
 
 
 def _choices(steps: int, histograms: int) -> list[tuple[int, int]]:

@@ -116,10 +116,10 @@ def write_page(
 
     frame = len(_html(b""))
 
-    def fits(one: Fitted) -> bool:
-        return frame + 5 * (len(one.archive.to_bytes(about(one))) // 4 + 1) <= limit
+    def size(one: Fitted) -> int:
+        return frame + 5 * (len(one.archive.to_bytes(about(one))) // 4 + 1)
 
-    best = fitted(given, fits)
+    best = fitted(given, size, limit)
     content = _html(best.archive.to_bytes(about(best)))
     _write(file, content)
     notes = _notes(best, given, max_mb)

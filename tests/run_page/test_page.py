@@ -6,12 +6,14 @@ import base64
 import hashlib
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from mi_crow_lightning.loggers import EventRow, read_compact, read_compact_histograms
 from mi_crow_lightning.metrics import STATISTICS
@@ -246,6 +248,17 @@ def test_a_page_that_would_be_too_large_loses_steps_evenly_and_says_so(
     counted = {row.step: row.counts for row in read_compact_histograms(moderate) if row.layer == BLOCKS[3]}
     assert [counted[step] for step in drawn["steps0"]] == [tuple(row) for row in drawn["counts0"]]
     assert drawn["edges0"].tolist() == list(EDGES)
+
+
+def test_no_step_is_left_out_where_texts_are_what_is_large(log: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(log / "one", folder)
+    text = np.random.default_rng(0).bytes(400_000).hex()
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("hook_report/fit", f"    {text}", 0)
+    page = write_page(folder, tmp_path / "run.html", max_mb=0.3)
+    _, arrays = embedded(page.path).find("matrix", run="run", **RMS)
+    assert len(arrays["steps"]) == 20 and len(page.notes) == 1 and "more than the 0.3 MB" in page.notes[0]
 
 
 def test_a_page_that_cannot_be_small_is_written_and_says_so(log: Path, tmp_path: Path) -> None:
