@@ -109,9 +109,7 @@ def series_of(row: Any) -> Series:
     """Return the series of a row with ``stage``, ``tag``, ``layer`` and ``name``."""
     section, _, rest = row.tag.partition("/")
     loader = _LOADER.search(rest)
-    if loader is None or row.layer.endswith(loader[0]):
-        return Series(section, row.name, row.stage, None)
-    return Series(section, row.name, row.stage, int(loader[1]))
+    return Series(section, row.name, row.stage, int(loader[1]) if loader else None)
 
 
 def one_series(known: Iterable[Series], name: str, stage: str | None, dataloader_idx: int | None) -> Series:

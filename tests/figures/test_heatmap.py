@@ -26,6 +26,10 @@ def labels(axis: Any) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
+def legend_of(ax: Any) -> tuple[list[Any], list[Any]]:
+    return ax.get_legend().get_texts(), ax.get_legend().get_patches()
+
+
 def texts(figure: Any) -> str:
     figure.canvas.draw()
     found = [text.get_text() for ax in figure.axes for text in [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]]
@@ -104,6 +108,9 @@ def test_nan_and_infinity_are_explained() -> None:
     assert {"no number (nan)", "inf", "-inf"} <= {*said}
     signs = ax.images[1].get_array()
     assert signs[1, 1] == 1 and signs[2, 2] == -1 and signs.count() == 2
+    legend = {text.get_text(): patch for text, patch in zip(*legend_of(ax), strict=True)}
+    for sign, name in ((1, "inf"), (-1, "-inf")):
+        assert ax.images[1].to_rgba(np.array([[sign]]))[0, 0].tolist() == list(legend[name].get_facecolor())
     assert [patch.get_hatch() for patch in ax.patches] == ["////"]
     plain, _ = plot_heatmap(rows(blocks(3), range(3)), "rms")
     assert "nan" not in texts(plain)
@@ -161,6 +168,8 @@ def test_epochs_are_marked_before_their_first_column() -> None:
     fig.canvas.draw()
     (top,) = ax.child_axes
     assert labels(top.xaxis) == ["epoch 1", "epoch 2", "epoch 3"]
+    _, ax = plot_heatmap(rows(blocks(2), range(4, 100, 5), stage="validate"), "rms", epochs={25: 1, 50: 2})
+    assert not ax.lines and not ax.child_axes  # a validation is one column an epoch
 
 
 def test_a_run_that_was_resumed_replaces_what_it_repeats() -> None:
