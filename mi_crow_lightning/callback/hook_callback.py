@@ -301,6 +301,7 @@ class HookCallback(Results, pl.Callback):
         if self._run is not None:
             self._run.effects.count_in(Stage.TRAIN)  # those of the steps since the last that was logged
             self._run.check_that_hooks_ran(Stage.TRAIN)
+            self._monitored.warn_of_unmatched()
         self._events.flush(trainer)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

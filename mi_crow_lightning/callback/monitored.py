@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from fnmatch import translate
+from fnmatch import fnmatchcase, translate
 from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._arguments import did_you_mean
+from mi_crow_lightning._shown import shown as shown_value
 from mi_crow_lightning.loggers.scalar_choice import DEFAULT_SUMMARY, shown
 from mi_crow_lightning.loggers.scalars import scalars_of
 from mi_crow_lightning.loggers.step import LoggedStep
@@ -37,6 +40,8 @@ class Monitored:
     def __init__(self, patterns: Sequence[str]) -> None:
         self._tags = frozenset(patterns)  # a tag may itself have the characters of a pattern
         self._pattern = re.compile("|".join(map(translate, patterns))) if patterns else None
+        self._unmatched = list(patterns)
+        self._seen: set[str] = set()  # the tags that did not match one of these
 
     def metrics(self, trainer: pl.Trainer, step: LoggedStep) -> dict[str, Tensor]:
         """Return the numbers of a step that go to ``trainer.callback_metrics``, by tag.
@@ -49,10 +54,32 @@ class Monitored:
         tags = {tag for tag in chain(self._tags, _monitored(trainer)) if tag.startswith(prefixes)}
         numbers = scalars_of(shown(step, DEFAULT_SUMMARY))
         if tags or self._pattern is not None:
-            single = chain(shown(step, "summary"), step.tagged)
+            single = [*shown(step, "summary"), *step.tagged]
             numbers |= scalars_of([(tag, reading) for tag, reading in single if self._is_wanted(tag, tags)])
+            if self._unmatched:
+                self._note([tag for tag, _ in single])
         values = torch.tensor(list(numbers.values())).unbind()  # making a tensor for each would take four times as long
         return dict(zip(numbers, values, strict=True))
+
+    def warn_of_unmatched(self) -> None:
+        """Warn, once, of patterns that no reading has matched, if there were readings."""
+        if not self._seen:
+            return
+        for pattern in self._unmatched:
+            rank_zero_warn(
+                f"HookCallback(monitor=[{shown_value(pattern)}]) matches none of the {len(self._seen)} tags that this "
+                f"fit has written, such as {min(self._seen)!r}{did_you_mean(pattern, self._seen)}"
+            )
+        self._seen.clear()
+        self._unmatched.clear()
+
+    def _note(self, tags: Collection[str]) -> None:
+        self._unmatched = [
+            pattern
+            for pattern in self._unmatched
+            if not any(tag == pattern or fnmatchcase(tag, pattern) for tag in tags)
+        ]
+        self._seen.update(tags if self._unmatched else ())
 
     def _is_wanted(self, tag: str, tags: Collection[str]) -> bool:
         return tag in tags or (self._pattern is not None and self._pattern.match(tag) is not None)

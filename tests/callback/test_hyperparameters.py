@@ -92,6 +92,7 @@ def logs(params: dict[str, Any], metrics: dict[str, float]) -> Any:
     return function
 
 
+@pytest.mark.documents("reliability/hyperparameters-of-your-own-go-to-tensorboard-by-log-hyperparams")
 @pytest.mark.parametrize("event", ["on_fit_start", "on_train_start", "on_train_batch_end", "on_fit_end"])
 @pytest.mark.parametrize(("kind", "own"), [(module_of, True), (module_of, False), (Saving, False)])
 def test_hyperparameters_that_a_user_logs_are_those_that_tensorboard_shows(
@@ -187,6 +188,7 @@ class Refusing(Logger):
         raise NotImplementedError("no hyperparameters")
 
 
+@pytest.mark.documents("reliability/a-logger-does-not-take-the-settings-of-hooks")
 def test_a_logger_that_takes_none_does_not_end_the_run() -> None:
     with told("Refusing did not take the settings of hooks.*log_hyperparams=False", RuntimeWarning):
         run("fit", trainer(hooked(), logger=Refusing()), module_of(), data_of())

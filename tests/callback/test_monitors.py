@@ -182,13 +182,29 @@ def test_what_a_callback_or_a_scheduler_monitors_is_there(
     ("patterns", "more"),
     [
         (["activations_rms/layers.1?"], {f"activations_rms/layers.{i}" for i in range(10, 20)}),
-        (["activations_max/val/layers.[01]", "other"], {f"activations_max/val/layers.{i}" for i in (0, 1)}),
+        (
+            ["activations_max/val/layers.[01]", "activations_rms/*/max"],
+            {f"activations_max/val/layers.{i}" for i in (0, 1)},
+        ),
         (["activations_kurtosis/block:*/max"], {"activations_kurtosis/block:*/max"}),  # a tag, and a pattern
     ],
 )
 def test_more_is_there_where_it_is_asked_for(patterns: list[str], more: set[str]) -> None:
     watching = HookCallback(ActivationStatistics("block:*"), monitor=patterns)
     assert found_by(fit_deep(watching)) == OURS | more
+
+
+@pytest.mark.documents("reliability/a-tag-in-hookcallback-monitor-that-no-reading-has")
+def test_a_pattern_that_matches_nothing_is_told_once() -> None:
+    watching = HookCallback(
+        ActivationStatistics("block:*"),
+        monitor=["activations_rms/layers.1", "activations_rms/layer.2", "*/val/layers.1"],
+    )
+    with told(
+        r"monitor=\['activations_rms/layer.2'\]\) matches none of the [0-9]+ tags.*Did you mean 'activations_rms/l"
+    ):
+        fit_deep(watching)
+    fit_deep(watching)
 
 
 def test_everything_is_there_where_it_is_asked_for() -> None:
