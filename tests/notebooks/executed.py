@@ -60,6 +60,7 @@ def _environment(settings: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",  # numbers and texts depend on it
     }
 
 

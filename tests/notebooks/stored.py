@@ -30,7 +30,7 @@ def code_cells(notebook: dict[str, Any]) -> list[Cell]:
 
 
 def faults(notebook: dict[str, Any]) -> list[str]:
-    """What went wrong in a run: errors, and all that went to standard error, where warnings go."""
+    """What went wrong in a run: errors, and all that went to standard error, where warnings go, or that rich shows."""
     found = []
     for number, cell in enumerate(code_cells(notebook), 1):
         for output in cell["outputs"]:
@@ -38,6 +38,8 @@ def faults(notebook: dict[str, Any]) -> list[str]:
                 found.append(f"code cell {number}: {output['ename']}: {output['evalue']}")
             elif output.get("name") == "stderr":
                 found.append(f"code cell {number} wrote to standard error: {joined(output['text'])}")
+            elif re.search(r"Warning: ", text := joined(output.get("data", {}).get("text/plain", ""))):
+                found.append(f"code cell {number} shows a warning: {text}")
     return found
 
 

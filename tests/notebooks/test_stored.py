@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -17,11 +16,11 @@ from tests.notebooks.stored import NOTEBOOKS, ROOT, code_cells, faults, joined, 
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 MOST_BYTES = 400_000
-LINK = re.compile(r"\]\(([^):#]+)")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} == {"coming_from_mi_crow"}
+    assert {path.stem for path in NOTEBOOKS} == {"coming_from_mi_crow", "extract_and_steer", "watch_a_fine_tune"}
 
 
 @each_notebook
@@ -126,9 +125,10 @@ def test_kinds_are_compared() -> None:
 def test_faults_are_found() -> None:
     error = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []}
     warning = {"output_type": "stream", "name": "stderr", "text": ["a.py:1: UserWarning: careful\n"]}
-    notebook = json.loads(json.dumps({"cells": [cell(printed("fine")), cell(error, warning)]}))
-    assert faults(notebook) == [
+    of_rich = {"output_type": "display_data", "metadata": {}, "data": {"text/plain": "a.py:2: UserWarning: careful"}}
+    assert faults({"cells": [cell(printed("fine")), cell(error, warning), cell(of_rich)]}) == [
         "code cell 2: ValueError: no",
         "code cell 2 wrote to standard error: a.py:1: UserWarning: careful\n",
+        "code cell 3 shows a warning: a.py:2: UserWarning: careful",
     ]
     assert joined(["a", "b"]) == "ab"
