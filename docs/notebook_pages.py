@@ -15,9 +15,10 @@ from typing import Any
 _log = logging.getLogger("mkdocs.hooks.notebook_pages")  # below "mkdocs", so that --strict counts warnings
 
 _CELLS = re.compile(r'<div class="jupyter-wrapper">.*</div> <!-- jupyter-wrapper -->', re.DOTALL)
-_LEFT_OUT = re.compile(  # the second copy of the code, for another button, and the style of pandas
+_LEFT_OUT = re.compile(  # the second copy of the code, for another button, the tags, and the style of pandas
     r'<div class="zeroclipboard-container">.*?</clipboard-copy>\s*</div>'
     r'|<div class="clipboard-copy-txt"[^>]*>.*?</div>'
+    r'|<div class="celltoolbar">.*?</div>\s*</div>'
     r"|<style scoped(?:=\"\")?>.*?</style>",
     re.DOTALL,
 )

@@ -79,6 +79,7 @@ def test_the_cells_stay_and_nothing_loads_from_elsewhere(hook: Any, path: Any) -
     }
     source = path.relative_to(ROOT / "docs").as_posix()
     page = _Page(shown(hook, html, source, *sorted(others - {source})))
+    assert not [attributes for _, attributes in page.tags if (attributes.get("class") or "").startswith("cell")]
     assert not {tag for tag, _ in page.tags} & {"script", "style", "link", "iframe", "clipboard-copy"}
     sources = [attributes["src"] or "" for _, attributes in page.tags if "src" in attributes]
     assert not [source for source in sources if not source.startswith(("data:image/png;base64,", "../images/"))]
