@@ -224,7 +224,7 @@ def test_runs_without_batches_or_controllers(tab: Tab) -> None:
     runs = tab.run("[...document.querySelector('.steering select').options].map((one) => one.value)")
     assert runs == ["fitted", "hostile", "predicted"]
     tab.choose("Stage", "validate")
-    assert "in validate, over 1 steps" in tab.title
+    assert "in validate, over 1 step." in tab.title
     assert tab.run("document.querySelector('[aria-label=\"Texts\"]').hidden")
 
 

@@ -139,7 +139,8 @@ export class SteeringView {
     const lines = [];
     if (effects) {
       const what = `What the controllers of ${run.name} changed in ${stageText(stage)}`;
-      const points = `over ${effects.x.length} ${effects.over === "batch" ? "points" : "steps"}`;
+      const count = effects.x.length;
+      const points = `over ${count} ${effects.over === "batch" ? "point" : "step"}${count === 1 ? "" : "s"}`;
       lines.push(effects.x.length ? `${what}, ${points}.` : `${what}.`);
       if (effects.over === "batch" && effects.x.length && effects.x.at(-1) > effects.x.length)
         lines.push("A point covers the batches since the point before it.");
