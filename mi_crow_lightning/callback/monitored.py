@@ -19,6 +19,7 @@ from torch import Tensor
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._arguments import did_you_mean
 from mi_crow_lightning._shown import shown as shown_value
+from mi_crow_lightning._warned import noted
 from mi_crow_lightning.loggers.scalar_choice import DEFAULT_SUMMARY, shown
 from mi_crow_lightning.loggers.scalars import scalars_of
 from mi_crow_lightning.loggers.step import LoggedStep
@@ -66,10 +67,11 @@ class Monitored:
         if not self._seen:
             return
         for pattern in self._unmatched:
-            rank_zero_warn(
+            text = (
                 f"HookCallback(monitor=[{shown_value(pattern)}]) matches none of the {len(self._seen)} tags that this "
                 f"fit has written, such as {min(self._seen)!r}{did_you_mean(pattern, self._seen)}"
             )
+            rank_zero_warn(noted(text))
         self._seen.clear()
         self._unmatched.clear()
 
