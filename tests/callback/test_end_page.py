@@ -122,12 +122,14 @@ def test_the_page_at_the_end_holds_the_history(tmp_path: Path, caplog: pytest.Lo
         assert np.array_equal(found[place], np.float32(value), equal_nan=True), place
 
 
-def test_one_page_of_several_callbacks_and_of_no_other_run(tmp_path: Path) -> None:
+def test_one_page_of_several_callbacks_and_of_no_other_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     flat = TensorBoardLogger(tmp_path, name="", version="")  # all in one folder
     do("fit", [watching()], TensorBoardLogger(tmp_path, name="", version="inner"))
     attention = HookCallback(ActivationStatistics("block:*.attn", name="attention"), page=True)
     third = HookCallback(ActivationStatistics("block:*.mlp", name="third"))
-    do("fit", [watching(page=True), attention, third], flat)
+    with caplog.at_level(logging.INFO, "mi_crow_lightning"):
+        do("fit", [watching(page=True), attention, third], flat)
+    assert caplog.text.count("HookCallback: wrote") == 1
     (page,) = tmp_path.rglob("*.html")
     (entry,) = embedded(page).find("index")["runs"]
     assert {series["prefix"] for series in entry["statistics"]} == {"activations", "attention", "third"}

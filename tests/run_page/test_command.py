@@ -67,7 +67,9 @@ def write_damaged(log: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("fault", ["no folder", "a file", "no event file", "no activations", "no such run", "nothing"])
+@pytest.mark.parametrize(
+    "fault", ["no folder", "a file", "no event file", "no activations", "nothing in the run", "no such run", "no size"]
+)
 def test_a_log_that_cannot_be_shown_ends_with_two_and_a_sentence(
     fault: str, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,11 +87,16 @@ def test_a_log_that_cannot_be_shown_ends_with_two_and_a_sentence(
             f"there are no activations in the event files of '{tmp_path}/other': a Trainer writes them with "
             "HookCallback and a TensorBoardLogger",
         ),
+        "nothing in the run": (
+            [str(tmp_path), "--run", "log/version_0", "--run", "other/run"],
+            f"there are no activations in the event files of run 'other/run' in '{tmp_path}': a Trainer writes them "
+            "with HookCallback and a TensorBoardLogger",
+        ),
         "no such run": (
             [str(log), "--run", "version1"],
             "run='version1' is not known: choose one of 'version_0', 'version_1'. Did you mean 'version_1'?",
         ),
-        "nothing": ([str(log), "--max-mb", "0"], "max_mb=0.0 must be a number of megabytes above 0, or math.inf"),
+        "no size": ([str(log), "--max-mb", "0"], "max_mb=0.0 must be a number of megabytes above 0, or math.inf"),
     }[fault]
     assert main(["report", *arguments, "-o", str(tmp_path / "out.html")]) == 2
     assert capsys.readouterr() == ("", f"error: {message}\n")
