@@ -161,7 +161,8 @@ def check_prog_bar(value: Sequence[str], hooks: Iterable[Hook]) -> list[str]:
         TypeError, ValueError: it is not a list of names, or no hook has a reading of that name.
     """
     names = listed("prog_bar", value, "names of readings", "['rms']")
-    _check_statistics("prog_bar", names, list(hooks), "names of readings")
+    if names:
+        _check_statistics("prog_bar", names, list(hooks), "names of readings")
     return names
 
 

@@ -38,7 +38,8 @@ class ProgressBarNumbers:
 
     def __init__(self, names: Sequence[str], hooks: Iterable[Hook]) -> None:
         self._names = list(names)
-        detectors = [hook for hook in hooks if isinstance(hook, Detector)]
+        # Where nothing is shown, nothing is asked: what a user's detector answers with an error would end the run.
+        detectors = [hook for hook in hooks if isinstance(hook, Detector)] if names else []
         self._declared = {name for detector in detectors for name in detector.reading_names()}
         self._undeclared = {detector.tag_prefix for detector in detectors if not detector.reading_names()}
 
