@@ -93,7 +93,7 @@ def alike(make: Callable[..., pl.Trainer]) -> dict[str, Any]:
     """A fit and a predict, watched and steered."""
     found: dict[str, Any] = {}
     for run in ("fit", "predict"):
-        callback = HookCallback(detectors(), steering(), log_every_n_steps=2)
+        callback = HookCallback(detectors(), steering(), log_every_n_steps=2, monitor=["*"])
         runner = make(callback, limit_val_batches=2)
         getattr(runner, run)(Ranked(EVEN))
         found[run] = told(callback, runner)
