@@ -25,7 +25,7 @@ __all__ = ["columns_of", "draw_heatmap", "height_of", "plot_heatmap"]
 
 WIDTH = 7.5
 _MOST_COLUMNS, _MOST_LINES = 500, 60
-_TICK = 0.75  # inches that the number of a step takes
+_TICK = 0.6  # inches that the number of a step takes
 
 
 def plot_heatmap(
@@ -140,12 +140,20 @@ def _draw_stack(ax: Axes, values: NDArray[np.float64], colours: Colours, top: in
 
 def _label_steps(ax: Axes, columns: _Columns) -> None:
     count = len(columns.first)
-    marks = np.unique(
-        np.linspace(0, count - 1, max(2, min(count, int(inches(ax)[0] * 0.75 / _TICK)))).round().astype(int)
-    )
+    marks = range(0, count, _stride(count, most=max(2, int(inches(ax)[0] * 0.75 / _TICK))))
     ax.set_xticks(marks, [f"{columns.first[mark]:,}" for mark in marks], fontsize="small")
     several = f" (up to {columns.most} in a column: the number of largest size)" if columns.most > 1 else ""
     ax.set_xlabel(f"step{several}", loc="left")
+
+
+def _stride(count: int, most: int) -> int:
+    """Return the smallest of 1, 2, 5, 10, 20, 50, ... that takes at most ``most`` of ``count``."""
+    power = 1
+    while True:
+        for stride in (power, 2 * power, 5 * power):
+            if -(-count // stride) <= most:
+                return stride
+        power *= 10
 
 
 def _mark_epochs(ax: Axes, columns: _Columns, epochs: Mapping[int, int]) -> None:

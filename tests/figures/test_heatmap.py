@@ -44,7 +44,7 @@ def test_every_number_is_in_its_cell() -> None:
     np.testing.assert_array_equal(image(ax), matrix(5, steps))
     assert ax.figure is fig and pyplot.get_fignums() == [fig.number]
     assert labels(ax.yaxis) == list("01234") and ax.get_ylabel() == "model.layers"
-    assert labels(ax.xaxis)[0] == "9" and labels(ax.xaxis)[-1] == "299"
+    assert labels(ax.xaxis) == ["9", "59", "109", "159", "209", "259"]
     assert "rms of activations in training" in texts(fig) and "rms (activations)" in texts(fig)
 
 
