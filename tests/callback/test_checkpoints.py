@@ -133,7 +133,8 @@ def test_one_callback_resumes_its_own_run(tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError, match="power cut"):
         long_fit(tmp_path / "broken", watch, crash_at(6))
     long_fit(tmp_path / "resumed", watch, ckpt_path=files(tmp_path / "broken")[6])
-    assert watch.history() == whole.history()
+    assert [row.run for row in watch.history()][:: len(watch.history()) - 1] == ["fit", "fit 2"]
+    assert [row._replace(run="fit") for row in watch.history()] == whole.history()
 
 
 def test_a_state_may_be_loaded_before_and_after_the_start(tmp_path: Path) -> None:
