@@ -60,10 +60,14 @@ class Declaration(NamedTuple):
 
     def of(self, layer: nn.Module) -> Declared | None:
         """Return what a layer of the class declares; ``None`` if it says nothing."""
-        made = self.width_out(layer)
-        if made is None and self.needs_width:
+        if not self.speaks_for(layer):
             return None
-        return Declared(self.place, self.width_in(layer), made, self.unbatched, self.own_forward, self.may_move)
+        widths = self.width_in(layer), self.width_out(layer)
+        return Declared(self.place, *widths, self.unbatched, self.own_forward, self.may_move)
+
+    def speaks_for(self, layer: nn.Module) -> bool:
+        """Return whether a layer of the class says where its channels are."""
+        return not self.needs_width or self.width_out(layer) is not None
 
 
 def _attribute(name: str) -> Callable[[Any], int | None]:

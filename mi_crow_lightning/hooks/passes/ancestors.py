@@ -159,8 +159,8 @@ class Watchers:
     def attach(self, modules: list[nn.Module]) -> None:
         """Watch ``modules``, and count one more user for each."""
         for module in modules:
-            self._users[module] = self._users.get(module, 0) + 1
-            if self._users[module] == 1:
+            self._users[module] = users = self._users.get(module, 0) + 1
+            if users == 1:
                 outside = module not in self._graphs
                 outer = self._outer_calls.get(module)
                 enter_call = EnterCall(self._passes, self._graph_calls.get(module), outer)

@@ -127,8 +127,19 @@ def attach(
     if not callable(callback):
         raise TypeError(f"{type(callback).__name__} is not callable")
     if outside and module._compiled_call_impl is not None:
-        return _attach(outside_of(module), _On(module, callback), hook_type, always_call)
-    return _attach(module, callback, hook_type, always_call)
+        callback = _On(module, callback)
+        module = outside_of(module)
+    handle: RemovableHandle
+    hooks: dict[int, Any]
+    if hook_type is HookType.PRE_FORWARD:
+        handle = module.register_forward_pre_hook(callback, with_kwargs=True)
+        hooks = module._forward_pre_hooks
+    else:
+        handle = module.register_forward_hook(callback, with_kwargs=True, always_call=always_call)
+        hooks = module._forward_hooks
+    if len(hooks) > 1:  # else there is nothing to put in order
+        _move_later_ones_behind(hooks, callback)
+    return Handle(module, callback, handle, hook_type, always_call)
 
 
 class _On(InertWhenCopied):
@@ -142,20 +153,7 @@ class _On(InertWhenCopied):
         return self._callback(self._module, *call)
 
 
-def _attach(module: nn.Module, callback: Any, hook_type: HookType, always_call: bool) -> Handle:
-    handle: RemovableHandle
-    if hook_type is HookType.PRE_FORWARD:
-        handle = module.register_forward_pre_hook(callback, with_kwargs=True)
-        _move_later_ones_behind(module._forward_pre_hooks, callback)
-    else:
-        handle = module.register_forward_hook(callback, with_kwargs=True, always_call=always_call)
-        _move_later_ones_behind(module._forward_hooks, callback)
-    return Handle(module, callback, handle, hook_type, always_call)
-
-
 def _move_later_ones_behind(hooks: dict[int, Any], callback: InertWhenCopied) -> None:
-    if len(hooks) == 1:
-        return
     later = [
         (other.order, handle_id)
         for handle_id, other in hooks.items()

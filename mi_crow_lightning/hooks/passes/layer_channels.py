@@ -58,7 +58,7 @@ class Around:
         if cls not in self._classes:
             self._classes[cls] = _Class.of(cls)
         known = self._classes[cls]
-        return None if known is None else known.layer(module)
+        return None if known is None or not known.declaration.speaks_for(module) else _Layer(known, module)
 
     def _layers_in(self, module: nn.Module) -> list[_Layer]:
         found: list[_Layer] = []
@@ -75,17 +75,14 @@ class Around:
             found.append(layer)
 
 
-class _Layer(NamedTuple):
-    """A layer whose class says where its channels are, and how many go in and come out."""
-
-    channels: Channels
-    width_in: int | None
-    width_out: int | None
-    moves: bool = False  # whether its forward is not torch's, and may move dimensions
-
-
 class _Class(NamedTuple):
-    """A class that says where its layers' channels are."""
+    """A class that says where its layers' channels are.
+
+    Attributes:
+        declaration: what it says.
+        channels: where they are.
+        moves: whether its forward is not torch's, and may move dimensions.
+    """
 
     declaration: Declaration
     channels: Channels
@@ -98,9 +95,24 @@ class _Class(NamedTuple):
             return None
         return cls(found, _channels_at(found.place, found.unbatched), found.own_forward and found.may_move)
 
-    def layer(self, module: nn.Module) -> _Layer | None:
-        found = self.declaration.of(module)
-        return None if found is None else _Layer(self.channels, found.width_in, found.width_out, self.moves)
+
+class _Layer(NamedTuple):
+    """A layer whose class says where its channels are; its widths are read when they are asked for."""
+
+    cls: _Class
+    module: nn.Module
+
+    @property
+    def channels(self) -> Channels:
+        return self.cls.channels
+
+    @property
+    def width_in(self) -> int | None:
+        return self.cls.declaration.width_in(self.module)
+
+    @property
+    def width_out(self) -> int | None:
+        return self.cls.declaration.width_out(self.module)
 
 
 def channels_of(
@@ -140,7 +152,7 @@ def channels_of(
 def _own(module: nn.Module, before: bool, around: Around) -> Channels | None:
     """Return what the module's class, or the layers in it, show."""
     layer = around.layer(module)
-    if layer is not None and not layer.moves:
+    if layer is not None and not layer.cls.moves:
         return layer.channels
     layers = around.layers(module)
     if not layers:
@@ -171,7 +183,7 @@ def _of_neighbour(path: Sequence[nn.Module], around: Around) -> Channels:
 
 def _kinds(layers: Iterable[_Layer]) -> set[bool]:
     """Return whether a layer has its channels last, for each of some layers; both where it may move dimensions."""
-    return {kind for one in layers for kind in ((one.channels is LAST,) if not one.moves else (True, False))}
+    return {kind for one in layers for kind in ((one.channels is LAST,) if not one.cls.moves else (True, False))}
 
 
 def _is_elementwise(module: nn.Module) -> bool:
