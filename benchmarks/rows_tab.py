@@ -41,7 +41,8 @@ def tab(layers: int = 100, steps: int = 1000, rounds: int = 5) -> Section:
     if CHROMIUM is None:
         raise NotRun("Chromium is not installed")
     lines, targets = [], []
-    with tempfile.TemporaryDirectory() as folder:
+    # Chromium may still write into its profile.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         write_run(Path(folder, "log", "run"), range(steps), [f"model.layers.{i}" for i in range(layers)], NAMES)
         with chromium(Path(folder, "browser")) as page:
             for loader, option in LOADERS.items():

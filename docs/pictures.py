@@ -24,7 +24,7 @@ from tests.tensorboard_plugin.tab import Tab  # noqa: E402
 
 def main(logdir: Path) -> None:
     """Take a picture of the tab: the heatmap of all blocks, and one block below it."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         served, browser = Path(folder, "served"), Path(folder, "browser")
         served.mkdir()
         with tensorboard(logdir, served) as address, chromium(browser, width=1280, height=1110) as page:
