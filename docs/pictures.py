@@ -27,11 +27,11 @@ def main(logdir: Path) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         served, browser = Path(folder, "served"), Path(folder, "browser")
         served.mkdir()
-        with tensorboard(logdir, served) as address, chromium(browser, width=1280, height=1110) as page:
+        with tensorboard(logdir, served) as address, chromium(browser, width=1480, height=1110) as page:
             tab = Tab(page, address)
             tab.open(name="rms", stage="train", scale="symlog")
             tab.click(12, 20)
-            page.mouse("mouseMoved", 640, 20)  # without the tooltip
+            page.mouse("mouseMoved", 740, 20)  # without the tooltip
             tab.wait("document.querySelectorAll('.detail .uplot').length > 3")
             page.screenshot(IMAGES / "activations_tab.png")
 
