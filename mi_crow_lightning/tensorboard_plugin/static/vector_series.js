@@ -58,7 +58,7 @@ export function projectionsOf({ statistics }) {
   return [...found.values()];
 }
 
-/** Return at most so many of the numbers from 0 on, spread evenly, the last among them. */
+/** Return at most `most` of the numbers from 0 on, spread evenly, the last among them. */
 export function spread(count, most) {
   if (count <= most) return Array.from({ length: count }, (_, at) => at);
   return Array.from({ length: most }, (_, at) => Math.round((at * (count - 1)) / (most - 1)));
