@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning._arguments import is_finite, whole_number
 from mi_crow_lightning._shown import shown
-from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.language_model.generated import GeneratedText, records_of
 from mi_crow_lightning.language_model.generation import Generation
 from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
@@ -20,10 +18,9 @@ from mi_crow_lightning.language_model.marked_texts import marked_texts
 from mi_crow_lightning.language_model.plain_values import plain_entries
 from mi_crow_lightning.language_model.positions import positions_of, takes_positions, with_positions
 from mi_crow_lightning.language_model.shown_texts import ShownTexts
-from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, readers_of, refuse_unread, strengths_of
+from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, strengths_of
+from mi_crow_lightning.language_model.text_module import TextModule
 from mi_crow_lightning.language_model.texts import (
-    TextCollator,
-    are_texts,
     check_batch,
     check_left_padding,
     labels_of,
@@ -34,7 +31,7 @@ __all__ = ["CausalLMModule"]
 _NOT_FOR_THE_MODEL = ("label", "labels", "pair", "strength")
 
 
-class CausalLMModule(pl.LightningModule):
+class CausalLMModule(TextModule):
     """A LightningModule that trains a causal language model and generates with it.
 
     A batch is a list of texts, or a mapping with ``input_ids`` and ``attention_mask``, each ``(B, T)``. In fit it may
@@ -69,6 +66,7 @@ class CausalLMModule(pl.LightningModule):
         TypeError, ValueError: an argument is not one of those named above.
 
     Examples:
+        >>> import lightning.pytorch as pl
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, eos_token_id=None, **sizes))
@@ -99,7 +97,7 @@ class CausalLMModule(pl.LightningModule):
         if generation is False and log_text:
             raise ValueError(f"log_text={log_text} shows generated texts, and generation=False makes none")
         self.generation = Generation(generation) if generation is not False else None
-        self._sweep = checked_sweep(sweep)  # not by its name: torch would register a module
+        self._sweep = checked_sweep(sweep)
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -107,7 +105,6 @@ class CausalLMModule(pl.LightningModule):
         self.model = given_or_loaded_model(model, model_params)
         self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
         self._shown = ShownTexts(log_text)
-        self._readers: list[Hook] = []
         generation = False if self.generation is None else self.generation.hyperparameters()
         sweep = self.sweep
         places = {"model": model, "tokenizer": tokenizer}
@@ -118,25 +115,6 @@ class CausalLMModule(pl.LightningModule):
         # Not in save_hyperparameters, which a subclass may call again, and which copies all that is set here.
         hp = self._to_hparams_dict(hp)
         super()._set_hparams(plain_entries(hp) if isinstance(hp, dict) else hp)
-
-    @property
-    def sweep(self) -> list[float] | None:
-        """The strengths that each prompt is generated with. They may be changed between runs."""
-        return self._sweep
-
-    @sweep.setter
-    def sweep(self, strengths: Sequence[float] | None) -> None:
-        self._sweep = checked_sweep(strengths)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model and return its output."""
-        return self.model(*args, **kwargs)
-
-    # Batches.
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn texts into tokens, padded on the left, before anything else sees the batch."""
-        return TextCollator(self.tokenizer, max_length=self.max_length)(batch) if are_texts(batch) else batch
 
     # Fit, validate, test.
 
@@ -199,9 +177,7 @@ class CausalLMModule(pl.LightningModule):
     def on_predict_start(self) -> None:
         if self.generation is not None and not callable(getattr(self.model, "generate", None)):
             raise TypeError(f"{type(self.model).__name__} has no generate(): predict needs a model that generates")
-        self._readers = readers_of(self.trainer) if self.sweep is not None else []
-        if self.sweep is not None:
-            refuse_unread(self, self.sweep, self._readers)
+        self._find_readers()
         self._shown.begin(self.trainer)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedText]:
@@ -219,8 +195,7 @@ class CausalLMModule(pl.LightningModule):
             check_left_padding(batch)
         if self.sweep is None:
             return self._predict(batch, strengths_of(batch), 1, dataloader_idx)
-        if self._readers:
-            refuse_unread(self, self.sweep, self._readers, batch)
+        self._refuse_unread(batch)
         prompts = len(batch["input_ids"])
         with expanded(batch, self.sweep):
             return self._predict(batch, self.sweep * prompts, len(self.sweep), dataloader_idx)

@@ -6,26 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning._arguments import one_of, whole_number
-from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.language_model.continuations import Continuations, log_probabilities
 from mi_crow_lightning.language_model.generated import decoded, prompts_of
 from mi_crow_lightning.language_model.language_model import LanguageModel
 from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
 from mi_crow_lightning.language_model.prompt_score import PromptScore
-from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, readers_of, refuse_unread, strengths_of
-from mi_crow_lightning.language_model.texts import TextCollator, are_texts, check_batch, check_left_padding
+from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, strengths_of
+from mi_crow_lightning.language_model.text_module import TextModule
+from mi_crow_lightning.language_model.texts import check_batch, check_left_padding
 
 __all__ = ["ContinuationScore"]
 
 _REDUCTIONS = ("mean", "any")
 
 
-class ContinuationScore(pl.LightningModule):
+class ContinuationScore(TextModule):
     """A LightningModule that measures the log-probability of given words or texts after prompts.
 
     A batch is what `CausalLMModule` takes: a list of texts, or ``input_ids`` and ``attention_mask``, each ``(B, T)``,
@@ -53,6 +52,7 @@ class ContinuationScore(pl.LightningModule):
         TypeError, ValueError: an argument is not one of those named above.
 
     Examples:
+        >>> import lightning.pytorch as pl
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, eos_token_id=None, **sizes))
@@ -83,29 +83,9 @@ class ContinuationScore(pl.LightningModule):
         self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
         self._continuations = Continuations(continuations, self.tokenizer)
         self.model = given_or_loaded_model(model, None)
-        self._readers: list[Hook] = []
-
-    @property
-    def sweep(self) -> list[float] | None:
-        """The strengths that each prompt runs with. They may be changed between runs."""
-        return self._sweep
-
-    @sweep.setter
-    def sweep(self, strengths: Sequence[float] | None) -> None:
-        self._sweep = checked_sweep(strengths)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model and return its output."""
-        return self.model(*args, **kwargs)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn texts into tokens, padded on the left, before anything else sees the batch."""
-        return TextCollator(self.tokenizer, max_length=self.max_length)(batch) if are_texts(batch) else batch
 
     def on_predict_start(self) -> None:
-        self._readers = readers_of(self.trainer) if self.sweep is not None else []
-        if self.sweep is not None:
-            refuse_unread(self, self.sweep, self._readers)
+        self._find_readers()
 
     on_validation_start = on_test_start = on_predict_start
 
@@ -151,8 +131,7 @@ class ContinuationScore(pl.LightningModule):
         """Return the strengths of each prompt, and the log-probabilities ``(B, S, K)``."""
         check_batch(batch)
         check_left_padding(batch)
-        if self.sweep is not None and self._readers:
-            refuse_unread(self, self.sweep, self._readers, batch)
+        self._refuse_unread(batch)
         prompts, own = len(batch["input_ids"]), strengths_of(batch)
         with expanded(batch, self.sweep, self._continuations.copies):
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if batch.get(name) is not None}

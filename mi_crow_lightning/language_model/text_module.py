@@ -1,0 +1,62 @@
+"""The base of LightningModules that run a causal language model on texts, at one strength or at several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import nn
+
+from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.language_model.sweep import checked_sweep, readers_of, refuse_unread
+from mi_crow_lightning.language_model.texts import TextCollator, are_texts
+
+__all__ = ["TextModule"]
+
+
+class TextModule(pl.LightningModule):
+    """A LightningModule whose batches may be texts, and which may run each of them once per strength.
+
+    Attributes:
+        model: the language model.
+        tokenizer: its tokenizer; ``None`` where batches are tokens.
+        max_length: most tokens of a text; ``None`` for no limit.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    max_length: int | None
+    _sweep: list[float] | None  # not by its name: torch would register a module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readers: list[Hook] = []
+
+    @property
+    def sweep(self) -> list[float] | None:
+        """The strengths that each prompt is run with. They may be changed between runs."""
+        return self._sweep
+
+    @sweep.setter
+    def sweep(self, strengths: Sequence[float] | None) -> None:
+        self._sweep = checked_sweep(strengths)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model and return its output."""
+        return self.model(*args, **kwargs)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn texts into tokens, padded on the left, before anything else sees the batch."""
+        return TextCollator(self.tokenizer, max_length=self.max_length)(batch) if are_texts(batch) else batch
+
+    def _find_readers(self) -> None:
+        """Find the controllers that take their strength from the batch, and refuse a sweep if there are none."""
+        self._readers = readers_of(self.trainer) if self.sweep is not None else []
+        if self.sweep is not None:
+            refuse_unread(self, self.sweep, self._readers)
+
+    def _refuse_unread(self, batch: Any) -> None:
+        """Refuse a batch of a sweep in which no such controller is on."""
+        if self.sweep is not None and self._readers:
+            refuse_unread(self, self.sweep, self._readers, batch)
