@@ -53,7 +53,7 @@ def steering() -> None:
     lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
     pairs = list(zip(texts["positive"], texts["negative"], strict=True))
     load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
-    contrast = mcl.ContrastDetector("block:*", tokens="prompt")
+    contrast = mcl.ContrastDetector("block:*", tokens="ordinary")
     trainer = L.Trainer(callbacks=mcl.HookCallback(contrast), **QUIET)
     reader = mcl.CausalLMModule(lm.model, lm.tokenizer, generation=False)
     trainer.predict(reader, load(pairs[:12]))
