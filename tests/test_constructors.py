@@ -243,7 +243,7 @@ def test_stages(stage: str, words: str) -> None:
     refused(lambda: ContrastDetector("0", held_out=stage), f"held_out={stage!r} is not known", words)
 
 
-@pytest.mark.documents("reliability/an-id-or-a-name-is-no-string-or-does-not-fit-one-line")
+@pytest.mark.documents("reliability/an-id-or-a-name-is-not-a-string-or-does-not-fit-one-line")
 @pytest.mark.parametrize("value", [5, "", " ", "a\nb", "a\u2028b", "a\x00", "\ud800", "x" * 201])
 def test_names(value: Any) -> None:
     refused(lambda: ScaleController("0", 2, hook_id=value), "hook_id=")

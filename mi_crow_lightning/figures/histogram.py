@@ -13,7 +13,7 @@ from mi_crow_lightning._arguments import one_of
 from mi_crow_lightning.errors import NothingToDraw
 from mi_crow_lightning.figures.axes import axes_of, drawn, inches
 from mi_crow_lightning.figures.layers import layer_of
-from mi_crow_lightning.figures.readings import Series, one_series, series_of, written_last
+from mi_crow_lightning.figures.readings import Series, Written, one_series, series_of, written_last
 from mi_crow_lightning.figures.words import plain, short, stage_title
 
 if TYPE_CHECKING:
@@ -28,19 +28,9 @@ _MOST_COLUMNS, _MOST_RIDGES = 400, 12
 _EDGES = 11  # edges with a number
 
 
-class Counted(Protocol):
+class Counted(Written, Protocol):
     """The histogram of one layer at one step, such as `HistogramRow`."""
 
-    @property
-    def stage(self) -> str: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def tag(self) -> str: ...
-    @property
-    def layer(self) -> str: ...
-    @property
-    def name(self) -> str: ...
     @property
     def edges(self) -> tuple[float, ...]: ...
     @property

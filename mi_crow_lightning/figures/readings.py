@@ -15,13 +15,13 @@ from mi_crow_lightning.errors import NothingToDraw
 from mi_crow_lightning.figures.layers import chosen_layers
 from mi_crow_lightning.figures.words import STAGES
 
-__all__ = ["Matrix", "Number", "Series", "matrix_of", "one_series", "series_of", "written_last"]
+__all__ = ["Matrix", "Number", "Series", "Written", "matrix_of", "one_series", "series_of", "written_last"]
 
 _LOADER = re.compile(r"/dataloader_idx_(\d+)\Z")
 
 
-class Number(Protocol):
-    """A number of one layer at one step, such as `HistoryRow`."""
+class Written(Protocol):
+    """A value of one layer at one step, with the tag it was written under."""
 
     @property
     def stage(self) -> str: ...
@@ -33,6 +33,11 @@ class Number(Protocol):
     def layer(self) -> str: ...
     @property
     def name(self) -> str: ...
+
+
+class Number(Written, Protocol):
+    """A number of one layer at one step, such as `HistoryRow`."""
+
     @property
     def value(self) -> float: ...
 

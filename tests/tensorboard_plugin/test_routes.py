@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from mi_crow_lightning.loggers import EventRow, read_compact, read_compact_histograms, read_events
 from mi_crow_lightning.tensorboard_plugin.assets import FILES
 from mi_crow_lightning.tensorboard_plugin.packing import unpack
+from mi_crow_lightning.tensorboard_plugin.routes import Routes
+from mi_crow_lightning.tensorboard_plugin.source import Source
 from tests.tensorboard_plugin.logs import (
     BLOCKS,
     schema,
@@ -129,8 +131,15 @@ def test_a_dataloader_is_a_number(log: Log, loader: str) -> None:
     assert log.get("matrix", run="one", **RMS, loader=loader).status_code == 400
 
 
+DATA = ("index", "matrix", "layer", "histogram", "epochs", "events", "reports", "texts")
+
+
+def test_every_route_of_data_is_tried() -> None:
+    assert {f"/{route}" for route in DATA} == Routes(Source(None), None).apps().keys()
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-@pytest.mark.parametrize("route", ["index", "matrix", "layer", "histogram", "epochs", "events", "static/index.js"])
+@pytest.mark.parametrize("route", [*DATA, "static/index.js"])
 def test_other_methods_are_refused(log: Log, route: str, method: str) -> None:
     response = log.get(route, method=method)
     assert response.status_code == 405 and response.headers["Allow"] == "GET, HEAD"
@@ -148,6 +157,15 @@ PATHS = ("../plugin.py", "..%2fplugin.py", "%2e%2e/plugin.py", "static/../../plu
 def test_only_the_files_of_the_page_are_served(log: Log, path: str) -> None:
     response = log.get(f"static/{path}")
     assert response.status_code == 404 and b"ActivationsPlugin" not in response.data
+
+
+@pytest.mark.parametrize("run", [*PATHS, "../../../../../../etc/passwd", "one/../../.."])
+@pytest.mark.parametrize("route", DATA[1:])
+def test_a_run_is_a_name_and_not_a_path(log: Log, route: str, run: str) -> None:
+    response = log.get(route, run=run, layer="h.0", **RMS)
+    found = json.loads(response.data)
+    assert "error" in found if response.status_code == 404 else not any(found.values()), found
+    assert response.status_code in (200, 404) and b"root:" not in response.data
 
 
 @pytest.mark.parametrize("name", FILES)
