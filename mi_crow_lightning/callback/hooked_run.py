@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning._warned import warn
 from mi_crow_lightning.callback.first_batches import FirstBatches
 from mi_crow_lightning.callback.idle_hooks import check_that_hooks_ran
 from mi_crow_lightning.hooks.compiled.fresh_graphs import FreshGraphs
@@ -17,9 +16,9 @@ from mi_crow_lightning.hooks.compiled.rules import toggling_schedules
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.registry.rank_shares import warn_of_failure_on_another_rank
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
-from mi_crow_lightning.metrics.guarded_shares import GuardedShares, ShareFailed
 
 __all__ = ["HookedRun", "default_policy", "failed_to_forget"]
 
@@ -58,7 +57,6 @@ class HookedRun:
         self._hooks = list(hooks)
         self._token_mask = token_mask
         self.batches_seen = 0
-        self._guarded: dict[tuple[str, Stage], GuardedShares] = {}
         self._in_batch = False
         self._was_on: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
         self._unread: dict[str, set[Stage]] = {hook.id: set() for hook in hooks}
@@ -140,7 +138,7 @@ class HookedRun:
             self.batches_seen = int(batches)
         for hook, (failed, _) in zip(self._hooks, states, strict=True):
             if failed and not hook._is_off_by_failure:
-                _warn_of_failure_on_another_rank(hook)
+                warn_of_failure_on_another_rank(hook)
                 hook._switch_off_after_pass()
         unread = [hook for hook, (failed, on) in zip(self._hooks, states, strict=True) if on and not failed]
         for hook in unread:
@@ -152,18 +150,7 @@ class HookedRun:
     def shares_of(self, detector: Detector) -> Shares:
         """Return the shares of a detector in the running stage, for `exchange`, which no failure holds up."""
         assert self.stage is not None, "readings belong to a stage"
-        key = (detector.id, self.stage)
-        if key not in self._guarded:
-            self._guarded[key] = GuardedShares(small=len(self.layers.sites(detector)))
-        return self._guarded[key].of(detector.share if not detector._is_off_by_failure else None)
-
-    def share_failed(self, detector: Detector, failed: ShareFailed) -> None:
-        """Treat the failure of a detector's share, on this rank as its policy says."""
-        if failed.error is not None:
-            self.layers.call(detector, partial(_raise, failed.error))
-        elif not detector._is_off_by_failure:
-            _warn_of_failure_on_another_rank(detector)
-            detector._switch_off_after_pass()
+        return self.layers.rank_shares.of(detector, self.stage, len(self.layers.sites(detector)))
 
     def begin_batch(self, moment: Moment, batch: Any) -> None:
         """Attach the hooks that are due in a batch, and take off the others."""
@@ -244,15 +231,6 @@ def failed_to_forget(hooks: Iterable[Hook]) -> dict[str, Exception]:
         except Exception as error:  # whatever a user's hook raises
             failed[hook.id] = error
     return failed
-
-
-def _warn_of_failure_on_another_rank(hook: Hook) -> None:
-    warn(
-        f"{hook!r} failed on another rank, which says why, and is now disabled on all ranks: its readings would come "
-        "from some ranks only. To switch it on again, call hook.enable() on every rank.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
 
 
 def _raise(error: Exception) -> None:

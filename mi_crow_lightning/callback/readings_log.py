@@ -147,7 +147,7 @@ class ReadingsLog:
             if detector.id not in unread:
                 continue
             if isinstance(of_all_ranks, ShareFailed):
-                run.share_failed(detector, of_all_ranks)
+                run.layers.rank_shares.failed(detector, of_all_ranks)
                 continue
             blocks = {site.match.name: site.match.index for site in run.layers.sites(detector)}
             read = run.layers.call(detector, partial(_read, detector, of_all_ranks, blocks))

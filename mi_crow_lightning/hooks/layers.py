@@ -34,6 +34,7 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.registry.calling import wrapped
 from mi_crow_lightning.hooks.registry.cleared_handles import refuse_cleared_handles
 from mi_crow_lightning.hooks.registry.failures import act_on
+from mi_crow_lightning.hooks.registry.rank_shares import RankShares
 from mi_crow_lightning.hooks.registry.reading_hooks import readings_of
 from mi_crow_lightning.hooks.registry.rules import (
     refuse_other_widths,
@@ -54,6 +55,8 @@ from mi_crow_lightning.hooks.registry.two_threads import (
 )
 from mi_crow_lightning.hooks.registry.walk import Walk
 from mi_crow_lightning.hooks.schedules import Moment, Stage
+from mi_crow_lightning.metrics.collectives import exchange, is_distributed
+from mi_crow_lightning.metrics.guarded_shares import ShareFailed
 
 __all__ = ["Layers"]
 
@@ -122,6 +125,7 @@ class Layers:
     def _begin(self) -> None:
         self.on_event: Callable[[Hook, str, str], None] | None = None  # what gets a report: hook, text, layer
         self._shared = Shared(self._pass_over, self._second_thread, _device(self.root, self.root))
+        self.rank_shares = RankShares(self.call)
         self._watchers = Watchers(self._shared.passes, self.graphs)
         self._registrations: dict[str, Registration] = {}
         self._taken: Counter[tuple[str, HookType, bool]] = Counter()  # hooks on a layer, by place and kind
@@ -410,14 +414,22 @@ class Layers:
     def take_readings(self) -> list[Reading]:
         """Return what the detectors saw since the last call, in the order of their registration, and reset them.
 
-        If several processes run, all must call it: each gets the readings of what all of them saw.
+        If several processes run, all must call it: each gets the readings of what all of them saw. A detector that
+        fails on one of them is switched off on all.
         """
         self.check_handles()
+        detectors = [hook for hook in self.get_hooks() if isinstance(hook, Detector)]
+        merged: list[Any] = [None] * len(detectors)
+        if is_distributed():  # every rank takes part with every detector, whatever failed here
+            merged = exchange([self.rank_shares.of(one, None, len(self.sites(one))) for one in detectors])
         taken: list[Reading] = []
-        for detector in self.get_hooks():
-            if isinstance(detector, Detector):
-                taken += self.call(detector, partial(readings_of, detector)) or []
-                self.call(detector, detector.reset)
+        for detector, of_all_ranks in zip(detectors, merged, strict=True):
+            if isinstance(of_all_ranks, ShareFailed):
+                self.rank_shares.failed(detector, of_all_ranks)
+                continue
+            detector._receive(of_all_ranks)
+            taken += self.call(detector, partial(readings_of, detector)) or []
+            self.call(detector, detector.reset)
         return taken
 
     def check_in_place(self, hook: Hook) -> None:

@@ -188,7 +188,7 @@ class ActivationStatisticsMetric(Metric):
     def shares(self) -> Shares:
         """Share the buffer, for `exchange`, and before it the widths while ranks may differ in them."""
         if not self._agreed and is_distributed():
-            extremes = yield Share(self._widths_as_tensor(), _extremes)
+            extremes = yield Share(self._widths_as_tensor(), _extremes, True, len(self.buffer))
             self._settle(extremes)
         merged = yield Share(self.buffer, self._merge)
         return merged

@@ -98,7 +98,7 @@ class ChangesOverBatches:
         self._begin()
         if is_distributed():
             mine = torch.tensor([batches, every], dtype=torch.float64)
-            longest, widest = (yield Share(mine, lambda ranks: ranks.amax(0))).tolist()
+            longest, widest = (yield Share(mine, lambda ranks: ranks.amax(0), more=True)).tolist()
         else:
             longest, widest = batches, every
         longest, widest = int(longest), int(widest)

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 from mi_crow_lightning._messages import message_of
 
-__all__ = ["Share", "Shares", "collective", "exchange", "gather", "gather_rows", "is_distributed"]
+__all__ = ["Share", "Shares", "check_follows", "collective", "exchange", "gather", "gather_rows", "is_distributed"]
 
 
 class Share(NamedTuple):
@@ -20,14 +20,19 @@ class Share(NamedTuple):
     Attributes:
         tensor: this rank's part, floating-point, of the same shape on all ranks.
         merge: from the parts of all ranks, ``(R, ...)``, to one tensor.
+        more: whether another share may follow, the same on all ranks: they ask each other for it, so that none waits
+            for a rank that fails in between.
+        next_size: how many numbers the next share is expected to have; known, it saves a collective.
     """
 
     tensor: Tensor
     merge: Callable[[Tensor], Tensor]
+    more: bool = False
+    next_size: int = 0
 
 
 Shares = Generator[Share, Tensor, Any]
-"""Yields this rank's share, is sent the merged tensor of all ranks on the host, and may yield another share."""
+"""Yields this rank's share, is sent the merged tensor of all ranks on the host, and may yield another if it said so."""
 
 
 def is_distributed() -> bool:
@@ -105,6 +110,9 @@ def exchange(owners: Sequence[Shares], device: torch.device | str | None = None)
     Returns:
         The owners' return values.
 
+    Raises:
+        ValueError: an owner yields a share after one without ``more=True``.
+
     Examples:
         >>> def mean(x):
         ...     total = yield Share(torch.stack([x.sum(), torch.tensor(float(len(x)))]), lambda ranks: ranks.sum(0))
@@ -114,15 +122,31 @@ def exchange(owners: Sequence[Shares], device: torch.device | str | None = None)
     """
     results: list[Any] = [None] * len(owners)
     answers: dict[int, Any] = dict.fromkeys(range(len(owners)))
+    asked: dict[int, Share] = {}
     while answers:
-        asked: dict[int, Share] = {}
+        before, asked = asked, {}
         for index, answer in answers.items():
             try:
                 asked[index] = owners[index].send(answer)
             except StopIteration as over:
                 results[index] = over.value
+            else:
+                check_follows(before.get(index))
         answers = dict(zip(asked, _merged(list(asked.values()), device), strict=True))
     return results
+
+
+def check_follows(before: Share | None) -> None:
+    """Check that a share may follow the one before.
+
+    Raises:
+        ValueError: it was not announced, so another rank may not take part in it.
+    """
+    if before is not None and not before.more:
+        raise ValueError(
+            "share() yielded another Share after one that did not announce it: yield Share(tensor, merge, more=True) "
+            "first, so that ranks wait for each other only where all take part"
+        )
 
 
 @torch.no_grad()

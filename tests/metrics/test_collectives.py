@@ -12,8 +12,8 @@ from mi_crow_lightning.metrics.collectives import Share, Shares, exchange
 def total(*parts: Tensor) -> Shares:
     """As many rounds as there are parts."""
     seen = []
-    for part in parts:
-        answer = yield Share(part, lambda ranks: ranks.sum(0))
+    for left, part in zip(range(len(parts))[::-1], parts, strict=True):
+        answer = yield Share(part, lambda ranks: ranks.sum(0), more=left > 0)
         seen.append(answer.clone())
     return seen
 
@@ -39,3 +39,12 @@ def test_what_an_owner_raises_goes_on() -> None:
 
     with pytest.raises(ValueError, match="no more"):
         exchange([total(torch.ones(2)), fails()])
+
+
+def test_a_share_that_was_not_announced_is_refused() -> None:
+    def asks_again() -> Shares:
+        yield Share(torch.ones(1), lambda ranks: ranks.sum(0))
+        yield Share(torch.ones(1), lambda ranks: ranks.sum(0))
+
+    with pytest.raises(ValueError, match=r"yield Share\(tensor, merge, more=True\) first"):
+        exchange([total(torch.ones(2)), asks_again()])
