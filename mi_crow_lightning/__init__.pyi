@@ -36,6 +36,7 @@ from mi_crow_lightning.language_model import ContinuationScore as ContinuationSc
 from mi_crow_lightning.language_model import LanguageModel as LanguageModel
 from mi_crow_lightning.language_model import PredictionWriter as PredictionWriter
 from mi_crow_lightning.language_model import by_strength as by_strength
+from mi_crow_lightning.language_model import read_predictions as read_predictions
 from mi_crow_lightning.report.layer_table import layer_table as layer_table
 from mi_crow_lightning.store import LocalStore as LocalStore
 from mi_crow_lightning.vectors import ContrastDetector as ContrastDetector

@@ -5,6 +5,7 @@ from mi_crow_lightning.language_model.generated import by_strength as by_strengt
 from mi_crow_lightning.language_model.inference import Inference as Inference
 from mi_crow_lightning.language_model.language_model import LanguageModel as LanguageModel
 from mi_crow_lightning.language_model.positions import with_positions as with_positions
+from mi_crow_lightning.language_model.prediction_reader import read_predictions as read_predictions
 from mi_crow_lightning.language_model.prediction_writer import PredictionWriter as PredictionWriter
 from mi_crow_lightning.language_model.prompt_score import PromptScore as PromptScore
 from mi_crow_lightning.language_model.texts import TextCollator as TextCollator

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
 from mi_crow_lightning._foreign_files import from_json
 from mi_crow_lightning._warned import warn
 
-__all__ = ["LineFile", "holds_lines"]
+__all__ = ["LineFile", "holds_lines", "whole_batches"]
 
 _BLOCK = 65536
 
@@ -38,7 +37,7 @@ class LineFile:
 
     def __init__(self, path: Path, mode: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._mark = path.with_name(f"{path.name}.unfinished")
+        self._mark = _mark_of(path)
         self._file = FileIO(path, {"x": "x", "w": "w", "a": "a+"}[mode])
         try:
             if mode == "a":
@@ -85,9 +84,41 @@ class LineFile:
 
 def _end_at_a_batch(file: FileIO, path: Path, mark: Path) -> None:
     """Cut off what a process wrote of a batch when it was killed, if it left a note of where that begins."""
-    with suppress(FileNotFoundError):
-        if (noted := mark.read_bytes()).isdigit():  # else it was cut off, or is not ours
-            _cut(file, path, int(noted), "batch")
+    whole = _noted(mark)
+    if whole is not None:
+        _cut(file, path, whole, "batch")
+
+
+def whole_batches(path: Path) -> tuple[bytes, int]:
+    """Return the bytes of a file that belong to whole batches, and how many bytes follow them.
+
+    Another process may be writing the file, or may have been killed while it did.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    mark = _mark_of(path)
+    noted = _noted(mark)
+    while True:
+        data, before = path.read_bytes(), noted
+        noted = _noted(mark)
+        if before is None and noted is None and path.stat().st_size == len(data):
+            return data, 0  # nobody writes
+        if before is not None and (noted is None or noted >= before):  # else the file was begun again
+            return data[:before], max(0, len(data) - before)
+
+
+def _noted(mark: Path) -> int | None:
+    """Return up to which byte batches are whole by a writer's note; ``None`` if it left none, or half a note."""
+    try:
+        noted = mark.read_bytes()
+    except FileNotFoundError:
+        return None
+    return int(noted) if noted.isdigit() else None
+
+
+def _mark_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unfinished")
 
 
 def holds_lines(path: Path) -> bool:

@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from mi_crow_lightning import HookCallback, PredictionWriter
+from mi_crow_lightning.language_model import read_predictions
 from mi_crow_lightning.language_model.line_file import LineFile, holds_lines
 from tests.callback.runs import told
 from tests.language_model.test_sweep import SWEEP, module_of, steer
@@ -318,10 +320,19 @@ from pathlib import Path
 from mi_crow_lightning.language_model.line_file import LineFile
 file, number = LineFile(Path(sys.argv[1]), "a"), int(sys.argv[2])
 while True:
-    file.append([f"{number} " + 4000 * "x"] * 200)
+    file.append([f'{{"n": {number}, "text": "{4000 * "x"}"}}'] * 200)
     print(number, flush=True)
     number += 1
 """
+
+
+def batches_in(path: Path) -> set[int]:
+    """The numbers of a file's batches, each of which must be whole."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*ends in .* bytes of a batch")
+        there = Counter(record["n"] for record in read_predictions(path))
+    assert set(there.values()) <= {200}
+    return set(there)
 
 
 def kill_and_continue(path: Path, kills: int, seed: int) -> int:
@@ -335,15 +346,68 @@ def kill_and_continue(path: Path, kills: int, seed: int) -> int:
             time.sleep(rng.random() * 0.01)
             process.kill()
             said += map(int, process.stdout.read().split())
-        before = path.stat().st_size
+        before, read = path.stat().st_size, batches_in(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*ended in half a batch")
             LineFile(path, "a").close()
         cut += path.stat().st_size < before
-        there = Counter(int(line.split()[0]) for line in path.read_text().splitlines())
-        assert set(there.values()) == {200} and set(range(said[-1] + 1)) <= set(there), "every batch is whole"
-        number = max(there) + 1
+        assert set(range(said[-1] + 1)) <= read == batches_in(path)
+        number = max(read) + 1
     return cut
+
+
+@pytest.mark.documents("reliability/the-process-is-killed-within-a-batch-of-predictionwriter")
+@pytest.mark.parametrize("more", [b"", b'{"text"', b'{"text": 2}\n', b'{"text": 2}\n{"te'])
+def test_a_reader_stops_where_whole_batches_end(tmp_path: Path, more: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    file = LineFile(path, "x")
+    file.append(['{"text": "\u2028"}', '{"text": 1}'])
+    with path.open("ab") as other:  # the part of a batch
+        other.write(more)
+    with told(f"ends in {len(more)} bytes of a batch", times=1 if more else 0):
+        assert read_predictions(path) == [{"text": "\u2028"}, {"text": 1}]
+    file.close()
+
+
+def test_a_reader_finds_whole_batches_while_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    file = LineFile(path, "x")
+
+    def write_all() -> None:
+        for number in range(100):
+            file.append([f'{{"n": {number}, "text": "{2000 * "x"}"}}'] * 200)
+        file.close()
+
+    writer = threading.Thread(target=write_all)
+    writer.start()
+    found = [0]
+    while writer.is_alive():
+        found.append(len(batches_in(path)))
+    writer.join()
+    assert found == sorted(found) and batches_in(path) == set(range(100))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b'{"a": 1}\n[2]\n', "has a line 2 that is not a JSON object, but a list"),
+        (b'{"a": 1}\n{"a"', "has a line 2 that is not JSON: Expecting ':' delimiter"),
+        (b'{"a": 1}\n\xff\n', "has a line 2 that is not JSON: 'utf-8' codec"),
+        (b"[" * 10**5, "has a line 1 that is nested deeper than 100 levels"),
+    ],
+)
+def test_a_reader_names_the_line_that_is_not_a_record(tmp_path: Path, data: bytes, says: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"a.jsonl' {says}"):
+        read_predictions(path)
+    with pytest.raises(FileNotFoundError):
+        read_predictions(tmp_path / "b.jsonl")
+
+
+def test_a_reader_and_a_writer_agree(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert write(path, as_texts) == read_predictions(path) == read_predictions(str(path))
 
 
 @pytest.mark.documents("reliability/the-process-is-killed-within-a-batch-of-predictionwriter")
