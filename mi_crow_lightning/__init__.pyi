@@ -13,6 +13,7 @@ from mi_crow_lightning.hooks import ClampController as ClampController
 from mi_crow_lightning.hooks import Controller as Controller
 from mi_crow_lightning.hooks import Detector as Detector
 from mi_crow_lightning.hooks import FunctionController as FunctionController
+from mi_crow_lightning.hooks import GradientStatistics as GradientStatistics
 from mi_crow_lightning.hooks import Hook as Hook
 from mi_crow_lightning.hooks import HookContext as HookContext
 from mi_crow_lightning.hooks import HookType as HookType

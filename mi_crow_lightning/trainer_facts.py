@@ -5,10 +5,11 @@ Functions only; nothing is kept or changed. Lightning's private names are read h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
-from typing import Any
+from collections.abc import Callable, Mapping, Sized
+from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
@@ -39,6 +40,7 @@ __all__ = [
     "logged_hyperparameters",
     "logs_hyperparameters",
     "logs_hyperparameters_by_itself",
+    "loss_scale",
     "moment_of",
     "name_of_run",
     "samples_of_batch",
@@ -189,6 +191,14 @@ def moment_of(
         # As Lightning decides it, so that our curves share their steps with those of `self.log`.
         logged=stage is Stage.TRAIN and every > 0 and (step + 1) % every == 0,
     )
+
+
+def loss_scale(trainer: pl.Trainer) -> Callable[[torch.device], torch.Tensor] | None:
+    """Return what gives the factor of a scaled loss on a device, without waiting for it; ``None`` without a scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return None
+    return lambda device: cast("torch.Tensor", scaler.scale(torch.ones((), device=device)))
 
 
 def steps_of_run(trainer: pl.Trainer) -> int | None:

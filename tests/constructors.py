@@ -244,6 +244,11 @@ HOOK: dict[str, Rule] = {
     "channels": optional(lambda value: whole(-64, 63)(value) and value != 0),
 }
 DETECTOR = HOOK | {"store": optional(is_store), "name": optional(is_tag), "before_edits": is_flag}
+OF_STATISTICS = (
+    DETECTOR
+    | {"statistics": optional(are_names(*STATISTICS)), "histogram": is_flag, "per_channel": is_flag}
+    | {"dead_threshold": lambda value: is_number(value) and value >= 0, "tokens": are_tokens}
+)
 EDIT = HOOK | {"strength": is_strength, "tokens": are_tokens, "when": optional(callable), "preserve_norm": is_flag}
 V = torch.ones(4)
 
@@ -286,13 +291,9 @@ CONSTRUCTORS: dict[str, Constructor] = {
         ours.FunctionController, {"layer_signature": "0", "function": abs}, EDIT | {"function": callable}
     ),
     "SummingDetector": Constructor(hooks.SummingDetector, {}, DETECTOR | {"tokens": are_tokens}),
-    "ActivationStatistics": Constructor(
-        ours.ActivationStatistics,
-        {},
-        DETECTOR
-        | {"statistics": optional(are_names(*STATISTICS)), "histogram": is_flag, "per_channel": is_flag}
-        | {"dead_threshold": lambda value: is_number(value) and value >= 0, "tokens": are_tokens},
-    ),
+    "StatisticsDetector": Constructor(hooks.StatisticsDetector, {}, OF_STATISTICS),
+    "ActivationStatistics": Constructor(ours.ActivationStatistics, {}, OF_STATISTICS),
+    "GradientStatistics": Constructor(ours.GradientStatistics, {}, OF_STATISTICS),
     "LayerActivationDetector": Constructor(
         ours.LayerActivationDetector,
         {},
@@ -325,7 +326,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "AllOf": Constructor(ours.AllOf, {"schedules": [ours.Schedule()]}, {"schedules": are_schedules}),
     "AnyOf": Constructor(ours.AnyOf, {"schedules": [ours.Schedule()]}, {"schedules": are_schedules}),
     "Not": Constructor(ours.Not, {"schedule": ours.Schedule()}, {"schedule": is_schedule}),
-    "LoggedSteps": Constructor(ours.LoggedSteps, {}, {}),
+    "LoggedSteps": Constructor(ours.LoggedSteps, {}, {"evaluations": is_flag}),
     "Tokens by name": Constructor(ours.Tokens, {}, {"which": one_of(None, "all", "prompt", "generated", "last")}),
     "Tokens at positions": Constructor(ours.Tokens, {}, {"positions": optional(are_integers)}),
     "Tokens in a window": Constructor(ours.Tokens, {}, {"window": optional(is_window)}),

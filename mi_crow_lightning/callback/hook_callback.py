@@ -242,8 +242,14 @@ class HookCallback(Results, pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._check_edits()  # before gradient checkpointing repeats them
+        if self._run is not None:
+            self._run.layers.loss_scale = trainer_facts.loss_scale(trainer)
         if pl_module.automatic_optimization:  # else the step itself runs backward, maybe before some layers
             self._end_step()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run is not None:
+            self._run.layers.loss_scale = None
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

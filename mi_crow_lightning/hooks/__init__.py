@@ -5,10 +5,12 @@
 `Layers`                   the registry: put hooks on layers, switch them, take them off
 `Detector`                 a hook that observes: override ``observe(x, ctx)``
 `SummingDetector`          a detector whose readings follow from sums: override ``measure`` and ``values``
+`StatisticsDetector`       the base of those that give the statistics by name
 `Controller`               a hook that edits: override ``edit(x, ctx)``
 `Hook`, `HookType`         what both are; for everything else override ``_hook_fn``
 `LayerActivationDetector`  keeps activations
 `ActivationStatistics`     streams mean, std, ... and a histogram of activations
+`GradientStatistics`       streams the same of the gradients of activations
 `ProjectionDetector`       streams projections on directions; may be a condition for edits
 `SteeringController`       adds a vector to activations at chosen tokens
 `AblationController`       takes a direction, or a subspace, out

@@ -10,6 +10,7 @@ from mi_crow_lightning.hooks.controllers.scale import ScaleController as ScaleCo
 from mi_crow_lightning.hooks.controllers.steering import SteeringController as SteeringController
 from mi_crow_lightning.hooks.detector import Detector as Detector
 from mi_crow_lightning.hooks.detectors.activation_statistics import ActivationStatistics as ActivationStatistics
+from mi_crow_lightning.hooks.detectors.gradient_statistics import GradientStatistics as GradientStatistics
 from mi_crow_lightning.hooks.detectors.layer_activation import LayerActivationDetector as LayerActivationDetector
 from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector as ProjectionDetector
 from mi_crow_lightning.hooks.hook import Hook as Hook
@@ -23,6 +24,7 @@ from mi_crow_lightning.hooks.schedules import Moment as Moment
 from mi_crow_lightning.hooks.schedules import Not as Not
 from mi_crow_lightning.hooks.schedules import Schedule as Schedule
 from mi_crow_lightning.hooks.schedules import Stage as Stage
+from mi_crow_lightning.hooks.statistics_detector import StatisticsDetector as StatisticsDetector
 from mi_crow_lightning.hooks.summing_detector import SummingDetector as SummingDetector
 from mi_crow_lightning.hooks.token_controller import TokenController as TokenController
 from mi_crow_lightning.hooks.tokens import Tokens as Tokens

@@ -22,12 +22,18 @@ __all__ = ["HookContext", "Place", "Registry", "Unregistered"]
 
 
 class Registry(Protocol):
-    """The part of `Layers` that hooks reach through their context."""
+    """The part of `Layers` that hooks reach through their context.
+
+    Attributes:
+        loss_scale: returns by what the loss of the running backward pass is multiplied, on a device; ``None`` where
+            it is not.
+    """
 
     root: nn.Module
     language_model: Any
     store: Any
     unmasked: dict[Stage | None, bool]
+    loss_scale: Callable[[torch.device], Tensor] | None
 
     def get_hooks(self) -> list[Any]:
         """Return all hooks, in the order of their registration."""
@@ -47,6 +53,9 @@ class Registry(Protocol):
     def report_event(self, hook: Any, text: str, layer: str) -> None:
         """Pass on what a hook reports; ``layer`` may be empty."""
 
+    def call(self, hook: Any, function: Callable[[], Any]) -> Any:
+        """Call a function of a hook outside a pass, and treat its errors as in a pass."""
+
 
 @dataclass(eq=False)
 class Unregistered:
@@ -62,6 +71,7 @@ class Unregistered:
     language_model: Any = None
     store: Any = None
     unmasked: dict[Stage | None, bool] = field(default_factory=dict)
+    loss_scale: Callable[[torch.device], Tensor] | None = None
 
     def get_hooks(self) -> list[Any]:
         """Return the hook alone."""
@@ -84,6 +94,10 @@ class Unregistered:
 
     def report_event(self, hook: Any, text: str, layer: str) -> None:
         """Do nothing: there is no log."""
+
+    def call(self, hook: Any, function: Callable[[], Any]) -> Any:
+        """Call the function: what it raises goes to the caller."""
+        return function()
 
 
 @dataclass(frozen=True, eq=False)

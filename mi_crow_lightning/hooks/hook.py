@@ -98,6 +98,8 @@ class Hook:
     _observes = False
     _edits = False
 
+    _sees_recomputes = False  # whether a detector is called in recomputes too, whose run of a layer may get gradients
+
     _alone_at: str | None = None  # the layer for which the hook was prepared by a direct call
 
     #: Whether the model may leave all layers of a hook that edits out of a batch; see `Controller`.

@@ -123,6 +123,7 @@ class Layers:
         self._begin()
 
     def _begin(self) -> None:
+        self.loss_scale: Callable[[torch.device], Tensor] | None = None  # set while a scaled loss runs backward
         self.on_event: Callable[[Hook, str, str], None] | None = None  # what gets a report: hook, text, layer
         self._shared = Shared(self._pass_over, self._second_thread, _device(self.root, self.root))
         self.rank_shares = RankShares(self.call)
@@ -534,7 +535,7 @@ class Layers:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without hooks: the hooks on the model are inert in its copy."""
-        mine = ("on_event", "_shared", "_watchers", "_registrations", "_taken", "_walk")
+        mine = ("loss_scale", "on_event", "_shared", "_watchers", "_registrations", "_taken", "_walk")
         return {name: value for name, value in self.__dict__.items() if name not in mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

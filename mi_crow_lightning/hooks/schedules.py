@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from mi_crow_lightning._arguments import listed, not_known, one_of, whole_number
+from mi_crow_lightning._arguments import check_flag, listed, not_known, one_of, whole_number
 from mi_crow_lightning._joined import folded, rejoined, steps_of, written
 from mi_crow_lightning._shown import shown
 
@@ -201,24 +201,34 @@ class LoggedSteps(When):
 
     This is the default of detectors. Each logged step is seen with all its micro-batches, the steps in between cost
     nothing, and an evaluation gives one reading per epoch.
+
+    Args:
+        evaluations: whether it is due in validation and test; without them it is the default of `GradientStatistics`
+            and `WeightStatistics`.
+
+    Raises:
+        TypeError: ``evaluations`` is not a bool.
     """
+
+    def __init__(self, evaluations: bool = True) -> None:
+        self.evaluations = check_flag("evaluations", evaluations)
 
     def due(self, moment: Moment) -> bool:
         """Return whether ``moment`` is logged (in training), or belongs to validation or test."""
         if moment.stage is Stage.TRAIN:
             return moment.logged
-        return moment.stage in (Stage.VALIDATE, Stage.TEST)
+        return self.evaluations and moment.stage in (Stage.VALIDATE, Stage.TEST)
 
     def varies_in(self, stage: Stage) -> bool:
         """Return whether ``stage`` is training."""
         return stage is Stage.TRAIN
 
     def may_be_due_in(self, stage: Stage) -> bool:
-        """Return whether ``stage`` is any but predict."""
-        return stage is not Stage.PREDICT
+        """Return whether ``stage`` is training, or an evaluation in which it is due."""
+        return stage is Stage.TRAIN or (self.evaluations and stage is not Stage.PREDICT)
 
     def __repr__(self) -> str:
-        return "LoggedSteps()"
+        return f"LoggedSteps({'' if self.evaluations else 'evaluations=False'})"
 
 
 class _Joined(When):

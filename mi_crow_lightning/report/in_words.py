@@ -37,8 +37,8 @@ def schedule_in_words(when: When, every: int) -> str:
 def _pieces(when: When, every: int) -> Sequence[When | str]:
     """Return the words for a schedule, and the schedules for which others stand between them."""
     if type(when) is LoggedSteps:
-        logged = f"logged steps of train ({'each' if every == 1 else f'every {every}'}), " if every else ""
-        return [f"{logged}validate and test"]
+        logged = [f"logged steps of train ({'each' if every == 1 else f'every {every}'})"] if every else []
+        return [", ".join([*logged, *(["validate and test"] if when.evaluations else [])]) or "never"]
     if type(when) is Schedule:
         given = {name: value for name, value in vars(when).items() if value is not None}
         return [", ".join(_FIELDS[name](value) for name, value in given.items()) or "always"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from mi_crow_lightning import trainer_facts as facts
-from mi_crow_lightning.hooks.detectors.activation_statistics import ActivationStatistics
 from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.statistics_detector import StatisticsDetector
 from mi_crow_lightning.metrics.known_statistics import sums_of
 from mi_crow_lightning.metrics.one_pass.forms import left_to_torch
 from mi_crow_lightning.report.feature import Feature, Support
@@ -19,7 +19,7 @@ def statistic_forms(pl_module: pl.LightningModule, layers: Layers) -> list[Featu
     graphs = facts.graphs_of_module(pl_module)
     left: dict[str, set[str]] = {}  # by form
     for hook in layers.get_hooks():
-        if isinstance(hook, ActivationStatistics):
+        if isinstance(hook, StatisticsDetector):
             names = [one.name for one in sums_of(hook.statistics)]
             for graph in {site.match.module in graphs for site in layers.sites(hook)}:
                 for name, form in left_to_torch(names, pl_module.device, graph).items():

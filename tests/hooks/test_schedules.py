@@ -39,7 +39,7 @@ fields = st.fixed_dictionaries(
     },
 )
 schedules = st.recursive(
-    fields.map(lambda given: Schedule(**given)) | st.just(LoggedSteps()),
+    fields.map(lambda given: Schedule(**given)) | st.booleans().map(LoggedSteps),
     lambda inner: (
         st.lists(inner, min_size=1, max_size=3).map(lambda parts: AllOf(*parts))
         | st.lists(inner, min_size=1, max_size=3).map(lambda parts: AnyOf(*parts))

@@ -32,6 +32,7 @@ __all__ = [
     "call_in_graph",
     "call_observe",
     "call_unregistered",
+    "observe_again",
     "observes_only",
     "way_to",
     "wrapped",
@@ -153,6 +154,14 @@ def call_again(hook: Hook, way: Way, ctx: HookContext, module: nn.Module) -> Any
         running.context = None
 
 
+def observe_again(hook: Detector, ctx: HookContext, module: nn.Module, passes: Passes[Hook]) -> None:
+    """Call a detector that sees recomputes in one of them; its errors wait as in a pass.
+
+    It records nothing for autograd, so the error by which checkpointing stops a recompute early is not raised in it.
+    """
+    call(hook, _by_process_activations, ctx, module, passes)
+
+
 def call_in_graph(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
     """Call a hook while its layer is traced into a graph, without catching errors or reading thread state."""
     outside = hook._outside
@@ -226,6 +235,10 @@ def _by_hook_fn(hook: Hook, ctx: HookContext, module: nn.Module) -> Any:
             "detectors only observe. Subclass Controller or Hook to change activations."
         )
     return replacement(result, hook.hook_type, ctx)
+
+
+def _by_process_activations(hook: Detector, ctx: HookContext, module: nn.Module) -> None:
+    hook.process_activations(module, ctx.args, ctx.output)
 
 
 def _activation(hook: Hook, ctx: HookContext) -> Tensor:

@@ -27,6 +27,7 @@ from mi_crow_lightning.hooks.registry.calling import (
     call_again,
     call_in_graph,
     call_observe,
+    observe_again,
     observes_only,
     way_to,
     wrapped,
@@ -210,15 +211,20 @@ class Site(InertWhenCopied):
             here.directly = False
 
     def _again(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Repeat in a recompute the effect that the hook had, if any; a detector has already seen the activation."""
-        passes = self._shared.passes
-        facts = passes.facts_at(self.token_sources, recomputing=True) if self._edits else None
-        if facts is None or not passes.acted_in(self, facts, self.match.name):
+        """Repeat in a recompute the effect that the hook had, if any; a detector has mostly seen the activation."""
+        passes, hook = self._shared.passes, self.hook
+        if not self._edits and not (hook._sees_recomputes and hook.enabled and not passes.has_failed(hook.id)):
+            return None
+        facts = passes.facts_at(self.token_sources, recomputing=True)
+        if self._edits and not passes.acted_in(self, facts, self.match.name):
             return None
         facts, axes = facts.at_layer(args, kwargs), axes_of_call(self._axes, args)
         batch = facts.batch if facts.batch is not None else self._shared.running
         ctx = HookContext(self.place, batch, facts, axes, args, kwargs, output, recomputing=True)
-        return call_again(self.hook, self._way, ctx, module)
+        if self._edits:
+            return call_again(hook, self._way, ctx, module)
+        observe_again(hook, ctx, module, passes)  # type: ignore[arg-type]
+        return None
 
     def _in_graph(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, batch: RunningBatch
