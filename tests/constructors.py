@@ -305,6 +305,14 @@ CONSTRUCTORS: dict[str, Constructor] = {
         ours.ProjectionDetector, {"vector": V}, DETECTOR | {"vector": is_vector, "tokens": are_tokens}
     ),
     "ProjectionDetector by name": Constructor(ours.ProjectionDetector, {"vectors": {"a": V}}, {"vectors": are_vectors}),
+    "TraitMonitor": Constructor(
+        ours.TraitMonitor,
+        {"vector": V},
+        DETECTOR
+        | {"vector": is_vector, "tokens": are_tokens, "baseline": lambda value: value is None}
+        | {"schedule": lambda value: value is None},
+    ),
+    "TraitMonitor by name": Constructor(ours.TraitMonitor, {"vectors": {"a": V}}, {"vectors": are_vectors}),
     "ContrastDetector": Constructor(
         ours.ContrastDetector,
         {},
@@ -456,7 +464,7 @@ RECORDS = {
     "CompactRows", "DetectorReadings", "EventRow", "Feature", "GeneratedText", "HistogramRow", "HistogramTable",
     "Histogram", "HistoryRow", "HistoryTable", "HookContext", "HookPlan", "HookedLayer", "Inference", "LayerTable",
     "LoggedStep", "Merge", "ModelLayer", "Moment", "Page", "PromptScore", "Reading", "RunReport", "Separability",
-    "Store", "Summary", "TextRow",
+    "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
 }  # fmt: skip
 
 

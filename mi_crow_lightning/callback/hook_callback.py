@@ -421,6 +421,8 @@ class HookCallback(Results, pl.Callback):
         self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
         try:
             run.report_failures(self._failed_to_forget)
+            if trainer_facts.is_fitting(trainer):
+                run.check_before_fit()
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             self._compare_ranks(trainer)
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))

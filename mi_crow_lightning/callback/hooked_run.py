@@ -115,6 +115,11 @@ class HookedRun:
             if hook.id in failed:
                 self.layers.call(hook, partial(_raise, failed[hook.id]))
 
+    def check_before_fit(self) -> None:
+        """Raise the error of a hook that cannot go into a fit as it is, such as a monitor without its baseline."""
+        for hook in self.registered:
+            hook._check_before_fit()
+
     def is_unread(self, hook: Hook) -> bool:
         """Return whether the hook was on in the running stage since its last reading there, and did not fail."""
         unread = self._unread[hook.id] | (hook.resumed if isinstance(hook, Detector) else set())

@@ -12,6 +12,7 @@
 `ActivationStatistics`     streams mean, std, ... and a histogram of activations
 `GradientStatistics`       streams the same of the gradients of activations
 `ProjectionDetector`       streams projections on directions; may be a condition for edits
+`TraitMonitor`             says how far a fine-tune moved held-out texts along directions
 `SteeringController`       adds a vector to activations at chosen tokens
 `AblationController`       takes a direction, or a subspace, out
 `ClampController`          sets, or limits, how far they lie along a direction

@@ -295,6 +295,9 @@ class Hook:
             blocks: names of the layers, in order, each with the index of the block that it is or is in, if any.
         """
 
+    def _check_before_fit(self) -> None:
+        """Raise an error if the hook cannot go into a fit as it is; called at its start, by the callback."""
+
     def prepare(self, layers: list[str], device: torch.device) -> None:
         """Make the hook's buffers, here and not in ``__init__``; called at registration, before any pass.
 

@@ -15,15 +15,18 @@ __all__ = [
     "PROJECTIONS",
     "SEPARABILITIES",
     "STATISTICS_DESCRIBED",
+    "TRAITS",
     "Description",
     "projection_text",
     "statistic_text",
+    "trait_text",
 ]
 
 _ELEMENTS = (
     "`x` runs over the finite elements of the tokens that count; there are `n` of them, in `N` tokens. Padding is left "
     "out."
 )
+_TEXTS = "`t` is the mean over a text's tokens of their projections on the unit vector; there are `n` texts."
 _PROJECTION = "`p = x @ u` is the projection of a token `x` on the unit vector `u`; there are `N` tokens."
 
 
@@ -130,6 +133,18 @@ PROJECTIONS: dict[str, Description] = {
 }
 """The readings of a direction."""
 
+TRAITS: dict[str, Description] = {
+    "shift": Description(
+        "`(mean - base mean) / base std`",
+        "standard deviations over texts, in the base model",
+        "how far held-out texts moved along the direction since the base model. It can overstate protection: read it "
+        "beside a measure of expression",
+    ),
+    "mean": Description("`sum(t) / n`", "activations", "how much of the direction the texts have"),
+    "std": Description("`sqrt(sum((t - mean)**2) / n)`", "activations", "how much it differs from text to text"),
+}
+"""The readings of a trait."""
+
 SEPARABILITIES: dict[str, str] = {
     "norm": "**norm**: the length of the difference between the means of the two classes. Unit: activations.",
     "auroc": "**auroc**: the probability that a held-out sample of the positive class lies further along the layer's "
@@ -159,3 +174,10 @@ def projection_text(name: str, direction: str) -> str:
     of = f" The direction is `{direction}`." if direction else ""
     known = PROJECTIONS.get(name)
     return known.text(name, f"{_PROJECTION}{of}") if known is not None else ""
+
+
+def trait_text(name: str, direction: str) -> str:
+    """Return the text of a reading of a trait, whose direction may have a name."""
+    of = f" The direction is `{direction}`." if direction else ""
+    known = TRAITS.get(name)
+    return known.text(name, f"{_TEXTS}{of}") if known is not None else ""

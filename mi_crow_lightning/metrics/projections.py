@@ -13,7 +13,15 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["Projection", "empty_projections", "merge_projections", "onto", "project", "summarize_projections"]
+__all__ = [
+    "Projection",
+    "empty_projections",
+    "mean_by_text",
+    "merge_projections",
+    "onto",
+    "project",
+    "summarize_projections",
+]
 
 
 class Projection(IntEnum):
@@ -97,6 +105,29 @@ def summarize_projections(along: Tensor, norms: Tensor, mask: Tensor | None = No
     cosines = torch.where(keep & (lengths > 0), wide / lengths, 0.0)
     least, most = torch.where(keep, wide, math.inf).amin(0), torch.where(keep, wide, -math.inf).amax(0)
     return torch.stack([count, mean, (deviations**2).sum(0), cosines.sum(0), least, most], -1)
+
+
+@torch.no_grad()
+def mean_by_text(along: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the mean projection of each text over its tokens that count and are finite.
+
+    Args:
+        along: ``(B, T, K)``, the projections.
+        mask: ``(B, T)`` bool: True where tokens count. ``None`` for all.
+
+    Returns:
+        ``(B, K)`` float64; NaN for a text without such a token.
+
+    Examples:
+        >>> mean_by_text(torch.tensor([[[1.0], [5.0]], [[2.0], [9.0]]]), torch.tensor([[True, True], [True, False]]))
+        tensor([[3.],
+                [2.]], dtype=torch.float64)
+    """
+    wide = along.to(torch.float64)
+    keep = torch.isfinite(wide)
+    if mask is not None:
+        keep = keep & mask[..., None]
+    return torch.where(keep, wide, 0.0).sum(1) / keep.sum(1)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@
 `SteeringVector`           one direction per layer, with its origin; arithmetic, norms, files
 `ContrastDetector`         extracts one from texts of two classes, and says which layer separates them best
 `PairCollator`             makes its batches of pairs of texts; `LabelCollator` of labelled texts
+`TraitBaseline`            what the texts of a `TraitMonitor` were in the base model: a table and its file
 `read_control_vector`      a control vector of llama.cpp or repeng (GGUF); `write_control_vector`
 `from_steering_vectors`    an object of the package steering-vectors; `to_steering_vectors`
 `from_sae`                 a feature's decoder row of an autoencoder in SAELens' format

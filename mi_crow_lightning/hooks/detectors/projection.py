@@ -221,6 +221,10 @@ class ProjectionDetector(SummingDetector):
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
         if not torch.compiler.is_compiling():  # a graph keeps nothing of a pass; a controller that asks gets an error
             self._last.note(ctx, _Pass(along, norms))
+        return self._summary(along, norms, mask, ctx)
+
+    def _summary(self, along: Tensor, norms: Tensor, mask: Tensor | None, ctx: HookContext) -> Tensor:
+        """Return the summaries, ``(K, 6)``, of the projections ``(..., K)`` of one pass."""
         return summarize_projections(along, norms, mask)
 
     def _read(self, row: Tensor) -> dict[str, float]:
