@@ -35,6 +35,7 @@ from mi_crow_lightning.hooks import TraitMonitor as TraitMonitor
 from mi_crow_lightning.hooks import attached as attached
 from mi_crow_lightning.language_model import CausalLMModule as CausalLMModule
 from mi_crow_lightning.language_model import ContinuationScore as ContinuationScore
+from mi_crow_lightning.language_model import DataScreening as DataScreening
 from mi_crow_lightning.language_model import LanguageModel as LanguageModel
 from mi_crow_lightning.language_model import PredictionWriter as PredictionWriter
 from mi_crow_lightning.language_model import by_strength as by_strength

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, default_collate
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.errors import LayerNotFound
@@ -43,6 +43,7 @@ __all__ = [
     "loss_scale",
     "moment_of",
     "name_of_run",
+    "samples_in_order",
     "samples_of_batch",
     "spawns",
     "stages_of_run",
@@ -215,6 +216,22 @@ def samples_of_batch(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -
     loaders = trainer.predict_loop._combined_loader
     sampler = getattr(loaders.flattened[dataloader_idx], "batch_sampler", None) if loaders is not None else None
     return list(sampler.seen_batch_indices[batch_idx]) if isinstance(sampler, _IndexBatchSamplerWrapper) else None
+
+
+def samples_in_order(trainer: pl.Trainer, stage: Stage, dataloader_idx: int) -> list[list[int]] | None:
+    """Return the dataset indices of each batch that this rank gets of an evaluation's dataloader.
+
+    They follow from its sampler, if that is one of torch's that keep the order. ``None`` for any other sampler, which
+    may give the samples in another order each time, and where there are no indices.
+    """
+    loaders = _loop_of(trainer, stage)._combined_loader
+    loader = loaders.flattened[dataloader_idx] if loaders is not None else None
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", None)
+    in_order = type(sampler) is SequentialSampler or (isinstance(sampler, DistributedSampler) and not sampler.shuffle)
+    if type(batches) is not BatchSampler or not in_order:
+        return None
+    return [list(batch) for batch in batches]
 
 
 def batch_sizes(trainer: pl.Trainer, stage: Stage) -> tuple[int, ...] | None:

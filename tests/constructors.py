@@ -415,6 +415,17 @@ CONSTRUCTORS: dict[str, Constructor] = {
         | {"continuations": lambda value: isinstance(value, Mapping), "reduce": one_of("mean", "any")}
         | {"sweep": optional(lambda value: isinstance(value, (Iterable, Tensor)))},
     ),
+    "DataScreening": Constructor(
+        ours.DataScreening,
+        {"model": nn.Linear(2, 2), "layer": "0", "vector": V},
+        {"model": is_module, "layer": is_signature, "vector": is_vector, "tokenizer": optional(callable)}
+        | {"tokens": are_tokens, "max_length": optional(whole(1))},
+    ),
+    "DataScreening by name": Constructor(
+        ours.DataScreening,
+        {"model": nn.Linear(2, 2), "layer": "0", "vectors": {"a": V}},
+        {"vectors": are_vectors},
+    ),
     "TextCollator": Constructor(
         language_model.TextCollator,
         {"tokenizer": type("Tokenizer", (), {"pad_token": "p", "__call__": len})()},
@@ -463,8 +474,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
 RECORDS = {
     "CompactRows", "DetectorReadings", "EventRow", "Feature", "GeneratedText", "HistogramRow", "HistogramTable",
     "Histogram", "HistoryRow", "HistoryTable", "HookContext", "HookPlan", "HookedLayer", "Inference", "LayerTable",
-    "LoggedStep", "Merge", "ModelLayer", "Moment", "Page", "PromptScore", "Reading", "RunReport", "Separability",
-    "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
+    "LoggedStep", "Merge", "ModelLayer", "Moment", "Page", "PromptScore", "Reading", "RunReport", "ScreenedSample",
+    "ScreeningTable", "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def check(name: str, argument: str, value: Any, what: str) -> None:
     """Call a constructor with one argument replaced."""
     make, right, rules = CONSTRUCTORS[name]
     if (
-        name in ("CausalLMModule", "ContinuationScore")
+        name in ("CausalLMModule", "ContinuationScore", "DataScreening")
         and argument in ("model", "tokenizer")
         and isinstance(value, (str, Path))
     ):

@@ -35,7 +35,7 @@ from mi_crow_lightning.metrics.projection_sums import ProjectionSums, Projection
 from mi_crow_lightning.metrics.projections import mean_by_text, summarize_projections
 from mi_crow_lightning.vectors.trait_baseline import TraitBase, TraitBaseline
 
-__all__ = ["TraitMonitor"]
+__all__ = ["TraitMonitor", "text_means"]
 
 _NAMES = ("shift", "mean", "std")
 _OTHER_STAGES = (Stage.TRAIN, Stage.TEST, Stage.PREDICT)
@@ -249,12 +249,7 @@ class TraitMonitor(ProjectionDetector):
     # A row is a summary over texts.
 
     def _summary(self, along: Tensor, norms: Tensor, mask: Tensor | None, ctx: HookContext) -> Tensor:
-        check_rows_are_samples(norms, ctx)
-        rows = _rows(norms, ctx)
-        along = along.reshape(rows, -1, along.shape[-1])  # (B, T, K)
-        if mask is not None:
-            mask = mask.reshape(*mask.shape, *[1] * (norms.dim() - mask.dim())).expand_as(norms).reshape(rows, -1)
-        means = mean_by_text(along, mask)
+        means = text_means(along, norms, mask, ctx)
         return summarize_projections(means, torch.zeros_like(means[:, 0]))
 
     def _read(self, row: Tensor) -> dict[str, float]:
@@ -279,6 +274,28 @@ class TraitMonitor(ProjectionDetector):
         """Take over the baseline of a checkpoint that has one."""
         if fields["baseline"]:
             self._baseline, self._takes_baseline = fields["baseline"], False
+
+
+def text_means(along: Tensor, norms: Tensor, mask: Tensor | None, ctx: HookContext) -> Tensor:
+    """Return the mean projection of each row of the batch over its chosen tokens.
+
+    Args:
+        along: ``(B, T, K)``, or ``(B * T, K)`` of a layer that lays all tokens in one row.
+        norms: the same without the last dimension.
+        mask: bool, of the leading dimensions of ``norms``; ``None`` for all.
+        ctx: the call.
+
+    Returns:
+        ``(B, K)`` float64; NaN for a row without a chosen token.
+
+    Raises:
+        TokensUnknown: the activation's rows are not those of the batch.
+    """
+    check_rows_are_samples(norms[..., None], ctx)
+    rows = _rows(norms, ctx)
+    if mask is not None:
+        mask = mask.reshape(*mask.shape, *[1] * (norms.dim() - mask.dim())).expand_as(norms).reshape(rows, -1)  # (B, T)
+    return mean_by_text(along.reshape(rows, -1, along.shape[-1]), mask)
 
 
 def _rows(norms: Tensor, ctx: HookContext) -> int:
