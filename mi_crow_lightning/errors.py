@@ -26,6 +26,7 @@
     ├── RankFailed (RuntimeError)        the run cannot go on, because a hook failed on another rank
     ├── RanElsewhere (RuntimeError)      the results are in the processes that the run was started in, not in this one
     ├── NothingExtracted (RuntimeError)  no run has given anything to make vectors or scores from
+    ├── RandomDirection (RuntimeError)  an extracted direction is not better than random ones
     ├── NothingToDraw (RuntimeError)     a figure was asked for before there was anything to show
     ├── HookStateError (ValueError)      a checkpoint's state of a hook, or of the callback, cannot be loaded
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
@@ -58,6 +59,7 @@ __all__ = [
     "NothingToDraw",
     "PatchMismatch",
     "RanElsewhere",
+    "RandomDirection",
     "RankFailed",
     "RanksDiffer",
     "RegistrationError",
@@ -232,6 +234,10 @@ class RanElsewhere(MiCrowError, RuntimeError):
 
 class NothingExtracted(MiCrowError, RuntimeError):
     """Vectors or held-out scores were asked for before a run gave any."""
+
+
+class RandomDirection(MiCrowError, RuntimeError):
+    """The directions that an extraction found are not better than random ones."""
 
 
 class NothingToDraw(MiCrowError, RuntimeError):

@@ -77,7 +77,7 @@ class ClassMoments:
             self.scatter = {group: zeros.new_zeros(width, width) for group in GROUPS if group in scatter}
 
     @torch.no_grad()
-    def update(self, x: Tensor, label: Tensor, pair: Tensor | None = None) -> None:
+    def update(self, x: Tensor, label: Tensor, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Add vectors.
 
         Args:
@@ -85,6 +85,9 @@ class ClassMoments:
             label: ``(N,)`` integers: 0 for the negative class, 1 for the positive class; others are left out.
             pair: ``(N,)`` integers: a negative and a positive vector with the same number are a pair. A vector without
                 exactly one partner among these vectors is in no pair. ``None`` when there are no pairs.
+
+        Returns:
+            ``(N, D)`` float64 and ``(N,)`` bool: the differences of pairs, and which rows are any.
         """
         x = x.to(self.mean.device, torch.float64)
         negative, positive = label == 0, label == 1
@@ -94,6 +97,7 @@ class ClassMoments:
             paired = (partners.sum(1) == 1) & (partners.sum(0)[partners.int().argmax(1)] == 1)
             difference = x - torch.where(paired[:, None], partners, False).double() @ _finite(x, negative)
         self._add(torch.stack([x, x, difference]), torch.stack([negative, positive, paired]))
+        return difference, paired
 
     def _add(self, x: Tensor, member: Tensor) -> None:
         """Add ``x`` (3, N, D) to the groups where ``member`` (3, N) is True."""

@@ -147,6 +147,10 @@ TRAITS: dict[str, Description] = {
 
 SEPARABILITIES: dict[str, str] = {
     "norm": "**norm**: the length of the difference between the means of the two classes. Unit: activations.",
+    "coherence": "**coherence**: the mean cosine of the differences of pairs with their mean. 1: all point the same "
+    "way; of n random differences about 1 / sqrt(n).",
+    "anti_steerable": "**anti_steerable**: the share of pairs whose own difference points against the mean of the "
+    "others. Of random differences about one half.",
     "auroc": "**auroc**: the probability that a held-out sample of the positive class lies further along the layer's "
     "direction than one of the negative class. 0.5 is chance, 1 separates all.",
     "d_prime": "**d_prime**: the distance between the classes' means along the layer's direction, in standard "

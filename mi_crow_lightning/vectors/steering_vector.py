@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning._arguments import unusable
+from mi_crow_lightning._arguments import unusable, whole_number
 from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, one_error
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import VectorFileError, VectorMismatch
@@ -24,6 +24,9 @@ from mi_crow_lightning.vectors.fit import names_in
 from mi_crow_lightning.vectors.origin import Origin, Value, check_facts
 
 __all__ = ["SteeringVector"]
+
+_RANDOM = "random"
+_MOST_CONTROLS = 2**32  # seeds between those of two calls
 
 
 class SteeringVector(Mapping[str, Tensor]):
@@ -177,8 +180,31 @@ class SteeringVector(Mapping[str, Tensor]):
             raise TypeError(f"seed={seed!r} must be a whole number")
         norms = self.norms()
         directions = {layer: _random(f"{seed}:{layer}", len(self._directions[layer]), norms[layer]) for layer in self}
-        origin = replace(self._origin, method="random", samples={}, metadata={"seed": seed, "norms_of": self.method})
+        origin = replace(self._origin, method=_RANDOM, samples={}, metadata={"seed": seed, "norms_of": self.method})
         return self._made(directions, origin)
+
+    def random_controls(self, n: int = 8, seed: int = 0) -> list[SteeringVector]:
+        """Return several vectors of `random_like`: what does as much as they do is not due to the direction.
+
+        Their ``method`` is ``"random"``, by which a sweep and its figure know them. Of another seed all are other ones.
+
+        Args:
+            n: how many.
+            seed: a whole number, 0 or more.
+
+        Examples:
+            >>> vector = SteeringVector({"h.0": torch.tensor([3.0, 4.0])})
+            >>> controls = vector.random_controls(8)
+            >>> len(controls), {round(control.norms()["h.0"], 6) for control in controls}
+            (8, {5.0})
+        """
+        n, seed = whole_number("n", n, 1), whole_number("seed", seed, 0)
+        return [self.random_like(seed * _MOST_CONTROLS + i) for i in range(n)]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it was made by `random_like` or `random_controls`."""
+        return self.method == _RANDOM
 
     def cosines(self, other: SteeringVector) -> dict[str, float]:
         """Return the cosine between this vector and another at each layer; nan where one is zero.

@@ -142,6 +142,20 @@ def test_the_random_control_has_the_norms_and_nothing_else() -> None:
         a.random_like("a")  # type: ignore[arg-type]
 
 
+def test_random_controls_are_alike_in_length_alone() -> None:
+    a = vector()
+    controls = a.random_controls()
+    assert len(controls) == 8 and controls == a.random_controls(8, seed=0) == [a.random_like(i) for i in range(8)]
+    assert all(control.is_random and control.layers == a.layers for control in controls) and not a.is_random
+    for control in controls:
+        assert control.norms() == pytest.approx(a.norms(), rel=1e-6)
+        assert control.metadata["norms_of"] == a.method
+    others = a.random_controls(3, seed=1)
+    assert not any(control == other for control in controls for other in others)
+    with pytest.raises(ValueError, match="n=0 must be"):
+        a.random_controls(0)
+
+
 def test_some_layers() -> None:
     a = vector()
     assert a.only("h.2", "h.0").layers == ("h.2", "h.0")

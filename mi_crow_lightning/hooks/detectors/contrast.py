@@ -1,14 +1,16 @@
 """Extraction of steering vectors in the Trainer, from texts of two classes.
 
-Gives one direction a layer. It keeps three float64 numbers a feature on the layer's device, however many texts there
-are; ``covariance`` and ``keep_samples`` keep more where a method needs it. Nothing waits for the device before the
-stage is over, and then all ranks have what one process on all data would have.
+Gives one direction a layer. It keeps four float64 numbers a feature on the layer's device, however many texts there
+are, and the differences of the first 512 pairs, to judge the direction by; ``covariance`` and ``keep_samples`` keep
+more where a method needs it. Nothing waits for the device before the stage is over, and then all ranks have what one
+process on all data would have.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +18,10 @@ from torch import Tensor
 from mi_crow_lightning._arguments import check_flag, is_finite, listed, not_known, one_of, whole_number
 from mi_crow_lightning._saved_state import Check, each, is_count, numbers, text
 from mi_crow_lightning._shown import cut, shown
+from mi_crow_lightning._tables import listed_names
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
-from mi_crow_lightning.errors import NothingExtracted, VectorMismatch
+from mi_crow_lightning.errors import NothingExtracted, RandomDirection, VectorMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.directions import channels_not_shown
@@ -29,6 +32,8 @@ from mi_crow_lightning.hooks.schedules import Moment, Schedule, Stage, When
 from mi_crow_lightning.hooks.tokens import Tokens
 from mi_crow_lightning.metrics.class_moments import GROUPS, GroupMoments
 from mi_crow_lightning.metrics.descriptions import SEPARABILITIES
+from mi_crow_lightning.metrics.flips import LEVEL
+from mi_crow_lightning.metrics.reliability import Reliability, ReliabilityTable
 from mi_crow_lightning.metrics.separability import Separability, SeparabilityTable
 from mi_crow_lightning.vectors.extraction.contrast import Contrast
 from mi_crow_lightning.vectors.extraction.labels import Column, facts_of
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ContrastDetector"]
+
+_Row = TypeVar("_Row", Reliability, Separability)
 
 
 class ContrastDetector(Detector):
@@ -174,8 +181,12 @@ class ContrastDetector(Detector):
         return self.name or "contrast"
 
     def reading_names(self) -> tuple[str, ...]:
-        """Return ``norm``, of the difference of the class means, and ``auroc`` and ``d_prime`` of held-out samples."""
-        return ("norm", "auroc", "d_prime")
+        """Return the names of the readings.
+
+        ``norm``, of the difference of the class means, and with pairs ``coherence`` and ``anti_steerable`` come from
+        the samples that directions are made of; ``auroc`` and ``d_prime`` from held-out ones.
+        """
+        return ("norm", "coherence", "anti_steerable", "auroc", "d_prime")
 
     def _described(self, name: str) -> str:
         return SEPARABILITIES.get(name, "")
@@ -193,8 +204,13 @@ class ContrastDetector(Detector):
         if stage is not None and stage is not self.stage:
             return []
         extraction = self._contrast.finish_extraction(self._layers, self._device)
-        differences = extraction.directions("mean_difference") if extraction is not None else {}
-        return [Reading(layer, "norm", difference.norm().item()) for layer, difference in differences.items()]
+        if extraction is None:
+            return []
+        differences = extraction.directions("mean_difference")
+        norms = [Reading(layer, "norm", difference.norm().item()) for layer, difference in differences.items()]
+        agreeing = [row for row in extraction.reliability if not math.isnan(row.coherence)]
+        names = ("coherence", "anti_steerable")
+        return norms + [Reading(row.layer, name, getattr(row, name)) for row in agreeing for name in names]
 
     def _read_scores(self, stage: Stage) -> list[Reading]:
         scores = self._contrast.finish_scoring(self._layers, self._device)
@@ -205,8 +221,11 @@ class ContrastDetector(Detector):
         names = ("auroc", "d_prime")
         return [Reading(row.layer, name, getattr(row, name)) for row in scores for name in names]
 
-    def vectors(self, method: str | None = None) -> SteeringVector:
+    def vectors(self, method: str | None = None, *, force: bool = False) -> SteeringVector:
         """Return the steering vector: one direction for each layer, towards the positive class.
+
+        It is refused if at no layer the classes differ by more than chance makes of the same samples, see
+        `reliability`; a warning names single layers where they do not. Fewer than 6 pairs are too few to say.
 
         - ``"mean_difference"``: the mean of the positive class minus that of the negative.
         - ``"pca"``: the first principal component of the differences of pairs, each with both signs.
@@ -217,15 +236,20 @@ class ContrastDetector(Detector):
 
         Args:
             method: one of these; ``None`` for the detector's default.
+            force: whether to return directions that are not better than random ones. ``metadata`` then says so.
 
         Raises:
             NothingExtracted: no run has reached the end of the stage.
+            RandomDirection: the directions are not better than random ones.
             RanElsewhere: the run took place in other processes, as with ``ddp_spawn``: save the vectors there.
             ValueError: the method is not known, or needs what is missing: pairs, ``covariance``, ``keep_samples``.
         """
         method = method or self.method
+        check_flag("force", force)
         extraction = self._finished()
-        facts = {} if self.hook_type is HookType.FORWARD else {"hook_type": self.hook_type.value}
+        facts: dict[str, Any] = {} if self.hook_type is HookType.FORWARD else {"hook_type": self.hook_type.value}
+        if _is_random(self.reliability(), force):
+            facts["no_better_than_random"] = True
         return SteeringVector(
             extraction.directions(method),
             method=method,
@@ -234,6 +258,26 @@ class ContrastDetector(Detector):
             samples=dict(zip((*map(str, self.classes), "pairs"), extraction.counts(), strict=True)),
             metadata=facts,
         )
+
+    def controls(self, n: int = 8, seed: int = 0) -> list[SteeringVector]:
+        """Return random vectors with the norms of the extracted one, see `SteeringVector.random_controls`.
+
+        Raises:
+            NothingExtracted: see `vectors`.
+        """
+        return self.vectors(force=True).random_controls(n, seed)
+
+    def reliability(self) -> ReliabilityTable:
+        """Return how far the pairs agree at each layer, and whether chance would make as much of them.
+
+        The result is a list of `Reliability`. Without pairs only the last is known. The coherence is of all pairs, the
+        other figures of up to 512 a rank.
+
+        Raises:
+            NothingExtracted: see `vectors`.
+        """
+        rows = self._finished().reliability
+        return ReliabilityTable(row._replace(block=self._blocks.get(row.layer, row.block)) for row in rows)
 
     def moments(self) -> dict[str, dict[str, GroupMoments]]:
         """Return count, mean and, where kept, covariance of each group and layer: ``moments()[layer]["positive"]``.
@@ -301,13 +345,16 @@ class ContrastDetector(Detector):
             **super().state_dict(),
             "model": self._model,
             "extraction": extraction.tensors() if extraction is not None else {},
+            "reliability": [list(row) for row in self.reliability()] if extraction is not None else [],
             "scores": [list(row) for row in self._contrast.scores],
         }
 
-    _results = ("model", "extraction", "scores")
+    _results = ("model", "extraction", "reliability", "scores")
+    _may_be_missing = ("reliability",)  # from states of earlier releases
 
     def _state_form(self) -> dict[str, Check]:
-        return super()._state_form() | {"model": text, "extraction": _saved_extraction, "scores": _saved_scores}
+        results = {"extraction": _saved_extraction, "reliability": _saved_reliability, "scores": _saved_scores}
+        return super()._state_form() | {"model": text} | results
 
     def _load(self, fields: dict[str, Any]) -> None:
         """Restore the switch, the vectors and the scores."""
@@ -318,6 +365,8 @@ class ContrastDetector(Detector):
         """Restore the vectors and scores, in whatever run a checkpoint is loaded."""
         self._model = fields["model"]
         self._contrast.extraction, self._contrast.scores = fields["extraction"], fields["scores"]
+        if fields["extraction"] is not None:
+            fields["extraction"].reliability = fields.get("reliability", [])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_batch": None, "_moment": None}
@@ -374,20 +423,61 @@ def _saved_moments(name: str, value: Any) -> dict[str, Tensor]:
     return moments
 
 
+def _saved_reliability(name: str, value: Any) -> list[Reliability]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name}={shown(value)} must be a list of rows")
+    return [_saved_row(f"{name}[{i}]", row, Reliability, (str, *[float] * 4, int)) for i, row in enumerate(value)]
+
+
 def _saved_scores(name: str, value: Any) -> list[Separability]:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"{name}={shown(value)} must be a list of rows")
-    return [_saved_score(f"{name}[{i}]", row) for i, row in enumerate(value)]
+    return [_saved_row(f"{name}[{i}]", row, Separability, (str, float, int, float)) for i, row in enumerate(value)]
 
 
-def _saved_score(name: str, row: Any) -> Separability:
-    kinds = (str, float, int, float)  # as `Separability` has them
-    given = list(row) if isinstance(row, (list, tuple)) else []
-    *first, block = given if len(given) > len(kinds) else [*given, None]  # earlier releases kept no block
+def _saved_row(name: str, row: Any, of: type[_Row], kinds: Sequence[type]) -> _Row:
+    """Return a row of these kinds of fields, and at its end a block, which earlier releases did not keep."""
+    given: list[Any] = list(row) if isinstance(row, (list, tuple)) else []
+    *first, block = given if len(given) > len(kinds) else [*given, None]
     fits = len(first) == len(kinds) and all(type(one) is kind for one, kind in zip(first, kinds, strict=True))
     if not fits or not (block is None or (type(block) is int and block >= 0)):
-        raise TypeError(f"{name}={shown(row)} must be a row of {', '.join(Separability._fields)}")
-    return Separability._make([*first, block])
+        raise TypeError(f"{name}={shown(row)} must be a row of {', '.join(of._fields)}")
+    return of._make([*first, block])
+
+
+def _is_random(table: ReliabilityTable, force: bool) -> bool:
+    """Say whether all directions are not better than random ones; warn if some are.
+
+    Raises:
+        RandomDirection: all are, and that is not forced.
+    """
+    random = [row for row in table if row.is_random]
+    if random and not force:
+        if len(random) == len(table):
+            raise RandomDirection(_refusal(table))
+        names = listed_names(row.layer for row in random)
+        warn(
+            f"at {len(random)} of {len(table)} layers the direction is not better than a random one: {names}. Leave "
+            "them out with only(...); detector.reliability() has the figures",
+            stacklevel=3,
+        )
+    return bool(random) and len(random) == len(table)
+
+
+def _refusal(table: ReliabilityTable) -> str:
+    best = table.best()
+    where = f"at {best.layer!r}" if len(table) == 1 else f"at any of {len(table)} layers, {best.layer!r} the best"
+    if math.isnan(best.coherence):
+        start, figures = f"of labels dealt out again to {best.n} samples", ""
+    else:
+        start = f"of flipped signs of {best.n} differences"
+        figures = f" The coherence is {best.coherence:.2f} (of random differences about {best.n**-0.5:.2f}), and "
+        figures += f"{best.anti_steerable:.0%} of the pairs point against the others."
+    return (
+        f"the direction is not better than a random one {where}: {best.p_value:.0%} {start} make one as long, and "
+        f"less than {LEVEL:.0%} are needed.{figures} Look at detector.reliability(), and give more pairs, pairs that "
+        "differ in one thing alone, or other tokens=, such as 'ordinary'; vectors(force=True) returns it anyway"
+    )
 
 
 def _classes(classes: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 import { stageKey, stageText } from "./choices.js";
 
 const SEPARABILITY = ["auroc", "d_prime", "accuracy", "norm"]; // in the order of their charts
+const EXTRACTED = ["norm", "coherence", "anti_steerable"];
 export const PROJECTED = ["mean", "std", "min", "max", "cosine"];
 
 /**
@@ -24,11 +25,11 @@ export function separabilityOf({ statistics }) {
   return [...groups.values()].sort((one, two) => place(one.series[0]) - place(two.series[0]));
 }
 
-// A run that only extracts vectors has their norms alone.
+// A run that only extracts vectors has no scores of held-out samples.
 function isScore(statistics) {
   const names = (prefix) => statistics.filter((one) => one.prefix === prefix).map(({ name }) => name);
-  return ({ prefix, name }) =>
-    name === "auroc" || name === "d_prime" || (name === "norm" && names(prefix).every((other) => other === "norm"));
+  const extracts = (prefix) => names(prefix).every((name) => EXTRACTED.includes(name));
+  return ({ prefix, name }) => name === "auroc" || name === "d_prime" || (name === "norm" && extracts(prefix));
 }
 
 /**

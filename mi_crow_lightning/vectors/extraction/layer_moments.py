@@ -14,7 +14,11 @@ from mi_crow_lightning.errors import CaptureBudgetExceeded
 from mi_crow_lightning.metrics.class_directions import mean_difference, principal_difference
 from mi_crow_lightning.metrics.class_moments import GROUPS, ClassMoments, reduce_moments
 from mi_crow_lightning.metrics.collectives import gather, gather_rows, is_distributed
+from mi_crow_lightning.metrics.flips import p_values
 from mi_crow_lightning.metrics.logistic import logistic
+from mi_crow_lightning.metrics.pair_agreement import PairAgreement
+from mi_crow_lightning.metrics.reliability import Reliability
+from mi_crow_lightning.vectors.extraction.kept_rows import KeptRows, wrong_way_share
 from mi_crow_lightning.vectors.extraction.massive import warn_of_dominated_means
 from mi_crow_lightning.vectors.extraction.row_means import Rows
 
@@ -31,10 +35,12 @@ class Extraction:
 
     Attributes:
         moments: the moments of each layer, by name.
+        reliability: how far they can be relied on, from `reduce` on; empty of what `from_tensors` made.
     """
 
     def __init__(self, scatter: Sequence[str] = (), keep_samples: bool = False, max_bytes: int | None = None) -> None:
         self.moments: dict[str, ClassMoments] = {}
+        self.reliability: list[Reliability] = []
         self.keeps_samples = keep_samples
         self._scatter = tuple(scatter)
         self._max_bytes = max_bytes
@@ -42,6 +48,8 @@ class Extraction:
         self._held = 0
         self._odd: dict[str, Tensor] = {}  # (3,): rows of other classes, without a chosen token, dominated by one
         self._directions: dict[str, dict[str, Tensor]] = {}
+        self._agreement: dict[str, PairAgreement] = {}
+        self._rows = KeptRows()
 
     def add(self, layer: str, rows: Rows) -> None:
         """Add the rows of one batch at one layer; nothing here waits for the device.
@@ -53,7 +61,9 @@ class Extraction:
             self._open(layer, rows.x.shape[1], rows.x.device)
         if self.keeps_samples:
             self._keep(layer, rows)
-        self.moments[layer].update(rows.x, rows.label, rows.pair)
+        differences = self.moments[layer].update(rows.x, rows.label, rows.pair)
+        self._agreement[layer].update(*differences)
+        self._rows.add(layer, rows.x, rows.label, None if rows.pair is None else differences)
         self._odd[layer] += torch.stack([(rows.label == -1).sum(), (rows.label == -2).sum(), rows.dominated.sum()])
 
     def _open(self, layer: str, width: int, device: torch.device) -> None:
@@ -61,6 +71,7 @@ class Extraction:
             self.moments[layer] = ClassMoments(width, self._scatter, device)
             self._odd[layer] = torch.zeros(3, dtype=torch.int64, device=device)
             self._samples[layer] = []
+            self._agreement[layer] = PairAgreement(width, device)
 
     def _keep(self, layer: str, rows: Rows) -> None:
         size = 4 * rows.x.shape[0] * (rows.x.shape[1] + 1)
@@ -87,6 +98,8 @@ class Extraction:
             self._open_what_other_ranks_saw(layers, device)
             seen = [layer for layer in layers if layer in self.moments]
             reduce_moments([self.moments[layer] for layer in seen])
+            for layer in seen:
+                self._agreement[layer].sums = torch.stack(gather(self._agreement[layer].sums)).sum(0)
             if self.keeps_samples:
                 self._samples = {layer: [gather_rows(self._joined(layer))] for layer in seen}
         self.moments = {layer: self.moments[layer] for layer in layers if layer in self.moments}
@@ -98,6 +111,25 @@ class Extraction:
             _warn_of_rows_without_tokens(max(without for _, without, _ in by_layer.values()))
             negative, positive, _ = self.counts()
             warn_of_dominated_means({layer: odd[2] for layer, odd in by_layer.items()}, negative + positive)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Make `reliability` of what was kept for it, and let that go."""
+        rows, self._rows = self._rows, KeptRows()
+        kept = [rows.sample(layer, one.mean.shape[1], one.mean.device) for layer, one in self.moments.items()]
+        self.reliability = []
+        for layer, sample, p in zip(self.moments, kept, p_values(kept), strict=True):
+            agreement, difference = self._agreement[layer], self.moments[layer].of("difference")
+            wrong = wrong_way_share(sample.x) if sample.label is None else float("nan")
+            row = Reliability(
+                layer,
+                coherence=agreement.coherence(difference.mean),
+                pairwise=agreement.pairwise(),
+                anti_steerable=wrong,
+                p_value=p,
+                n=difference.n or len(sample.x),
+            )
+            self.reliability.append(row)
 
     def _open_what_other_ranks_saw(self, layers: Sequence[str], device: torch.device) -> None:
         mine = torch.zeros(len(layers), 4, dtype=torch.int64, device=device)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from mi_crow_lightning import ContrastDetector, HookCallback, Layers
 from mi_crow_lightning.errors import NothingExtracted
 from mi_crow_lightning.hooks import Moment, Schedule, Stage
+from mi_crow_lightning.vectors.extraction import kept_rows
 from tests.callback.runs import OnEvent
 from tests.hooks.detectors.contrasts import Reader, batches, texts
 from tests.hooks.detectors.extracting import ALL, HELD_OUT, PAIRS, Generating, extract
@@ -31,7 +32,8 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_in(part)]
 
 
-def test_memory_does_not_grow_with_the_samples() -> None:
+def test_memory_does_not_grow_with_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_rows, "_MOST_ROWS", 2)  # what is kept to judge directions by: one batch
     sizes = []
 
     def measure(*_: Any) -> None:
@@ -76,8 +78,8 @@ def test_a_bare_loop() -> None:
         for batch in loader:
             layers.begin_batch(None, batch)
             model(batch["input_ids"], attention_mask=batch["attention_mask"])
-    for layer, value in detector.vectors().items():
-        assert torch.equal(value, trained.vectors()[f"model.{layer}"])
+    for layer, value in detector.vectors(force=True).items():
+        assert torch.equal(value, trained.vectors(force=True)[f"model.{layer}"])
     with torch.inference_mode():
         for batch in other:
             layers.begin_batch(Moment(Stage.VALIDATE), batch)
@@ -100,7 +102,8 @@ def test_a_checkpoint_keeps_what_runs_gave(tmp_path: Path) -> None:
     again.load_state_dict(state)
     (loaded,) = again.detectors
     for method in ("mean_difference", "pca", "logistic"):
-        assert loaded.vectors(method) == detector.vectors(method)
+        assert loaded.vectors(method, force=True) == detector.vectors(method, force=True)
+    assert loaded.reliability() == detector.reliability() and len(loaded.reliability()) == BLOCKS
     assert loaded.separability() == detector.separability()
     trainer(again).validate(module, other, verbose=False)
     assert loaded.separability() == detector.separability()
@@ -115,7 +118,7 @@ def test_a_copy_takes_the_vectors_along(again: Any) -> None:
     detector = ContrastDetector("block:*", **ALL)
     extract(detector, llama(), batches(texts(PAIRS)))
     copied = again(detector)
-    assert copied.vectors("pca") == detector.vectors("pca") and not copied.registered
+    assert copied.vectors("pca", force=True) == detector.vectors("pca", force=True) and not copied.registered
 
 
 def test_a_schedule_of_ones_own() -> None:

@@ -58,8 +58,10 @@ def extract(runner: Any, module: Reader, detector: ContrastDetector, *data: Any)
         for layer, groups in detector.moments().items()
         for group, found in groups.items()
     }
-    vectors = {method: dict(detector.vectors(method)) for method in METHODS}
-    return {"vectors": vectors, "moments": moments, "scores": [list(row[:4]) for row in detector.separability()]}
+    vectors = {method: dict(detector.vectors(method, force=True)) for method in METHODS}
+    scores = [list(row[:4]) for row in detector.separability()]
+    reliability = [list(row[:6]) for row in detector.reliability()]
+    return {"vectors": vectors, "moments": moments, "scores": scores, "reliability": reliability}
 
 
 def detector() -> ContrastDetector:
@@ -83,7 +85,7 @@ def main(folder: str) -> None:
     watch = HookCallback([detector(), side := ContrastDetector("side", name="side", covariance=GROUPS)])
     runner = trainer(watch, strategy=DDPStrategy(), devices=2, use_distributed_sampler=False)
     given = extract(runner, Ranked(llama()), watch.detectors[0])
-    given["side"] = dict(side.vectors())["side"]
+    given["side"] = dict(side.vectors(force=True))["side"]
     given["refused"] = refused_widths(runner.global_rank)
     torch.save(given, f"{folder}/{runner.global_rank}.pt")
 

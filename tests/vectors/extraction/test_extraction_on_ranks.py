@@ -32,7 +32,7 @@ def in_one_process() -> dict[str, Any]:
 def side_of_the_first_rank() -> torch.Tensor:
     side = ContrastDetector("lm_head")
     trainer(HookCallback(side)).predict(Reader(llama()), batches(rows(PAIRS, 0)[0]))
-    return side.vectors()["model.lm_head"]
+    return side.vectors(force=True)["model.lm_head"]
 
 
 def test_two_ranks_extract_what_one_process_would(tmp_path: Path) -> None:
@@ -59,6 +59,10 @@ def test_two_ranks_extract_what_one_process_would(tmp_path: Path) -> None:
         assert_close(first["vectors"][method], vectors, rtol=1e-6, atol=1e-9)
     assert_close(first["moments"], wanted["moments"], rtol=1e-11, atol=1e-14)
     assert next(iter(first["moments"].values()))[0] == sum(PAIRS)
+    assert len(first["reliability"]) == BLOCKS
+    for found, expected in zip(first["reliability"], wanted["reliability"], strict=True):
+        assert found[0] == expected[0] and found[-1] == expected[-1] == sum(PAIRS)
+        assert_close(found[1:-1], expected[1:-1], rtol=1e-6, atol=1e-7)
     for (layer, auroc, n, d_prime), (of_layer, *expected) in zip(first["scores"], wanted["scores"], strict=True):
         assert layer == of_layer and n == 2 * sum(HELD_OUT) == expected[1]
         assert_close([auroc, d_prime], [expected[0], expected[2]], rtol=1e-6, atol=1e-7)
