@@ -1,4 +1,4 @@
-"""The command line: ``python -m mi_crow_lightning layers MODEL`` and ``... report LOGDIR -o run.html``."""
+"""The command line: ``python -m mi_crow_lightning layers MODEL`` and ``... report LOGDIR``, ``... replay SNAPSHOT``."""
 
 from __future__ import annotations
 
@@ -53,6 +53,23 @@ def _report(given: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(given: argparse.Namespace) -> int:
+    from mi_crow_lightning.alarms.replaying import replay
+    from mi_crow_lightning.alarms.snapshot_file import load_snapshot
+    from mi_crow_lightning.language_model.imported_model import import_model, is_importable_name
+
+    if not is_importable_name(given.model):
+        return _fail(f"--model {given.model!r} must be package.module:function, which makes the LightningModule")
+    try:
+        found = replay(load_snapshot(given.snapshot), import_model(given.model))  # type: ignore[arg-type]
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    except Exception as error:  # whatever the user's training step raises
+        return _fail(f"the step raised {type(error).__name__}: {error}")
+    print(json.dumps(found._asdict(), indent=2) if given.json else found)
+    return 0
+
+
 class _Progress:
     """Lines about a long read, on standard error."""
 
@@ -72,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_layers(commands)
     _add_report(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -130,6 +148,24 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "first, and the page says so; inf for everything",
     )
     report.set_defaults(run=_report)
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    replay = commands.add_parser(
+        "replay",
+        help="run a pass again that an alarm wrote to a snapshot",
+        description="Run the training step of a snapshot again, on one process and the CPU, with its batch, weights "
+        "and random states, and name the first layer that is not finite.",
+    )
+    replay.add_argument("snapshot", metavar="SNAPSHOT", help="the file that the alarm wrote")
+    replay.add_argument(
+        "--model",
+        metavar="NAME",
+        required=True,
+        help="package.module:name of a function or class that, called without arguments, makes the LightningModule",
+    )
+    replay.add_argument("--json", action="store_true", help="print JSON")
+    replay.set_defaults(run=_replay)
 
 
 def _fail(message: str) -> int:

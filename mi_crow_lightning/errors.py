@@ -30,6 +30,7 @@
     ├── NothingToDraw (RuntimeError)     a figure was asked for before there was anything to show
     ├── HookStateError (ValueError)      a checkpoint's state of a hook, or of the callback, cannot be loaded
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
+    ├── SnapshotError (ValueError)       a file is not a snapshot that an alarm wrote, or cannot be run again
     ├── StoreFileError (OSError, ValueError)  a file of a store is damaged, or is not one of its files
     └── StoreKeyError (ValueError)       a key cannot be a file name, or would lead out of the store's folder
 
@@ -63,6 +64,7 @@ __all__ = [
     "RankFailed",
     "RanksDiffer",
     "RegistrationError",
+    "SnapshotError",
     "StoreFileError",
     "StoreKeyError",
     "StrengthMismatch",
@@ -250,6 +252,10 @@ class HookStateError(MiCrowError, ValueError):
 
 class VectorFileError(MiCrowError, ValueError):
     """A file or folder holds no vector that can be read."""
+
+
+class SnapshotError(MiCrowError, ValueError):
+    """A file is not a snapshot that an alarm wrote, is damaged, or cannot be run again."""
 
 
 class StoreFileError(MiCrowError, OSError, ValueError):

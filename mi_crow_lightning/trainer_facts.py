@@ -45,6 +45,8 @@ __all__ = [
     "name_of_run",
     "samples_in_order",
     "samples_of_batch",
+    "scales_gradients",
+    "set_place",
     "spawns",
     "stages_of_run",
     "steps_of_run",
@@ -126,6 +128,20 @@ def batches_that_stepped(trainer: pl.Trainer) -> int:
 def takes_a_step(trainer: pl.Trainer) -> bool:
     """Return whether the training batch that just ran was the last micro-batch of its step."""
     return not trainer.fit_loop._should_accumulate()
+
+
+def scales_gradients(trainer: pl.Trainer) -> bool:
+    """Return whether a gradient scaler is on, which leaves out the steps whose gradients overflow."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def set_place(trainer: pl.Trainer, epoch: int, step: int) -> None:
+    """Let a Trainer that has not run yet count from an epoch and a step on."""
+    loop = trainer.fit_loop
+    loop.epoch_progress.current.completed = epoch
+    vars(loop.epoch_progress.current)["processed"] = epoch  # which its type does not declare
+    loop.epoch_loop._batches_that_stepped = step
+    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
 
 
 def log_interval(trainer: pl.Trainer, own: int | None) -> int:

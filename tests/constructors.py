@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import mi_crow_lightning as ours
-from mi_crow_lightning import hooks, language_model, metrics
+from mi_crow_lightning import alarms, hooks, language_model, metrics
 from mi_crow_lightning.hooks import HookType, tokens
 from mi_crow_lightning.hooks.schedules import Stage, When
 from mi_crow_lightning.metrics import STATISTICS
@@ -235,6 +235,29 @@ def are_hooks(value: Any) -> bool:
     return isinstance(several, Iterable) and all(isinstance(one, hooks.Hook) for one in several)
 
 
+def are_alarms(value: Any) -> bool:
+    several = [value] if isinstance(value, alarms.Alarm) else value
+    if isinstance(several, str):
+        return several == "default"
+    return isinstance(several, Iterable) and all(isinstance(one, alarms.Alarm) for one in several)
+
+
+def are_actions(value: Any) -> bool:
+    names = ["log", "warn", "checkpoint", "switch off", "stop", "snapshot"]
+    several = [value] if isinstance(value, (str, alarms.Action)) else value
+    return isinstance(several, Iterable) and all(
+        isinstance(one, alarms.Action) or (isinstance(one, str) and one in names) for one in several
+    )
+
+
+def are_patterns(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value.strip())) or are_tags(value)
+
+
+def is_above(least: float, most: float = math.inf) -> Rule:
+    return lambda value: is_number(value) and least <= value <= most
+
+
 HOOK: dict[str, Rule] = {
     "layer_signature": optional(is_signature),
     "hook_type": one_of("forward", "pre_forward", *HookType),
@@ -251,6 +274,9 @@ OF_STATISTICS = (
 )
 EDIT = HOOK | {"strength": is_strength, "tokens": are_tokens, "when": optional(callable), "preserve_norm": is_flag}
 V = torch.ones(4)
+STAGES = {"stages": optional(are_stages)}
+RULE = {"layers": are_patterns, "readings": are_patterns} | STAGES
+LIMITS = {"above": optional(is_number), "below": optional(is_number), "patience": whole(1)}
 
 
 def seen() -> hooks.Detector:
@@ -258,6 +284,43 @@ def seen() -> hooks.Detector:
 
 
 CONSTRUCTORS: dict[str, Constructor] = {
+    "Alarm": Constructor(
+        alarms.Alarm,
+        {"rule": alarms.NonFinite()},
+        {"rule": lambda value: isinstance(value, alarms.Rule), "actions": are_actions, "most": whole(1)}
+        | {"name": optional(is_line)},
+    ),
+    "Rule": Constructor(alarms.Rule, {}, RULE | {"memory": whole(1)}),
+    "NonFinite": Constructor(alarms.NonFinite, {}, STAGES),
+    "Threshold": Constructor(alarms.Threshold, {"readings": "rms", "above": 1.0}, RULE | LIMITS),
+    "Drift": Constructor(alarms.Drift, {"below": 1.0}, RULE | LIMITS),
+    "Jump": Constructor(
+        alarms.Jump,
+        {"readings": "rms"},
+        RULE
+        | {"window": whole(2), "warmup": whole(2, 20), "spreads": is_above(0), "factor": is_above(1)}
+        | {"direction": lambda value: value is not None and one_of("up", "down", "both")(value)},
+    ),
+    "Trend": Constructor(
+        alarms.Trend,
+        {"readings": "rms"},
+        RULE
+        | {"window": whole(3), "agreement": is_above(0.5, 1), "factor": is_above(1)}
+        | {"direction": lambda value: value is not None and one_of("up", "down", "both")(value)},
+    ),
+    "NormGrowth": Constructor(alarms.NormGrowth, {}, RULE | {"window": whole(2), "factor": is_above(1)}),
+    "DeadShare": Constructor(
+        alarms.DeadShare, {}, RULE | {"above": is_above(0, 1), "rise": optional(whole(1)), "window": whole(1)}
+    ),
+    "WithoutEffect": Constructor(alarms.WithoutEffect, {}, STAGES | {"patience": whole(1)}),
+    "LogEvent": Constructor(alarms.LogEvent, {}, {}),
+    "Warn": Constructor(alarms.Warn, {}, {}),
+    "Stop": Constructor(alarms.Stop, {}, {}),
+    "SaveCheckpoint": Constructor(alarms.SaveCheckpoint, {}, {"folder": optional(is_path)}),
+    "Snapshot": Constructor(alarms.Snapshot, {}, {"folder": optional(is_path), "optimizer": is_flag}),
+    "SwitchOff": Constructor(
+        alarms.SwitchOff, {}, {"controllers": optional(lambda v: isinstance(v, str) or is_any_collection(v))}
+    ),
     "Hook": Constructor(hooks.Hook, {}, HOOK),
     "Detector": Constructor(hooks.Detector, {}, DETECTOR),
     "Controller": Constructor(hooks.Controller, {}, HOOK),
@@ -354,7 +417,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         | {"scalars": lambda value: value is not None and one_of("auto", "all", "summary", "none")(value)}
         | {"monitor": are_tags, "prog_bar": is_any_collection, "report": optional(one_of("full", "short", "off"))}
         | {"log_hyperparams": is_flag, "page": is_flag, "per_dataloader": is_flag, "dry_run": is_flag}
-        | {"history_size": optional(whole(1))}
+        | {"history_size": optional(whole(1)), "alarms": are_alarms}
         | {"figures": lambda value: is_flag(value) or is_any_collection(value)},
     ),
     "Layers": Constructor(
@@ -472,6 +535,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
 
 # Classes that are made by the package for its users, or that only hold what they are given.
 RECORDS = {
+    "Action", "Firing", "Replay",
     "CompactRows", "DetectorReadings", "EventRow", "Feature", "GeneratedText", "HistogramRow", "HistogramTable",
     "Histogram", "HistoryRow", "HistoryTable", "HookContext", "HookPlan", "HookedLayer", "Inference", "LayerTable",
     "LoggedStep", "Merge", "ModelLayer", "Moment", "Page", "PromptScore", "Reading", "RunReport", "ScreenedSample",

@@ -12,7 +12,7 @@ import pytest
 import mi_crow_lightning
 
 PACKAGES = [
-    *("", ".callback", ".figures", ".hooks", ".language_model", ".loggers", ".metrics", ".report", ".store"),
+    *("", ".alarms", ".callback", ".figures", ".hooks", ".language_model", ".loggers", ".metrics", ".report", ".store"),
     *(".run_page", ".vectors"),
 ]
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "tensorboard", "safetensors", "numpy")

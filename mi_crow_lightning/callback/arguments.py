@@ -8,6 +8,8 @@ from typing import Any
 
 from mi_crow_lightning._arguments import check_flag, listed, not_known, one_line, whole_number
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.alarms.alarm import Alarm
+from mi_crow_lightning.alarms.defaults import default_alarms, default_rules
 from mi_crow_lightning.figures.axes import check_matplotlib
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
@@ -15,6 +17,7 @@ from mi_crow_lightning.hooks.registry.rules import listed_hooks
 from mi_crow_lightning.loggers.scalar_choice import SCALARS, Scalars
 
 __all__ = [
+    "check_alarms",
     "check_figures",
     "check_history_size",
     "check_hooks",
@@ -105,6 +108,32 @@ def check_scalars(value: Any, detectors: Iterable[Hook]) -> Scalars:
     if len(set(names)) < len(names):
         raise ValueError(f"scalars={shown(names)} has a name twice")
     return tuple(names)
+
+
+def check_alarms(value: Any, detectors: Iterable[Hook]) -> list[Alarm]:
+    """Return ``value`` as a list of alarms; ``"default"`` for `default_alarms`.
+
+    Raises:
+        TypeError, ValueError: it is something else, or a rule needs a reading that no detector gives.
+    """
+    if isinstance(value, str):
+        if value != "default":
+            raise not_known("alarms", value, ["default"])
+        return default_alarms()
+    alarms = [value] if isinstance(value, Alarm) else listed("alarms", value, "alarms", "[Alarm(NonFinite(), 'stop')]")
+    for alarm in alarms:
+        if not isinstance(alarm, Alarm):
+            raise TypeError(f"alarms={shown(value)} holds {shown(alarm)}: give Alarm(rule, actions)")
+    declared = [hook.reading_names() for hook in detectors if isinstance(hook, Detector)]
+    known = [*_CHANGES, *(name for of_one in declared for name in of_one)]
+    defaults = {repr(rule) for rule in default_rules().values()}
+    for alarm in alarms if all(declared) else ():
+        if repr(alarm.rule) not in defaults and (missed := alarm.rule.misses(known)) is not None:
+            raise ValueError(
+                f"{shown(alarm)} needs the reading {missed!r}, and no detector of this callback gives it. They give: "
+                f"{', '.join(dict.fromkeys(known))}, and alarms add 'loss'"
+            )
+    return alarms
 
 
 def check_monitor(value: Any) -> tuple[str, ...]:

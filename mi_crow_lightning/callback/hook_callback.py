@@ -15,8 +15,12 @@ import torch
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._arguments import check_flag
+from mi_crow_lightning.alarms.alarm import Alarm
+from mi_crow_lightning.alarms.engine import RunAlarms
+from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.callback import hyperparameters, start_warnings
 from mi_crow_lightning.callback.arguments import (
+    check_alarms,
     check_figures,
     check_history_size,
     check_hooks,
@@ -95,6 +99,7 @@ class HookCallback(Results, pl.Callback):
             refusals in any case. ``None``: what the environment variable ``MI_CROW_LIGHTNING_REPORT`` says, else all.
         log_hyperparams: whether loggers get the settings of the hooks, as ``hooks/0/strength``, beside the
             hyperparameters of the module; the Trainer's ``enable_autolog_hparams=False`` turns off both.
+        alarms: what is watched for, and what is done then, see `Alarm`; ``"default"`` for `default_alarms`.
         figures: whether a heatmap of each detector's readings goes to the loggers that take images (TensorBoard, W&B)
             at the end of each epoch: its ``rms``, or else another statistic. A list names the statistics that are
             drawn, such as ``["rms", "abs_max"]``. Needs matplotlib.
@@ -132,6 +137,7 @@ class HookCallback(Results, pl.Callback):
         prog_bar: Sequence[str] = (),
         report: Literal["full", "short", "off"] | None = None,
         log_hyperparams: bool = True,
+        alarms: Sequence[Alarm] | Alarm | Literal["default"] = (),
         figures: bool | Sequence[str] = False,
         page: bool = False,
         token_mask: Callable[[Any], Any] | None = None,
@@ -168,6 +174,8 @@ class HookCallback(Results, pl.Callback):
         self._monitored = Monitored(self.monitor)
         self.prog_bar = check_prog_bar(prog_bar, (*self.detectors, *self.controllers))
         self._in_progress_bar = ProgressBarNumbers(self.prog_bar, self.detectors)
+        self.alarms = check_alarms(alarms, (*self.detectors, *self.controllers))
+        self._alarms = RunAlarms(self.alarms, (*self.detectors, *self.controllers))
         self._dataloaders = Dataloaders(self.per_dataloader)
         self._events = RunEvents()
         self._effects: Effects | None = None
@@ -241,6 +249,7 @@ class HookCallback(Results, pl.Callback):
         self._begin_batch(trainer, Stage.TRAIN, batch, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self._alarms.before_backward(loss)
         self._check_edits()  # before gradient checkpointing repeats them
         if self._run is not None:
             self._run.layers.loss_scale = trainer_facts.loss_scale(trainer)
@@ -250,11 +259,13 @@ class HookCallback(Results, pl.Callback):
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._run is not None:
             self._run.layers.loss_scale = None
+        self._alarms.after_backward()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         self._check_edits()  # before a step that the edits should have changed
+        self._alarms.before_step()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -265,6 +276,8 @@ class HookCallback(Results, pl.Callback):
         moment = self._run.moment if self._run is not None else None
         if moment is not None and moment.logged and trainer_facts.takes_a_step(trainer):
             self._write(trainer, moment.step)
+        if moment is not None and trainer_facts.takes_a_step(trainer):
+            self._alarms.end_step()
         self._events.flush(trainer)
 
     def on_validation_batch_start(
@@ -318,6 +331,15 @@ class HookCallback(Results, pl.Callback):
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finish_evaluation(trainer, Stage.PREDICT)
+
+    def fired(self) -> list[Firing]:
+        """Return the alarms that fired since this callback was made, see `Firing`; on every rank the same.
+
+        Raises:
+            RanElsewhere: as `history`.
+        """
+        self._spawned_runs.refuse("fired()")
+        return list(self._alarms.fired)
 
     # Checkpoints.
 
@@ -413,9 +435,11 @@ class HookCallback(Results, pl.Callback):
     def _begin_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments) -> None:
         root, graphs = trainer_facts.find_root(pl_module, self.root), trainer_facts.graphs_of_module(pl_module)
         names = self._log_names(trainer)
-        self._run = run = HookedRun(root, arguments.hooks, self.token_mask, names, graphs)
+        hooks = [*arguments.hooks, *self._alarms.hooks()]
+        self._run = run = HookedRun(root, hooks, self.token_mask, names, graphs)
         every = trainer_facts.log_interval(trainer, self.log_every_n_steps)
         self._events.follow(run, self.detectors, names, every)
+        self._alarms.begin(trainer, pl_module, run.layers, names, self._events.alarm)
         self._effects = run.effects
         self._states.give_effects_to(run, self._by_key())
         self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
@@ -446,6 +470,7 @@ class HookCallback(Results, pl.Callback):
             "monitor": self.monitor,
             "token_mask": "given" if self.token_mask is not None else "not given",
             "per_dataloader": self.per_dataloader,
+            "alarms": list(map(repr, self.alarms)),
             "dry_run": self.dry_run,
         }
         hooks = {"detectors": self.detectors, "controllers": self.controllers}
@@ -483,6 +508,7 @@ class HookCallback(Results, pl.Callback):
 
     def _unregister(self) -> None:
         run, self._run = self._run, None
+        self._alarms.end()
         if run is not None:
             run.end()
 
@@ -495,6 +521,7 @@ class HookCallback(Results, pl.Callback):
             moment = trainer_facts.moment_of(trainer, stage, batch_idx, dataloader_idx, self.log_every_n_steps)
             self._run.begin_batch(moment, batch)
             self._events.batch_begins()
+            self._alarms.begin_batch(moment, batch)
 
     def _check_edits(self) -> None:
         if self._run is not None:
@@ -539,6 +566,9 @@ class HookCallback(Results, pl.Callback):
         if read is not None:
             trainer.callback_metrics.update(self._monitored.metrics(trainer, read))
             trainer.progress_bar_metrics.update(self._in_progress_bar.of(read))
+        moment = self._run.moment
+        assert moment is not None, "readings belong to a batch"
+        self._alarms.read(read, moment, step if step is not None else self._run.batches_seen)
 
 
 def _hook_callbacks(trainer: pl.Trainer) -> list[HookCallback]:

@@ -85,7 +85,7 @@ class HookedRun:
     @property
     def detectors(self) -> list[Detector]:
         """The detectors, which may have readings."""
-        return [hook for hook in self.registered if isinstance(hook, Detector)]
+        return [hook for hook in self.registered if isinstance(hook, Detector) and hook._has_readings]
 
     def begin(self, stages: Collection[Stage]) -> bool:
         """Put hooks on the layers inside compiled graphs, if there are any, and follow the batches of evaluations.

@@ -148,6 +148,11 @@ class RunEvents:
     def _reported(self, hook: Hook, text: str, layer: str) -> None:
         self._note("detector", text, hook, layer)
 
+    def alarm(self, text: str, layer: str = "", hook_id: str = "") -> None:
+        """Note an alarm that fired, before anything that it does."""
+        hooks = self._run.registered if self._run is not None else []
+        self._note("alarm", text, next((hook for hook in hooks if hook.id == hook_id), None), layer)
+
     def _note(self, kind: str, text: str, hook: Hook | None = None, layer: str = "") -> None:
         if self._trainer is None:
             return

@@ -59,6 +59,7 @@ class Detector(Hook):
 
     _observes = True
     by_block: tuple[str, ...] = ()
+    _has_readings = True  # whether it may have any: one without takes no part in what is logged
     _ends_stage = False  # whether a reading ends more than a row of sums, so that a stage has only one
 
     def __init__(

@@ -20,6 +20,7 @@ from mi_crow_lightning.loggers.tags import stage_segment
 __all__ = ["COLUMNS", "KINDS", "LONGEST", "EventRow", "event_schema", "texts_of"]
 
 KINDS = {
+    "alarm": "an alarm fired",
     "switch": "a hook went on or off, by its schedule, by the user, or because it failed",
     "strength": "a controller was given another strength",
     "detector": "a detector reported something",
@@ -43,8 +44,8 @@ class EventRow(NamedTuple):
     Attributes:
         stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``.
         step: the position on the x axis.
-        kind: one of ``"switch"``, ``"strength"``, ``"detector"``, ``"warning"``, ``"resumed"``, ``"exception"`` and
-            ``"left out"``.
+        kind: one of ``"alarm"``, ``"switch"``, ``"strength"``, ``"detector"``, ``"warning"``, ``"resumed"``,
+            ``"exception"`` and ``"left out"``.
         text: what happened.
         hook: the name of the hook, empty where it was none.
         layer: the layer, empty where it was none.

@@ -27,7 +27,7 @@ def hides_readings(layers: Layers) -> bool:
 
 
 def _detectors(layers: Layers) -> list[Detector]:
-    return [hook for hook in layers.get_hooks() if isinstance(hook, Detector)]
+    return [hook for hook in layers.get_hooks() if isinstance(hook, Detector) and hook._has_readings]
 
 
 def _shown(detector: Detector) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import { csvLine, saveCsv } from "./table.js";
 // The kinds in the order of their weight: where marks share a place, the first of them is drawn.
 export const KINDS = new Map([
   ["exception", ["✕", "Exceptions"]],
+  ["alarm", ["▼", "Alarms"]],
   ["warning", ["!", "Warnings"]],
   ["detector", ["●", "Reports of detectors"]],
   ["switch", ["◆", "Hooks on or off"]],
@@ -140,7 +141,7 @@ export class Events {
     const kind = element("td", {}, element("span", { className: "glyph", "aria-hidden": "true" }, glyphOf(event.kind)), event.kind);
     const texts = [event.hook, event.layer, event.text].map((text) => element("td", { className: "text" }, text));
     const row = element("tr", {}, element("th", { scope: "row" }, go), element("td", {}, event.stage), kind, ...texts);
-    if (event.kind === "exception" || event.kind === "warning") row.className = "grave";
+    if (["exception", "alarm", "warning"].includes(event.kind)) row.className = "grave";
     return row;
   }
 

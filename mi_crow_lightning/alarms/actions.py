@@ -1,0 +1,154 @@
+"""Actions: what is done when an alarm fires. With several ranks, all of them act, in one order, at the same step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Protocol
+
+import lightning.pytorch as pl
+
+from mi_crow_lightning._arguments import listed, place
+from mi_crow_lightning._shown import shown
+from mi_crow_lightning._warned import warn
+from mi_crow_lightning.alarms.before_pass import BeforePass
+from mi_crow_lightning.alarms.firing import Firing
+from mi_crow_lightning.hooks.hook import Hook
+
+__all__ = ["Action", "AlarmedRun", "LogEvent", "SaveCheckpoint", "Stop", "SwitchOff", "Warn"]
+
+
+class AlarmedRun(Protocol):
+    """The part of a run that actions may use.
+
+    Attributes:
+        trainer: the Trainer.
+        module: its LightningModule.
+        rank: this process's rank.
+        controllers: the callback's controllers.
+        before_pass: what was kept of the passes since the last optimizer step; ``None`` if no action needs it.
+        layers: the names of the layers that are watched.
+    """
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    rank: int
+    controllers: Sequence[Hook]
+    before_pass: BeforePass | None
+    layers: Sequence[str]
+
+    def folder(self) -> Path:
+        """Return where files of this run go by default."""
+
+    def last_readings(self) -> list[tuple[str, str, float]]:
+        """Return the last number of each reading: layer, name, value."""
+
+
+class Action(ABC):
+    """The base of an action: a subclass overrides `act`."""
+
+    needs_batch = False
+    """Whether the action needs the batch and the random states of before the pass."""
+
+    @abstractmethod
+    def act(self, firing: Firing, run: AlarmedRun) -> None:
+        """Act; with several ranks, each of them.
+
+        Args:
+            firing: what fired, the same on all ranks.
+            run: the run.
+        """
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={shown(value)}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({given})"
+
+
+class LogEvent(Action):
+    """Does nothing further: each alarm that fires leaves an event on the run's time axis in TensorBoard."""
+
+    def act(self, firing: Firing, run: AlarmedRun) -> None:
+        """Do nothing: the event is there."""
+
+
+class Warn(Action):
+    """Warns, on rank 0."""
+
+    def act(self, firing: Firing, run: AlarmedRun) -> None:
+        """Warn."""
+        if run.trainer.is_global_zero:
+            warn(str(firing), RuntimeWarning, stacklevel=6)
+
+
+class SaveCheckpoint(Action):
+    """Saves a checkpoint of the Trainer, which resumes as any other.
+
+    Before an optimizer step, the checkpoint holds the weights from before it, and resuming repeats the batch; a warning
+    then says that the readings of the batch may be counted twice.
+
+    Args:
+        folder: where to; a folder ``alarms`` in the Trainer's log folder if left out.
+
+    Raises:
+        TypeError, ValueError: ``folder`` is not a path.
+    """
+
+    def __init__(self, folder: str | PathLike[str] | None = None) -> None:
+        self.folder = None if folder is None else str(place("folder", folder))
+
+    def act(self, firing: Firing, run: AlarmedRun) -> None:
+        """Save it; a Trainer does so on all ranks together."""
+        folder = Path(self.folder) if self.folder is not None else run.folder()
+        run.trainer.save_checkpoint(folder / f"{file_stem(firing)}.ckpt")
+
+
+class SwitchOff(Action):
+    """Switches controllers off, on all ranks: the one that is meant, or those that are named.
+
+    Args:
+        controllers: the IDs of controllers; ``None`` for the one that the alarm is about, or all where it is about
+            none.
+
+    Raises:
+        TypeError, ValueError: it is not a list of IDs.
+    """
+
+    def __init__(self, controllers: str | Sequence[str] | None = None) -> None:
+        if controllers is not None:
+            controllers = (
+                [controllers]
+                if isinstance(controllers, str)
+                else listed("controllers", controllers, "IDs of hooks", "['joy']")
+            )
+            if not controllers or not all(isinstance(one, str) for one in controllers):
+                raise TypeError(f"controllers={shown(controllers)} must be a list of IDs of hooks, such as ['joy']")
+        self.controllers = controllers
+
+    def act(self, firing: Firing, run: AlarmedRun) -> None:
+        """Switch them off."""
+        for hook in run.controllers:
+            if hook.id in (self.controllers or [firing.hook or hook.id]):
+                hook.disable()
+
+
+class Stop(Action):
+    """Stops the run, on all ranks at the same step.
+
+    Where the alarm fired before an optimizer step, that step is left out: its gradients are dropped, so that the
+    weights stay as they are. Training ends as by `EarlyStopping`, with the Trainer's ``min_epochs`` and ``min_steps``.
+    """
+
+    def act(self, firing: Firing, run: AlarmedRun) -> None:
+        """Stop it."""
+        run.trainer.should_stop = True
+        if firing.before_step:
+            for parameter in run.module.parameters():
+                parameter.grad = None
+
+
+def file_stem(firing: Firing) -> str:
+    """Return the first part of a file's name for what fired."""
+    alarm = "".join(letter if letter.isalnum() else "_" for letter in firing.alarm)
+    return f"{alarm}-{firing.stage}-step{firing.step}"

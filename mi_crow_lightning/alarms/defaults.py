@@ -1,0 +1,39 @@
+"""The alarms that a user gets by one word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mi_crow_lightning.alarms.actions import Action
+from mi_crow_lightning.alarms.alarm import Alarm
+from mi_crow_lightning.alarms.rule import Rule
+from mi_crow_lightning.alarms.rules import DeadShare, Jump, NonFinite, NormGrowth, Threshold, Trend, WithoutEffect
+
+__all__ = ["default_alarms", "default_rules"]
+
+
+def default_rules() -> dict[str, Rule]:
+    """Return the rules of `default_alarms`, by the names of their alarms."""
+    return {
+        "non-finite": NonFinite(),
+        "loss spike": Jump("loss", direction="up", factor=2.0, stages="train"),
+        "loss rises": Trend("loss", "up", stages="train"),
+        "jump": Jump(["rms", "abs_max", "token_norm_mean"], stages="train"),
+        "norm growth": NormGrowth(stages="train"),
+        "dead channels": DeadShare(stages="train"),
+        "edit too large": Threshold("mean_ratio", above=1.0),
+        "without effect": WithoutEffect(),
+    }
+
+
+def default_alarms(actions: Action | str | Sequence[Action | str] = "warn") -> list[Alarm]:
+    """Return one alarm for each of the common faults; a rule whose reading no detector gives stays silent.
+
+    Args:
+        actions: the actions of all of them, see `Alarm`.
+
+    Examples:
+        >>> [alarm.name for alarm in default_alarms()][:3]
+        ['non-finite', 'loss spike', 'loss rises']
+    """
+    return [Alarm(rule, actions, name) for name, rule in default_rules().items()]

@@ -1,0 +1,286 @@
+"""Alarms in a Trainer: what fires, where, when, what is done, and what stays as it is without a fault."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, ScaleController, Schedule
+from mi_crow_lightning.alarms import (
+    Action,
+    Alarm,
+    DeadShare,
+    Firing,
+    Jump,
+    LogEvent,
+    NonFinite,
+    NormGrowth,
+    Rule,
+    SaveCheckpoint,
+    Snapshot,
+    Stop,
+    SwitchOff,
+    Threshold,
+    Trend,
+    WithoutEffect,
+    default_alarms,
+    load_snapshot,
+    replay,
+)
+from mi_crow_lightning.loggers import read_events
+from tests.callback.runs import Trace, assert_bit_equal, data_of, fingerprint, fit, module_of, told
+from tests.models import KINDS, Module, assert_same_handles, handles, loader, trainer
+
+NAN_AT = 3  # the training batch in which a fault is planted
+
+
+class Faulty(Module):
+    """A module that spoils the output of a layer, or its gradient, in one training batch."""
+
+    def __init__(self, kind: str = "mlp", layer: str = "model.3", at: int = NAN_AT, backward: bool = False) -> None:
+        super().__init__(KINDS[kind][0]())
+        self.at, self.batch = at, -1
+        self.in_backward = backward
+        self.get_submodule(layer).register_forward_hook(self._spoil)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.batch = batch_idx
+        return super().training_step(batch, batch_idx)
+
+    def _spoil(self, layer: Any, args: Any, output: Tensor) -> Tensor | None:
+        if self.batch != self.at or not self.training:
+            return None
+        if self.in_backward:
+            output.register_hook(lambda gradient: gradient * math.nan)
+            return None
+        return output * math.nan
+
+
+class Noting(Action):
+    def __init__(self) -> None:
+        self.seen: list[Firing] = []
+
+    def act(self, firing: Firing, run: Any) -> None:
+        self.seen.append(firing)
+
+
+def watching(*alarms: Alarm, **options: Any) -> HookCallback:
+    return HookCallback(ActivationStatistics("model.*"), alarms=alarms, **options)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "llama"])
+def test_a_run_in_which_nothing_fires_is_bit_identical(kind: str, tmp_path: Path) -> None:
+    found = []
+    for alarms in ([], [*default_alarms(), Alarm(NonFinite(), [Snapshot(tmp_path), Stop(), SaveCheckpoint(tmp_path)])]):
+        torch.manual_seed(1)
+        module, trace = module_of(kind), Trace()
+        before = handles(module)
+        watch = HookCallback(ActivationStatistics(KINDS[kind][2]), alarms=alarms)
+        runner = fit(module, data_of(kind), trace, watch, max_epochs=2, accumulate_grad_batches=2)
+        found.append((trace.losses, trace.states, fingerprint(module, runner), watch.history().to_pandas().to_dict()))
+        assert_same_handles(before, module)
+        assert watch.fired() == [] and not list(tmp_path.iterdir())
+    assert_bit_equal(*found)
+
+
+@pytest.mark.parametrize(("backward", "layer"), [(False, "model.3"), (True, "model.3")])
+def test_non_finite_values_are_named_before_the_weights_change(backward: bool, layer: str, tmp_path: Path) -> None:
+    module = Faulty(backward=backward)
+    kept: list[Any] = []
+
+    class Before(Action):
+        def act(self, firing: Firing, run: Any) -> None:
+            kept.append({name: one.clone() for name, one in run.module.state_dict().items()})
+
+    noting = Noting()
+    watch = watching(Alarm(NonFinite(), [noting, Before(), "stop", Snapshot(tmp_path)]))
+    with told("alarm NonFinite: .*a snapshot of the pass is in", RuntimeWarning):
+        runner = fit(module, data_of(), watch, max_epochs=3)
+    (firing,) = watch.fired()
+    assert noting.seen == [firing]
+    assert (firing.layer, firing.stage, firing.step, firing.batch_idx, firing.rank) == (layer, "train", 3, 3, 0)
+    assert ("gradients" in firing.text) is backward and firing.before_step
+    assert runner.global_step == NAN_AT + 1
+    assert_bit_equal(kept[0], dict(module.state_dict()))
+    assert all(bool(one.isfinite().all()) for one in module.state_dict().values())
+    (file,) = tmp_path.iterdir()
+    again = replay(file, Faulty(backward=backward))
+    assert again.same and (again.gradient_layer if backward else again.layer) == layer
+    assert not replay(file, module_of()).same  # a model without the fault
+
+
+def test_micro_batches_of_a_step_are_counted() -> None:
+    module = Faulty(at=3)
+    watch = watching(Alarm(NonFinite(), "log"))
+    fit(module, data_of(), watch, accumulate_grad_batches=3)
+    assert [(one.step, one.batch_idx) for one in watch.fired()] == [(1, 3)]
+
+
+def test_an_alarm_fires_once_until_all_is_in_order_and_not_for_ever() -> None:
+    class Always(Rule):
+        def judge(self, values: Any) -> str | None:
+            return "is there"
+
+    class EverySecond(Rule):
+        def __init__(self) -> None:
+            super().__init__("loss")
+            self.calls = 0
+
+        def judge(self, values: Any) -> str | None:
+            self.calls += 1
+            return "is odd" if self.calls % 2 else None
+
+    watch = watching(Alarm(Always("rms"), "log"), Alarm(EverySecond(), "log", most=2))
+    fit(module_of(), data_of(), watch, max_epochs=3)
+    (always,) = (one for one in watch.fired() if one.alarm == "Always")
+    others = [one for one in watch.fired() if one is not always]
+    assert always.layers == tuple(f"model.{index}" for index in range(6)) and always.layer == "model.0"
+    assert [(one.alarm, one.step, one.layer) for one in others] == [("EverySecond", 0, ""), ("EverySecond", 2, "")]
+
+
+def test_events_are_in_the_event_file(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(str(tmp_path))
+    watch = watching(Alarm(NonFinite(), "log"), Alarm(Threshold("rms", above=0), "log", name="too large"))
+    fit(Faulty(), data_of(), watch, logger=logger)
+    rows = [row for row in read_events(logger.log_dir) if row.kind == "alarm"]
+    assert [(row.step, row.layer) for row in rows] == [(0, "model.0"), (NAN_AT, "model.3")]
+    assert rows[0].text.startswith("alarm too large: layer 'model.0' (and 5 more layers) is at")
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before:UserWarning")
+def test_a_checkpoint_is_of_before_the_step_and_can_be_resumed(tmp_path: Path) -> None:
+    watch = watching(Alarm(NonFinite(), [SaveCheckpoint(tmp_path), "stop"]))
+    fit(Faulty(), data_of(), watch)
+    (file,) = tmp_path.iterdir()
+    assert file.name == "NonFinite-train-step3.ckpt"
+    module, other = module_of(), HookCallback(ActivationStatistics("model.*"))
+    runner = trainer(other, max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0)
+    with told("written in the middle of a training batch"):
+        runner.fit(module, loader(data_of()), loader(data_of()), ckpt_path=file)
+    assert len({row.step for row in other.history()}) == 2  # the batch that failed, and the last
+
+
+def test_a_controller_is_switched_off() -> None:
+    idle = FunctionController("model.0", lambda x: x + 0, hook_id="idle", schedule=Schedule(stages="train"))
+    other = ScaleController("model.3", 1.5, hook_id="other", schedule=Schedule(stages="train"))
+    watch = HookCallback(controllers=[idle, other], alarms=Alarm(WithoutEffect(), ["log", SwitchOff()]))
+    with told("ran in stage 'train' and changed nothing"):
+        fit(module_of(), data_of(), watch)
+    (firing,) = watch.fired()
+    assert (firing.layer, firing.hook, firing.step) == ("model.0", "idle", 2)
+    assert "was not changed by the controller idle" in firing.text
+    assert not idle.enabled and other.enabled
+
+
+def test_evaluations_are_read_at_their_end() -> None:
+    module = module_of()
+    module.model[3].register_forward_hook(lambda m, a, out: out * math.nan if not m.training else None)
+    watch = watching(Alarm(NonFinite(), "log"))
+    trainer(watch).validate(module.eval(), loader(data_of()), verbose=False)
+    (firing,) = watch.fired()
+    assert (firing.layer, firing.stage, firing.batch_idx, firing.before_step) == ("model.3", "validate", 0, False)
+
+
+def test_the_rules_need_readings_that_are_there() -> None:
+    with pytest.raises(ValueError, match="needs the reading 'rsm', and no detector of this callback gives it"):
+        watching(Alarm(Threshold("rsm", above=1)))
+    with pytest.raises(ValueError, match="Did you mean 'default'"):
+        HookCallback(alarms="defaults")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="give Alarm"):
+        HookCallback(alarms=[NonFinite()])  # type: ignore[list-item]
+    assert len(HookCallback(alarms="default").alarms) == len(default_alarms())
+
+
+def test_alarms_are_copied_and_pickled_without_the_run() -> None:
+    watch = watching(*default_alarms("log"))
+    fit(Faulty(), data_of(), watch)
+    copy = pickle.loads(pickle.dumps(watch))
+    assert copy.fired() == watch.fired() != []
+    assert repr(copy.alarms) == repr(watch.alarms)
+
+
+# Rules alone.
+
+
+def test_jumps_up_and_down_and_across_zero() -> None:
+    steady = [1.0, 1.1, 0.9, 1.05, 0.95] * 3
+    assert Jump("x").judge([*steady, 1.3]) is None
+    assert Jump("x").judge([*steady, 9.0]) and Jump("x").judge([*steady, 0.1])
+    assert Jump("x", direction="up").judge([*steady, 0.1]) is None
+    assert Jump("x").judge([1.0, 9.0]) is None  # too few
+    growing = [1.2**i for i in range(20)]
+    assert Jump("x").judge([*growing, 1.2**20]) is None
+    signed = [0.1, -0.1, 0.05, -0.05, 0.0] * 3
+    assert Jump("x").judge([*signed, 0.3]) is None and Jump("x").judge([*signed, 5.0])
+    assert Jump("x").judge([0.0] * 15) is None
+
+
+def test_trends_need_size_and_agreement() -> None:
+    rising = [1 + 0.02 * i for i in range(50)]
+    assert Trend("x").judge(rising) and Trend("x", "down").judge(rising[::-1])
+    assert Trend("x").judge(rising[::-1]) is None and Trend("x").judge(rising[:49]) is None
+    assert Trend("x").judge([1.0] * 20 + [2.0] * 30) is None  # a jump
+    assert Trend("x", factor=3).judge(rising) is None
+
+
+def test_growth_and_dead_shares_and_thresholds() -> None:
+    assert NormGrowth(factor=5, window=4).judge([1, 1, 2, 3, 6]) and not NormGrowth(window=4).judge([1, 1, 2, 3, 6])
+    assert DeadShare().judge([0.6]) and not DeadShare().judge([0.4])
+    assert DeadShare(rise=2, window=3).judge([0, 0, 0, 0.1, 0.2])
+    assert not DeadShare(rise=2, window=3).judge([0, 0, 0.1, 0.1, 0.2])
+    assert Threshold("x", below=1, patience=2).judge([0.5, 0.9]) and not Threshold("x", below=1, patience=2).judge(
+        [0.5]
+    )
+
+
+def test_every_firing_says_where_and_when() -> None:
+    firing = Firing("mine", "h.3", "train", 7, 14, 1, "is at 3, above 2", layers=("h.3", "h.4"), epoch=2)
+    assert str(firing) == (
+        "alarm mine: layer 'h.3' (and 1 more layers) is at 3, above 2, in stage 'train', step 7, micro-batch 14 of "
+        "epoch 2, rank 1"
+    )
+
+
+def test_actions_by_name() -> None:
+    names = ["log", "warn", "checkpoint", "switch off", "stop", "snapshot"]
+    made = Alarm(NonFinite(), names).actions
+    assert [type(one).__name__ for one in made] == [
+        "LogEvent",
+        "Warn",
+        "SaveCheckpoint",
+        "SwitchOff",
+        "Stop",
+        "Snapshot",
+    ]
+    assert isinstance(Alarm(NonFinite(), LogEvent()).actions[0], LogEvent)
+    with pytest.raises(ValueError, match="Did you mean 'snapshot'"):
+        Alarm(NonFinite(), "snapshots")
+
+
+def test_a_snapshot_holds_what_was_before_the_pass(tmp_path: Path) -> None:
+    module = Faulty("cnn", "model.3")
+    norm: Any = module.model[1]
+    watch = watching(Alarm(NonFinite(), [Snapshot(tmp_path), "stop"]))
+    states: list[Any] = []
+
+    class Keep(Trace):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            states.append((torch.get_rng_state(), norm.running_mean.clone(), batch))
+
+    with told("a snapshot of the pass is in", RuntimeWarning):
+        fit(module, data_of("cnn"), Keep(), watch)
+    content = load_snapshot(next(tmp_path.iterdir()))
+    state, mean, batch = states[NAN_AT]
+    assert_bit_equal(content["random"]["torch"], state)
+    assert_bit_equal(content["buffers"]["model.1.running_mean"], mean)
+    assert not torch.equal(mean, norm.running_mean)
+    assert_bit_equal(content["batch"], batch)
+    assert content["weights"] == "before the step" and content["left_out"] == []
+    assert {(layer, name) for layer, name, _ in content["readings"]} >= {("model.0", "rms")}
