@@ -5,6 +5,7 @@ A file `program_*.py` is no test: the test file of the same name launches it, in
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import pytest
 from hypothesis import settings
 
 from mi_crow_lightning import LanguageModel
+from mi_crow_lightning.language_model.gguf_cache import CACHE
 from tests.fuzzing import minutes, pytest_collection_modifyitems, pytest_pyfunc_call
 
 __all__ = ["pytest_collection_modifyitems", "pytest_pyfunc_call", "smollm2", "smollm2_file"]
+
+# Unpacking the packaged model takes 17 s: it is kept beside the tests, also for the processes that they start.
+os.environ.setdefault(CACHE, str(Path(__file__).parents[1] / ".cache"))
 
 settings.load_profile("fuzz" if minutes() else "usual")
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.language_model.gguf_cache import kept_or_unpacked
 
 __all__ = [
     "check_tokenizer",
@@ -24,6 +25,10 @@ __all__ = [
 def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
     """Load a model, in evaluation mode. GGUF weights are unpacked to float32 unless ``dtype`` says otherwise.
 
+    Unpacked weights are kept in ``~/.cache/mi_crow_lightning``, or the folder that the environment variable
+    ``MI_CROW_LIGHTNING_CACHE`` names (``off`` for none), unless there are other arguments than ``dtype``. The model
+    can be saved by ``save_pretrained`` as any other.
+
     Args:
         name_or_path: a name on the hub, a folder, a GGUF file, or a folder that holds one.
         **params: arguments of ``AutoModelForCausalLM.from_pretrained``.
@@ -35,7 +40,8 @@ def load_model(name_or_path: str | Path, **params: Any) -> nn.Module:
 
     source, gguf = find_source(name_or_path)
     if gguf:
-        params = {"dtype": torch.float32, **gguf, **params}
+        file = Path(source, gguf["gguf_file"])
+        return kept_or_unpacked(file, {"dtype": torch.float32, **params}, AutoModelForCausalLM.from_pretrained)
     model: nn.Module = AutoModelForCausalLM.from_pretrained(source, **params)
     return model
 
