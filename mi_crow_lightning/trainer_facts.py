@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
@@ -43,9 +43,12 @@ __all__ = [
     "loss_scale",
     "moment_of",
     "name_of_run",
+    "partitions_weights",
     "samples_in_order",
     "samples_of_batch",
+    "scale_of_gradients",
     "scales_gradients",
+    "scales_losses_itself",
     "set_place",
     "spawns",
     "stages_of_run",
@@ -216,6 +219,22 @@ def loss_scale(trainer: pl.Trainer) -> Callable[[torch.device], torch.Tensor] | 
     if scaler is None or not scaler.is_enabled():
         return None
     return lambda device: cast("torch.Tensor", scaler.scale(torch.ones((), device=device)))
+
+
+def scale_of_gradients(trainer: pl.Trainer, optimizer: object) -> Callable[[torch.device], torch.Tensor] | None:
+    """Return what gives the factor of the gradients before a step, ``None`` where Lightning has unscaled them."""
+    return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else None
+
+
+def partitions_weights(trainer: pl.Trainer) -> str | None:
+    """Return the name of the strategy if it keeps weights in a separate form, flattened or in another engine."""
+    strategy = trainer.strategy
+    return type(strategy).__name__ if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)) else None
+
+
+def scales_losses_itself(trainer: pl.Trainer) -> bool:
+    """Return whether the strategy multiplies losses by a factor that only it knows."""
+    return isinstance(trainer.strategy, DeepSpeedStrategy) and str(trainer.precision).startswith("16")
 
 
 def steps_of_run(trainer: pl.Trainer) -> int | None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import mi_crow_lightning as ours
 from mi_crow_lightning import alarms, hooks, language_model, metrics
 from mi_crow_lightning.hooks import HookType, tokens
+from mi_crow_lightning.hooks.detectors.weight_statistics import WEIGHT_STATISTICS
 from mi_crow_lightning.hooks.schedules import Stage, When
 from mi_crow_lightning.metrics import STATISTICS
 from mi_crow_lightning.store import Store
@@ -357,6 +358,12 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "StatisticsDetector": Constructor(hooks.StatisticsDetector, {}, OF_STATISTICS),
     "ActivationStatistics": Constructor(ours.ActivationStatistics, {}, OF_STATISTICS),
     "GradientStatistics": Constructor(ours.GradientStatistics, {}, OF_STATISTICS),
+    "WeightStatistics": Constructor(
+        ours.WeightStatistics,
+        {},
+        {name: rule for name, rule in HOOK.items() if name not in ("hook_type", "channels")}
+        | {"name": optional(is_tag), "statistics": optional(are_names(*WEIGHT_STATISTICS))},
+    ),
     "LayerActivationDetector": Constructor(
         ours.LayerActivationDetector,
         {},

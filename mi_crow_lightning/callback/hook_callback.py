@@ -266,6 +266,9 @@ class HookCallback(Results, pl.Callback):
     ) -> None:
         self._check_edits()  # before a step that the edits should have changed
         self._alarms.before_step()
+        if self._run is not None:
+            scale, scaled = trainer_facts.scale_of_gradients(trainer, optimizer), trainer_facts.loss_scale(trainer)
+            self._run.before_step(optimizer, trainer.optimizers, scale, scaled is not None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

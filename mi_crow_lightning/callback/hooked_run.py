@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mi_crow_lightning.callback.first_batches import FirstBatches
 from mi_crow_lightning.callback.idle_hooks import check_that_hooks_ran
+from mi_crow_lightning.callback.optimizer_steps import OptimizerSteps
 from mi_crow_lightning.hooks.compiled.fresh_graphs import FreshGraphs
 from mi_crow_lightning.hooks.compiled.rules import toggling_schedules
 from mi_crow_lightning.hooks.detector import Detector
@@ -54,6 +55,7 @@ class HookedRun:
         self.layers = Layers(root, allow_stacking=True, on_error=default_policy, graphs=graphs)
         self._fresh_graphs = FreshGraphs()
         self._first_batches = FirstBatches(self.layers)
+        self._steps = OptimizerSteps(self.layers)
         self._hooks = list(hooks)
         self._token_mask = token_mask
         self.batches_seen = 0
@@ -189,14 +191,27 @@ class HookedRun:
         if self.moment is not None:
             self._first_batches.check(self.moment)
 
+    def before_step(
+        self,
+        optimizer: Any,
+        optimizers: Sequence[Any],
+        scale: Callable[[torch.device], Tensor] | None,
+        scaled: bool,
+    ) -> None:
+        """Let hooks that read weights follow an optimizer step; see `OptimizerSteps.before`."""
+        self._steps.before(self.registered, optimizer, optimizers, scale, scaled)
+
     def end_batch(self) -> None:
         """End a batch, its backward pass included: note which hooks were on, and take all off."""
         self.layers.passes.settle()
         self.layers.check_handles()
         self.layers.check_threads()
+        self._steps.end_batch(self.registered)
         for hook in self.registered:
             if self.stage is not None and self.layers.is_attached(hook):
                 self._was_on[hook.id].add(self.stage)
+                self._unread[hook.id].add(self.stage)
+            elif self.stage is not None and not hook._called_at_layers and self.layers.is_due(hook):
                 self._unread[hook.id].add(self.stage)
         self.effects.end_batch(self.stage)
         self.pause()
@@ -214,6 +229,7 @@ class HookedRun:
 
     def end(self) -> None:
         """Take the hooks off the model."""
+        self._steps.end()
         self.layers.unregister_all_hooks()
         self._fresh_graphs.end()
 

@@ -14,6 +14,7 @@ from mi_crow_lightning.hooks.detectors.gradient_statistics import GradientStatis
 from mi_crow_lightning.hooks.detectors.layer_activation import LayerActivationDetector as LayerActivationDetector
 from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector as ProjectionDetector
 from mi_crow_lightning.hooks.detectors.trait_monitor import TraitMonitor as TraitMonitor
+from mi_crow_lightning.hooks.detectors.weight_statistics import WeightStatistics as WeightStatistics
 from mi_crow_lightning.hooks.hook import Hook as Hook
 from mi_crow_lightning.hooks.hook_type import HookType as HookType
 from mi_crow_lightning.hooks.layers import Layers as Layers

@@ -98,6 +98,7 @@ class Hook:
     _observes = False
     _edits = False
 
+    _called_at_layers = True  # whether its layers call it; else it is called around optimizer steps
     _sees_recomputes = False  # whether a detector is called in recomputes too, whose run of a layer may get gradients
 
     _alone_at: str | None = None  # the layer for which the hook was prepared by a direct call

@@ -187,6 +187,10 @@ class Layers:
                 f"{hook!r} has a schedule, which only a HookCallback follows: here the hook would be on all the time. "
                 "Leave schedule= out, and switch the hook with enable() and disable()."
             )
+        if due and not hook._called_at_layers:
+            raise RegistrationError(
+                f"{hook!r} reads weights around optimizer steps, which only a HookCallback follows."
+            )
         signature = layer_signature if layer_signature is not None else hook.layer_signature
         if signature is None:
             raise RegistrationError(
@@ -237,7 +241,7 @@ class Layers:
             warn_of_another_model(hook, hook._vector_models, self.root)
             device = _device(matches[0].module, self.root)
             hook.prepare([match.name for match in matches], device)
-            if any(match.module in self.graphs for match in matches):
+            if hook._called_at_layers and any(match.module in self.graphs for match in matches):
                 hook.prepare_graph(device)
         except MiCrowError:  # the hook works, and was given the wrong layers or vectors
             raise
@@ -387,6 +391,10 @@ class Layers:
         """Return whether the hook's layers call it now."""
         return any(site.on for site in self.sites(hook))
 
+    def is_due(self, hook: Hook) -> bool:
+        """Return whether the hook's schedule wants it on now, and it is enabled."""
+        return hook.id in self._registrations and self._registrations[hook.id].due and hook.enabled
+
     def begin_batch(
         self, moment: Moment | None, batch: Any = None, token_mask: Callable[[Any], Tensor] | None = None
     ) -> None:
@@ -511,7 +519,7 @@ class Layers:
             channels = walk.channels_of(path, hook)
             queries = queries_of(path, sources[0] if sources else None, walk.learned_queries)
             place, steps = Place(self, hook, match.name, match.index, channels, queries), steps_to(match.name, path)
-            kind = TracedSite if match.module in self.graphs else Site
+            kind = TracedSite if match.module in self.graphs and hook._called_at_layers else Site
             of_layer = (hook, match, place, self._shared, steps, watched, self._watchers, sources, sequence, ways)
             sites.append(kind(*of_layer))
         return sites

@@ -98,6 +98,8 @@ def tokens_in_words(hook: Hook) -> str:
         >>> tokens_in_words(FunctionController(0, abs, tokens=Tokens("prompt") & ~Tokens(ids=[2])))
         'the prompt, and not (token ID 2)'
     """
+    if not hook._called_at_layers:
+        return "no position: weights alone"
     tokens = getattr(hook, "tokens", None)
     words = written(tokens, partial(_choice, edits=hook.edits)) if isinstance(tokens, Tokens) else "every position"
     condition = hook.condition if isinstance(hook, TokenController) else None

@@ -296,7 +296,7 @@ class Registration:
 
     def refresh(self) -> None:
         """Switch the sites on if the hook is due and enabled, otherwise off."""
-        on = self.due and self.hook.enabled
+        on = self.due and self.hook.enabled and self.hook._called_at_layers
         ways = ways_to(self.hook) if on else None
         for site in self.sites:
             site.switch(on, ways)
