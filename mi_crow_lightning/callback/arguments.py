@@ -124,6 +124,8 @@ def check_alarms(value: Any, detectors: Iterable[Hook]) -> list[Alarm]:
     for alarm in alarms:
         if not isinstance(alarm, Alarm):
             raise TypeError(f"alarms={shown(value)} holds {shown(alarm)}: give Alarm(rule, actions)")
+    if not alarms:
+        return alarms
     declared = [hook.reading_names() for hook in detectors if isinstance(hook, Detector)]
     known = [*_CHANGES, *(name for of_one in declared for name in of_one)]
     defaults = {repr(rule) for rule in default_rules().values()}

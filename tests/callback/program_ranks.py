@@ -192,7 +192,7 @@ def evaluated(make: Callable[..., pl.Trainer], sizes: Any) -> dict[str, Any]:
     watch, module = HookCallback([*detectors(), contrast], steering(), monitor=["*"]), Ranked(sizes)
     runner = make(watch)
     runner.predict(module)
-    return told(watch, runner) | {"vector": contrast.vectors()[LAYER]}
+    return told(watch, runner) | {"vector": contrast.vectors(force=True)[LAYER]}
 
 
 def failing(make: Callable[..., pl.Trainer]) -> dict[str, Any]:

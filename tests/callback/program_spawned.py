@@ -26,7 +26,7 @@ class Inside(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         known = told(self.watch, trainer) | {"report": self.watch.report().feature("strategy").support.value}
-        known["vector"] = self.contrast.vectors()[LAYER]
+        known["vector"] = self.contrast.vectors(force=True)[LAYER]
         torch.save(known, f"{self.file}.{trainer.global_rank}.pt")
 
 
@@ -54,7 +54,7 @@ def main(folder: str) -> None:
         metrics = {tag: float(value) for tag, value in runner.callback_metrics.items()}
         found[strategy] = {"metrics": metrics, "said": tried(*asks, held.get_captured)}
         in_one(watch).predict(Ranked(EVEN))
-        found[strategy]["after"] = len(watch.history()) and len(contrast.vectors()) and len(watch.effects())
+        found[strategy]["after"] = len(watch.history()) and len(contrast.vectors(force=True)) and len(watch.effects())
     torch.save(found, f"{folder}/found.pt")
 
 

@@ -145,7 +145,7 @@ def assert_bit_equal(a: Any, b: Any, where: str = "") -> None:
         for i, (one, other) in enumerate(zip(a, b, strict=True)):
             assert_bit_equal(one, other, f"{where}[{i}]")
     else:
-        assert a == b, where
+        assert a == b or (a != a and b != b), where  # NaN
 
 
 def checkpointed(module: Module) -> Module:
