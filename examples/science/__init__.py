@@ -1,0 +1,1 @@
+"""Published effects on SmolLM2-135M and on tiny models: ``make science`` runs them and writes docs/science.md."""

