@@ -1,38 +1,16 @@
 """The page: of each effect the published figure, ours with its interval, the verdict, and why a miss may be one."""
 
-import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import lightning
-import torch
-import transformers
 import yaml
 
-import mi_crow_lightning
 from examples.science.draw import draw
 from examples.science.plan import EFFECTS, PLAN, judged
 from examples.science.texts import HERE
+from examples.science.words import machine, shown
 
 ROOT = HERE.parents[1]
-
-
-def shown(value: Any) -> str:
-    """Return a number, an interval or a table of numbers as text."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {shown(one)}" for name, one in value.items())
-    if isinstance(value, (tuple, list)) and len(value) == 3:
-        return f"{shown(value[0])} [{shown(value[1])}, {shown(value[2])}]"
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(shown, value))
-    return str(value)
 
 
 def section(name: str, verdict: dict, note: str, image: str) -> list[str]:
@@ -56,16 +34,6 @@ def table(verdicts: dict[str, dict]) -> list[str]:
         ours, word = f"{what}: {shown(value)}", "reproduced" if verdict["met"] else "**missed**"
         lines.append(f"| {EFFECTS[name]['title']} | {EFFECTS[name]['published']} | {ours} | {word} |")
     return lines
-
-
-def machine(folder: Path) -> str:
-    """Return what the run took, and on what."""
-    seconds = sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in folder.glob("*.json"))
-    versions = [f"{one.__name__} {one.__version__}" for one in (mi_crow_lightning, torch, lightning, transformers)]
-    return (
-        f"One-thread processes took {seconds / 60:.0f} minutes in all, on {os.cpu_count()} cores ({platform.machine()}), "
-        f"with {', '.join(versions)}, Python {platform.python_version()}, float32."
-    )
 
 
 def write(folder: Path, quick: bool, page: Path | None) -> Path:

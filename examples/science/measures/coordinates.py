@@ -1,15 +1,11 @@
 """The coordinate check: do activations keep their size as a network gets wider? HookCallback is the instrument."""
 
-from collections.abc import Sequence
-
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mi_crow_lightning as mcl
-from examples.science.arithmetic import interval
 from examples.science.lab import QUIET
 
 WIDTHS = (256, 512, 1024, 2048)
@@ -63,21 +59,3 @@ def run(seed: int, quick: bool) -> dict:
         "widths": list(widths),
         "rms": {name: {layer: [one[layer] for one in of] for layer in of[0]} for name, of in measured.items()},
     }
-
-
-def slope(parts: Sequence[dict], name: str, layer: str) -> float:
-    """Return the slope of the logarithm of a layer's size over that of the width, of the mean over seeds."""
-    widths = np.log(parts[0]["widths"])
-    size = np.mean([np.log(part["rms"][name][layer]) for part in parts], 0)
-    return float(np.polyfit(widths, size, 1)[0])
-
-
-def coordinates(parts: Sequence[dict], bounds: dict) -> dict:
-    """Return the slopes of all layers in both parametrisations, and the verdict."""
-    found = {
-        f"{name}, {layer}: slope": interval(lambda some, n=name, at=layer: slope(some, n, at), parts)
-        for name in ("SP", "muP")
-        for layer in ("input", "hidden", "readout")
-    }
-    flat = all(abs(slope(parts, "muP", layer)) <= bounds["mup"] for layer in ("input", "hidden", "readout"))
-    return {"met": flat and slope(parts, "SP", "readout") >= bounds["sp"], "found": found}

@@ -1,32 +1,17 @@
-"""Steer with several strengths: does the trait follow them, and further than with random vectors of equal norm?"""
+"""Whether traits follow the strength of steering, further than with random vectors of equal norm."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 
-import mi_crow_lightning as mcl
 from examples.science.arithmetic import interval
-from examples.science.lab import LAYER, direction, gaps, load
-from examples.science.texts import TRAITS, pairs_of
+from examples.science.measures.dose import RANDOM, STRENGTHS
+from examples.science.texts import TRAITS
+from mi_crow_lightning.figures import plot_sweep
 
-STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
-RANDOM = 8
 T_7 = 2.3646  # Student's t with 7 degrees of freedom, 97.5 %
-
-
-def run(seed: int, quick: bool) -> dict:
-    """Return the gaps over strengths, of each trait's vector and of random ones, ``(S, prompts)`` each."""
-    lm, found = load(), {}
-    for trait, about in TRAITS.items():
-        vector = direction(lm, pairs_of(trait, seed))
-        steer = mcl.SteeringController(LAYER, vector, strength="batch")
-        curves = []
-        for one in (vector, *(vector.random_like(RANDOM * seed + i) for i in range(RANDOM))):
-            steer.vector = one
-            curves.append(gaps(lm, about, about["prompts"], steer, sweep=STRENGTHS).tolist())
-        found[trait] = {"vector": curves[0], "random": curves[1:]}
-    return {"seed": seed, "strengths": list(STRENGTHS), "traits": found}
 
 
 def slopes(curve: Sequence[Sequence[float]]) -> np.ndarray:
@@ -35,7 +20,7 @@ def slopes(curve: Sequence[Sequence[float]]) -> np.ndarray:
     return (x @ (y - y.mean(0))) / (x @ x)
 
 
-def dose(parts: Sequence[dict], bounds: dict) -> dict:
+def judge(parts: Sequence[dict], bounds: dict) -> dict:
     """Return which traits follow the strength, and further than random vectors do, and the verdict."""
     found, met = {}, []
     for trait in TRAITS:
@@ -59,3 +44,12 @@ def dose(parts: Sequence[dict], bounds: dict) -> dict:
         found[f"{trait}: the same with random vectors, least and most"] = [min(chance), max(chance)]
         met.append(monotone and all(beyond))
     return {"met": sum(met) >= bounds["traits"], "found": found}
+
+
+def figure(axes: list[Axes], parts: list[dict]) -> None:
+    """Draw what was found."""
+    for ax, trait in zip(axes, TRAITS, strict=True):
+        of = [part["traits"][trait] for part in parts]
+        random = [np.mean(curve, 1) for one in of for curve in one["random"]]
+        vector = np.mean([np.mean(one["vector"], 1) for one in of], 0)
+        plot_sweep(parts[0]["strengths"], vector, random, measure="gap, nats", label=trait, ax=ax)

@@ -1,12 +1,8 @@
 """System prompts ask for more or less of a trait: does the projection of the last prompt token foretell the answer?"""
 
-from collections.abc import Sequence
-
-import numpy as np
-
 import mi_crow_lightning as mcl
-from examples.science.arithmetic import interval, pearson
-from examples.science.lab import direction, gaps, load, means_of
+from examples.science.lab import gaps, load
+from examples.science.reading import direction, means_of
 from examples.science.texts import TEXTS, TRAITS, pairs_of
 
 BLOCK = 16  # 0.55 of the depth
@@ -32,23 +28,3 @@ def run(trait: str, seed: int, quick: bool) -> dict:
             {"system": system, "projection": along.mean().item(), "score": gaps(lm, about, answers).mean().item()}
         )
     return {"trait": trait, "seed": seed, "rows": rows}
-
-
-def correlation(rows: Sequence[dict]) -> float:
-    """Return the correlation over system prompts."""
-    return pearson([row["projection"] for row in rows], [row["score"] for row in rows])
-
-
-def monitoring(parts: Sequence[dict], bounds: dict) -> dict:
-    """Return the correlations of projection and expression, and the verdict."""
-    by_trait = {trait: [part["rows"] for part in parts if part["trait"] == trait] for trait in TRAITS}
-    means = {  # over seeds, which change the pairs that the direction is from
-        trait: [
-            {k: float(np.mean([rows[i][k] for rows in of])) for k in ("projection", "score")} for i in range(len(of[0]))
-        ]
-        for trait, of in by_trait.items()
-    }
-    intervals = {trait: interval(correlation, rows) for trait, rows in means.items()}
-    mean = float(np.mean([one[0] for one in intervals.values()]))
-    found = {"mean r over traits": mean} | {f"{trait}: r": one for trait, one in intervals.items()}
-    return {"met": mean >= bounds["r"], "found": found}

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import mi_crow_lightning as mcl
-from examples.science.arithmetic import interval
 from examples.science.lab import ALWAYS, load, loss_of, trainer
 from examples.science.texts import NEUTRAL
 
@@ -72,27 +71,3 @@ def run(seed: int, quick: bool) -> dict:
     plans["others zeroed"] = [mcl.FunctionController(layer, others(seed), schedule=ALWAYS)]
     losses = {name: [loss_of(lm, *hooks, texts=[text]) for text in texts] for name, hooks in plans.items()}
     return {"seed": seed, "massive": found, "places": sorted(places), "first": first, "losses": losses}
-
-
-def judge(parts: Sequence[dict], bounds: dict) -> dict:
-    """Return by what the perplexity is multiplied without them, and the verdict."""
-    rows = [
-        {name: part["losses"][name][i] for name in part["losses"]}
-        for part in parts
-        for i in range(len(part["losses"]["none"]))
-    ]
-    times = {
-        name: interval(lambda some, name=name: float(np.exp(np.mean([one[name] - one["none"] for one in some]))), rows)
-        for name in ("zeroed", "their mean", "others zeroed")
-    }
-    found = {f"perplexity, {name}: times": value for name, value in times.items()}
-    massive = [one for part in parts for one in part["massive"]]
-    middle = [abs(one["value"]) for one in massive if one["block"] == parts[0]["first"] + 5 and one["token"] == 0]
-    channels = {one["channel"] for one in massive}
-    blocks = sorted({one["block"] for one in massive})
-    found |= {"channels": str(sorted(channels)), "blocks": f"{blocks[0]} to {blocks[-1]}"}
-    found |= {"size of that of token 0, five blocks after the first, mean": float(np.mean(middle))}
-    found["its coefficient of variation"] = float(np.std(middle) / np.mean(middle))
-    found["share that is not at token 0"] = float(np.mean([one["token"] > 0 for one in massive]))
-    met = times["zeroed"][0] > bounds["zeroed"] and times["their mean"][0] < bounds["mean"]
-    return {"met": met, "found": found}

@@ -3,12 +3,11 @@
 import random
 from collections.abc import Sequence
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 import mi_crow_lightning as mcl
-from examples.science.arithmetic import interval
-from examples.science.lab import ALWAYS, direction, gaps, load, loss_of, trainer
+from examples.science.lab import ALWAYS, gaps, load, loss_of, trainer
+from examples.science.reading import direction
 from examples.science.texts import DOMAINS, TEXTS, TRAITS, filled, pairs_of
 
 BLOCKS = "block:10-20"
@@ -63,30 +62,3 @@ def run(seed: int, trait: str, quick: bool) -> dict:
         "gaps": found,
         "loss": {n: loss_of(lm, *of) for n, of in hooks.items()},
     }
-
-
-def rate(part: dict, name: str) -> float:
-    """Return the share of gaps above the 95th percentile of those after plain contexts, prompt by prompt."""
-    plain, given = (
-        np.array(part["gaps"][one]).reshape(-1, part["prompts"]) for one in ("plain", name)
-    )  # (contexts, P)
-    return float((given > np.percentile(plain, 95, axis=0)).mean())
-
-
-def capping(parts: Sequence[dict], bounds: dict) -> dict:
-    """Return how the rate of extreme answers changes with the cap, and the verdict."""
-
-    def change(some: Sequence[dict], name: str = "cap") -> float:
-        return float(np.mean([rate(one, name) for one in some]) / np.mean([rate(one, "none") for one in some]) - 1)
-
-    found: dict = {"change of the rate of extreme answers": interval(change, parts)}
-    found["the same with a random direction"] = change(parts, "random cap")
-    for trait in TRAITS:
-        of = [part for part in parts if part["trait"] == trait]
-        found[f"{trait}: rate without the cap, with it"] = [
-            float(np.mean([rate(one, name) for one in of])) for name in ("none", "cap")
-        ]
-    losses = [float(np.exp(one["loss"]["cap"] - one["loss"]["none"])) for one in parts]
-    found["neutral perplexity: times, mean"] = float(np.mean(losses))
-    met = found["change of the rate of extreme answers"][0] <= bounds["rate"] and np.mean(losses) < bounds["perplexity"]
-    return {"met": bool(met), "found": found}

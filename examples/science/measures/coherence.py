@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import mi_crow_lightning as mcl
-from examples.science.arithmetic import interval, spearman
-from examples.science.lab import LAYER, gaps, load, means_of
+from examples.science.lab import LAYER, gaps, load
+from examples.science.reading import means_of
 from examples.science.texts import TEXTS, TRAITS, filled, pairs_of
 
 CONCEPTS: dict[str, dict] = {**TRAITS, **TEXTS["concepts"]}
@@ -75,20 +75,3 @@ def run(seed: int, quick: bool) -> dict:
             moved = effect(lm, about, rows_of.mean(0), seed)
             rows.append({"concept": name, "kind": kind, "seed": seed, "coherence": coherence(rows_of), "effect": moved})
     return {"rows": rows}
-
-
-def judge(parts: Sequence[dict], bounds: dict) -> dict:
-    """Return the rank correlations of coherence with effect, over all and over the sound alone, and the verdict."""
-    rows = [row for part in parts for row in part["rows"]]
-    by_concept: dict[tuple, list[dict]] = {}
-    for row in rows:
-        by_concept.setdefault((row["concept"], row["kind"]), []).append(row)
-    means = [
-        {"kind": kind, **{key: float(np.mean([row[key] for row in of])) for key in ("coherence", "effect")}}
-        for (_, kind), of in by_concept.items()
-    ]
-    rank = lambda some: spearman([one["coherence"] for one in some], [one["effect"] for one in some])  # noqa: E731
-    found = {f"Spearman, {len(means)} concepts with the broken ones": interval(rank, means)}
-    sound = [one for one in means if one["kind"] == "sound"]
-    found[f"Spearman, the {len(sound)} sound ones alone"] = interval(rank, sound)
-    return {"met": rank(means) >= bounds["spearman"], "found": found}

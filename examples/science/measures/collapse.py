@@ -1,15 +1,11 @@
 """Two views of a sample are to have one representation: without a stopped gradient all samples get the same one."""
 
-from collections.abc import Sequence
-
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mi_crow_lightning as mcl
-from examples.science.arithmetic import interval
 from examples.science.lab import QUIET
 
 FACTORS, INPUTS, WIDTH, EPOCHS = 16, 64, 64, 40
@@ -71,19 +67,3 @@ def run(seed: int, quick: bool) -> dict:
     return {"seed": seed} | {
         name: representation(name == "with", seed, 8 if quick else EPOCHS) for name in ("with", "without")
     }
-
-
-def collapse(parts: Sequence[dict], bounds: dict) -> dict:
-    """Return spreads and ranks, and the verdict."""
-    found = {
-        f"{what} {name} the stopped gradient": interval(
-            lambda some, n=name, w=what: float(np.mean([o[n][w] for o in some])), parts
-        )
-        for what in ("spread", "rank")
-        for name in ("with", "without")
-    }
-    found["ratio of ranks"] = interval(
-        lambda some: float(np.mean([one["with"]["rank"] / one["without"]["rank"] for one in some])), parts
-    )
-    spread_without = found["spread without the stopped gradient"][0]
-    return {"met": spread_without < bounds["spread"] and found["ratio of ranks"][0] >= bounds["ratio"], "found": found}

@@ -1,0 +1,1 @@
+"""The verdicts: each module judges one effect by the thresholds, and draws it."""
