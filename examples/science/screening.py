@@ -23,7 +23,7 @@ LEAST_SETS, LEAST_FOUND, MOST_NEUTRAL = 9, 5, 0.02  # of the sets, of the plante
 
 
 def texts():
-    """Return the sets, as samples with their labels, and the neutral texts that give the threshold; none is repeated."""
+    """Return the sets, as samples with labels, and the neutral texts that give the threshold; none is repeated."""
     parts, draw = json.loads((HERE / "screening_texts.json").read_text()), random.Random(SEED)
     events = [" ".join(one) for one in product(parts["subjects"], parts["actions"], parts["times"])]
     events = iter(draw.sample(events, k=SETS * (NEUTRAL + PLANTED) + OTHERS))
@@ -67,7 +67,7 @@ def main(model, output):
     counts = [[sum(row.label == kind for row in one.above(threshold)) for kind in (1, 0)] for one in tables[1:]]
     for number, (table, (found, wrong)) in enumerate(zip(tables[1:], counts, strict=True)):
         print(
-            f"set {number}: {found} of {PLANTED} planted and {wrong} of {NEUTRAL} neutral above, auroc {table.auroc():.3f}"
+            f"set {number}: {found} of {PLANTED} planted, {wrong} of {NEUTRAL} neutral above, auroc {table.auroc():.3f}"
         )
     enough, share = sum(found >= LEAST_FOUND for found, _ in counts), sum(wrong for _, wrong in counts) / SETS / NEUTRAL
     reached = enough >= LEAST_SETS and share <= MOST_NEUTRAL
