@@ -17,14 +17,14 @@ ARGS ?=
 MINUTES ?= 10
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep science lint docs: export HF_HUB_OFFLINE := 1
 # Tiny models gain nothing from threads, and on busy cores these wait for one another.
 test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check lint format docs demo sweep bench soak clean
+.PHONY: help setup test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check lint format docs demo sweep science bench soak clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,10 @@ demo: setup  ## Fine-tune and steer a small language model (ARGS go to the scrip
 # One process an architecture; results lie in .sweep/, and what has one is not checked again.
 sweep: setup  ## Check every architecture of the installed transformers (ARGS: patterns, --again); writes a page of docs/
 	$(BIN)/python -m tests.architectures $(ARGS)
+
+# Two processes of one thread each. What has a result in outputs/science/ is not run again.
+science: setup  ## Try ten published effects on SmolLM2-135M in half an hour (ARGS: --quick, --again); writes a page of docs/
+	$(BIN)/python -W ignore -m examples.science $(ARGS)
 
 bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs PAGE); writes benchmark.json
 	$(BIN)/python -m benchmarks $(ARGS)

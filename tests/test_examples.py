@@ -17,6 +17,7 @@ from mi_crow_lightning import HookCallback, SteeringVector
 from tests.tiny_gpt2 import tokenizer
 
 MOODS = ("extracted", "mean of 8 random", "their std")
+PROTECTIONS = ("base model", "unprotected", "strength 1", "strength 2", "random vector, strength 2")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -73,6 +74,15 @@ def test_the_real_models_mood_follows_the_vector_and_not_the_random_ones(tmp_pat
     assert all(abs(one - mean[2]) < max(deviation, 0.01) for one, deviation in zip(mean, std, strict=True))
 
 
+@pytest.mark.filterwarnings("default")
+def test_prevent(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["prevent.py", "--model", str(tiny_llama)])
+    runpy.run_path(str(EXAMPLES / "prevent.py"), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[:28].rstrip() in PROTECTIONS]
+    rows = {line[:28].rstrip(): tuple(map(float, line[28:].split())) for line in lines}
+    assert tuple(rows) == PROTECTIONS and all(len(row) == 2 and row[1] > 1 for row in rows.values())
+
+
 @pytest.fixture
 def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Runs examples/cli.py with these arguments, in an empty folder; gives what it left."""
@@ -126,6 +136,8 @@ def test_cli_prints_a_configuration_that_it_reads_again(command_line, tmp_path: 
     assert printed[0] == printed[1] and "mi_crow_lightning.hooks.tokens.AllOf" in printed[0]
 
 
-@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: path.relative_to(EXAMPLES).as_posix()
+)
 def test_examples_are_short(script: Path) -> None:
     assert len(script.read_text(encoding="utf-8").splitlines()) < 80
