@@ -12,6 +12,7 @@ from mi_crow_lightning.hooks import AnyOf as AnyOf
 from mi_crow_lightning.hooks import ClampController as ClampController
 from mi_crow_lightning.hooks import Controller as Controller
 from mi_crow_lightning.hooks import Detector as Detector
+from mi_crow_lightning.hooks import DriftDetector as DriftDetector
 from mi_crow_lightning.hooks import FunctionController as FunctionController
 from mi_crow_lightning.hooks import GradientStatistics as GradientStatistics
 from mi_crow_lightning.hooks import Hook as Hook
@@ -41,6 +42,8 @@ from mi_crow_lightning.language_model import LanguageModel as LanguageModel
 from mi_crow_lightning.language_model import PredictionWriter as PredictionWriter
 from mi_crow_lightning.language_model import by_strength as by_strength
 from mi_crow_lightning.language_model import read_predictions as read_predictions
+from mi_crow_lightning.references import DriftReference as DriftReference
+from mi_crow_lightning.references import drift as drift
 from mi_crow_lightning.report.layer_table import layer_table as layer_table
 from mi_crow_lightning.store import LocalStore as LocalStore
 from mi_crow_lightning.vectors import ContrastDetector as ContrastDetector

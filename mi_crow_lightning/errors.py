@@ -29,6 +29,8 @@
     ├── RandomDirection (RuntimeError)  an extracted direction is not better than random ones
     ├── NothingToDraw (RuntimeError)     a figure was asked for before there was anything to show
     ├── HookStateError (ValueError)      a checkpoint's state of a hook, or of the callback, cannot be loaded
+    ├── ReferenceMismatch (ValueError)   activations cannot be compared with a reference: other layers, texts or calls
+    ├── ReferenceFileError (ValueError)  a file holds no reference that can be read
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
     ├── SnapshotError (ValueError)       a file is not a snapshot that an alarm wrote, or cannot be run again
     ├── StoreFileError (OSError, ValueError)  a file of a store is damaged, or is not one of its files
@@ -63,6 +65,8 @@ __all__ = [
     "RandomDirection",
     "RankFailed",
     "RanksDiffer",
+    "ReferenceFileError",
+    "ReferenceMismatch",
     "RegistrationError",
     "SnapshotError",
     "StoreFileError",
@@ -248,6 +252,14 @@ class NothingToDraw(MiCrowError, RuntimeError):
 
 class HookStateError(MiCrowError, ValueError):
     """A checkpoint's state of a hook, or of the callback, cannot be loaded; what it is of stays as it was."""
+
+
+class ReferenceMismatch(MiCrowError, ValueError):
+    """Activations cannot be compared with a reference: the layers, the texts or the way they were made differ."""
+
+
+class ReferenceFileError(MiCrowError, ValueError):
+    """A file holds no drift reference that can be read."""
 
 
 class VectorFileError(MiCrowError, ValueError):

@@ -383,6 +383,15 @@ CONSTRUCTORS: dict[str, Constructor] = {
         | {"schedule": lambda value: value is None},
     ),
     "TraitMonitor by name": Constructor(ours.TraitMonitor, {"vectors": {"a": V}}, {"vectors": are_vectors}),
+    "DriftDetector": Constructor(
+        ours.DriftDetector,
+        {},
+        DETECTOR
+        | {"tokens": are_tokens, "stage": one_of("validate", "test", Stage.VALIDATE, Stage.TEST), "any_model": is_flag}
+        | {"reference": lambda value: is_path(value) and bool(str(value))}
+        | {"sketch_size": whole(2), "max_tokens": whole(1), "components": whole(1), "seed": whole(0)},
+    ),
+    "DriftReference": Constructor(ours.DriftReference, {"layers": {}, "matrices": {}}, {"samples": whole(0)}),
     "ContrastDetector": Constructor(
         ours.ContrastDetector,
         {},
@@ -542,11 +551,11 @@ CONSTRUCTORS: dict[str, Constructor] = {
 
 # Classes that are made by the package for its users, or that only hold what they are given.
 RECORDS = {
-    "Action", "Firing", "Replay",
-    "CompactRows", "DetectorReadings", "EventRow", "Feature", "GeneratedText", "HistogramRow", "HistogramTable",
-    "Histogram", "HistoryRow", "HistoryTable", "HookContext", "HookPlan", "HookedLayer", "Inference", "LayerTable",
-    "LoggedStep", "Merge", "ModelLayer", "Moment", "Page", "PromptScore", "Reading", "RunReport", "ScreenedSample",
-    "ScreeningTable", "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
+    "Action", "CompactRows", "DetectorReadings", "DriftTable", "EventRow", "Feature", "Firing", "GeneratedText",
+    "Histogram", "HistogramRow", "HistogramTable", "HistoryRow", "HistoryTable", "HookContext", "HookPlan",
+    "HookedLayer", "Inference", "LayerDrift", "LayerTable", "LoggedStep", "Merge", "ModelLayer", "Moment", "Page",
+    "PromptScore", "Reading", "Replay", "RunReport", "SampleDrift", "SampleTable", "ScreenedSample", "ScreeningTable",
+    "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
 }  # fmt: skip
 
 

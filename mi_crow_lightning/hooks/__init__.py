@@ -14,6 +14,7 @@
 `WeightStatistics`         norms of weights, their gradients and updates, around optimizer steps
 `ProjectionDetector`       streams projections on directions; may be a condition for edits
 `TraitMonitor`             says how far a fine-tune moved held-out texts along directions
+`DriftDetector`            measures how far activations moved from those of a reference
 `SteeringController`       adds a vector to activations at chosen tokens
 `AblationController`       takes a direction, or a subspace, out
 `ClampController`          sets, or limits, how far they lie along a direction

@@ -10,6 +10,7 @@ from mi_crow_lightning.hooks.controllers.scale import ScaleController as ScaleCo
 from mi_crow_lightning.hooks.controllers.steering import SteeringController as SteeringController
 from mi_crow_lightning.hooks.detector import Detector as Detector
 from mi_crow_lightning.hooks.detectors.activation_statistics import ActivationStatistics as ActivationStatistics
+from mi_crow_lightning.hooks.detectors.drift import DriftDetector as DriftDetector
 from mi_crow_lightning.hooks.detectors.gradient_statistics import GradientStatistics as GradientStatistics
 from mi_crow_lightning.hooks.detectors.layer_activation import LayerActivationDetector as LayerActivationDetector
 from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector as ProjectionDetector

@@ -211,6 +211,9 @@ class Hook:
         if self._registry is not None:
             self._registry.refresh(self)
 
+    def _put_on(self, on: bool) -> None:
+        """Do what goes with being put on the layers, or taken off them; called after each time."""
+
     @property
     def context(self) -> HookContext | None:
         """The facts of the running call, with access to the model, the store and the other hooks.

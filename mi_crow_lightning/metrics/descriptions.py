@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mi_crow_lightning._shown import shown
 
 __all__ = [
+    "DRIFTS",
     "EFFECTS",
     "HISTOGRAMS",
     "PROJECTIONS",
@@ -17,6 +18,7 @@ __all__ = [
     "STATISTICS_DESCRIBED",
     "TRAITS",
     "Description",
+    "drift_text",
     "projection_text",
     "statistic_text",
     "trait_text",
@@ -27,6 +29,7 @@ _ELEMENTS = (
     "out."
 )
 _TEXTS = "`t` is the mean over a text's tokens of their projections on the unit vector; there are `n` texts."
+_DRIFT = "`x` is a token, `y` the same token of the reference; there are `N` of them. Padding is left out."
 _PROJECTION = "`p = x @ u` is the projection of a token `x` on the unit vector `u`; there are `N` tokens."
 
 
@@ -158,6 +161,30 @@ SEPARABILITIES: dict[str, str] = {
 }
 """The readings of an extraction."""
 
+DRIFTS: dict[str, Description] = {
+    "cosine": Description(
+        "mean of `x @ y / (norm(x) * norm(y))`", "-1 to 1", "by how much tokens turned; 1 is not at all"
+    ),
+    "cosine_min": Description("smallest such cosine", "-1 to 1", "the token that turned most"),
+    "norm_ratio": Description("mean of `norm(x) / norm(y)`", "none", "whether activations grew or shrank"),
+    "cka": Description(
+        "`norm(X.T @ Y)**2 / (norm(X.T @ X) * norm(Y.T @ Y))`, Frobenius norms, of tokens less their mean",
+        "0 to 1",
+        "whether tokens lie to one another as before, however all of them are turned or scaled",
+    ),
+    "angle": Description(
+        "largest principal angle between the spans of the leading components of `X` and `Y`",
+        "degrees",
+        "whether the directions with most variance are the same ones",
+    ),
+    "logit_kl": Description(
+        "mean of `sum(p * (log(p) - log(q)))`, `p` of the model and `q` of the reference",
+        "nats",
+        "by how much next-token distributions changed",
+    ),
+}
+"""How far activations and logits are from those of a reference."""
+
 EFFECTS: dict[str, str] = {
     "tokens": "**tokens**: tokens whose activation was changed.",
     "fired": "**fired**: calls of the layer in which at least one token was changed.",
@@ -185,3 +212,9 @@ def trait_text(name: str, direction: str) -> str:
     of = f" The direction is `{direction}`." if direction else ""
     known = TRAITS.get(name)
     return known.text(name, f"{_TEXTS}{of}") if known is not None else ""
+
+
+def drift_text(name: str) -> str:
+    """Return the text of a reading of `DriftDetector`."""
+    known = DRIFTS.get(name)
+    return known.text(name, _DRIFT) if known is not None else ""

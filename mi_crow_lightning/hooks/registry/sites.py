@@ -300,6 +300,7 @@ class Registration:
         ways = ways_to(self.hook) if on else None
         for site in self.sites:
             site.switch(on, ways)
+        self.hook._put_on(on)
 
     def remove(self) -> None:
         """Remove all handles."""
