@@ -26,6 +26,7 @@ import torch
 from benchmarks.cases import cases
 from benchmarks.report import NotRun, Section, Target, as_json, markdown, put_into
 from benchmarks.rows_compiled import compiled
+from benchmarks.rows_drift import drifting
 from benchmarks.rows_growth import growth
 from benchmarks.rows_logging import event, moved
 from benchmarks.rows_memory import memory
@@ -45,6 +46,8 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
         yield f"training, {case.name}", lambda case=case: training(case, rounds)
         yield f"forward pass, {case.name}", lambda case=case: forward(case, 2 * rounds)
         yield f"steering, {case.name}", lambda case=case: steering(case, rounds, new_tokens)
+        if "GPT-2" not in case.name:  # whose layers have other names
+            yield f"drift, {case.name}", lambda case=case: drifting(case, rounds)
         yield f"memory, {case.name}", lambda case=case: memory(case)
     yield "growth", lambda: growth(quick)
     yield "host time a site", lambda: sites(device, 2 if quick else 40)

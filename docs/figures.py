@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import peft
+import torch
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
@@ -25,7 +27,7 @@ import mi_crow_lightning as mcl  # noqa: E402
 from mi_crow_lightning.figures import plot_sweep  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
-FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png")
+FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png", "drift.png")
 SWEEP, RANDOM = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
@@ -79,8 +81,32 @@ def steering() -> None:
     save(watch.plot_effects()[0], "effects.png")
 
 
+class Tuned(mcl.CausalLMModule):
+    """The model under LoRA, trained on sentences as they are."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.model(**batch, labels=batch["input_ids"].where(batch["attention_mask"] > 0, -100)).loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([one for one in self.parameters() if one.requires_grad], lr=1e-3)
+
+
+def drifting() -> None:
+    """Fine-tune on the sad sentences with LoRA, and measure how far the blocks are from the base model."""
+    lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
+    model = peft.get_peft_model(lm.model, peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+    module = Tuned(model, lm.tokenizer, generation=False)
+    load = partial(DataLoader, batch_size=4, collate_fn=lm.tokenize)
+    L.Trainer(max_epochs=2, limit_val_batches=0, **QUIET).fit(module, load(texts["negative"]))
+    drift = mcl.DriftDetector("block:*", tokens="ordinary", sketch_size=576)
+    L.Trainer(callbacks=mcl.HookCallback(drift), **QUIET).validate(module.eval(), load(texts["neutral"]), verbose=False)
+    print(drift.table())
+    save(drift.table().plot()[0], "drift.png")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("log_dir", type=Path, help="the folder of the demo's event files")
     training(parser.parse_args().log_dir)
     steering()
+    drifting()

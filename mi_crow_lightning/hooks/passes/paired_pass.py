@@ -52,8 +52,9 @@ class PairedPass:
 
     def hold(self, layer: str, x: Tensor, facts: Any) -> None:
         """Hold an activation: the tensor itself, or a copy where torch would not report that it is written to."""
-        kept, version = (x.clone(), 0) if x.is_inference() else (x, x._version)
-        self._held.setdefault(layer, []).append(_Held(kept, version, facts))
+        with torch.inference_mode(False):
+            kept = x.clone() if x.is_inference() else x
+        self._held.setdefault(layer, []).append(_Held(kept, kept._version, facts))
 
     def forget(self) -> None:
         """Hold nothing."""
@@ -99,7 +100,7 @@ class PairedPass:
         if not waiting:
             raise ReferenceMismatch(f"{layer!r} is called more often with the adapter off than with it on")
         x, version, facts = waiting.pop(0)
-        if not x.is_inference() and x._version != version:
+        if x._version != version:
             raise ReferenceMismatch(
                 f"the activation of {layer!r} is written to after the layer returned it, so it cannot be compared: "
                 "watch another layer, or hook_type='pre_forward' of the next"

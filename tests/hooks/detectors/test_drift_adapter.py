@@ -106,6 +106,14 @@ def test_the_samples_that_moved_most_are_those_of_numpy() -> None:
     assert list(table.to_pandas()["layer"]) == [row.layer for row in table]
 
 
+def test_validation_in_inference_mode_gives_the_same_numbers() -> None:
+    model = adapted()
+    detector = DriftDetector("block:*", sketch_size=SIZE, on_error="raise")
+    trainer(HookCallback(detector)).validate(Module(model).eval(), loader(token_data(6), 6), verbose=False)
+    for row, other in zip(detector.table(), drift_of(model.eval(), batch(6)).table(), strict=True):
+        assert row[2:] == pytest.approx(other[2:], rel=1e-5)
+
+
 class Randomly(Module):
     """A module whose steps draw from every generator, so that a state that is left elsewhere shows."""
 
