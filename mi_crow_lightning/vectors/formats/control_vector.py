@@ -1,9 +1,10 @@
 """Control vectors of llama.cpp and repeng: GGUF files of architecture ``controlvector``.
 
-A file holds one tensor ``direction.N`` (D,) float32 for each block, and the fields ``controlvector.model_hint`` and
-``controlvector.layer_count``. ``N`` counts blocks from 0, and the direction is added to the block's *output*: repeng
-numbers the model's layers so, and llama.cpp, which stores ``direction.N`` at ``N - 1`` and reads block ``i`` from
-``i - 1``, comes to the same. llama.cpp refuses ``direction.0``; repeng writes and reads it.
+A file holds one tensor ``direction.N`` (D,) float32 for each block, and the fields ``controlvector.model_hint``,
+``controlvector.layer_count`` and, from some tools, ``controlvector.method``. ``N`` counts blocks from 0, and the
+direction is added to the block's *output*: repeng numbers the model's layers so, and llama.cpp, which stores
+``direction.N`` at ``N - 1`` and reads block ``i`` from ``i - 1``, comes to the same. llama.cpp refuses
+``direction.0``; repeng writes and reads it.
 
 Read in llama.cpp ``common/common.cpp`` (``common_control_vector_load_one``) and ``src/llama-adapter.cpp``
 (``llama_adapter_cvec::apply``), and in repeng 0.4.0 ``extract.py``. This is the only module that knows
@@ -92,6 +93,8 @@ def write_control_vector(vector: SteeringVector, path: str | PathLike[str], *, m
     with TemporaryDirectory() as folder:
         writer = gguf.GGUFWriter(whole := Path(folder, "whole.gguf"), _ARCHITECTURE)
         writer.add_string(f"{_ARCHITECTURE}.model_hint", hint)
+        if vector.method:
+            writer.add_string(f"{_ARCHITECTURE}.method", vector.method)
         writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(vector))
         writer.add_string(_ORIGIN, vector.origin.to_text())
         for layer in vector:
@@ -128,4 +131,5 @@ def _blocks(header: GGUFHeader) -> dict[int, str]:
 def _origin(fields: dict[str, Any]) -> Origin:
     hint = fields.get(f"{_ARCHITECTURE}.model_hint", "")
     origin = Origin.from_text(fields[_ORIGIN]) if _ORIGIN in fields else Origin()
-    return replace(origin, metadata={**origin.metadata, "model_hint": hint})
+    method = origin.method or fields.get(f"{_ARCHITECTURE}.method", "")
+    return replace(origin, method=method, metadata={**origin.metadata, "model_hint": hint})

@@ -70,16 +70,33 @@ def test_written_and_read(tmp_path: Path) -> None:
 
 
 def test_what_llama_cpp_reads(tmp_path: Path) -> None:
-    made = vector("model.layers.1", "model.layers.2", model="org/name")
+    made = vector("model.layers.1", "model.layers.2", model="org/name", method="paired pca")
     write_control_vector(made, tmp_path / "joy.gguf")
     reader = gguf.GGUFReader(tmp_path / "joy.gguf")
     assert reader.get_field("general.architecture").contents() == "controlvector"
     assert reader.get_field("controlvector.layer_count").contents() == 2
     assert reader.get_field("controlvector.layer_count").types == [gguf.GGUFValueType.UINT32]
     assert reader.get_field("controlvector.model_hint").contents() == "org/name"
+    assert reader.get_field("controlvector.method").contents() == "paired pca"
     assert [tensor.name for tensor in reader.tensors] == ["direction.1", "direction.2"]
     for tensor in reader.tensors:
         assert tensor.tensor_type == gguf.GGMLQuantizationType.F32 and tensor.shape.tolist() == [4]
+
+
+def test_the_method_that_another_tool_wrote_is_kept(tmp_path: Path) -> None:
+    write_control_vector(vector("model.layers.1"), tmp_path / "none.gguf")
+    assert read_control_vector(tmp_path / "none.gguf").method == ""
+    writer = gguf.GGUFWriter(path := tmp_path / "theirs.gguf", "controlvector")
+    writer.add_string("controlvector.method", "DiffMean")
+    writer.add_tensor("direction.1", np.ones(4, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = read_control_vector(path)
+    assert read.method == "DiffMean"
+    write_control_vector(read, tmp_path / "again.gguf")
+    assert read_control_vector(tmp_path / "again.gguf").method == "DiffMean"
 
 
 @pytest.mark.skipif(np.__version__ >= "2", reason="repeng 0.4.0 does not import with numpy 2")

@@ -180,6 +180,7 @@ def test_names_that_are_not_directions(tmp_path: Path, name: str) -> None:
             "is nested deeper than 100 levels",
         ),
         ([CONTROL_VECTOR, field("controlvector.model_hint", ARRAY, array(UINT8, 1, b"1"))], "model_hint"),
+        ([CONTROL_VECTOR, field("controlvector.method", ARRAY, array(UINT8, 1, b"1"))], "method=None must be a string"),
     ],
 )
 def test_fields_that_hold_something_else(tmp_path: Path, fields: list[bytes], says: str) -> None:
