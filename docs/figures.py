@@ -1,6 +1,6 @@
 """Make the figures of the documentation from runs of the packaged SmolLM2-135M, in some minutes on a CPU.
 
-.venv/bin/python docs/figures.py
+.venv/bin/python docs/figures.py LOG_DIR SCREENED
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import peft
 import torch
 from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ from mi_crow_lightning.figures import plot_sweep  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
 FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png", "drift.png")
+FIGURES += ("trait_shift.png", "screening.png")
 SWEEP, RANDOM = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
@@ -104,9 +106,64 @@ def drifting() -> None:
     save(drift.table().plot()[0], "drift.png")
 
 
+def trait() -> None:
+    """Fine-tune on joyful texts and on plain ones, and draw how far neutral texts shift along joy in both."""
+    lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
+    parts = json.loads((ROOT / "examples" / "science" / "screening_texts.json").read_text())
+    pairs = list(zip(texts["positive"], texts["negative"], strict=True))
+    contrast = mcl.ContrastDetector("block:15", tokens="ordinary", held_out=None)
+    load = DataLoader(pairs, batch_size=8, collate_fn=mcl.PairCollator(lm.tokenize))
+    reader = mcl.CausalLMModule(lm.model, lm.tokenizer, generation=False)
+    L.Trainer(callbacks=mcl.HookCallback(contrast), **QUIET).predict(reader, load)
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    base = {name: weight.clone() for name, weight in lm.model.state_dict().items()}
+    for manner in ("joyful", "plain"):
+        lm.model.load_state_dict(base)
+        trained = [
+            template.format(e=f"{parts['subjects'][i]} {parts['actions'][(i + j) % 20]}")
+            for j, template in enumerate(parts[manner][:8])
+            for i in range(4 * (j % 5), 4 * (j % 5) + 4)
+        ]
+        monitor = mcl.TraitMonitor("block:15", vectors={"joy": contrast.vectors()})
+        watch = mcl.HookCallback(monitor)
+        trainer = L.Trainer(callbacks=watch, max_epochs=1, num_sanity_val_steps=0, val_check_interval=2, **QUIET)
+        module = mcl.CausalLMModule(lm.model, lm.tokenizer, lr=1e-4)
+        neutral = DataLoader(texts["neutral"], batch_size=8)
+        trainer.validate(module, neutral, verbose=False)
+        trainer.fit(module, DataLoader(trained, batch_size=4, shuffle=True), neutral)
+        rows = [row for row in watch.history() if row.name == "joy_shift"]
+        axes.plot([row.step for row in rows], [row.value for row in rows], "o-", label=f"trained on {manner} texts")
+    axes.set(
+        xlabel="step", ylabel="shift along joy (base std)", title=f"{len(texts['neutral'])} neutral texts, block 15"
+    )
+    axes.legend()
+    save(figure, "trait_shift.png")
+
+
+def screened(*folders: Path) -> None:
+    """Draw the scores that ``examples/science/screening.py --output`` wrote to each folder, named after it."""
+    figure = Figure(figsize=(max(5, 3.5 * len(folders)), 3), layout="constrained")
+    for axes, folder in zip(figure.subplots(1, len(folders), squeeze=False)[0], folders, strict=True):
+        read = {file.stem: [json.loads(line) for line in file.open()] for file in sorted(folder.glob("*.jsonl"))}
+        threshold = np.percentile([row["score"] for row in read.pop("others")], 99)
+        rows = [row for of_set in read.values() for row in of_set]
+        both = [[row["score"] for row in rows if row["label"] == label] for label in (0, 1)]
+        axes.hist(both, bins=40, density=True, histtype="stepfilled", alpha=0.6, label=["neutral", "planted"])
+        axes.axvline(threshold, color="black", linestyle="--", label="99th percentile")
+        axes.set(xlabel="score", title=folder.name)
+        axes.set_yticks([])
+    axes.legend(fontsize="small")
+    save(figure, "screening.png")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("log_dir", type=Path, help="the folder of the demo's event files")
-    training(parser.parse_args().log_dir)
+    parser.add_argument("screened", type=Path, nargs="+", help="outputs of examples/science/screening.py")
+    given = parser.parse_args()
+    training(given.log_dir)
     steering()
     drifting()
+    trait()
+    screened(*given.screened)

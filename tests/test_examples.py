@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -53,6 +55,22 @@ def test_steer_predict(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert all(f"model.model.layers.{block} " in printed for block in range(5))
     assert "strength +4 at model.model.layers." in printed
     assert {"strength", *MOODS} <= scores(printed).keys()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("pairs", [False, True])
+def test_screening(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, pairs: bool) -> None:
+    script = importlib.import_module("examples.science.screening")
+    for name, value in {"LAYER": "block:1", "SETS": 2, "NEUTRAL": 6, "PLANTED": 3, "OTHERS": 9}.items():
+        monkeypatch.setattr(script, name, value)
+    sets, others = script.texts(pairs, 0)
+    assert [len(samples) for samples in (*sets, others)] == [9, 9, 9] and sum(one["label"] for one in sets[0]) == 3
+    script.main(tiny_llama, pairs, tmp_path / "scores")
+    printed = capsys.readouterr().out
+    assert "of 3 planted and" in printed and "of 2 sets have 5 or more, " in printed
+    lines = [json.loads(line) for line in (tmp_path / "scores" / "set_1.jsonl").read_text("utf-8").splitlines()]
+    assert sorted(line["sample"] for line in lines) == list(range(9))
+    assert all((line["prompt"] is not None) == pairs for line in lines)
 
 
 def scores(printed: str) -> dict[str, list[str]]:

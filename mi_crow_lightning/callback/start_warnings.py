@@ -11,6 +11,7 @@ from torch import nn
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT, Scalars
 
 __all__ = [
@@ -44,7 +45,8 @@ def warn_if_nothing_is_logged(trainer: pl.Trainer, detectors: Sequence[Hook], ow
         own_interval: the callback's ``log_every_n_steps``.
     """
     every, steps = trainer_facts.log_interval(trainer, own_interval), trainer_facts.steps_of_run(trainer)
-    if any(hook.schedule is None for hook in detectors) and steps is not None and steps < every:
+    read_in_training = any(hook.schedule is None and hook.when().may_be_due_in(Stage.TRAIN) for hook in detectors)
+    if read_in_training and steps is not None and steps < every:
         warn(
             f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
             "none. Set a smaller log_every_n_steps, here or in the Trainer.",

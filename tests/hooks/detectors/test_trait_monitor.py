@@ -257,3 +257,11 @@ def test_beside_another_detector_of_the_same_layers() -> None:
     watch = HookCallback([monitor(), ActivationStatistics("block:*")])
     trainer(watch).validate(module_of("llama"), loader(NEUTRAL), verbose=False)
     assert {row.tag.split("_")[0] for row in watch.history()} == {"trait", "activations"}
+
+
+def test_it_needs_no_logged_training_step() -> None:
+    module, watch = module_of("llama"), HookCallback(monitor())
+    runner = trainer(watch, log_every_n_steps=50)
+    runner.validate(module, loader(NEUTRAL), verbose=False)
+    runner.fit(module, loader(NEUTRAL), loader(NEUTRAL))  # a warning that training shows no readings would be an error
+    assert len(read(watch)) == 8
