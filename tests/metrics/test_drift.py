@@ -145,10 +145,17 @@ def test_divergence_is_numpys(monkeypatch: Any) -> None:
     p, q = softmax(own.numpy()), softmax(other.numpy())
     expected = (p * np.log(p / q)).sum(1)
     assert divergence(own, other).numpy() == pytest.approx(expected, rel=1e-12)
-    monkeypatch.setattr("mi_crow_lightning.metrics.drift._MOST_LOGITS", 60)  # two tokens at a time
+    monkeypatch.setattr("mi_crow_lightning.metrics.drift._MOST_LOGITS", {"cpu": 60})  # two tokens at a time
     assert divergence(own, other).numpy() == pytest.approx(expected, rel=1e-12)
+    some = torch.tensor([7, 2, 5])
+    assert divergence(own, other, some).numpy() == pytest.approx(expected[some], rel=1e-12)
+    before = own.clone(), other.clone()
     own[:, 3] = -math.inf  # a token that is forbidden
+    assert torch.isfinite(divergence(own, other)).all() and divergence(other, own).isinf().all()
+    other[:, 3] = -math.inf
     assert torch.isfinite(divergence(own, other)).all()
+    own[0, 0] = math.nan
+    assert divergence(own, other)[0].isnan() and torch.equal(other[:, 0], before[1][:, 0])
 
 
 def test_divergence_of_what_is_known_is_a_lower_bound() -> None:

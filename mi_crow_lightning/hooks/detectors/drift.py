@@ -268,8 +268,9 @@ class DriftDetector(SummingDetector):
         own, other = _logits(call.output), _logits(again.output)
         if own is not None and other is not None and own.shape == other.shape:
             with torch.no_grad():
-                tokens = _tokens_of(own, seen.chosen)
-                self._add_logits(divergence(tokens(own), tokens(other)), seen.ctx)
+                places = seen.chosen.places if own.shape[:-1] == seen.chosen.lead else None
+                own, other = own.reshape(-1, own.shape[-1]), other.reshape(-1, other.shape[-1])
+                self._add_logits(divergence(own, other, places), seen.ctx)
 
     def _meet(self, x: Tensor, reference: Tensor, facts: tuple[Chosen, HookContext]) -> None:
         """Compare an activation with that of the second pass."""
@@ -320,11 +321,9 @@ class DriftDetector(SummingDetector):
 
     def _take_logits(self, call: OuterCall, seen: _Seen) -> None:
         logits, keys, ids = _logits(call.output), seen.keys, seen.chosen.ids
-        if logits is None or keys is None or ids is None:
+        if logits is None or keys is None or ids is None or logits.shape[:-1] != seen.chosen.lead:
             return
-        tokens = _tokens_of(logits, seen.chosen, strict=True)(logits.detach())
-        if len(tokens) != len(keys):
-            return
+        tokens = seen.chosen._replace(dim=-1).taken(logits.detach())
         if self._comparison is None:
             self._recording.add_logits(tokens, keys, ids)
         else:
@@ -531,13 +530,6 @@ def _logits(output: Any) -> Tensor | None:
     """Return the logits in a model's output; ``None`` if nothing in it has that name."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return found if isinstance(found, Tensor) and found.dim() >= 2 else None
-
-
-def _tokens_of(logits: Tensor, chosen: Chosen, strict: bool = False) -> Any:
-    """Return the function that takes the chosen tokens out of logits; all of them where these are of something else."""
-    if logits.shape[:-1] == chosen.lead:
-        return chosen._replace(dim=-1).taken
-    return (lambda x: x[:0].reshape(0, x.shape[-1])) if strict else (lambda x: x.reshape(-1, x.shape[-1]))
 
 
 def _loader(ctx: HookContext) -> int:
