@@ -7,6 +7,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
+from functools import partialmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mi_crow_lightning import HookCallback, SteeringVector
+from mi_crow_lightning import ContrastDetector, HookCallback, SteeringVector
 from tests.tiny_gpt2 import tokenizer
 
 MOODS = ("extracted", "mean of 8 random", "their std")
@@ -63,7 +64,9 @@ def test_screening(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     script = importlib.import_module("examples.science.screening")
     for name, value in {"LAYER": "block:1", "SETS": 2, "NEUTRAL": 6, "PLANTED": 3, "OTHERS": 9}.items():
         monkeypatch.setattr(script, name, value)
-    sets, others = script.texts(pairs, 0)
+    extracted = partialmethod(ContrastDetector.vectors, force=True)  # in an untrained model there is no direction
+    monkeypatch.setattr(ContrastDetector, "vectors", extracted)
+    sets, others = script.texts(pairs, 0, 2, 6, 3, 9)
     assert [len(samples) for samples in (*sets, others)] == [9, 9, 9] and sum(one["label"] for one in sets[0]) == 3
     script.main(tiny_llama, pairs, tmp_path / "scores")
     printed = capsys.readouterr().out

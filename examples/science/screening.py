@@ -1,4 +1,4 @@
-"""Find planted texts in training sets by their projection: ``python examples/science/screening.py``.
+"""Find planted texts in training sets by their projection: ``python -m examples.science.screening``.
 
 10 sets of 200 neutral texts with 10 joyful ones each. The joyful texts tell events like those of the neutral ones, in
 another manner. The threshold is the 99th percentile of 500 other neutral texts. Counts as found: in at least 9 sets, 5
@@ -9,39 +9,18 @@ plain completion of the same prompt.
 
 import argparse
 import json
-import random
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 
 import lightning as L
 from torch.utils.data import DataLoader
 
 import mi_crow_lightning as mcl
+from examples.science.planted import texts
 
 HERE, LAYER, SEEDS = Path(__file__).parent, "block:15", (0, 1)
 SETS, NEUTRAL, PLANTED, OTHERS, PERCENTILE = 10, 200, 10, 500, 99
 LEAST_SETS, LEAST_FOUND, MOST_NEUTRAL = 9, 5, 0.02  # of the sets, of the planted texts, of the neutral texts
-
-
-def texts(pairs, seed):
-    """Return the sets, as samples with their labels, and the neutral samples of the threshold; no event is repeated."""
-    parts, draw = json.loads((HERE / "screening_texts.json").read_text()), random.Random(seed)
-    events = [" ".join(one) for one in product(parts["subjects"], parts["actions"], parts["times"])]
-    events = iter(draw.sample(events, k=SETS * (NEUTRAL + PLANTED) + OTHERS))
-
-    def told(manner, count):
-        for _ in range(count):
-            event, label = next(events), int(manner == "joyful")
-            text = f"{event}." if pairs else draw.choice(parts[manner]).format(e=event)
-            sample = {"text": text[0].upper() + text[1:]}
-            if pairs:  # the event is a prompt, and a plain answer drawn for each is the reference
-                completion, reference = draw.choice(parts[f"{manner}_answers"]), draw.choice(parts["plain_answers"])
-                sample = {"prompt": sample["text"], "completion": completion, "reference": reference}
-            yield {**sample, "label": label}
-
-    mixed = [[*told("plain", NEUTRAL), *told("joyful", PLANTED)] for _ in range(SETS)]
-    return [draw.sample(samples, k=len(samples)) for samples in mixed], list(told("plain", OTHERS))
 
 
 def joy(lm, trainer):
@@ -61,7 +40,7 @@ def main(model, pairs, output):
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         return L.Trainer(callbacks=[mcl.HookCallback(list(detectors))] * bool(detectors), **quiet)
 
-    sets, others = texts(pairs, SEEDS[pairs])
+    sets, others = texts(pairs, SEEDS[pairs], SETS, NEUTRAL, PLANTED, OTHERS)
     screening = mcl.DataScreening(lm, LAYER, joy(lm, trainer))
     tables = []
     for samples in (others, *sets):

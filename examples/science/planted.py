@@ -1,0 +1,31 @@
+"""Training sets with planted texts: neutral events told plainly, and some of them with joy."""
+
+import json
+import random
+from itertools import product
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def texts(pairs, seed, sets, neutral, planted, others):
+    """Return the sets, as samples with their labels, and the neutral samples of the threshold; no event is repeated."""
+    parts, draw = json.loads((HERE / "screening_texts.json").read_text()), random.Random(seed)
+    events = [" ".join(one) for one in product(parts["subjects"], parts["actions"], parts["times"])]
+    events = iter(draw.sample(events, k=sets * (neutral + planted) + others))
+
+    def told(manner, count):
+        for _ in range(count):
+            event, label = next(events), int(manner == "joyful")
+            text = f"{event}." if pairs else draw.choice(parts[manner]).format(e=event)
+            sample = {"text": text[0].upper() + text[1:]}
+            if pairs:  # the event is a prompt, and a plain answer drawn for each is the reference
+                completion, reference = draw.choice(parts[f"{manner}_answers"]), draw.choice(parts["plain_answers"])
+                sample = {"prompt": sample["text"], "completion": completion, "reference": reference}
+            yield {**sample, "label": label}
+
+    mixed = []
+    for _ in range(sets):
+        samples = [*told("plain", neutral), *told("joyful", planted)]
+        mixed.append(draw.sample(samples, k=len(samples)))
+    return mixed, list(told("plain", others))
