@@ -39,14 +39,20 @@ def of_completion(model: Any, prompt: str, completion: str) -> float:
     return float(projections(model, [*first, *rest])[len(first) :].mean())
 
 
-def of_own_answer(model: Any, prompt: str, new: int) -> float:
-    """The greedy answer, token by token, without the end token."""
-    ids = list(tokens()(prompt)["input_ids"])
-    start = len(ids)
+def greedy(model: Any, ids: list[int], new: int, end: int = 0) -> list[int]:
+    """The tokens with the greedy answer behind them, token by token, up to the end token."""
+    ids = list(ids)
     for _ in range(new):
         with torch.no_grad():
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] == 0:
+        if ids[-1] == end:
             break
-    answer = ids[:-1] if ids[-1] == 0 and len(ids) > start + 1 else ids
-    return float(projections(model, answer)[start:].mean())
+    return ids
+
+
+def of_own_answer(model: Any, prompt: str, new: int, end: int = 0) -> float:
+    """The projection of the greedy answer without the end token, unless it is the only one."""
+    ids = tokens()(prompt)["input_ids"]
+    whole = greedy(model, ids, new, end)
+    answer = whole[:-1] if whole[-1] == end and len(whole) > len(ids) + 1 else whole
+    return float(projections(model, answer)[len(ids) :].mean())

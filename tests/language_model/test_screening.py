@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, SubsetRandomSampler
 from mi_crow_lightning import HookCallback, ProjectionDetector, Schedule
 from mi_crow_lightning.errors import NothingExtracted
 from mi_crow_lightning.language_model import ScreenedSample, ScreeningTable
+from mi_crow_lightning.language_model.generation import Generation
 from tests.callback.runs import assert_bit_equal
-from tests.language_model.screened import PAIRS, V, of_completion, of_own_answer, projections, screening
+from tests.language_model.screened import PAIRS, V, greedy, of_completion, of_own_answer, projections, screening
 from tests.language_model.tiny import TEXTS, tokens
 from tests.models import assert_same_handles, handles, trainer
 
@@ -60,6 +61,17 @@ def test_pairs_are_compared_with_the_models_own_answers() -> None:
         assert row.reference == close(of_own_answer(module.model, pair["prompt"], 5))
         assert row.score == row.projection - row.reference and (row.prompt, row.text) == tuple(pair.values())
     assert sorted(row.sample for row in table) == [0, 1, 2, 3]
+
+
+def test_the_end_token_of_an_answer_does_not_count() -> None:
+    module = screening()
+    ids = tokens()("Hello")["input_ids"]
+    answer = greedy(module.model, ids, 6, end=-1)[len(ids) :]
+    at = next(i for i in range(1, 6) if answer[i] not in answer[:i])  # the answer ends there, after other tokens
+    module.generation = Generation({"max_new_tokens": 6, "do_sample": False, "eos_token_id": answer[at]})
+    table = screen(module, PAIRS)
+    for row in table:
+        assert row.reference == close(of_own_answer(module.model, row.prompt, 6, end=answer[at]))
 
 
 def test_pairs_are_compared_with_a_reference_completion() -> None:
