@@ -25,7 +25,6 @@ IMAGES = ROOT / "docs" / "images"
 sys.path.insert(0, str(ROOT))
 
 import mi_crow_lightning as mcl  # noqa: E402
-from mi_crow_lightning.figures import plot_sweep  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
 FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png", "drift.png")
@@ -68,13 +67,13 @@ def steering() -> None:
     steer = mcl.SteeringController(layer, vector, strength="batch")
     steered = L.Trainer(callbacks=mcl.HookCallback(controllers=steer), **QUIET)
     words = {name: [f" {word}" for word in texts[f"{name}_words"]] for name in ("glad", "sad")}
-    score, gaps = mcl.ContinuationScore(lm, words, sweep=SWEEP, reduce="any"), []
-    for direction in (vector, *(vector.random_like(seed) for seed in range(RANDOM))):
-        steer.vector = direction
-        by_strength = mcl.by_strength(steered.predict(score, DataLoader(texts["neutral"], batch_size=8)))
-        gaps.append([sum(scored.gap for scored in column) / len(column) for column in by_strength.values()])
-    measure = "log p(glad) - log p(sad) of the next word"
-    save(plot_sweep(SWEEP, gaps[0], gaps[1:], measure=measure, label=f"joy at {layer}")[0], "sweep.png")
+    vectors = {f"joy at {layer}": vector, "random": vector.random_controls(RANDOM)}
+    score = mcl.ContinuationScore(lm, words, sweep=SWEEP, vectors=vectors, reduce="any")
+    table = mcl.sweep_table(steered.predict(score, DataLoader(texts["neutral"], batch_size=8)))
+    figure, axes = table.plot()
+    axes.set_ylabel("log p(glad) - log p(sad) of the next word")
+    save(figure, "sweep.png")
+    print(table.dose_response())
 
     blocks = mcl.SteeringController("block:8-15", vector, strength=0.5, tokens="generated")
     watch = mcl.HookCallback(controllers=blocks)

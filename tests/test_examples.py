@@ -49,7 +49,9 @@ def test_finetune_and_steer(tiny_llama: Path, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.filterwarnings("default")
 def test_steer_predict(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     vector = tmp_path / "joy.safetensors"
-    monkeypatch.setattr(sys, "argv", ["steer_predict.py", "--model", str(tiny_llama), "--output", str(vector)])
+    monkeypatch.setattr(
+        sys, "argv", ["steer_predict.py", "--model", str(tiny_llama), "--output", str(vector), "--force"]
+    )
     runpy.run_path(str(EXAMPLES / "steer_predict.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert SteeringVector.load(vector).method == "mean_difference"

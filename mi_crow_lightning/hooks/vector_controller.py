@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -93,6 +94,24 @@ class VectorController(TokenController):
         self._vectors = vectors
         self._casts.clear()
         self._scaled.clear()
+
+    @contextmanager
+    def along(self, vector: Vector, name: str = "vector") -> Iterator[None]:
+        """Edit along another vector while the block runs; afterwards the controller has its own again.
+
+        Args:
+            vector: as for the constructor.
+            name: what messages call it.
+
+        Raises:
+            TypeError, ValueError: `checked` refuses the vector.
+        """
+        own = self._vectors
+        self._take(PerLayer(vector, name, self.checked))
+        try:
+            yield
+        finally:
+            self._take(own)
 
     def vector_at(self, x: Tensor, ctx: HookContext, dtype: torch.dtype | None = None) -> Tensor:
         """Return the vector of the layer that an activation comes from.

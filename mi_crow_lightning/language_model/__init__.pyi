@@ -2,6 +2,7 @@ from mi_crow_lightning.language_model.causal_lm import CausalLMModule as CausalL
 from mi_crow_lightning.language_model.continuation_score import ContinuationScore as ContinuationScore
 from mi_crow_lightning.language_model.generated import GeneratedText as GeneratedText
 from mi_crow_lightning.language_model.generated import by_strength as by_strength
+from mi_crow_lightning.language_model.generated import by_vector as by_vector
 from mi_crow_lightning.language_model.inference import Inference as Inference
 from mi_crow_lightning.language_model.language_model import LanguageModel as LanguageModel
 from mi_crow_lightning.language_model.positions import with_positions as with_positions
@@ -11,4 +12,5 @@ from mi_crow_lightning.language_model.prompt_score import PromptScore as PromptS
 from mi_crow_lightning.language_model.screening import DataScreening as DataScreening
 from mi_crow_lightning.language_model.screening_table import ScreenedSample as ScreenedSample
 from mi_crow_lightning.language_model.screening_table import ScreeningTable as ScreeningTable
+from mi_crow_lightning.language_model.sweep_results import sweep_table as sweep_table
 from mi_crow_lightning.language_model.texts import TextCollator as TextCollator

@@ -19,6 +19,7 @@ from mi_crow_lightning.language_model.plain_values import plain_entries
 from mi_crow_lightning.language_model.positions import positions_of, takes_positions, with_positions
 from mi_crow_lightning.language_model.shown_texts import ShownTexts
 from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, strengths_of
+from mi_crow_lightning.language_model.swept_vectors import along, checked_vectors
 from mi_crow_lightning.language_model.text_module import TextModule
 from mi_crow_lightning.language_model.texts import (
     check_batch,
@@ -54,6 +55,8 @@ class CausalLMModule(TextModule):
             default of transformers is 20. ``False`` for a predict that only runs the model.
         sweep: strengths. Each prompt is generated once with each strength, in one batch, by controllers with
             ``strength="batch"``.
+        vectors: vectors by name, or lists of them, that all of this runs along, one after the other, in place of those
+            of these controllers: ``{"joy": vector, "random": vector.random_controls(8)}``.
         lr: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         warmup_steps: steps in which the learning rate rises to ``lr``; after them it stays there.
@@ -85,6 +88,7 @@ class CausalLMModule(TextModule):
         *,
         generation: Any = None,
         sweep: Sequence[float] | None = None,
+        vectors: Mapping[str, Any] | None = None,
         lr: float = 2e-5,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
@@ -98,6 +102,7 @@ class CausalLMModule(TextModule):
             raise ValueError(f"log_text={log_text} shows generated texts, and generation=False makes none")
         self.generation = Generation(generation) if generation is not False else None
         self._sweep = checked_sweep(sweep)
+        self._vectors = checked_vectors(vectors)
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -108,7 +113,8 @@ class CausalLMModule(TextModule):
         generation = False if self.generation is None else self.generation.hyperparameters()
         sweep = self.sweep
         places = {"model": model, "tokenizer": tokenizer}
-        self.save_hyperparameters(ignore=[name for name, place in places.items() if not isinstance(place, (str, Path))])
+        others = [name for name, place in places.items() if not isinstance(place, (str, Path))]
+        self.save_hyperparameters(ignore=["vectors", *others])
 
     def _set_hparams(self, hp: Any) -> None:
         """Keep only plain values, in whichever way Lightning collected them: also those of a subclass."""
@@ -178,13 +184,19 @@ class CausalLMModule(TextModule):
         if self.generation is not None and not callable(getattr(self.model, "generate", None)):
             raise TypeError(f"{type(self.model).__name__} has no generate(): predict needs a model that generates")
         self._find_readers()
+        if self._vectors is not None and self._shown.prompts:
+            raise ValueError(
+                f"log_text={self._shown.prompts} shows texts with one column for each strength, and there are several "
+                "vectors: leave log_text or vectors out"
+            )
         self._shown.begin(self.trainer)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[GeneratedText]:
         """Generate from a batch of prompts, padded on the left.
 
         Returns:
-            Records in one list: by prompt, then by strength, then by returned sequence.
+            Records in one list: by vector, where several are swept, then by prompt, then by strength, then by returned
+            sequence.
 
         Raises:
             TypeError, ValueError: the batch holds no tokens, or is padded on the right; or no controller reads the
@@ -196,9 +208,12 @@ class CausalLMModule(TextModule):
         if self.sweep is None:
             return self._predict(batch, strengths_of(batch), 1, dataloader_idx)
         self._refuse_unread(batch)
-        prompts = len(batch["input_ids"])
-        with expanded(batch, self.sweep):
-            return self._predict(batch, self.sweep * prompts, len(self.sweep), dataloader_idx)
+        prompts, records = len(batch["input_ids"]), []
+        for swept in self._along:
+            with along(self._readers, swept), expanded(batch, self.sweep):
+                found = self._predict(batch, self.sweep * prompts, len(self.sweep), dataloader_idx)
+            records += [record._replace(vector=swept.name, is_random=swept.is_random) for record in found]
+        return records
 
     def on_predict_epoch_end(self) -> None:
         self._shown.write(self.trainer, self.sweep)

@@ -16,6 +16,7 @@ from mi_crow_lightning.language_model.language_model import LanguageModel
 from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
 from mi_crow_lightning.language_model.prompt_score import PromptScore
 from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, strengths_of
+from mi_crow_lightning.language_model.swept_vectors import SweptVector, along, checked_vectors
 from mi_crow_lightning.language_model.text_module import TextModule
 from mi_crow_lightning.language_model.texts import check_batch, check_left_padding
 
@@ -30,9 +31,11 @@ class ContinuationScore(TextModule):
     A batch is what `CausalLMModule` takes: a list of texts, or ``input_ids`` and ``attention_mask``, each ``(B, T)``,
     padded on the left.
 
-    - **predict** returns a list of `PromptScore` for each batch: by prompt, then by strength.
+    - **predict** returns a list of `PromptScore` for each batch: by vector, where several are swept, then by prompt,
+      then by strength. `sweep_table` makes a table of them.
     - **validate** and **test** log the mean over the prompts as ``val/score/<group>`` and, of two groups, the
-      difference as ``val/score/gap``; in a sweep each ends in ``/strength_<s>``.
+      difference as ``val/score/gap``; in a sweep each ends in ``/strength_<s>``, of several vectors in
+      ``/<vector>/strength_<s>``.
 
     The prompts run through the model, and then, on top of their key-value cache, the continuations of several tokens.
     So ``tokens="prompt"``, ``"generated"`` and ``"last"`` mean what they mean in ``generate``. The sum of a
@@ -44,6 +47,8 @@ class ContinuationScore(TextModule):
             prompt does not end with one: it gets its tokens alone, without the prompt.
         tokenizer: the model's tokenizer; by default that of the `LanguageModel` or of the name.
         sweep: strengths. Each prompt runs once with each, by controllers with ``strength="batch"``.
+        vectors: vectors by name, or lists of them, that all of this runs along, one after the other, in place of those
+            of these controllers: ``{"joy": vector, "random": vector.random_controls(8)}``.
         reduce: a group's score: ``"mean"``, the mean of its log-probabilities; or ``"any"``, the log of the
             probability that any one of them follows.
         max_length: most tokens of a prompt; longer ones are cut. By default none is cut.
@@ -71,6 +76,7 @@ class ContinuationScore(TextModule):
         tokenizer: Any = None,
         *,
         sweep: Sequence[float] | None = None,
+        vectors: Mapping[str, Any] | None = None,
         reduce: Literal["mean", "any"] = "mean",
         max_length: int | None = None,
     ) -> None:
@@ -78,6 +84,7 @@ class ContinuationScore(TextModule):
         if isinstance(model, LanguageModel):
             model, tokenizer = model.model, tokenizer if tokenizer is not None else model.tokenizer
         self._sweep = checked_sweep(sweep)
+        self._vectors = checked_vectors(vectors)
         self.reduce = one_of("reduce", reduce, _REDUCTIONS)
         self.max_length = max_length if max_length is None else whole_number("max_length", max_length, 1)
         self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
@@ -101,14 +108,20 @@ class ContinuationScore(TextModule):
             TypeError, ValueError: the batch holds no tokens, or is padded on the right; no controller reads the
                 strengths; or a continuation needs a cache that the model does not have.
         """
-        strengths, log_p = self._score(batch)
+        return [record for swept in self._along for record in self._records(batch, swept)]
+
+    def _records(self, batch: Any, swept: SweptVector) -> list[PromptScore]:
+        """Return the scores along one vector."""
+        with along(self._readers, swept):
+            strengths, log_p = self._score(batch)
         groups = self._reduced(log_p)  # (B, S, groups)
         prompts = self._prompts(batch)
-        return [
+        records = [
             self._record(row, prompts[row], None if of_row is None else of_row[at], groups[row, at], log_p[row, at])
             for row, of_row in enumerate(strengths)
             for at in range(log_p.shape[1])
         ]
+        return [record._replace(vector=swept.name, is_random=swept.is_random) for record in records]
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._log_means("val", batch)
@@ -117,9 +130,15 @@ class ContinuationScore(TextModule):
         self._log_means("test", batch)
 
     def _log_means(self, stage: str, batch: Any) -> None:
-        groups = self._reduced(self._score(batch)[1])
+        for swept in self._along:
+            with along(self._readers, swept):
+                groups = self._reduced(self._score(batch)[1])
+            self._log_groups(stage, groups, "" if swept.name is None else f"/{swept.name}")
+
+    def _log_groups(self, stage: str, groups: Tensor, vector: str) -> None:
+        """Log the mean over the prompts of each group's score, ``(B, S, groups)``."""
         for at in range(groups.shape[1]):
-            end = "" if self.sweep is None else f"/strength_{self.sweep[at]:g}"
+            end = vector if self.sweep is None else f"{vector}/strength_{self.sweep[at]:g}"
             scores = dict(zip(self._continuations.names, groups[:, at].mean(0), strict=True))
             if len(scores) == 2:
                 first, second = scores.values()

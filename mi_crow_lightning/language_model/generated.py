@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mi_crow_lightning.language_model.prompt_score import PromptScore
 
-__all__ = ["GeneratedText", "by_strength", "decoded", "prompts_of", "records_of"]
+__all__ = ["GeneratedText", "by_strength", "by_vector", "decoded", "prompts_of", "records_in", "records_of"]
 
 
 class GeneratedText(NamedTuple):
@@ -22,6 +22,8 @@ class GeneratedText(NamedTuple):
         token_ids: the new tokens, up to and including the end-of-text token if there is one.
         row: index of the prompt in its batch.
         sequence: index among the prompt's ``num_return_sequences``.
+        vector: the name of the vector that it was steered along; ``None`` unless several were swept.
+        is_random: whether that is a random vector, to compare with.
     """
 
     prompt: str | None
@@ -30,6 +32,8 @@ class GeneratedText(NamedTuple):
     token_ids: list[int]
     row: int
     sequence: int
+    vector: str | None = None
+    is_random: bool = False
 
 
 def by_strength(predictions: Any) -> dict[float | None, list[Any]]:
@@ -40,6 +44,7 @@ def by_strength(predictions: Any) -> dict[float | None, list[Any]]:
 
     Raises:
         TypeError: ``predictions`` holds anything but `GeneratedText` and `PromptScore`.
+        ValueError: they were steered along several vectors: group them with `by_vector` first.
 
     Examples:
         >>> rain = [GeneratedText("Rain", strength, " fell", [7], row=0, sequence=0) for strength in (0.0, 4.0)]
@@ -47,17 +52,49 @@ def by_strength(predictions: Any) -> dict[float | None, list[Any]]:
         {0.0: 2, 4.0: 2}
     """
     found: dict[float | None, list[Any]] = {}
-    for record in _flat(predictions):
+    vectors = set()
+    for record in records_in(predictions):
+        vectors.add(record.vector)
         found.setdefault(record.strength, []).append(record)
+    if len(vectors) > 1:
+        raise ValueError(
+            f"the records were steered along {len(vectors)} vectors: group them with by_vector(predictions) first, or "
+            "make a table with sweep_table(predictions)"
+        )
     return found
 
 
-def _flat(predictions: Any) -> Iterator[GeneratedText | PromptScore]:
+def by_vector(predictions: Any) -> dict[str | None, list[Any]]:
+    """Group texts or scores by the vector that they were steered along, each list in the order of the run.
+
+    Args:
+        predictions: the result of ``trainer.predict``, or a part of it.
+
+    Raises:
+        TypeError: ``predictions`` holds anything but `GeneratedText` and `PromptScore`.
+
+    Examples:
+        >>> rain = [GeneratedText("Rain", 4.0, " fell", [7], 0, 0, vector=name) for name in ("joy", "random 0")]
+        >>> {vector: len(texts) for vector, texts in by_vector([rain, rain]).items()}
+        {'joy': 2, 'random 0': 2}
+    """
+    found: dict[str | None, list[Any]] = {}
+    for record in records_in(predictions):
+        found.setdefault(record.vector, []).append(record)
+    return found
+
+
+def records_in(predictions: Any) -> Iterator[GeneratedText | PromptScore]:
+    """Yield the records of nested lists.
+
+    Raises:
+        TypeError: there is something else in them.
+    """
     if isinstance(predictions, (GeneratedText, PromptScore)):
         yield predictions
     elif isinstance(predictions, list):
         for part in predictions:
-            yield from _flat(part)
+            yield from records_in(part)
     else:
         raise TypeError(
             "predictions must be lists of GeneratedText or PromptScore, as trainer.predict(CausalLMModule(...), ...) "

@@ -17,6 +17,8 @@ class PromptScore(NamedTuple):
         gap: the first group's score minus the second's; ``None`` unless there are two groups.
         log_probs: the log-probability of each continuation, in the order in which they were given.
         row: index of the prompt in its batch.
+        vector: the name of the vector that it was steered along; ``None`` unless several were swept.
+        is_random: whether that is a random vector, to compare with.
     """
 
     prompt: str | None
@@ -25,3 +27,5 @@ class PromptScore(NamedTuple):
     gap: float | None
     log_probs: list[float]
     row: int
+    vector: str | None = None
+    is_random: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +10,7 @@ from torch import nn
 
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.language_model.sweep import checked_sweep, readers_of, refuse_unread
+from mi_crow_lightning.language_model.swept_vectors import SweptVector, checked_vectors, refuse_unsteered
 from mi_crow_lightning.language_model.texts import TextCollator, are_texts
 
 __all__ = ["TextModule"]
@@ -28,6 +29,7 @@ class TextModule(pl.LightningModule):
     tokenizer: Any
     max_length: int | None
     _sweep: list[float] | None  # not by its name: torch would register a module
+    _vectors: list[SweptVector] | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,6 +44,20 @@ class TextModule(pl.LightningModule):
     def sweep(self, strengths: Sequence[float] | None) -> None:
         self._sweep = checked_sweep(strengths)
 
+    @property
+    def vectors(self) -> list[str] | None:
+        """The names of the vectors that each prompt is run along. Vectors may be set between runs."""
+        return None if self._vectors is None else [str(one.name) for one in self._vectors]
+
+    @vectors.setter
+    def vectors(self, vectors: Mapping[str, Any] | None) -> None:
+        self._vectors = checked_vectors(vectors)
+
+    @property
+    def _along(self) -> list[SweptVector]:
+        """The vectors of the sweep; one without a name for those that the controllers have."""
+        return [SweptVector()] if self._vectors is None else self._vectors
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model and return its output."""
         return self.model(*args, **kwargs)
@@ -55,6 +71,8 @@ class TextModule(pl.LightningModule):
         self._readers = readers_of(self.trainer) if self.sweep is not None else []
         if self.sweep is not None:
             refuse_unread(self, self.sweep, self._readers)
+        if self._vectors is not None:
+            refuse_unsteered(self, self._readers)
 
     def _refuse_unread(self, batch: Any) -> None:
         """Refuse a batch of a sweep in which no such controller is on."""

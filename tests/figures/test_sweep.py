@@ -17,7 +17,8 @@ RANDOM = np.array([[1.5, 0.5, 1.0], [0.5, 1.0, 1.0], [1.0, 0.0, 1.0]])
 
 @pytest.mark.parametrize("form", [list, np.array, torch.tensor, lambda numbers: [torch.tensor(one) for one in numbers]])
 def test_lines_and_band(form: Any) -> None:
-    fig, ax = plot_sweep(form(STRENGTHS), form(VALUES), form(RANDOM.tolist()), measure="gladness")
+    given = form(STRENGTHS), form(VALUES), form(RANDOM.tolist())
+    fig, ax = plot_sweep(*given, measure="gladness", band="deviation")
     order = np.argsort(STRENGTHS)
     vector, *controls, mean = ax.lines[:5]
     np.testing.assert_array_equal(vector.get_xdata(), [-2, 0, 4])
@@ -34,6 +35,17 @@ def test_lines_and_band(form: Any) -> None:
     assert ax.get_ylabel() == "gladness" and ax.get_xlabel() == "strength" and pyplot.get_fignums() == [fig.number]
     said = [text.get_text() for text in ax.get_legend().get_texts()]
     assert said == ["vector", "each random vector", "mean of 3 random vectors", "one standard deviation"]
+
+
+def test_the_band_reaches_from_the_smallest_to_the_largest() -> None:
+    _, ax = plot_sweep(STRENGTHS, VALUES, RANDOM)
+    (band,) = ax.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    edges = (RANDOM.min(0), RANDOM.max(0))
+    assert {(STRENGTHS[i], edge[i]) for i in range(3) for edge in edges} <= corners
+    assert ax.get_legend().get_texts()[-1].get_text() == "from the smallest to the largest"
+    with pytest.raises(ValueError, match="band='std' is not known"):
+        plot_sweep(STRENGTHS, VALUES, RANDOM, band="std")  # type: ignore[arg-type]
 
 
 def test_without_random_vectors_and_with_one() -> None:
