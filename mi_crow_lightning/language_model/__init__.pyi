@@ -9,6 +9,7 @@ from mi_crow_lightning.language_model.positions import with_positions as with_po
 from mi_crow_lightning.language_model.prediction_reader import read_predictions as read_predictions
 from mi_crow_lightning.language_model.prediction_writer import PredictionWriter as PredictionWriter
 from mi_crow_lightning.language_model.prompt_score import PromptScore as PromptScore
+from mi_crow_lightning.language_model.score import score_texts as score_texts
 from mi_crow_lightning.language_model.screening import DataScreening as DataScreening
 from mi_crow_lightning.language_model.screening_table import ScreenedSample as ScreenedSample
 from mi_crow_lightning.language_model.screening_table import ScreeningTable as ScreeningTable

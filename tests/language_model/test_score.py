@@ -1,0 +1,56 @@
+"""Projections of texts on a saved vector: each is numpy's, of a plain hook's activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from mi_crow_lightning import SteeringVector
+from mi_crow_lightning.language_model import score_texts
+from tests.hooks.detectors.contrasts import Reader, batches, by_hand, labels, texts
+from tests.models import assert_same_handles, handles, llama
+
+LAYERS = ["model.layers.1", "model.layers.3"]
+
+
+def vector(width: int = 32) -> SteeringVector:
+    rng = torch.Generator().manual_seed(3)
+    return SteeringVector({f"model.{layer}": 5 * torch.randn(width, generator=rng) for layer in LAYERS})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_projections_auroc_and_d_prime_are_numpys(side: str, tmp_path: Path) -> None:
+    model, loader = llama(), batches(texts(9), side)
+    vector().save(tmp_path / "joy.safetensors")
+    saved, before = SteeringVector.load(tmp_path / "joy.safetensors"), handles(model)
+    table = score_texts(saved, Reader(model), loader, tokens="all", accelerator="cpu")
+    assert_same_handles(before, model)
+    label = labels(loader)
+    assert len(table) == 2 * len(label) and repr(table) == "<projections of 18 texts at 2 layers>"
+    for (layer, x), score in zip(by_hand(model, loader, LAYERS).items(), table.separability(), strict=True):
+        unit = saved[f"model.{layer}"].double().numpy()
+        wanted = x @ (unit / np.linalg.norm(unit))
+        rows = [row for row in table if row.layer == f"model.{layer}"]
+        assert [(row.place, row.label) for row in rows] == list(enumerate(label.tolist()))
+        np.testing.assert_allclose([row.projection for row in rows], wanted, rtol=1e-6, atol=1e-9)
+        high, low = wanted[label == 1], wanted[label == 0]
+        assert score.auroc == pytest.approx(np.mean(high[:, None] > low))
+        spread = np.sqrt((high.var() + low.var()) / 2)
+        assert score.d_prime == pytest.approx((high.mean() - low.mean()) / spread, rel=1e-6)
+
+
+def test_texts_without_labels_have_projections_alone() -> None:
+    model, rows = llama(), list(batches(texts(3)))
+    plain: Any = [{name: one[name] for name in ("input_ids", "attention_mask")} for one in rows]
+    loader = DataLoader(plain, batch_size=None)
+    table = score_texts(vector(), Reader(model), loader, tokens="all", accelerator="cpu")
+    labelled = score_texts(vector(), Reader(model), batches(texts(3)), tokens="all", accelerator="cpu")
+    assert [row.projection for row in table] == [row.projection for row in labelled]
+    assert {row.label for row in table} == {None} and len(table.to_pandas()) == len(table)
+    with pytest.raises(ValueError, match="the texts have no labels"):
+        table.separability()
