@@ -17,14 +17,14 @@ ARGS ?=
 MINUTES ?= 10
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep science lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep science alarms lint docs: export HF_HUB_OFFLINE := 1
 # Tiny models gain nothing from threads, and on busy cores these wait for one another.
-test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep: export OMP_NUM_THREADS := 1
+test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep alarms: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check lint format docs demo sweep science bench soak clean
+.PHONY: help alarms setup test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check lint format docs demo sweep science bench soak clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test-browser: setup $(AXE)  ## Run the tests of the tab and of the page, in head
 .browser/axe.min.js:
 	@mkdir -p $(@D)
 	cd $(@D) && npm pack --silent axe-core@4.14.1 && tar xzf axe-core-*.tgz --strip-components 1 package/axe.min.js
+
+alarms: setup  ## Plant 20 faults in tiny models, and train 20 clean ones: the default alarms name the first, alone
+	$(BIN)/python -m pytest -n 2 -m alarms $(ARGS) tests/alarms
 
 # docs/notebooks.py writes what they show today into their files.
 test-notebooks: setup  ## Run the notebooks of docs/tutorials, and compare what they show with what their files hold

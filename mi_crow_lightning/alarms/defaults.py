@@ -16,11 +16,15 @@ def default_rules() -> dict[str, Rule]:
     """Return the rules of `default_alarms`, by the names of their alarms."""
     return {
         "non-finite": NonFinite(),
-        "loss spike": Jump("loss", direction="up", factor=2.0, stages="train"),
+        "loss spike": Jump("loss", spreads=6.0, direction="up", stages="train"),
         "loss rises": Trend("loss", "up", stages="train"),
         "jump": Jump(["rms", "abs_max", "token_norm_mean"], stages="train"),
         "norm growth": NormGrowth(stages="train"),
         "dead channels": DeadShare(stages="train"),
+        "gradient jump": Jump("gradient_norm", direction="up", factor=30.0, stages="train"),
+        "update jump": Jump("update_ratio", direction="up", factor=10.0, stages="train"),
+        "frozen weights": Threshold("update_ratio", below=1e-12, patience=5, stages="train"),
+        "collapse": Jump("effective_rank", direction="down", stages="train"),
         "edit too large": Threshold("mean_ratio", above=1.0),
         "without effect": WithoutEffect(),
     }

@@ -239,6 +239,8 @@ class RunAlarms:
                 layer = reading.layer.removeprefix(f"{detector.signature}/") if is_effect else reading.layer
                 hook = ids.get(detector.signature, "") if is_effect else ""
                 order = places.get(reading.layer, 0)
+                if "gradient" in tag.partition("/")[0]:  # computed from the last layer to the first
+                    order = -order
                 series.append(self._extended(stage, tag, reading.name, layer, order, value, hook))
                 if is_effect and reading.name == "fired" and value:
                     changed.add(hook)
