@@ -90,6 +90,10 @@ def test_a_run_in_which_nothing_fires_is_bit_identical(kind: str, tmp_path: Path
     assert_bit_equal(*found)
 
 
+@pytest.mark.documents(
+    "reliability/an-activation-is-nan-in-forward-with-a-nonfinite-alarm",
+    "reliability/a-gradient-is-nan-in-backward-with-a-nonfinite-alarm",
+)
 @pytest.mark.parametrize(("backward", "layer"), [(False, "model.3"), (True, "model.3")])
 def test_non_finite_values_are_named_before_the_weights_change(backward: bool, layer: str, tmp_path: Path) -> None:
     module = Faulty(backward=backward)
@@ -167,6 +171,7 @@ def test_a_checkpoint_is_of_before_the_step_and_can_be_resumed(tmp_path: Path) -
     assert len({row.step for row in other.history()}) == 2  # the batch that failed, and the last
 
 
+@pytest.mark.documents("reliability/a-controller-is-on-and-changes-nothing-with-a-withouteffect-alarm")
 def test_a_controller_is_switched_off() -> None:
     idle = FunctionController("model.0", lambda x: x + 0, hook_id="idle", schedule=Schedule(stages="train"))
     other = ScaleController("model.3", 1.5, hook_id="other", schedule=Schedule(stages="train"))
@@ -188,6 +193,7 @@ def test_evaluations_are_read_at_their_end() -> None:
     assert (firing.layer, firing.stage, firing.batch_idx, firing.before_step) == ("model.3", "validate", 0, False)
 
 
+@pytest.mark.documents("reliability/a-rule-needs-a-reading-that-no-detector-gives")
 def test_the_rules_need_readings_that_are_there() -> None:
     with pytest.raises(ValueError, match="needs the reading 'rsm', and no detector of this callback gives it"):
         watching(Alarm(Threshold("rsm", above=1)))

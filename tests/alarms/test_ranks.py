@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.callback.runs import assert_bit_equal
@@ -21,6 +22,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.documents(
+    "reliability/a-rank-gets-values-that-are-not-finite-with-a-nonfinite-alarm",
+    "reliability/a-file-that-is-not-a-snapshot-is-replayed",
+)
 def test_all_ranks_stop_together_and_the_snapshot_replays(tmp_path: Path) -> None:
     ended = run("tests.alarms.program_ranks", str(tmp_path))
     assert ended.returncode == 0, ended.stderr[-3000:]
