@@ -239,7 +239,8 @@ def divergence(logits: Tensor, reference: Tensor, places: Tensor | None = None) 
     Args:
         logits: ``(n, V)``.
         reference: ``(n, V)``.
-        places: ``(m,)``, which of the tokens count; ``None`` for all. They are taken out a few at a time.
+        places: ``(m,)``, which of the tokens count, in rising order; ``None`` for all. They are taken out
+            a few at a time.
 
     Returns:
         ``(m,)``.
@@ -249,7 +250,7 @@ def divergence(logits: Tensor, reference: Tensor, places: Tensor | None = None) 
         [0.0]
     """
     at_once = max(1, _MOST_LOGITS.get(logits.device.type, _ELSEWHERE) // max(1, logits.shape[-1]))
-    if places is None:
+    if places is None or len(places) == len(logits):
         parts = zip(logits.split(at_once), reference.split(at_once), strict=True)
         found = [_divergence(one, other) for one, other in parts]
     else:
