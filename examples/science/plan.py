@@ -37,10 +37,12 @@ class Part(NamedTuple):
 
 
 def parts(quick: bool) -> list[Part]:
-    """Return all parts."""
-    seeds = PLAN["quick_seeds" if quick else "seeds"]
-    of_traits = [Part(effect, seed, trait) for effect, seed, trait in product(OF_TRAITS, seeds, TRAITS)]
-    return of_traits + [Part(effect, seed, None) for effect, seed in product(OTHERS, seeds)]
+    """Return all parts, seed by seed."""
+    found = []
+    for seed in PLAN["quick_seeds" if quick else "seeds"]:
+        found += [Part(effect, seed, trait) for effect, trait in product(OF_TRAITS, TRAITS)]
+        found += [Part(effect, seed, None) for effect in OTHERS]
+    return found
 
 
 def results(folder: Path, effect: str, quick: bool) -> list[dict]:

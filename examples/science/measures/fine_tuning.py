@@ -1,5 +1,6 @@
 """Fine-tune the model on small sets, and measure what became of it: the shift of projections, traits and perplexity."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -31,6 +32,7 @@ def restored(lm: mcl.LanguageModel) -> Iterator[None]:
                 parameter.copy_(value)
                 parameter.grad = None
         lm.model.eval()
+        gc.collect()  # the optimizer is in a circle with its Trainer, and would stay for some fits
 
 
 def fit(lm: mcl.LanguageModel, texts: Sequence[str], seed: int, *hooks: mcl.Hook) -> None:
