@@ -18,7 +18,7 @@ def default_rules() -> dict[str, Rule]:
         "non-finite": NonFinite(),
         "loss spike": Jump("loss", spreads=6.0, direction="up", stages="train"),
         "loss rises": Trend("loss", "up", stages="train"),
-        "jump": Jump(["rms", "abs_max", "token_norm_mean"], stages="train"),
+        "jump": Jump(["rms", "token_norm_mean"], stages="train"),
         "norm growth": NormGrowth(stages="train"),
         "dead channels": DeadShare(stages="train"),
         "gradient jump": Jump("gradient_norm", direction="up", factor=30.0, stages="train"),

@@ -14,7 +14,7 @@ from tests.alarms.planted import CLEAN, FAULTS, named, run_clean, run_fault
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 SAMPLE = ["NaN in a block, forward", "NaN in a block, backward", "dead ReLU", "a controller without effect"]
-SEEDS = (1, 2, 3, 4)
+SEEDS = (5, 6, 7, 8)
 
 
 def test_there_are_as_many_as_promised() -> None:
@@ -39,7 +39,7 @@ def test_a_clean_run_is_silent() -> None:
 @pytest.mark.alarms
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_is_named(name: str) -> None:
-    fired = run_fault(FAULTS[name], seed=100 + list(FAULTS).index(name))
+    fired = run_fault(FAULTS[name], seed=200 + list(FAULTS).index(name))
     assert named(FAULTS[name], fired), fired
 
 
