@@ -32,6 +32,7 @@ from mi_crow_lightning.hooks import SteeringController as SteeringController
 from mi_crow_lightning.hooks import SummingDetector as SummingDetector
 from mi_crow_lightning.hooks import TokenController as TokenController
 from mi_crow_lightning.hooks import Tokens as Tokens
+from mi_crow_lightning.hooks import TokenStatistics as TokenStatistics
 from mi_crow_lightning.hooks import TraitMonitor as TraitMonitor
 from mi_crow_lightning.hooks import WeightStatistics as WeightStatistics
 from mi_crow_lightning.hooks import attached as attached

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import mi_crow_lightning as ours
 from mi_crow_lightning import alarms, hooks, language_model, metrics
 from mi_crow_lightning.hooks import HookType, tokens
+from mi_crow_lightning.hooks.detectors.token_statistics import TOKEN_STATISTICS
 from mi_crow_lightning.hooks.detectors.weight_statistics import WEIGHT_STATISTICS
 from mi_crow_lightning.hooks.schedules import Stage, When
 from mi_crow_lightning.metrics import STATISTICS
@@ -358,6 +359,11 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "StatisticsDetector": Constructor(hooks.StatisticsDetector, {}, OF_STATISTICS),
     "ActivationStatistics": Constructor(ours.ActivationStatistics, {}, OF_STATISTICS),
     "GradientStatistics": Constructor(ours.GradientStatistics, {}, OF_STATISTICS),
+    "TokenStatistics": Constructor(
+        ours.TokenStatistics,
+        {},
+        DETECTOR | {"statistics": optional(are_names(*TOKEN_STATISTICS)), "tokens": are_tokens, "max_width": whole(1)},
+    ),
     "WeightStatistics": Constructor(
         ours.WeightStatistics,
         {},

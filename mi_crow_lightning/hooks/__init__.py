@@ -11,6 +11,7 @@
 `LayerActivationDetector`  keeps activations
 `ActivationStatistics`     streams mean, std, ... and a histogram of activations
 `GradientStatistics`       streams the same of the gradients of activations
+`TokenStatistics`          streams how alike tokens are, their effective rank, and where the largest is
 `WeightStatistics`         norms of weights, their gradients and updates, around optimizer steps
 `ProjectionDetector`       streams projections on directions; may be a condition for edits
 `TraitMonitor`             says how far a fine-tune moved held-out texts along directions

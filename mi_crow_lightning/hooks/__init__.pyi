@@ -14,6 +14,7 @@ from mi_crow_lightning.hooks.detectors.drift import DriftDetector as DriftDetect
 from mi_crow_lightning.hooks.detectors.gradient_statistics import GradientStatistics as GradientStatistics
 from mi_crow_lightning.hooks.detectors.layer_activation import LayerActivationDetector as LayerActivationDetector
 from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector as ProjectionDetector
+from mi_crow_lightning.hooks.detectors.token_statistics import TokenStatistics as TokenStatistics
 from mi_crow_lightning.hooks.detectors.trait_monitor import TraitMonitor as TraitMonitor
 from mi_crow_lightning.hooks.detectors.weight_statistics import WeightStatistics as WeightStatistics
 from mi_crow_lightning.hooks.hook import Hook as Hook
