@@ -103,10 +103,11 @@ class Threshold(Rule):
 
 
 class Drift(Threshold):
-    """Fires where a reading of a drift detector is beyond a number: a `Threshold` that says drift.
+    """Fires where a reading of a `DriftDetector` is beyond a number: a `Threshold` that says drift.
 
     Args:
-        readings: the readings, see `Rule`.
+        readings: the readings, see `Rule`: the mean cosine with the reference if left out, ``"drift_cka/*"`` for
+            another. A detector with ``name="base"`` has ``"base_cosine/*"``.
         above: the largest number that is in order; ``None`` for any.
         below: the smallest number that is in order; ``None`` for any.
         patience: how many readings in a row must be beyond it.
@@ -123,7 +124,7 @@ class Drift(Threshold):
 
     def __init__(
         self,
-        readings: str | Sequence[str] = "*drift*",
+        readings: str | Sequence[str] = "drift_cosine/*",
         above: float | None = None,
         below: float | None = None,
         patience: int = 1,

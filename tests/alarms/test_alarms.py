@@ -12,11 +12,19 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from mi_crow_lightning import ActivationStatistics, FunctionController, HookCallback, ScaleController, Schedule
+from mi_crow_lightning import (
+    ActivationStatistics,
+    DriftDetector,
+    FunctionController,
+    HookCallback,
+    ScaleController,
+    Schedule,
+)
 from mi_crow_lightning.alarms import (
     Action,
     Alarm,
     DeadShare,
+    Drift,
     Firing,
     Jump,
     LogEvent,
@@ -36,7 +44,7 @@ from mi_crow_lightning.alarms import (
 )
 from mi_crow_lightning.loggers import read_events
 from tests.callback.runs import Trace, assert_bit_equal, data_of, fingerprint, fit, module_of, told
-from tests.models import KINDS, Module, assert_same_handles, handles, loader, trainer
+from tests.models import KINDS, Module, assert_same_handles, handles, llama, loader, token_data, trainer
 
 NAN_AT = 3  # the training batch in which a fault is planted
 
@@ -290,3 +298,16 @@ def test_a_snapshot_holds_what_was_before_the_pass(tmp_path: Path) -> None:
     assert_bit_equal(content["batch"], batch)
     assert content["weights"] == "before the step" and content["left_out"] == []
     assert {(layer, name) for layer, name, _ in content["readings"]} >= {("model.0", "rms")}
+
+
+def test_drift_from_the_start_of_a_run_is_an_alarm() -> None:
+    """A step so large that all blocks differ from the first validation's."""
+    drift = DriftDetector("block:*", "start", on_error="raise")
+    watch = HookCallback(drift, alarms=[Alarm(Drift(below=0.999), LogEvent()), Alarm(Drift(below=-1.0), LogEvent())])
+    module, batches = Module(llama()), loader(token_data(8))
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.5)  # type: ignore[method-assign]
+    runner = trainer(watch)
+    runner.validate(module, batches, verbose=False)
+    runner.fit(module, batches, batches)
+    assert {(firing.stage, firing.reading) for firing in watch.fired()} == {("validate", "cosine")}
+    assert {firing.alarm for firing in watch.fired()} == {watch.alarms[0].name}
