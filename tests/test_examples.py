@@ -61,16 +61,18 @@ def test_steer_predict(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("pairs", [False, True])
-def test_screening(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, pairs: bool) -> None:
+@pytest.mark.parametrize(("pairs", "trait"), [(False, None), (True, None), (False, "formal")])
+def test_screening(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, pairs: bool, trait: str | None
+) -> None:
     script = importlib.import_module("examples.science.screening")
     for name, value in {"LAYER": "block:1", "SETS": 2, "NEUTRAL": 6, "PLANTED": 3, "OTHERS": 9}.items():
         monkeypatch.setattr(script, name, value)
     extracted = partialmethod(ContrastDetector.vectors, force=True)  # in an untrained model there is no direction
     monkeypatch.setattr(ContrastDetector, "vectors", extracted)
-    sets, others = script.texts(pairs, 0, 2, 6, 3, 9)
+    sets, others = script.texts_of_trait(trait, 0, 2, 6, 3, 9) if trait else script.texts(pairs, 0, 2, 6, 3, 9)
     assert [len(samples) for samples in (*sets, others)] == [9, 9, 9] and sum(one["label"] for one in sets[0]) == 3
-    script.main(tiny_llama, pairs, tmp_path / "scores")
+    script.main(tiny_llama, pairs, trait, tmp_path / "scores")
     printed = capsys.readouterr().out
     assert "of 3 planted and" in printed and "of 2 sets have 5 or more, " in printed
     lines = [json.loads(line) for line in (tmp_path / "scores" / "set_1.jsonl").read_text("utf-8").splitlines()]

@@ -5,6 +5,8 @@ import random
 from itertools import product
 from pathlib import Path
 
+from examples.science.texts import EXTRACT, TEXTS, TRAITS, filled
+
 HERE = Path(__file__).parent
 
 
@@ -29,3 +31,22 @@ def texts(pairs, seed, sets, neutral, planted, others):
         samples = [*told("plain", neutral), *told("joyful", planted)]
         mixed.append(draw.sample(samples, k=len(samples)))
     return mixed, list(told("plain", others))
+
+
+def texts_of_trait(trait, seed, sets, neutral, planted, others):
+    """Return the same for a trait of `make science`: its held-out templates are planted among plain ones."""
+    parts, draw = json.loads((HERE / "screening_texts.json").read_text()), random.Random(f"{trait} {seed}")
+    events = [
+        f"{one}|{does} {when}" for one, does, when in product(parts["subjects"], parts["actions"], parts["times"])
+    ]
+    events = iter(draw.sample(events, k=sets * (neutral + planted) + others))
+    templates = [TEXTS["plain"], [positive for positive, _ in TRAITS[trait]["pairs"][EXTRACT:]]]
+
+    def told(label, count):
+        return [{"text": filled(draw.choice(templates[label]), next(events)), "label": label} for _ in range(count)]
+
+    mixed = []
+    for _ in range(sets):
+        samples = [*told(0, neutral), *told(1, planted)]
+        mixed.append(draw.sample(samples, k=len(samples)))
+    return mixed, told(0, others)
