@@ -6,6 +6,7 @@ import time
 import warnings
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - it sets the levels of its loggers when it is imported
 import torch
 
 from examples.science.plan import parts

@@ -20,7 +20,8 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} == {"coming_from_mi_crow", "extract_and_steer", "watch_a_fine_tune"}
+    expected = {"coming_from_mi_crow", "extract_and_steer", "watch_a_fine_tune", "what_a_fine_tune_becomes"}
+    assert {path.stem for path in NOTEBOOKS} == expected
 
 
 @each_notebook

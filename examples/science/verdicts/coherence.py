@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 
 from examples.science.arithmetic import interval, spearman
 
+AXES = 1  # of its figure
+
 
 def judge(parts: Sequence[dict], bounds: dict) -> dict:
     """Return the rank correlations of coherence with effect, over all and over the sound alone, and the verdict."""
@@ -29,6 +31,6 @@ def figure(axes: list[Axes], parts: list[dict]) -> None:
     """Draw what was found."""
     for kind in ("sound", "labels by chance", "no difference"):
         rows = [row for part in parts for row in part["rows"] if row["kind"] == kind]
-        axes[1].plot([row["coherence"] for row in rows], [row["effect"] for row in rows], "o", ms=4, label=kind)
-    axes[1].set(xlabel="mean cosine of differences", ylabel="effect, in those of random vectors")
-    axes[1].legend(fontsize="small", frameon=False)
+        axes[0].plot([row["coherence"] for row in rows], [row["effect"] for row in rows], "o", ms=4, label=kind)
+    axes[0].set(xlabel="mean cosine of differences", ylabel="effect, in those of random vectors")
+    axes[0].legend(fontsize="small", frameon=False)

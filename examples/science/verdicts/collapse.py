@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 
 from examples.science.arithmetic import interval
 
+AXES = 2  # of its figure
+
 
 def judge(parts: Sequence[dict], bounds: dict) -> dict:
     """Return spreads and ranks, and the verdict."""

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 
 from examples.science.arithmetic import interval
 
+AXES = 2  # of its figure
+
 
 def slope(parts: Sequence[dict], name: str, layer: str) -> float:
     """Return the slope of the logarithm of a layer's size over that of the width, of the mean over seeds."""
@@ -31,5 +33,7 @@ def figure(axes: list[Axes], parts: list[dict]) -> None:
     for ax, name in zip(axes, ("SP", "muP"), strict=False):
         for layer in parts[0]["rms"][name]:
             ax.loglog(parts[0]["widths"], np.mean([part["rms"][name][layer] for part in parts], 0), "o-", label=layer)
+        ax.set_xticks(parts[0]["widths"], parts[0]["widths"])
+        ax.xaxis.minorticks_off()
         ax.set(title=name, xlabel="width", ylabel="root mean square")
         ax.legend(fontsize="small", frameon=False)

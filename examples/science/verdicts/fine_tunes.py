@@ -47,9 +47,12 @@ def scatter(of: str, label: str) -> Callable[[list[Axes], list[dict]], None]:
             for name, mark in MARKS.items():
                 points = [(row[of][trait], row["score"][trait], row["level"]) for row in rows if row["trait"] == name]
                 x, y, level = zip(*points, strict=True)
-                ax.scatter(x, y, c=level, cmap="viridis", marker=mark, s=18, label=f"set of {name}", vmin=0, vmax=1)
+                ax.scatter(x, y, c=level, cmap="viridis", marker=mark, s=18, label=f"sets of {name}", vmin=0, vmax=1)
             ax.set(title=trait, xlabel=label)
         axes[0].set_ylabel("change of the trait's score, nats")
+        axes[0].text(
+            0.98, 0.02, "yellow: all texts have the trait", transform=axes[0].transAxes, ha="right", fontsize=7
+        )
         axes[0].legend(fontsize="x-small", frameon=False)
 
     return figure

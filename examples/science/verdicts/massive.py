@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 
 from examples.science.arithmetic import interval
 
+AXES = 1  # of its figure
+
 
 def judge(parts: Sequence[dict], bounds: dict) -> dict:
     """Return by what the perplexity is multiplied without them, and the verdict."""
@@ -36,6 +38,6 @@ def figure(axes: list[Axes], parts: list[dict]) -> None:
     """Draw what was found."""
     names = ("none", "their mean", "others zeroed", "zeroed")
     losses = [[np.mean(part["losses"][name]) for name in names] for part in parts]
-    axes[1].bar(names, np.mean(losses, 0), color="0.7")
-    axes[1].set(ylabel="loss, nats a token")
-    axes[1].tick_params(axis="x", labelrotation=20)
+    axes[0].bar(names, np.mean(losses, 0), color="0.7")
+    axes[0].set(ylabel="loss, nats a token")
+    axes[0].tick_params(axis="x", labelrotation=20)
