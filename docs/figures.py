@@ -28,7 +28,7 @@ import mi_crow_lightning as mcl  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
 FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png", "drift.png")
-FIGURES += ("trait_shift.png", "screening.png")
+FIGURES += ("trait_shift.png", "screening.png", "update_ratio.png")
 SWEEP, RANDOM = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
@@ -105,6 +105,15 @@ def drifting() -> None:
     save(drift.table().plot()[0], "drift.png")
 
 
+def updating() -> None:
+    """Fine-tune all weights on the sad sentences, and draw how far each step moved the weights of each block."""
+    lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
+    watch = mcl.HookCallback(mcl.WeightStatistics("block:*"), log_every_n_steps=1, scalars="all")
+    module = mcl.CausalLMModule(lm.model, lm.tokenizer, lr=1e-4)
+    L.Trainer(callbacks=watch, max_steps=12, **QUIET).fit(module, DataLoader(texts["negative"], batch_size=4))
+    save(watch.history().plot("update_ratio", stage="train")[0], "update_ratio.png")
+
+
 def trait() -> None:
     """Fine-tune on joyful texts and on plain ones, and draw how far neutral texts shift along joy in both."""
     lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
@@ -164,5 +173,6 @@ if __name__ == "__main__":
     training(given.log_dir)
     steering()
     drifting()
+    updating()
     trait()
     screened(*given.screened)
