@@ -23,7 +23,7 @@ def mean_difference(moments: ClassMoments) -> Tensor:
 
     Examples:
         >>> moments = ClassMoments(2)
-        >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]))
+        >>> _ = moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]))
         >>> mean_difference(moments)
         tensor([3., 2.], dtype=torch.float64)
     """
@@ -47,7 +47,7 @@ def principal_difference(moments: ClassMoments) -> Tensor:
     Examples:
         >>> moments = ClassMoments(2, ["difference"])
         >>> x = torch.tensor([[0.0, 0.0], [4.0, 1.0], [0.0, 0.0], [4.0, -1.0]])
-        >>> moments.update(x, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
+        >>> _ = moments.update(x, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
         >>> principal_difference(moments).round(decimals=9)
         tensor([4., 0.], dtype=torch.float64)
     """

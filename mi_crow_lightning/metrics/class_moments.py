@@ -61,7 +61,7 @@ class ClassMoments:
 
     Examples:
         >>> moments = ClassMoments(2)
-        >>> moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]), torch.tensor([7, 7]))
+        >>> _ = moments.update(torch.tensor([[1.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 1]), torch.tensor([7, 7]))
         >>> moments.of("difference").mean
         tensor([3., 2.], dtype=torch.float64)
     """
