@@ -195,6 +195,28 @@ def test_a_step_that_the_scaler_skips_is_counted_and_not_read(fused: bool) -> No
     assert readings(watch, 0) == {layer: {"skipped_steps": 1.0} for layer in LAYERS}
 
 
+class Twice(Quiet):
+    """Steps twice in a batch; the loss of the first step overflows when it is scaled."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda one: torch.optim.SGD(one.parameters(), lr=0.5))
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        for factor in (float("inf"), 1.0):
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch) * factor)
+            optimizer.step()
+
+
+def test_a_skipped_step_and_one_that_is_taken_in_the_same_batch() -> None:
+    plain = by_hand(Quiet(lambda one: torch.optim.SGD(one.parameters(), lr=0.5)), 1)[0]
+    read = readings(fitted(Twice(), 1, **float16(8.0)), 0)
+    for layer, values in plain.items():
+        assert read[layer] == pytest.approx({**values, "skipped_steps": 1.0}, rel=1e-2)
+
+
 class Skipping(Quiet):
     """Leaves its first batch out."""
 
