@@ -25,10 +25,11 @@ IMAGES = ROOT / "docs" / "images"
 sys.path.insert(0, str(ROOT))
 
 import mi_crow_lightning as mcl  # noqa: E402
+from mi_crow_lightning.alarms import default_alarms  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
 FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png", "drift.png")
-FIGURES += ("trait_shift.png", "screening.png", "update_ratio.png")
+FIGURES += ("trait_shift.png", "screening.png", "update_ratio.png", "alarms.png")
 SWEEP, RANDOM = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
@@ -114,6 +115,40 @@ def updating() -> None:
     save(watch.history().plot("update_ratio", stage="train")[0], "update_ratio.png")
 
 
+def alarming() -> None:
+    """Fine-tune with a learning rate that is a hundred times as large from step 20 on, and mark what alarms fire."""
+    lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
+
+    class Mistake(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+            if trainer.global_step == 20:
+                trainer.optimizers[0].param_groups[0]["lr"] *= 100
+
+    detectors = [mcl.ActivationStatistics("block:15", histogram=False), mcl.WeightStatistics("block:15")]
+    watch = mcl.HookCallback(detectors, alarms=default_alarms("log"), log_every_n_steps=1)
+    module = mcl.CausalLMModule(lm.model, lm.tokenizer, lr=1e-5)
+    load = DataLoader(2 * texts["negative"] + 2 * texts["neutral"], batch_size=4)
+    L.Trainer(callbacks=[Mistake(), watch], max_steps=32, max_epochs=-1, **QUIET).fit(module, load)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    rows = [row for row in watch.history() if row.name == "update_ratio"]
+    axes.semilogy([row.step for row in rows], [row.value for row in rows], "o-", markersize=4)
+    for line, firing in enumerate(firing for firing in watch.fired() if firing.step < 32):
+        axes.axvline(firing.step, color="firebrick", linestyle=":")
+        axes.annotate(
+            f"{firing.alarm}, step {firing.step}",
+            (firing.step, 0.93 - 0.09 * line),
+            xycoords=("data", "axes fraction"),
+            xytext=(-6, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color="firebrick",
+        )
+    axes.set(xlabel="step", ylabel="update ratio", title="block 15, learning rate 100 times as large from step 20")
+    save(figure, "alarms.png")
+
+
 def trait() -> None:
     """Fine-tune on joyful texts and on plain ones, and draw how far neutral texts shift along joy in both."""
     lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
@@ -174,5 +209,6 @@ if __name__ == "__main__":
     steering()
     drifting()
     updating()
+    alarming()
     trait()
     screened(*given.screened)

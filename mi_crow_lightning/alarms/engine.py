@@ -100,6 +100,7 @@ class RunAlarms:
         self._was_on: set[str] = set()
         self._idle: dict[tuple[str, str], int] = {}
         self._moment: Moment | None = None
+        self._read_in_batch = True
 
     def __bool__(self) -> bool:
         """Return whether there are any."""
@@ -156,6 +157,7 @@ class RunAlarms:
         if self._live is None:
             return
         self._moment = moment
+        self._read_in_batch = moment.stage is not Stage.TRAIN
         if self._live.before_pass is not None and moment.stage is Stage.TRAIN:
             self._live.before_pass.begin(moment.batch_idx, batch)
         if self._follows_idle and self._layers is not None:
@@ -181,6 +183,10 @@ class RunAlarms:
 
     def before_step(self) -> None:
         """Read, before an optimizer step, whether all was finite, and what the loss was."""
+        self._read_in_batch = True
+        self._read_noted(before_step=True)
+
+    def _read_noted(self, before_step: bool) -> None:
         if self._live is None or not self._before_step or self._moment is None:
             return
         self._take_layers()
@@ -189,7 +195,12 @@ class RunAlarms:
         series = []
         if loss is not None and not trainer_facts.scales_gradients(self._live.trainer):
             series = [self._extended("train", LOSS, LOSS, "", 0, loss)]
-        self._ask(Seen("train", series, (), [found] if found is not None else []), self._moment, before_step=True)
+        self._ask(Seen("train", series, (), [found] if found is not None else []), self._moment, before_step)
+
+    def end_batch(self) -> None:
+        """Read what a training step noted that optimizes by itself, and took no step of an optimizer."""
+        if self._live is not None and not self._live.module.automatic_optimization and not self._read_in_batch:
+            self._read_noted(before_step=False)
 
     def end_step(self) -> None:
         """Forget the batches of a step: its weights are gone."""
@@ -277,10 +288,9 @@ class RunAlarms:
         self, bad: Bad | None, losses: Sequence[float], reads_loss: bool = True
     ) -> tuple[Finding | None, float | None]:
         """Return the first value of all ranks that is not finite, and the mean loss over the ranks."""
-        assert self._live is not None
         kind = _KINDS.index(bad.kind) if bad is not None else 0
         mine = [float(kind), float(bad.batch_idx if bad else 0), float(bad.place if bad else 0)]
-        loss = sum(losses) if losses and reads_loss else math.nan
+        loss = self._of_step(losses) if losses and reads_loss else math.nan
         rows = self._of_ranks([*mine, loss])
         finite_losses = [row[3] for row in rows if math.isfinite(row[3])]
         mean = sum(finite_losses) / len(finite_losses) if len(finite_losses) == len(rows) else None
@@ -289,6 +299,17 @@ class RunAlarms:
             return None, mean
         batch_idx, code, rank, place = min(failing)  # the earliest; gradients, which ranks share, come last
         return self._finding(_KINDS[int(code)], int(batch_idx), place, rank), mean
+
+    def _of_step(self, losses: Sequence[float]) -> float:
+        """Return the loss of a step from what backward ran on.
+
+        Lightning divides the losses of micro-batches by how many make a step, also in the last step of an epoch, which
+        may have fewer.
+        """
+        assert self._live is not None
+        if not self._live.module.automatic_optimization:
+            return sum(losses)
+        return sum(losses) / len(losses) * self._live.trainer.accumulate_grad_batches
 
     def _finding(self, kind: str, batch_idx: int, place: int, rank: int) -> Finding:
         assert self._live is not None

@@ -59,7 +59,9 @@ def plain(value: Any, place: str, left_out: list[str]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(one, f"{place}[{key}]", left_out) for key, one in value.items()}
+        # An optimizer's state has whole numbers for keys, and torch would take strings for other weights' state.
+        keys = (key if isinstance(key, (bool, int, float)) else str(key) for key in value)
+        return {key: plain(one, f"{place}[{key}]", left_out) for key, one in zip(keys, value.values(), strict=True)}
     if isinstance(value, (list, tuple)):
         made = [plain(one, f"{place}[{index}]", left_out) for index, one in enumerate(value)]
         return made if isinstance(value, list) else tuple(made)

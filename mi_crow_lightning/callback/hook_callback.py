@@ -275,6 +275,7 @@ class HookCallback(Results, pl.Callback):
     ) -> None:
         if outputs or not pl_module.automatic_optimization:  # else the step left the batch out
             self._end_step()
+        self._alarms.end_batch()
         self._end_batch()
         moment = self._run.moment if self._run is not None else None
         if moment is not None and moment.logged and trainer_facts.takes_a_step(trainer):

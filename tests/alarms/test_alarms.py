@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -42,9 +43,21 @@ from mi_crow_lightning.alarms import (
     load_snapshot,
     replay,
 )
+from mi_crow_lightning.alarms.snapshot_file import FIELDS, FORMAT, plain, save_snapshot
 from mi_crow_lightning.loggers import read_events
 from tests.callback.runs import Trace, assert_bit_equal, data_of, fingerprint, fit, module_of, told
-from tests.models import KINDS, Module, assert_same_handles, handles, llama, loader, token_data, trainer
+from tests.models import (
+    KINDS,
+    Module,
+    assert_same_handles,
+    handles,
+    llama,
+    loader,
+    mlp,
+    token_data,
+    trainer,
+    vector_data,
+)
 
 NAN_AT = 3  # the training batch in which a fault is planted
 
@@ -311,3 +324,82 @@ def test_drift_from_the_start_of_a_run_is_an_alarm() -> None:
     runner.fit(module, batches, batches)
     assert {(firing.stage, firing.reading) for firing in watch.fired()} == {("validate", "cosine")}
     assert {firing.alarm for firing in watch.fired()} == {watch.alarms[0].name}
+
+
+class ByItself(pl.LightningModule):
+    """Optimizes by itself, with an optimizer or without one; the layer's output is NaN in one batch."""
+
+    def __init__(self, steps: bool) -> None:
+        super().__init__()
+        self.model, self.steps, self.automatic_optimization = torch.nn.Linear(2, 1), steps, False
+        self.model.register_forward_hook(lambda layer, args, y: y * math.nan if args[0].amax() > 5 else y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss = self.model(batch).sum()
+        if self.steps:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0) if self.steps else None
+
+
+@pytest.mark.filterwarnings("ignore:.*this fit will run with no optimizer")
+@pytest.mark.parametrize("steps", [True, False])
+def test_a_module_that_optimizes_by_itself_is_read_in_every_batch(steps: bool) -> None:
+    watch = HookCallback([ActivationStatistics("model", histogram=False)], alarms=Alarm(NonFinite(), "log"))
+    noted = []
+
+    class Peek(pl.Callback):
+        def on_train_batch_end(self, *event: Any) -> None:
+            assert watch._alarms._watch is not None
+            noted.append(len(watch._alarms._watch._noted) + len(watch._alarms._noted))
+
+    batches = torch.arange(8.0).view(8, 1).expand(8, 2)
+    trainer(watch, Peek(), max_epochs=1).fit(ByItself(steps), torch.utils.data.DataLoader(batches))
+    assert noted == [0] * 8
+    (firing,) = watch.fired()
+    assert (firing.layer, firing.batch_idx, firing.before_step) == ("model", 6, steps)
+
+
+def test_the_loss_of_a_step_is_a_mean_also_where_an_epoch_ends_within() -> None:
+    """17 micro-batches, of which 4 make a step: the last step of each epoch has one."""
+
+    class Constant(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * 0 + 4.0
+
+    seen = []
+
+    class Reads(Rule):
+        def __init__(self) -> None:
+            super().__init__("loss")
+
+        def judge(self, values: Any) -> None:
+            seen.append(values[-1])
+
+    watch = HookCallback(ActivationStatistics("model.0", histogram=False), alarms=Alarm(Reads(), "log"))
+    runner = trainer(watch, accumulate_grad_batches=4, max_epochs=2, limit_val_batches=0)
+    batches = loader(vector_data(17), 1)
+    runner.fit(Constant(mlp()), batches, batches)
+    assert seen == [4.0] * 10
+
+
+def test_a_snapshot_keeps_the_state_of_an_optimizer(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    content = {**{name: kind() for name, kind in FIELDS.items()}, "format": FORMAT}
+    content |= {
+        "optimizers": [plain(optimizer.state_dict(), "optimizer", [])],
+        "batch": plain({0: 1, "b": 2}, "batch", []),
+    }
+    save_snapshot(content, tmp_path / "a.pt")
+    read = load_snapshot(tmp_path / "a.pt")
+    again = torch.optim.Adam(layer.parameters())
+    again.load_state_dict(read["optimizers"][0])
+    assert_bit_equal(again.state_dict(), optimizer.state_dict())
+    assert read["batch"] == {0: 1, "b": 2}
