@@ -309,7 +309,7 @@ class DeadShare(Rule):
     Args:
         readings: the readings, see `Rule`.
         above: the largest share that is in order.
-        rise: how many readings in a row must have a dead channel, after ``memory`` readings that had none, as in the
+        rise: how many readings in a row must have a dead channel, after ``window`` readings that had none, as in the
             output of a transformer's block; ``None`` to ask for ``above`` alone.
         window: how many readings without a dead channel there must have been for ``rise``.
         layers: see `Rule`.

@@ -510,8 +510,8 @@ def _checked_reference(value: Any) -> tuple[str, DriftReference | None]:
         path = place("reference", value)
         try:
             return str(path), DriftReference.load(path)
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; references without a file are 'adapter_off' and 'start'") from None
         except OSError as error:  # such as a name that no file may have
             raise ValueError(f"reference={shown(value)} cannot be read: {error.strerror}") from error
     raise TypeError(

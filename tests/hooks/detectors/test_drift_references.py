@@ -181,3 +181,8 @@ def test_what_is_no_file_and_no_reference(tmp_path: Path) -> None:
         DriftDetector("block:*", 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stage='train'"):
         DriftDetector("block:*", "start", stage="train")
+
+
+def test_a_misspelt_reference_is_answered_with_those_that_need_no_file() -> None:
+    with pytest.raises(FileNotFoundError, match="at 'strat': there is no such file; references without"):
+        DriftDetector("block:*", "strat")
