@@ -9,8 +9,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count
+from mi_crow_lightning._shown import shown
+from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
 from mi_crow_lightning.callback.hook_callback import HookCallback
+from mi_crow_lightning.errors import RegistrationError, VectorMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.per_layer import ends_alike
@@ -96,9 +98,12 @@ def score_texts(
         accelerator: as for the Trainer, which runs on one device.
 
     Raises:
-        RegistrationError: the module has no such layer.
-        HookError: the batches have labels of other classes, or rows that are not texts.
+        TypeError: ``vector`` is not a `SteeringVector`.
+        RegistrationError: the module has no such layer, or the vector calls it by a role, such as ``"block:12"``.
+        HookError: a layer has another width; the batches have labels of other classes, or rows that are not texts.
     """
+    if not isinstance(vector, SteeringVector):
+        raise TypeError(f"vector={shown(vector)} must be a SteeringVector, e.g. SteeringVector({{layer: direction}})")
     detector = _Projections(vector, Tokens.of(tokens), classes)
     quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     callback = HookCallback(detectors=[detector], report="off")
@@ -140,12 +145,31 @@ class _Projections(Detector):
     def _end_batch(self) -> None:
         running, self._running = self._running, None
         for layer, rows in running.rows().items() if running is not None else ():
-            projection = rows.x @ self._unit_at(layer).to(rows.x.device)
+            projection = rows.x @ self._unit_at(layer, rows.x.shape[-1]).to(rows.x.device)
             projection = torch.where(rows.label == -2, float("nan"), projection)
             self._kept.setdefault(layer, []).append(torch.stack([projection, rows.label.double()], 1).cpu())
 
-    def _unit_at(self, layer: str) -> Tensor:
-        return self._units[self._given_name(layer)]
+    def check_layers(self, blocks: Mapping[str, int | None]) -> None:
+        """Refuse a vector that does not have the layers under their names.
+
+        Raises:
+            RegistrationError: it calls a layer by a role.
+        """
+        for layer in blocks:
+            if not any(ends_alike(layer, name) for name in self._units):
+                raise RegistrationError(
+                    f"the vector has {listed_names(map(repr, self._units))}, and nothing under the name {layer!r}: "
+                    "score vector.fitted_to(module), which has the names of the module's layers"
+                )
+
+    def _unit_at(self, layer: str, width: int) -> Tensor:
+        unit = self._units[self._given_name(layer)]
+        if len(unit) != width:
+            raise VectorMismatch(
+                f"the vector has {len(unit)} features at {self._given_name(layer)!r}, and the layer's activations have "
+                f"{width}: use a vector extracted from this model and layer"
+            )
+        return unit
 
     def _given_name(self, layer: str) -> str:
         return next(name for name in self._units if ends_alike(layer, name))

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mi_crow_lightning import SteeringVector
+from mi_crow_lightning.errors import HookError, RegistrationError
 from mi_crow_lightning.language_model import score_texts
 from tests.hooks.detectors.contrasts import Reader, batches, by_hand, labels, texts
 from tests.models import assert_same_handles, handles, llama
@@ -54,3 +55,16 @@ def test_texts_without_labels_have_projections_alone() -> None:
     assert {row.label for row in table} == {None} and len(table.to_pandas()) == len(table)
     with pytest.raises(ValueError, match="the texts have no labels"):
         table.separability()
+
+
+def test_a_vector_that_does_not_fit_is_refused_with_what_was_given() -> None:
+    module, loader = Reader(llama()), batches(texts(3))
+    by_role = SteeringVector({"block:1": torch.ones(32)})
+    with pytest.raises(RegistrationError, match=r"the vector has 'block:1', and nothing under the name 'model"):
+        score_texts(by_role, module, loader, tokens="all", accelerator="cpu")
+    fitted = score_texts(by_role.fitted_to(module), module, loader, tokens="all", accelerator="cpu")
+    assert {row.layer for row in fitted} == {"model.model.layers.1"}
+    with pytest.raises(HookError, match=r"the vector has 5 features at 'model\.model\.layers\.1', and .* have 32"):
+        score_texts(vector(5), module, loader, tokens="all", accelerator="cpu")
+    with pytest.raises(TypeError, match="must be a SteeringVector"):
+        score_texts({"block:1": torch.ones(32)}, module, loader)  # type: ignore[arg-type]
