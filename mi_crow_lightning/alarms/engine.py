@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor, distributed
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._shown import shown
+from mi_crow_lightning._tables import listed_names
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.alarms.alarm import Alarm
 from mi_crow_lightning.alarms.before_pass import BeforePass
 from mi_crow_lightning.alarms.firing import Finding, Firing
@@ -38,6 +42,7 @@ from mi_crow_lightning.metrics.collectives import gather, is_distributed
 __all__ = ["RunAlarms"]
 
 _KINDS = ("", "layer", "loss", "gradient")
+_WITHOUT_LAYER = ("", "logits")  # where the loss, and how far logits moved, are read
 _EFFECTS = "steering"  # the prefix of what controllers changed, whose layers are "<hook>/<layer>"
 
 Note = Callable[[str, str, str], None]
@@ -145,6 +150,19 @@ class RunAlarms:
         watched = self._watch.layers if self._watch is not None else []
         self._live = _Live(trainer, module, trainer.global_rank, controllers, before, watched, {})
         self._layers, self._names, self._note = layers, names, note
+
+    def warn_of_layers(self, layers: Layers) -> None:
+        """Warn of a rule whose layers are none of those that hooks are on."""
+        known = {site.match.name for hook in self._hooks for site in layers.sites(hook)} if self.alarms else set()
+        for alarm in self.alarms:
+            patterns = alarm.rule.layers
+            if known and not any(fnmatchcase(layer, one) for one in patterns for layer in (*known, *_WITHOUT_LAYER)):
+                warn(
+                    f"the alarm {alarm.name!r} is of layers={shown(patterns)}, and no hooked layer has such a name, so "
+                    f"it cannot fire. Hooks are on {listed_names(map(repr, sorted(known)))}: give names, or patterns "
+                    "of names such as '*.layers.3', and not roles such as 'block:3'.",
+                    stacklevel=2,
+                )
 
     def end(self) -> None:
         """End the run: nothing of it is kept but what fired."""

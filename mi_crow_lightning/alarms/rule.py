@@ -70,7 +70,7 @@ class Rule:
     Args:
         readings: the readings, by name or tag, or patterns of these such as ``"activations_rms/*"``. The loss of each
             optimizer step is the reading ``"loss"``.
-        layers: the layers, by name or patterns.
+        layers: the layers, by name or patterns of names; a warning says if no hooked layer has such a name.
         stages: the stages; ``None`` for all.
         memory: how many numbers `judge` gets at most.
 

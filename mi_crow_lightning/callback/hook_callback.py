@@ -453,6 +453,7 @@ class HookCallback(Results, pl.Callback):
                 run.check_before_fit()
             self._reporter.begin(trainer, pl_module, arguments, run.layers, _registries(trainer))
             self._compare_ranks(trainer)
+            self._alarms.warn_of_layers(run.layers)
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))
             self._end_page.begin(trainer, self._writes_page(trainer))
             if not trainer_facts.is_fitting(trainer):

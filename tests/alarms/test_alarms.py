@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -403,3 +404,15 @@ def test_a_snapshot_keeps_the_state_of_an_optimizer(tmp_path: Path) -> None:
     again.load_state_dict(read["optimizers"][0])
     assert_bit_equal(again.state_dict(), optimizer.state_dict())
     assert read["batch"] == {0: 1, "b": 2}
+
+
+def test_an_alarm_of_layers_that_no_hook_is_on_warns() -> None:
+    names = ("model.1", "*.1", "block:1")
+    alarms = [Alarm(Threshold("rms", above=0.0, layers=one), "log", name=one) for one in names]
+    watch = HookCallback([ActivationStatistics("model.1")], alarms=alarms)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        trainer(watch).fit(Module(mlp()), loader(vector_data()), loader(vector_data()))
+    (text,) = [str(one.message) for one in heard if "no hooked layer" in str(one.message)]
+    assert "'block:1' is of layers=['block:1']" in text and "Hooks are on 'model.1':" in text
+    assert {one.alarm for one in watch.fired()} == {"model.1", "*.1"}
