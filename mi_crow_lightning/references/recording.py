@@ -147,8 +147,11 @@ class Comparison:
         own = log_softmax(logits.index_select(0, places).float(), -1).gather(1, held.indices)
         return partial_divergence(own, held.values)
 
-    def refuse_other_counts(self) -> None:
+    def refuse_other_counts(self, tokens: str) -> None:
         """Refuse a loader that gave more or fewer tokens than the reference's.
+
+        Args:
+            tokens: which positions were read, as text.
 
         Raises:
             ReferenceMismatch: it did.
@@ -156,9 +159,11 @@ class Comparison:
         for layer, seen in self.counts.items():
             there = self.reference.counts.get(LOGITS if layer == LOGITS else same_layer(layer, self.reference), seen)
             if there != seen:
+                why = "drift is measured on the loader that the reference was made with"
+                if tokens != self.reference.tokens:
+                    why = f"it was made with tokens={self.reference.tokens}, and tokens={tokens} are read now"
                 raise ReferenceMismatch(
-                    f"the loader gave {count(seen, 'token')} at {layer!r}, and the reference is of {there:,}: drift is "
-                    "measured on the loader that the reference was made with"
+                    f"the loader gave {count(seen, 'token')} at {layer!r}, and the reference is of {there:,}: {why}"
                 )
 
     def _held(self, layer: str, sketches: Sketches, keys: Tensor, ids: Tensor) -> tuple[Tensor, Sketches]:

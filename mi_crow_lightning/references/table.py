@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, legible
 from mi_crow_lightning.figures.drift import plot_drift
 
@@ -130,7 +131,14 @@ class DriftTable(Table[LayerDrift]):
         return min(self, key=lambda row: row.cosine)
 
     def drivers(self, layer: str | None = None) -> SampleTable:
-        """Return the samples that moved most at a layer; left out, at the layer that moved most."""
+        """Return the samples that moved most at a layer; left out, at the layer that moved most.
+
+        Raises:
+            ValueError: there are no rows, or none of that layer.
+        """
+        layers = [row.layer for row in self]
+        if layer is not None and layer not in layers:
+            raise not_known("layer", layer, layers)
         return self.samples.at(self.moved_most().layer if layer is None else layer)
 
     def summary(self) -> str:

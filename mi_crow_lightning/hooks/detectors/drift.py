@@ -374,7 +374,7 @@ class DriftDetector(SummingDetector):
             self._finish_recording()
             return
         if self._comparison is not None and _world()[1] == 1:
-            self._comparison.refuse_other_counts()
+            self._comparison.refuse_other_counts(self.tokens._text)
         self._table = self._as_table(rows)
         for row in self._table:
             for name in _OF_LAYERS:
@@ -421,7 +421,10 @@ class DriftDetector(SummingDetector):
         if self._spawned_runs is not None:
             self._spawned_runs.refuse("DriftDetector")
         if self._table is None:
-            raise NothingExtracted(f"{self!r} has compared nothing yet: a run must reach a reading first")
+            why = "a run must reach a reading first"
+            if self.mode == START and self._reference is not None:
+                why = f"its first pass became the reference; the next pass of {self.stage.value} is compared with it"
+            raise NothingExtracted(f"{self!r} has compared nothing yet: {why}")
         return self._table
 
     def reference(self) -> DriftReference:

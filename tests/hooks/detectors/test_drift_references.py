@@ -35,8 +35,8 @@ def against(reference: Any, **options: Any) -> DriftDetector:
 
 def test_a_saved_reference_of_the_base_model_equals_numpy_with_other_batches(tmp_path: Path) -> None:
     made = validate(llama().double(), start())
-    with pytest.raises(NothingExtracted):
-        made.table()  # the first pass becomes the reference
+    with pytest.raises(NothingExtracted, match="first pass became the reference; the next pass of validate is"):
+        made.table()
     made.reference().save(tmp_path / "base.safetensors")
     model, base = adapted().double().eval(), llama().double().eval()
     table = validate(model, against(str(tmp_path / "base.safetensors"), components=2), size=7).table()
@@ -51,6 +51,8 @@ def test_a_saved_reference_of_the_base_model_equals_numpy_with_other_batches(tmp
     assert table.logit_kl == pytest.approx((p * torch.tensor(p / q).log().numpy()).sum(1).mean(), rel=1e-4)
     most = table.drivers()[0]
     assert most.sample is not None and most.batch_idx == most.sample // 7 and most.row == most.sample % 7
+    with pytest.raises(ValueError, match=r"layer='block:1' is not known: choose one of 'model\."):
+        table.drivers("block:1")
 
 
 def test_bounded_sketches_keep_the_same_tokens_whatever_the_batches_are() -> None:
@@ -105,7 +107,9 @@ def test_another_loader_model_or_layer_is_refused() -> None:
     for data, says in ((other, "sample 9 of dataloader 0 has other tokens"), (shuffled, "has other tokens")):
         with pytest.raises(HookError, match=says):
             validate(adapted(), against(reference), data=data)
-    with pytest.raises(HookError, match="the loader gave"):
+    with pytest.raises(HookError, match=r"it was made with tokens=.*all.*, and tokens=.*last.* are read now"):
+        validate(adapted(), against(reference, tokens="last"))
+    with pytest.raises(HookError, match=r"the loader gave .* the loader that the reference was made with"):
         validate(adapted(), against(reference), data=token_data()[:12])
     with pytest.raises(ReferenceMismatch, match=r"0 layers of the name 'model\.transformer"):
         validate(gpt2(), against(reference))
