@@ -4,7 +4,7 @@ A fine-tune shifts the mean projection of texts that have nothing to do with it,
 foretells how strongly the tuned model shows the trait (Chen et al., 2025, "Persona vectors", arXiv 2507.21509). It
 costs what a `ProjectionDetector` costs, in validation only.
 
-A projection is not the trait. Preventative steering can cut the shift whole and the expression by a third: put
+A projection is not the trait. Preventative steering can cut the whole shift and leave a part of the expression: put
 `ContinuationScore` beside it, which measures what the model says.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from mi_crow_lightning._arguments import place
 from mi_crow_lightning._saved_state import Check
 from mi_crow_lightning._shown import cut, shown
+from mi_crow_lightning._tables import count
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import RegistrationError, VectorFileError
@@ -196,9 +197,9 @@ class TraitMonitor(ProjectionDetector):
     def _row_of(self, layer: str, vector: str, dataloader: int, texts: int, values: ProjectionValues) -> TraitBase:
         if not values.std > 0:
             raise ValueError(
-                f"{shown(self)}: the {texts} texts of dataloader {dataloader} have the same projection on "
-                f"{vector or 'the vector'!r} at {layer!r}, so there is no spread to measure a shift in: validate "
-                "several different texts"
+                f"{shown(self)}: projections of {count(texts, 'text')} of dataloader {dataloader} on {_called(vector)} "
+                f"at {layer!r} have a standard deviation of {values.std:g}, so there is no spread to measure a shift "
+                "in: validate several different texts"
             )
         mark = self._mark(layer, vector)
         return TraitBase(vector, layer, dataloader, texts, values.mean, values.std, self.tokens._text, mark)
@@ -216,11 +217,11 @@ class TraitMonitor(ProjectionDetector):
 
     def _refuse_other(self, base: TraitBase | None, layer: str, vector: str) -> None:
         if base is None:
-            why = f"has nothing of {vector or 'the vector'!r} at {layer!r}"
+            why = f"has nothing of {_called(vector)} at {layer!r}"
         elif base.tokens != self.tokens._text:
             why = f"is of tokens={base.tokens}, and this monitor reads tokens={self.tokens._text}"
         elif abs(base.mark - self._mark(layer, vector)) > 1e-4:
-            why = f"is of another direction than {vector or 'the vector'!r} at {layer!r}"
+            why = f"is of another direction than {_called(vector)} at {layer!r}"
         else:
             return
         raise RegistrationError(
@@ -330,6 +331,10 @@ def _refuse_other_stages(schedule: When | None) -> None:
             f"schedule={shown(schedule)} is due in {', '.join(others)}, and a TraitMonitor compares validation passes: "
             "give Schedule(stages='validate', ...)"
         )
+
+
+def _called(vector: str) -> str:
+    return repr(vector) if vector else "the vector"
 
 
 def _joined(direction: str, name: str) -> str:
