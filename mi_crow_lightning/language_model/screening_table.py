@@ -56,7 +56,7 @@ class ScreeningTable(Table[ScreenedSample]):
         >>> rows = [ScreenedSample(i, float(i), float(i), 0.0, f"text {i}", label=int(i > 97)) for i in range(100)]
         >>> table = ScreeningTable(rows).ranked()
         >>> table
-        <100 samples: score 0 to 99, median 49.5; auroc 1 of 2 labelled samples>
+        <100 samples: score 0 to 99, median 49.5; auroc 1 of 2 samples labelled 1 and 98 labelled 0>
         >>> flagged = table.above(table.percentile(98))
         >>> [row.text for row in flagged]
         ['text 99', 'text 98']
@@ -81,8 +81,9 @@ class ScreeningTable(Table[ScreenedSample]):
         if not len(scores):
             return "screening: no samples with a score"
         middle = f"score {scores.min():.3g} to {scores.max():.3g}, median {np.median(scores):.3g}"
-        positive = sum(row.label == 1 for row in self)
-        labelled = f"; auroc {self.auroc():.3g} of {count(positive, 'labelled sample')}" if self._is_labelled() else ""
+        ones, zeros = (sum(row.label == label for row in self if is_finite(row.score)) for label in (1, 0))
+        of = f"{count(ones, 'sample')} labelled 1 and {zeros:,} labelled 0"
+        labelled = f"; auroc {self.auroc():.3g} of {of}" if ones and zeros else ""
         lacking = len(self) - len(scores)
         return f"{count(len(self), 'sample')}: {middle}{labelled}" + (f"; {lacking} without a score" * bool(lacking))
 
@@ -122,7 +123,7 @@ class ScreeningTable(Table[ScreenedSample]):
     def kept(self, dataset: Dataset[Any], threshold: float) -> Subset[Any]:
         """Return the dataset without the samples whose score is above a threshold.
 
-        A sample that has no score, because ``drop_last`` left it out, say, is kept, with a warning.
+        A sample that has no score is kept, with a warning: ``drop_last`` left it out, or none of its tokens counts.
 
         Args:
             dataset: the dataset of the dataloader that was screened.
@@ -142,11 +143,20 @@ class ScreeningTable(Table[ScreenedSample]):
                 f"dataset={shown(dataset)} has {size} samples, and sample {last} was screened: give the dataset "
                 "of the dataloader that was screened"
             )
-        unknown = size - len({row.sample for row in self if is_finite(row.score)})
-        if unknown:
+        screened, scored = len({row.sample for row in self}), len({row.sample for row in self if is_finite(row.score)})
+        why = []
+        if screened < size:
+            why.append(
+                f"{size - screened} were not screened: use a dataloader without drop_last and without a batch limit"
+            )
+        if scored < screened:
+            why.append(
+                f"{screened - scored} have no score, because no token of the text, completion or reference counts, or "
+                "activations are not finite: look at max_length= and tokens="
+            )
+        if why:
             warn(
-                f"{unknown} of the dataset's {size} samples have no score, and are kept: screen them with a dataloader "
-                "without drop_last and without a limit on batches",
+                f"{size - scored} of the dataset's {size} samples have no score, and are kept; {'; '.join(why)}",
                 stacklevel=2,
             )
         return Subset(dataset, [index for index in range(size) if index not in flagged])
@@ -175,9 +185,11 @@ class ScreeningTable(Table[ScreenedSample]):
         """Return the probability that a sample with label 1 has a higher score than one with label 0.
 
         Raises:
-            ValueError: a label is missing, or all labels are the same.
+            ValueError: there are no samples with a score and label 1, or none with a score and label 0.
         """
         rows = [row for row in self if row.label is not None and is_finite(row.score)]
+        if not rows:
+            raise ValueError(f"none of the {len(self)} samples has a label and a score: put 'label', 1 or 0, into each")
         scores = torch.tensor([row.score for row in rows], dtype=torch.float64)
         return separability("the samples", scores, torch.tensor([row.label for row in rows], dtype=torch.long)).auroc
 
@@ -192,7 +204,11 @@ class ScreeningTable(Table[ScreenedSample]):
             FileExistsError: the file exists, and the mode is ``"x"``.
             OSError: it cannot be written.
         """
-        lines = LineFile(place("path", path).expanduser(), one_of("mode", mode, ("x", "w")))
+        file, mode = place("path", path).expanduser(), one_of("mode", mode, ("x", "w"))
+        try:
+            lines = LineFile(file, mode)
+        except FileExistsError:
+            raise FileExistsError(f"{shown(str(file))} exists already: save(..., mode='w') overwrites it") from None
         try:
             lines.append([json.dumps(_in_json(row), ensure_ascii=False) for row in self])
         finally:
@@ -200,9 +216,6 @@ class ScreeningTable(Table[ScreenedSample]):
 
     def _scores(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.array([row.score for row in self if is_finite(row.score)], dtype=np.float64)
-
-    def _is_labelled(self) -> bool:
-        return {row.label for row in self if is_finite(row.score)} >= {0, 1}
 
 
 def joined(parts: Iterable[Iterable[ScreenedSample]]) -> ScreeningTable:

@@ -71,7 +71,7 @@ class SweepTable(Table[SweepRow]):
         random = {row.vector for row in self if row.is_random}
         vectors = list(dict.fromkeys(row.vector for row in self if not row.is_random))
         named = ", ".join(legible(name) for name in vectors[:3]) + (", ..." if len(vectors) > 3 else "")
-        beside = f" beside {len(random)} random ones" if random else ""
+        beside = f" beside {count(len(random), 'random one')}" if random else ""
         strengths = count(len({row.strength for row in self}), "strength")
         measure = legible(self[0].measure) if self else "nothing"
         return f"{measure} at {strengths} of {count(len(vectors), 'vector')}{beside}: {named}"
@@ -144,7 +144,7 @@ def sweep_table(predictions: Any, measure: str | Callable[[Any], float] = "gap")
         ... ]
         >>> table = sweep_table(scores)
         >>> table
-        <gap at 2 strengths of 1 vector beside 1 random ones: joy>
+        <gap at 2 strengths of 1 vector beside 1 random one: joy>
         >>> [(row.vector, row.span, row.random_low) for row in table.dose_response()]
         [('joy', 3.0, -0.5)]
     """

@@ -87,7 +87,7 @@ def test_pairs_are_compared_with_a_reference_completion() -> None:
     ones = [row.score for row in table if row.label]
     zeros = [row.score for row in table if not row.label]
     assert table.auroc() == np.mean([[one > zero for zero in zeros] for one in ones])
-    assert f"auroc {table.auroc():.3g} of 2 labelled samples" in repr(table)
+    assert f"auroc {table.auroc():.3g} of 2 samples labelled 1 and 2 labelled 0" in repr(table)
 
 
 def test_several_vectors_in_one_pass() -> None:
@@ -201,7 +201,7 @@ def test_the_table(tmp_path: Path) -> None:
     table.save(tmp_path / "a" / "scores.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "a" / "scores.jsonl").read_text("utf-8").splitlines()]
     assert [line["sample"] for line in lines] == [1, 3, 0, 2] and lines[-1]["score"] is None
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match=r"scores\.jsonl' exists already: save\(\.\.\., mode='w'\)"):
         table.save(tmp_path / "a" / "scores.jsonl")
     table[:1].save(tmp_path / "a" / "scores.jsonl", "w")
     assert len((tmp_path / "a" / "scores.jsonl").read_text("utf-8").splitlines()) == 1
@@ -212,6 +212,12 @@ def test_the_table(tmp_path: Path) -> None:
         table.above(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no length"):
         table.kept(iter("a"), 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="none of the 4 samples has a label and a score"):
+        table.auroc()
+    with pytest.warns(UserWarning, match=r"1 of the dataset's 4 samples .* kept; 1 have no score, bec"):
+        table.kept(range(4), 1.0)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"3 of the dataset's 6 .*; 2 were not screened: .*; 1 have no"):
+        table.kept(range(6), 1.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="neutral="):
         table.against([])  # type: ignore[arg-type]
 
