@@ -68,7 +68,8 @@ class Threshold(Rule):
         stages: see `Rule`.
 
     Raises:
-        TypeError, ValueError: an argument has a value that makes no sense for it, or there is no threshold.
+        TypeError, ValueError: an argument has a value that makes no sense for it, there is no threshold, or every
+            number is beyond one.
 
     Examples:
         >>> Threshold("mean_ratio", above=1.0).judge([2.5])
@@ -88,6 +89,11 @@ class Threshold(Rule):
             raise ValueError(f"{type(self).__name__} needs a threshold: give above=, below= or both")
         self.above = above if above is None else _number("above", above)
         self.below = below if below is None else _number("below", below)
+        if self.above is not None and self.below is not None and self.above < self.below:
+            raise ValueError(
+                f"above={shown(above)} is less than below={shown(below)}, so every reading would fire: above= is the "
+                "largest number that is in order, and below= the smallest"
+            )
         self.patience = whole_number("patience", patience, 1)
         super().__init__(readings, layers, stages, memory=self.patience)
 

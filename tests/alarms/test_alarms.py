@@ -217,6 +217,8 @@ def test_evaluations_are_read_at_their_end() -> None:
 
 @pytest.mark.documents("reliability/a-rule-needs-a-reading-that-no-detector-gives")
 def test_the_rules_need_readings_that_are_there() -> None:
+    with pytest.raises(ValueError, match="above=1 is less than below=2, so every reading would fire"):
+        Threshold("rms", above=1, below=2)
     with pytest.raises(ValueError, match="needs the reading 'rsm', and no detector of this callback gives it"):
         watching(Alarm(Threshold("rsm", above=1)))
     with pytest.raises(ValueError, match="Did you mean 'default'"):
