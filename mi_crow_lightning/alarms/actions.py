@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Protocol
@@ -86,7 +87,8 @@ class SaveCheckpoint(Action):
     """Saves a checkpoint of the Trainer, which resumes as any other.
 
     Before an optimizer step, the checkpoint holds the weights from before it, and resuming repeats the batch; a warning
-    then says that the readings of the batch may be counted twice.
+    then says that the readings of the batch may be counted twice. A file of that name stays: the new one gets ``-v1``
+    behind its name, as those of Lightning do.
 
     Args:
         folder: where to; a folder ``alarms`` in the Trainer's log folder if left out.
@@ -101,7 +103,8 @@ class SaveCheckpoint(Action):
     def act(self, firing: Firing, run: AlarmedRun) -> None:
         """Save it; a Trainer does so on all ranks together."""
         folder = Path(self.folder) if self.folder is not None else run.folder()
-        run.trainer.save_checkpoint(folder / f"{file_stem(firing)}.ckpt")
+        path = str(free_path(folder, file_stem(firing), ".ckpt"))
+        run.trainer.save_checkpoint(run.trainer.strategy.broadcast(path))  # ranks may look at different moments
 
 
 class SwitchOff(Action):
@@ -109,7 +112,7 @@ class SwitchOff(Action):
 
     Args:
         controllers: the IDs of controllers; ``None`` for the one that the alarm is about, or all where it is about
-            none.
+            none. A `HookCallback` refuses an ID that none of its controllers has.
 
     Raises:
         TypeError, ValueError: it is not a list of IDs.
@@ -146,6 +149,12 @@ class Stop(Action):
         if firing.before_step:
             for parameter in run.module.parameters():
                 parameter.grad = None
+
+
+def free_path(folder: Path, stem: str, ending: str) -> Path:
+    """Return the path of a file that is not there, numbered as Lightning numbers checkpoints of one name."""
+    numbered = (folder / f"{stem}{f'-v{number}' if number else ''}{ending}" for number in count())
+    return next(path for path in numbered if not path.exists())
 
 
 def file_stem(firing: Firing) -> str:

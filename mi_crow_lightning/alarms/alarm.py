@@ -34,7 +34,8 @@ class Alarm:
         actions: an action, or several in this order: `Action` objects or names, ``"log"``, ``"warn"``,
             ``"checkpoint"``, ``"switch off"``, ``"stop"``, ``"snapshot"``.
         name: the alarm's name in events; the class of the rule if left out.
-        most: the most times that it fires in one run. What fired stays quiet until it was in order again.
+        most: the most times that it fires in one run. What fired in a stage stays quiet there until it was in order
+            again.
 
     Raises:
         TypeError, ValueError: an argument has a value that makes no sense for it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +99,7 @@ class RunAlarms:
         self._layers: Layers | None = None
         self._names: Mapping[str, str] = {}
         self._series: dict[str, Series] = {}
-        self._standing: dict[int, set[str]] = {}  # by alarm, the keys that fired and are not in order since
+        self._standing: dict[tuple[int, str], set[str]] = {}  # by alarm and stage, what fired and still stands
         self._counts: dict[int, int] = {}
         self._noted: list[Noted] = []
         self._was_on: set[str] = set()
@@ -249,8 +249,8 @@ class RunAlarms:
             bad = self._agreed(*first_bad(noted), reads_loss=False)[0]
             found = [bad] if bad is not None else []
         series, changed = self._of_readings(step, stage.value) if step is not None else ([], set())
-        idle = list(self._idle_controllers(stage, changed)) if self._follows_idle else []
-        self._ask(Seen(stage.value, series, idle, found), moment, position=position)
+        idle, at_work = self._controllers_that_were_on(stage, changed) if self._follows_idle else ([], set())
+        self._ask(Seen(stage.value, series, idle, found), moment, position=position, at_work=at_work)
 
     def _of_readings(self, step: LoggedStep, stage: str) -> tuple[list[Series], set[str]]:
         """Return the series with their new numbers, and the names of the controllers that changed something."""
@@ -286,19 +286,24 @@ class RunAlarms:
         self._live.readings[layer, name] = value
         return one
 
-    def _idle_controllers(self, stage: Stage, changed: set[str]) -> Iterable[IdleController]:
+    def _controllers_that_were_on(self, stage: Stage, changed: set[str]) -> tuple[list[IdleController], set[str]]:
+        """Return those that changed nothing since the last reading, and the IDs of the others; none that was off."""
         assert self._live is not None and self._layers is not None
+        idle, at_work = [], set()
+        was_on, self._was_on = self._was_on, set()
         for hook in self._live.controllers:
+            if hook.id not in was_on:
+                continue
             key = (stage.value, hook.id)
-            quiet = hook.id in self._was_on and hook.id not in changed
-            if not quiet or not isinstance(hook, Controller) or hook._may_be_idle or hook.error:
+            if hook.id in changed or not isinstance(hook, Controller) or hook._may_be_idle or hook.error:
                 self._idle[key] = 0
+                at_work.add(hook.id)
                 continue
             self._idle[key] = self._idle.get(key, 0) + 1
             sites = self._layers.sites(hook) if hook.registered else []
             layer = sites[0].match.name if sites else ""
-            yield IdleController(hook.id, self._names.get(hook.id, hook.id), layer, self._idle[key])
-        self._was_on.clear()
+            idle.append(IdleController(hook.id, self._names.get(hook.id, hook.id), layer, self._idle[key]))
+        return idle, at_work
 
     # What all ranks agree on.
 
@@ -358,9 +363,16 @@ class RunAlarms:
 
     # Rules and actions.
 
-    def _ask(self, seen: Seen, moment: Moment, before_step: bool = False, position: int | None = None) -> None:
+    def _ask(
+        self,
+        seen: Seen,
+        moment: Moment,
+        before_step: bool = False,
+        position: int | None = None,
+        at_work: Collection[str] = (),
+    ) -> None:
         step = position if position is not None else moment.step
-        found = [self._new(index, alarm, seen) for index, alarm in enumerate(self.alarms)]
+        found = [self._new(index, alarm, seen, at_work) for index, alarm in enumerate(self.alarms)]
         firings = [
             self._firing(alarm, of_one, moment, step, before_step) if of_one else None
             for alarm, of_one in zip(self.alarms, found, strict=True)
@@ -370,24 +382,18 @@ class RunAlarms:
                 self._counts[index] = self._counts.get(index, 0) + 1
                 self._fire(self.alarms[index], firing)
 
-    def _new(self, index: int, alarm: Alarm, seen: Seen) -> list[Finding]:
+    def _new(self, index: int, alarm: Alarm, seen: Seen, at_work: Collection[str]) -> list[Finding]:
         """Return what an alarm finds that did not stand already, the first layer first."""
-        standing = self._standing.setdefault(index, set())
+        standing = self._standing.setdefault((index, seen.stage), set())
         found = {one.key: one for one in alarm.rule.findings(seen)}
         new = [one for key, one in found.items() if key not in standing]
-        asked = {one.tag for one in seen.series} | {hook.hook for hook in seen.idle} | self._always_asked(seen)
+        looked_for = ["non-finite"] if seen.non_finite is not None else []
+        asked = {*looked_for, *at_work, *(one.tag for one in seen.series), *(one.hook for one in seen.idle)}
         standing.difference_update(asked.difference(found))
         standing.update(found)
         if self._counts.get(index, 0) >= alarm.most:
             return []
         return sorted(new, key=lambda one: one.order)
-
-    def _always_asked(self, seen: Seen) -> set[str]:
-        """Return the keys that are in order if they are not found."""
-        assert self._live is not None
-        changed = {hook.id for hook in self._live.controllers} - {one.hook for one in seen.idle}
-        looked_for = ["non-finite"] if seen.non_finite is not None else []
-        return {*looked_for, *changed}
 
     def _firing(self, alarm: Alarm, found: Sequence[Finding], moment: Moment, step: int, before_step: bool) -> Firing:
         first = found[0]

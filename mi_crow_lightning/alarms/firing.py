@@ -11,7 +11,7 @@ class Finding(NamedTuple):
     """One place at which a rule is broken, before it is known when.
 
     Attributes:
-        key: what the rule looked at; it fires again only after it was in order in between.
+        key: what the rule looked at; in one stage it fires again only after it was in order in between.
         layer: the layer; empty where it is the whole model.
         text: what is wrong, as the rest of a sentence.
         reading: the name of the reading; empty where there is none.

@@ -362,7 +362,8 @@ class DeadShare(Rule):
 class WithoutEffect(Rule):
     """Fires where a controller that was on changed nothing.
 
-    Controllers that may be idle, such as those with a condition, are left out.
+    Controllers that may be idle, such as those with a condition, are left out. Readings between which a controller was
+    off say nothing of it.
 
     Args:
         patience: for how many readings in a row it must have changed nothing in training; an evaluation has one.

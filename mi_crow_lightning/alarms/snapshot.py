@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import check_flag, place
 from mi_crow_lightning._warned import warn
-from mi_crow_lightning.alarms.actions import Action, AlarmedRun, file_stem
+from mi_crow_lightning.alarms.actions import Action, AlarmedRun, file_stem, free_path
 from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.alarms.snapshot_file import FORMAT, plain, save_snapshot
 
@@ -26,7 +26,8 @@ class Snapshot(Action):
     The file holds the batch and the random states from before the pass, the weights and buffers, the first layer that
     is not finite, and the last readings. The rank that fails writes it. While such an alarm is on, batches are kept
     until their optimizer step, by reference: a step that writes to its batch changes what is written. Only training has
-    snapshots. Weights that are sharded over ranks are left out.
+    snapshots. Weights that are sharded over ranks are left out. A file that is there stays: the new one gets ``-v1``
+    behind its name.
 
     An alarm that fires on readings fires after the optimizer step; the snapshot then has the weights from after it, and
     says so.
@@ -75,7 +76,7 @@ class Snapshot(Action):
             "left_out": left_out,
         }
         folder = Path(self.folder) if self.folder is not None else run.folder()
-        path = folder / f"{file_stem(firing)}-rank{run.rank}.pt"
+        path = free_path(folder, f"{file_stem(firing)}-rank{run.rank}", ".pt")
         save_snapshot(content, path)
         lacks = f" (left out: {', '.join(left_out[:5])})" if left_out else ""
         warn(

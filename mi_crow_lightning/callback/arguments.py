@@ -8,6 +8,7 @@ from typing import Any
 
 from mi_crow_lightning._arguments import check_flag, listed, not_known, one_line, whole_number
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.alarms.actions import SwitchOff
 from mi_crow_lightning.alarms.alarm import Alarm
 from mi_crow_lightning.alarms.defaults import default_alarms, default_rules
 from mi_crow_lightning.figures.axes import check_matplotlib
@@ -110,11 +111,12 @@ def check_scalars(value: Any, detectors: Iterable[Hook]) -> Scalars:
     return tuple(names)
 
 
-def check_alarms(value: Any, detectors: Iterable[Hook]) -> list[Alarm]:
+def check_alarms(value: Any, hooks: Iterable[Hook]) -> list[Alarm]:
     """Return ``value`` as a list of alarms; ``"default"`` for `default_alarms`.
 
     Raises:
-        TypeError, ValueError: it is something else, or a rule needs a reading that no detector gives.
+        TypeError, ValueError: it is something else, or a rule needs a reading that no detector gives, or an action a
+            controller that is not among the hooks.
     """
     if isinstance(value, str):
         if value != "default":
@@ -126,7 +128,9 @@ def check_alarms(value: Any, detectors: Iterable[Hook]) -> list[Alarm]:
             raise TypeError(f"alarms={shown(value)} holds {shown(alarm)}: give Alarm(rule, actions)")
     if not alarms:
         return alarms
-    declared = [hook.reading_names() for hook in detectors if isinstance(hook, Detector)]
+    hooks = list(hooks)
+    _check_switches(alarms, [hook.id for hook in hooks if hook.edits])
+    declared = [hook.reading_names() for hook in hooks if isinstance(hook, Detector)]
     known = [*_CHANGES, *(name for of_one in declared for name in of_one)]
     defaults = {repr(rule) for rule in default_rules().values()}
     for alarm in alarms if all(declared) else ():
@@ -136,6 +140,21 @@ def check_alarms(value: Any, detectors: Iterable[Hook]) -> list[Alarm]:
                 f"{', '.join(dict.fromkeys(known))}, and alarms add 'loss'"
             )
     return alarms
+
+
+def _check_switches(alarms: Iterable[Alarm], controllers: Sequence[str]) -> None:
+    """Refuse an alarm that would switch off a controller which is not there."""
+    switches = [(alarm.name, action) for alarm in alarms for action in alarm.actions if isinstance(action, SwitchOff)]
+    for name, action in switches:
+        if not controllers:
+            raise ValueError(
+                f"the alarm {name!r} has the action 'switch off', and this callback has no controllers: leave the "
+                "action out, or give the alarm to the HookCallback that has them"
+            )
+        for one in action.controllers or ():
+            if one not in controllers:
+                error = not_known("controllers", one, controllers)
+                raise ValueError(f"the alarm {name!r} switches off what this callback does not have: {error}")
 
 
 def check_monitor(value: Any) -> tuple[str, ...]:
