@@ -136,12 +136,26 @@ def _to_host(numbers: Sequence[Tensor]) -> list[float]:
 
 @torch.no_grad()
 def gradient_norm(module: nn.Module) -> Tensor | None:
-    """Return the norm of all gradients; ``None`` if there are none."""
-    gradients = [one.grad for one in module.parameters() if one.grad is not None]
-    dense: list[Any] = [one.coalesce().values() if one.is_sparse else one for one in gradients]
-    if not dense:
-        return None
-    norm: Any = torch.nn.utils.get_total_norm(dense)
+    """Return the norm of all gradients; ``None`` if there are none. Where some are sharded, all ranks must ask.
+
+    torch takes the norm of tensors of one kind only: of plain ones, or of those that are sharded over one mesh.
+    """
+    kinds: dict[Any, list[Any]] = {}
+    for gradient in (one.grad for one in module.parameters() if one.grad is not None):
+        dense = gradient.coalesce().values() if gradient.is_sparse else gradient
+        kinds.setdefault((getattr(dense, "device_mesh", None), dense.dtype == torch.float16), []).append(dense)
+    norms = [_norm(of_kind, half) for (_, half), of_kind in kinds.items()]
+    if len(norms) < 2:
+        return norms[0] if norms else None
+    joined: Tensor = torch.linalg.vector_norm(torch.stack([one.to(norms[0].device, torch.float32) for one in norms]))
+    return joined
+
+
+def _norm(gradients: list[Any], half: bool) -> Tensor:
+    """Return the norm of gradients of one kind, on each rank that of all shards."""
+    if half:  # the norm of many may be beyond float16 where each of them is not
+        gradients = [torch.linalg.vector_norm(one, dtype=torch.float32) for one in gradients]
+    norm: Any = torch.nn.utils.get_total_norm(gradients)
     whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return whole
 
