@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import nn
 
-__all__ = ["ModuleTree", "can_be_called", "holders_of", "unwrapped"]
+__all__ = ["ModuleTree", "can_be_called", "holders_of", "unwrapped", "without_wrappers"]
 
 _WRAPPER_SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # "module" and "model" are ordinary names too: they only mean a wrapper below these classes.
@@ -48,6 +48,16 @@ def _is_wrapper_segment(name: str, parent: nn.Module) -> bool:
         return False
     classes = {cls.__name__ for cls in type(parent).__mro__}
     return not classes.isdisjoint(_WRAPPER_CLASSES.get(name, ()))
+
+
+def without_wrappers(name: str) -> str:
+    """Return the name of a tensor or module without the segments that mean a wrapper under any class.
+
+    Examples:
+        >>> without_wrappers("model._orig_mod.layers.3.weight")
+        'model.layers.3.weight'
+    """
+    return ".".join(segment for segment in name.split(".") if segment not in _WRAPPER_SEGMENTS)
 
 
 def holders_of(name: str) -> Iterator[str]:

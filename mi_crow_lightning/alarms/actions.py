@@ -31,6 +31,7 @@ class AlarmedRun(Protocol):
         controllers: the callback's controllers.
         before_pass: what was kept of the passes since the last optimizer step; ``None`` if no action needs it.
         layers: the names of the layers that are watched.
+        root: the name of the module that these are relative to; empty for the LightningModule.
     """
 
     trainer: pl.Trainer
@@ -39,6 +40,7 @@ class AlarmedRun(Protocol):
     controllers: Sequence[Hook]
     before_pass: BeforePass | None
     layers: Sequence[str]
+    root: str
 
     def folder(self) -> Path:
         """Return where files of this run go by default."""

@@ -17,6 +17,7 @@ from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._tables import listed_names
 from mi_crow_lightning._warned import warn
+from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.alarms.alarm import Alarm
 from mi_crow_lightning.alarms.before_pass import BeforePass
 from mi_crow_lightning.alarms.firing import Finding, Firing
@@ -43,6 +44,7 @@ __all__ = ["RunAlarms"]
 
 _KINDS = ("", "layer", "loss", "gradient")
 _WITHOUT_LAYER = ("", "logits")  # where the loss, and how far logits moved, are read
+_MOST = 2**13  # numbers on a device that are held until they are read
 _EFFECTS = "steering"  # the prefix of what controllers changed, whose layers are "<hook>/<layer>"
 
 Note = Callable[[str, str, str], None]
@@ -58,6 +60,7 @@ class _Live(NamedTuple):
     controllers: Sequence[Hook]
     before_pass: BeforePass | None
     layers: Sequence[str]
+    root: str
     readings: dict[tuple[str, str], float]
 
     def folder(self) -> Path:
@@ -101,7 +104,9 @@ class RunAlarms:
         self._series: dict[str, Series] = {}
         self._standing: dict[tuple[int, str], set[str]] = {}  # by alarm and stage, what fired and still stands
         self._counts: dict[int, int] = {}
-        self._noted: list[Noted] = []
+        self._noted: list[Noted] = []  # in the training batches of a step
+        self._evaluated: list[Noted] = []
+        self._bad_in_evaluation: Bad | None = None
         self._was_on: set[str] = set()
         self._idle: dict[tuple[str, str], int] = {}
         self._moment: Moment | None = None
@@ -148,7 +153,8 @@ class RunAlarms:
         before = BeforePass(module) if self._keeps and trainer_facts.is_fitting(trainer) else None
         controllers = [hook for hook in self._hooks if hook.edits]
         watched = self._watch.layers if self._watch is not None else []
-        self._live = _Live(trainer, module, trainer.global_rank, controllers, before, watched, {})
+        root = dict(ModuleTree(module).first_names()).get(layers.root, "")
+        self._live = _Live(trainer, module, trainer.global_rank, controllers, before, watched, root, {})
         self._layers, self._names, self._note = layers, names, note
 
     def warn_of_layers(self, layers: Layers) -> None:
@@ -174,6 +180,8 @@ class RunAlarms:
         """Keep what the actions need of the state before a batch."""
         if self._live is None:
             return
+        if self._moment is not None and {self._moment.stage, moment.stage} != {Stage.TRAIN}:
+            self._take_layers()
         self._moment = moment
         self._read_in_batch = moment.stage is not Stage.TRAIN
         if self._live.before_pass is not None and moment.stage is Stage.TRAIN:
@@ -226,8 +234,22 @@ class RunAlarms:
             self._live.before_pass.end_step()
 
     def _take_layers(self) -> None:
-        if self._watch is not None:
-            self._noted += self._watch.take()
+        """Take what was noted of the batch that ran last. A validation may come between two batches of one step."""
+        if self._watch is None or self._moment is None:
+            return
+        noted = self._watch.take(self._moment.batch_idx)
+        if self._moment.stage is Stage.TRAIN:
+            self._noted += noted
+            return
+        self._evaluated += noted
+        if len(self._evaluated) > _MOST:
+            self._read_evaluated()
+
+    def _read_evaluated(self) -> None:
+        """Read what was noted of an evaluation so far; of a long one, not all can be held until its end."""
+        bad = first_bad(self._evaluated)[0]
+        self._evaluated.clear()
+        self._bad_in_evaluation = self._bad_in_evaluation or bad
 
     # Readings.
 
@@ -245,8 +267,9 @@ class RunAlarms:
         found: list[Finding] | None = None
         if stage is not Stage.TRAIN and self._finite:
             self._take_layers()
-            noted, self._noted = self._noted, []
-            bad = self._agreed(*first_bad(noted), reads_loss=False)[0]
+            self._read_evaluated()
+            first, self._bad_in_evaluation = self._bad_in_evaluation, None
+            bad = self._agreed(first, ())[0]
             found = [bad] if bad is not None else []
         series, changed = self._of_readings(step, stage.value) if step is not None else ([], set())
         idle, at_work = self._controllers_that_were_on(stage, changed) if self._follows_idle else ([], set())
@@ -307,13 +330,11 @@ class RunAlarms:
 
     # What all ranks agree on.
 
-    def _agreed(
-        self, bad: Bad | None, losses: Sequence[float], reads_loss: bool = True
-    ) -> tuple[Finding | None, float | None]:
+    def _agreed(self, bad: Bad | None, losses: Sequence[float]) -> tuple[Finding | None, float | None]:
         """Return the first value of all ranks that is not finite, and the mean loss over the ranks."""
         kind = _KINDS.index(bad.kind) if bad is not None else 0
         mine = [float(kind), float(bad.batch_idx if bad else 0), float(bad.place if bad else 0)]
-        loss = self._of_step(losses) if losses and reads_loss else math.nan
+        loss = self._of_step(losses) if losses else math.nan
         rows = self._of_ranks([*mine, loss])
         finite_losses = [row[3] for row in rows if math.isfinite(row[3])]
         mean = sum(finite_losses) / len(finite_losses) if len(finite_losses) == len(rows) else None
@@ -336,21 +357,20 @@ class RunAlarms:
 
     def _finding(self, kind: str, batch_idx: int, place: int, rank: int) -> Finding:
         assert self._live is not None
-        known = batch_idx if batch_idx >= 0 else None
         if kind == "layer":
             assert self._watch is not None
             layer = self._watch.layers[place]
-            return Finding("non-finite", layer, "gave values that are not finite", batch_idx=known, rank=rank)
+            return Finding("non-finite", layer, "gave values that are not finite", batch_idx=batch_idx, rank=rank)
         if kind == "loss":
             text = "gave a loss that is not finite"
-            return Finding("non-finite", "", text, LOSS, batch_idx=known, rank=rank)
+            return Finding("non-finite", "", text, LOSS, batch_idx=batch_idx, rank=rank)
         parameter = bad_parameter(self._live.module)
         if parameter is None:  # each is finite, and their norm is not
             text = "has gradients whose norm is not finite"
-            return Finding("non-finite", "", text, batch_idx=known, rank=rank)
-        layer = layer_of(parameter, self._live.layers)
+            return Finding("non-finite", "", text, batch_idx=batch_idx, rank=rank)
+        layer = layer_of(parameter, self._live.layers, self._live.root)
         text = f"got gradients that are not finite, first those of {parameter!r}, after a finite forward pass"
-        return Finding("non-finite", layer, text, batch_idx=known, rank=rank)
+        return Finding("non-finite", layer, text, batch_idx=batch_idx, rank=rank)
 
     def _of_ranks(self, numbers: list[float]) -> list[list[float]]:
         if not is_distributed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.addressing.module_tree import ModuleTree, without_wrappers
 from mi_crow_lightning.alarms.before_pass import set_random_states
 from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.alarms.snapshot_file import load_snapshot
-from mi_crow_lightning.alarms.watch import bad_parameter, layer_of
+from mi_crow_lightning.alarms.watch import bad_parameter, joined, layer_of
 from mi_crow_lightning.errors import SnapshotError
 
 __all__ = ["Replay", "replay"]
@@ -32,7 +33,8 @@ class Replay(NamedTuple):
     Attributes:
         alarm: the sentence of the alarm that wrote the snapshot.
         layer: the first layer, among those that the run watched, that is not finite; empty if there is none.
-        module: the first module of all, mostly inside that layer; empty if there is none.
+        module: the first module of all, mostly inside that layer, by its name in the LightningModule; empty if there is
+            none.
         inputs_finite: whether the inputs of that module were finite.
         batch_finite: whether the batch was finite.
         loss: the loss; ``None`` if the step gave none.
@@ -59,7 +61,8 @@ class Replay(NamedTuple):
         if not self.batch_finite:
             lines.append("the batch itself holds values that are not finite")
         if self.module:
-            inside = f", inside it first {self.module!r}" if self.module != self.layer else ""
+            is_layer = self.module == self.layer or self.module.endswith(f".{self.layer}")
+            inside = "" if is_layer else f", inside it first {self.module!r}"
             named = repr(self.layer) if self.layer else "none of those that the run watched"
             inputs = "were" if self.inputs_finite else "were not"
             lines.append(f"first layer that is not finite: {named}{inside}; its inputs {inputs} finite")
@@ -103,6 +106,7 @@ def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: pl.Lightni
         Which layer is the first that is not finite.
     """
     content = load_snapshot(snapshot) if isinstance(snapshot, (str, PathLike)) else snapshot
+    module = getattr(module, "_orig_mod", module)  # what torch.compile made of a LightningModule
     if not isinstance(module, pl.LightningModule):
         raise SnapshotError(
             f"the model is a {type(module).__name__}, and a snapshot needs the LightningModule that was "
@@ -111,9 +115,11 @@ def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: pl.Lightni
     notes = _restore(module, content)
     calls, alarm = _Calls(), content["alarm"]
     watched = [
-        one.register_forward_hook(partial(calls.note, name), with_kwargs=True) for name, one in module.named_modules()
+        one.register_forward_hook(partial(calls.note, name), with_kwargs=True)
+        for one, name in ModuleTree(module).first_names()
     ]
-    loss = _step(module, content, alarm)
+    with torch.compiler.set_stance("force_eager"):  # a graph would not call what was just registered
+        loss = _step(module, content, alarm)
     for handle in watched:
         handle.remove()
     return _result(module, content, calls, loss, notes)
@@ -121,9 +127,10 @@ def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: pl.Lightni
 
 def _restore(module: pl.LightningModule, content: Mapping[str, Any]) -> list[str]:
     """Give a module the tensors and modes of a snapshot; return what is not as it was."""
-    tensors: dict[str, Tensor] = {**content["model"], **content["buffers"]}
-    own: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    own |= dict(module.named_buffers(remove_duplicate=False))
+    # The run's model may have been compiled, and this one not.
+    tensors: dict[str, Tensor] = _bare({**content["model"], **content["buffers"]}.items())
+    own: dict[str, Tensor] = _bare(module.named_parameters(remove_duplicate=False))
+    own |= _bare(module.named_buffers(remove_duplicate=False))
     missing, foreign = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
     misfits = [name for name, one in own.items() if name in tensors and tensors[name].shape != one.shape]
     if foreign or misfits:
@@ -134,10 +141,10 @@ def _restore(module: pl.LightningModule, content: Mapping[str, Any]) -> list[str
         for name, tensor in tensors.items():
             own[name].data = tensor.clone()
     module.train()
-    modules = dict(module.named_modules())
-    for name in content["evaluating"]:
-        if isinstance(name, str) and name in modules:
-            modules[name].training = False
+    evaluating = {without_wrappers(name) for name in content["evaluating"] if isinstance(name, str)}
+    for name, one in module.named_modules():
+        if without_wrappers(name) in evaluating:
+            one.training = False
     notes = [f"not in the snapshot: {', '.join(missing[:5])}"] if missing else []
     if content["left_out"]:
         notes.append(f"left out of the snapshot: {', '.join(map(str, content['left_out'][:5]))}")
@@ -146,6 +153,10 @@ def _restore(module: pl.LightningModule, content: Mapping[str, Any]) -> list[str
             "the alarm fired on readings, after the optimizer step: these weights are one step later than the pass"
         )
     return notes
+
+
+def _bare(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {without_wrappers(name): tensor for name, tensor in named}
 
 
 def _step(module: pl.LightningModule, content: Mapping[str, Any], alarm: Mapping[str, Any]) -> float | None:
@@ -232,12 +243,12 @@ class _LastMoment(pl.Callback):
 def _result(
     module: pl.LightningModule, content: Mapping[str, Any], calls: _Calls, loss: float | None, notes: list[str]
 ) -> Replay:
-    alarm, layers = content["alarm"], [str(layer) for layer in content["layers"]]
+    alarm, layers, root = content["alarm"], [str(layer) for layer in content["layers"]], content["root"]
     named = str(alarm["layer"])
     first, inputs = calls.first or ("", True)
-    layer = next((one for one in layers if one in calls.bad), "")
+    layer = next((one for one in layers if joined(root, one) in calls.bad), "")
     parameter = "" if first else bad_parameter(module) or ""
-    gradient_layer = layer_of(parameter, layers) if parameter else ""
+    gradient_layer = layer_of(parameter, layers, root) if parameter else ""
     reached = layer or gradient_layer
     no_layer = not named and (bool(first or parameter) or (loss is not None and not _finite(torch.tensor(loss))))
     firing = {**alarm, "layers": tuple(alarm["layers"])}

@@ -70,6 +70,7 @@ class Snapshot(Action):
             "optimizers": self._optimizers(run, left_out),
             "precision": str(run.trainer.precision),
             "layers": list(run.layers),
+            "root": run.root,
             "readings": [list(one) for one in run.last_readings()],
             "weights": "before the step" if firing.before_step else "after the step",
             "versions": {"torch": str(torch.__version__), "lightning": lightning_version},

@@ -31,6 +31,7 @@ FIELDS: dict[str, type] = {
     "optimizers": list,
     "precision": str,
     "layers": list,
+    "root": str,
     "readings": list,
     "weights": str,
     "versions": dict,

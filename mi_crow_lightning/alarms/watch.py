@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
@@ -19,15 +20,13 @@ from mi_crow_lightning.hooks.schedules import Schedule, When
 
 __all__ = ["Bad", "FiniteWatch", "Noted", "bad_parameter"]
 
-_IN_GRAPH = -1  # in place of a batch's index
-
 
 class Bad(NamedTuple):
     """The first value that is not finite.
 
     Attributes:
         kind: ``"layer"``, ``"loss"`` or ``"gradient"``.
-        batch_idx: the micro-batch; -1 if it is not known which of the step.
+        batch_idx: the micro-batch.
         place: the place of the layer among those that are watched; -1 for a loss or gradient.
     """
 
@@ -94,16 +93,20 @@ class FiniteWatch(Detector):
             # A value that is not finite stays: nan * 0 and inf * 0 are nan.
             self._in_graph[place].copy_(sizes + self._in_graph[place] * 0)
         else:
-            batch_idx = ctx.batch_idx
-            self._noted.append(Noted("layer", -1 if batch_idx is None else batch_idx, place, tuple(torch.aminmax(x))))
+            assert ctx.batch_idx is not None, "a Trainer runs batches"
+            self._noted.append(Noted("layer", ctx.batch_idx, place, tuple(torch.aminmax(x))))
 
-    def take(self) -> list[Noted]:
-        """Return what was noted since the last call, in the order of the passes."""
+    def take(self, batch_idx: int) -> list[Noted]:
+        """Return what was noted since the last call, in the order of the passes.
+
+        Args:
+            batch_idx: the batch that ran since then; a graph does not know its index.
+        """
         noted, self._noted = self._noted, []
         if self._in_graph is not None:
             kept = self._in_graph.clone()
             self._in_graph.zero_()
-            noted += [Noted("layer", _IN_GRAPH, place, tuple(row)) for place, row in enumerate(kept)]
+            noted += [Noted("layer", batch_idx, place, tuple(row)) for place, row in enumerate(kept)]
         return noted
 
 
@@ -163,27 +166,41 @@ def _norm(gradients: list[Any], half: bool) -> Tensor:
 def bad_parameter(module: nn.Module) -> str | None:
     """Return the last parameter, in the model's order, whose gradient is not finite; ``None`` if all are finite.
 
-    Gradients are computed from the last layer to the first, so that is where it began.
+    Gradients are computed from the last layer to the first, so that is where it began. Names are those of the bare
+    model, as of layers.
     """
     last = None
-    for name, parameter in module.named_parameters():
-        gradient: Any = parameter.grad
-        if gradient is not None:
-            local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-            if not bool(torch.isfinite(local.coalesce().values() if local.is_sparse else local).all()):
-                last = name
+    for holder, name in ModuleTree(module).first_names():
+        for own, parameter in holder.named_parameters(recurse=False):
+            gradient: Any = parameter.grad
+            if gradient is not None:
+                local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+                if not bool(torch.isfinite(local.coalesce().values() if local.is_sparse else local).all()):
+                    last = joined(name, own)
     return last
 
 
-def layer_of(parameter: str, layers: Iterable[str]) -> str:
+def layer_of(parameter: str, layers: Iterable[str], root: str = "") -> str:
     """Return the innermost of some layers that a parameter is in, or else the module that it is of.
+
+    Args:
+        parameter: the parameter's name.
+        layers: the names of layers.
+        root: the name of the module that these are relative to.
 
     Examples:
         >>> layer_of("h.1.mlp.weight", ["h.0", "h.1", "h.1.mlp"]), layer_of("head.weight", ["h.0"])
         ('h.1.mlp', 'head')
+        >>> layer_of("model.h.1.weight", ["h.0", "h.1"], root="model")
+        'h.1'
     """
-    around = [layer for layer in layers if parameter.startswith(f"{layer}.")]
+    around = [layer for layer in layers if parameter.startswith(f"{joined(root, layer)}.")]
     return max(around, key=len, default=parameter.rpartition(".")[0])
+
+
+def joined(root: str, name: str) -> str:
+    """Return a name that is relative to a module, relative to what this is relative to itself."""
+    return f"{root}.{name}" if root and name else root or name
 
 
 def _signatures(hooks: Iterable[Any]) -> Iterator[str | int]:
