@@ -98,6 +98,7 @@ class Hook:
     _observes = False
     _edits = False
 
+    _is_of_user = True  # else its layers are those of other hooks, which have said what there is to note
     _called_at_layers = True  # whether its layers call it; else it is called around optimizer steps
     _sees_recomputes = False  # whether a detector is called in recomputes too, whose run of a layer may get gradients
 

@@ -200,7 +200,7 @@ class Layers:
         walk = self._walk or Walk(self.root)
         tree = walk.tree
         notes: list[str] = []
-        matches = of_one_hook(resolve(tree, signature, notes.append))
+        matches = of_one_hook(resolve(tree, signature, notes.append if hook._is_of_user else None))
         refuse_scripted(hook, matches)
         refuse_uncalled(hook, matches)
         refuse_replicated(hook, matches, tree)

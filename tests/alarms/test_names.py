@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from mi_crow_lightning import ActivationStatistics, HookCallback
+from mi_crow_lightning import ActivationStatistics, HookCallback, ScaleController, Schedule
 from mi_crow_lightning.alarms import Alarm, NonFinite, Snapshot, replay
 from tests.alarms.test_alarms import Faulty
-from tests.callback.runs import data_of, fit, told
+from tests.callback.runs import data_of, fit, module_of, told
 from tests.models import Module, llama
 
 AT = 2
@@ -68,3 +68,12 @@ def test_layers_of_an_adapted_model_are_named_as_those_of_the_bare_one(backward:
     assert (firing.layer, firing.step) == ("model.model.layers.1", AT)
     found = replay(next(tmp_path.iterdir()), adapted(backward))
     assert found.same and (found.gradient_layer if backward else found.layer) == "model.model.layers.1"
+
+
+def test_alarms_warn_of_no_layers_that_the_user_did_not_name_together() -> None:
+    """The watch is on the layers of all hooks, and these may overlap."""
+    one = ScaleController("model.0", 2.0, schedule=Schedule(stages="train"))
+    fit(module_of(), data_of(), HookCallback(ActivationStatistics("model.*"), one, alarms="default"))
+    both = HookCallback(ActivationStatistics(["model.*", "model.0"]), alarms="default")
+    with told("1 of 6 layers fit several of these signatures"):
+        fit(module_of(), data_of(), both)
