@@ -17,7 +17,16 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.errors import LayerNotFound
@@ -50,11 +59,13 @@ __all__ = [
     "scales_gradients",
     "scales_losses_itself",
     "set_place",
+    "shuffles",
     "spawns",
     "stages_of_run",
     "steps_of_run",
     "takes_a_step",
     "tensor_parallel_size",
+    "validates",
 ]
 
 
@@ -237,6 +248,13 @@ def scales_losses_itself(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy, DeepSpeedStrategy) and str(trainer.precision).startswith("16")
 
 
+def validates(trainer: pl.Trainer) -> bool:
+    """Return whether a fit that begins comes to a validation, as far as loaders, limits and epochs say."""
+    every, last = vars(trainer)["check_val_every_n_epoch"], trainer.max_epochs
+    ends = every is None or last is None or last < 0 or last // every > trainer.current_epoch // every
+    return bool(trainer.enable_validation) and ends
+
+
 def steps_of_run(trainer: pl.Trainer) -> int | None:
     """Return how many steps a fit takes in all, ``None`` if that is not known when training starts."""
     limits = [limit for limit in (trainer.max_steps,) if limit is not None and limit > 0]
@@ -267,6 +285,16 @@ def samples_in_order(trainer: pl.Trainer, stage: Stage, dataloader_idx: int) -> 
     if type(batches) is not BatchSampler or not in_order:
         return None
     return [list(batch) for batch in batches]
+
+
+def shuffles(loader: object) -> bool:
+    """Return whether a dataloader gives its samples in another order each time, by one of torch's own samplers."""
+    if not isinstance(loader, DataLoader):
+        return False
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(sampler, DistributedSampler):
+        return sampler.shuffle
+    return isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
 
 
 def batch_sizes(trainer: pl.Trainer, stage: Stage) -> tuple[int, ...] | None:

@@ -61,6 +61,7 @@ class FiniteWatch(Detector):
     traceable = True
     _has_readings = False
     _is_of_user = False
+    _called = "NonFinite"
 
     def __init__(self, layer_signature: Signature) -> None:
         super().__init__(layer_signature, on_error="disable")

@@ -208,6 +208,7 @@ class HookCallback(Results, pl.Callback):
         self._log_start(trainer)
         start_warnings.warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
         start_warnings.warn_if_nothing_is_logged(trainer, self.detectors, self.log_every_n_steps)
+        start_warnings.warn_of_detectors_without_validation(trainer, self.detectors)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer_facts.is_fitting(trainer):

@@ -19,6 +19,7 @@ __all__ = [
     "log_summary",
     "warn_if_nothing_is_logged",
     "warn_of_controllers_never_due",
+    "warn_of_detectors_without_validation",
     "warn_of_evaluation_mode",
 ]
 
@@ -67,6 +68,20 @@ def warn_of_controllers_never_due(trainer: pl.Trainer, controllers: Sequence[Hoo
             warn(
                 f"{hook!r} is off in this whole {name}, because of its schedule {hook.when()!r}. To have it act here, "
                 f"give it schedule=Schedule(stages={name!r}); to keep it off, call its disable().",
+                stacklevel=2,
+            )
+
+
+def warn_of_detectors_without_validation(trainer: pl.Trainer, detectors: Sequence[Hook]) -> None:
+    """Warn of detectors that read validation passes alone, in a fit that has none."""
+    if trainer_facts.validates(trainer):
+        return
+    for hook in detectors:
+        when = hook.when()
+        if hook.enabled and when.may_be_due_in(Stage.VALIDATE) and not when.may_be_due_in(Stage.TRAIN):
+            warn(
+                f"{hook!r} reads in validation, and this fit has none, so it will show nothing of the fit: give fit "
+                "validation data, or call trainer.validate(...) after it.",
                 stacklevel=2,
             )
 

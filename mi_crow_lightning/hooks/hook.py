@@ -98,6 +98,7 @@ class Hook:
     _observes = False
     _edits = False
 
+    _called = ""  # the name that messages have for it where its class is not one that users know
     _is_of_user = True  # else its layers are those of other hooks, which have said what there is to note
     _called_at_layers = True  # whether its layers call it; else it is called around optimizer steps
     _sees_recomputes = False  # whether a detector is called in recomputes too, whose run of a layer may get gradients
@@ -266,6 +267,15 @@ class Hook:
             self._off_by_failure, self.error = False, None
 
     @property
+    def _class_name(self) -> str:
+        """The name that messages have for the hook's class."""
+        return self._called or type(self).__name__
+
+    def _why_nothing(self, why: str) -> str:
+        """Return the reason why there is no result: that the hook failed in its last run, or else ``why``."""
+        return why if self.error is None else f"it failed in its last run ({self.error})"
+
+    @property
     def registered(self) -> bool:
         """Whether the hook is on a model."""
         return self._registry is not None
@@ -412,7 +422,7 @@ class Hook:
             parts.extend(f"{name}={fact}" for name, fact in self._facts())
         except Exception as error:  # a hook that is half made, or has arguments that cannot be shown
             parts.append(f"... ({type(error).__name__})")
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return f"{self._class_name}({', '.join(parts)})"
 
 
 def _is_dimension(value: Any) -> bool:

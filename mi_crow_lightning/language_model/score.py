@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
 from mi_crow_lightning.callback.hook_callback import HookCallback
@@ -92,18 +93,24 @@ def score_texts(
         vector: the vector, with the layers' names in ``module``; ``only(...)`` chooses some.
         module: a LightningModule whose ``predict_step`` runs the model, e.g. `CausalLMModule` with
             ``generation=False``.
-        loader: the texts, in a fixed order. Batches may have labels, see `LabelCollator`.
+        loader: the texts, in a fixed order: a `DataLoader` that shuffles is refused. Batches may have labels, see
+            `LabelCollator`.
         tokens: which positions, those that the vector was extracted from.
         classes: the negative and the positive class, as they are in the labels.
         accelerator: as for the Trainer, which runs on one device.
 
     Raises:
         TypeError: ``vector`` is not a `SteeringVector`.
+        ValueError: the loader shuffles.
         RegistrationError: the module has no such layer, or the vector calls it by a role, such as ``"block:12"``.
         HookError: a layer has another width; the batches have labels of other classes, or rows that are not texts.
     """
     if not isinstance(vector, SteeringVector):
         raise TypeError(f"vector={shown(vector)} must be a SteeringVector, e.g. SteeringVector({{layer: direction}})")
+    if any(map(trainer_facts.shuffles, loader if isinstance(loader, (list, tuple)) else [loader])):
+        raise ValueError(
+            "the loader shuffles, so the place of a text in it would say nothing: give DataLoader(texts, shuffle=False)"
+        )
     detector = _Projections(vector, Tokens.of(tokens), classes)
     quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     callback = HookCallback(detectors=[detector], report="off")
@@ -114,6 +121,8 @@ def score_texts(
 
 class _Projections(Detector):
     """A detector that keeps one number for each text and layer."""
+
+    _called = "score_texts"
 
     def __init__(self, vector: SteeringVector, tokens: Tokens, classes: Sequence[Any]) -> None:
         super().__init__(list(vector), on_error="raise")

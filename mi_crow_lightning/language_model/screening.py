@@ -282,6 +282,7 @@ class _MeansByText(ProjectionDetector):
     """
 
     traceable = False
+    _called = "DataScreening"
     chosen: Tensor | None = None
     found: Tensor | None = None
 

@@ -115,7 +115,7 @@ def _hooked_layer(sites: list[Site]) -> HookedLayer:
 
 
 def _label(hook: Hook) -> str:
-    kind = type(hook).__name__
+    kind = hook._class_name
     return f"{kind} {hook.id!r}" if hook._has_given_id else kind
 
 

@@ -20,8 +20,8 @@ PAIRS = [{"prompt": one, "completion": other} for one, other in zip(PROMPTS, COM
 
 
 def screening(**options: Any) -> DataScreening:
-    given: dict[str, Any] = {"tokens": "all", "vector": V, **options}
-    return DataScreening(model_of("llama"), "block:2", tokenizer=tokens(), **given)
+    given: dict[str, Any] = {"tokens": "all", "layer": "block:2", "vector": V, **options}
+    return DataScreening(model_of("llama"), tokenizer=tokens(), **given)
 
 
 def projections(model: Any, ids: list[int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
 
 from mi_crow_lightning import SteeringVector
 from mi_crow_lightning.errors import HookError, RegistrationError
@@ -68,3 +68,20 @@ def test_a_vector_that_does_not_fit_is_refused_with_what_was_given() -> None:
         score_texts(vector(5), module, loader, tokens="all", accelerator="cpu")
     with pytest.raises(TypeError, match="must be a SteeringVector"):
         score_texts({"block:1": torch.ones(32)}, module, loader)  # type: ignore[arg-type]
+
+
+def test_a_loader_that_shuffles_is_refused() -> None:
+    module, rows = Reader(llama()), list(batches(texts(3)))
+    shuffled = DataLoader(rows, batch_size=None, sampler=RandomSampler(rows))  # type: ignore[arg-type]
+    chosen = BatchSampler(SubsetRandomSampler([2, 0, 1]), 1, drop_last=False)
+    for loader in (shuffled, [batches(texts(3)), shuffled], DataLoader(rows, batch_sampler=chosen)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"the loader shuffles, .*shuffle=False"):
+            score_texts(vector(), module, loader, tokens="all", accelerator="cpu")
+    in_order = DataLoader(rows, batch_size=None, sampler=[1, 0])  # type: ignore[arg-type]
+    assert len(score_texts(vector(), module, in_order, tokens="all", accelerator="cpu")) > 0
+
+
+def test_errors_are_of_the_function_that_was_called() -> None:
+    with pytest.raises(HookError, match=r"^score_texts \(forward\) failed at layer") as caught:
+        score_texts(vector(5), Reader(llama()), batches(texts(3)), tokens="all", accelerator="cpu")
+    assert "_Projections" not in str(caught.value)

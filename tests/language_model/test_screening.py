@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from mi_crow_lightning import HookCallback, ProjectionDetector, Schedule
-from mi_crow_lightning.errors import NothingExtracted
+from mi_crow_lightning.errors import HookError, NothingExtracted, RegistrationError, VectorMismatch
 from mi_crow_lightning.language_model import ScreenedSample, ScreeningTable
 from mi_crow_lightning.language_model.generation import Generation
 from tests.callback.runs import assert_bit_equal
@@ -173,6 +173,14 @@ def test_wrong_uses() -> None:
             PAIRS,
             batch_size=4,
         )
+
+
+def test_errors_are_of_the_class_that_the_user_made() -> None:
+    for changes, error in (({"vector": torch.ones(5)}, VectorMismatch), ({"layer": "model.layers"}, RegistrationError)):
+        with pytest.raises(error, match=r"^DataScreening\(layer_signature="):
+            screen(screening(**changes), TEXTS)
+    with pytest.raises(HookError, match=r"^DataScreening \(forward\) failed at layer 'model.rotary_emb'"):
+        screen(screening(layer="model.rotary_emb"), TEXTS)
 
 
 def test_beside_the_hooks_of_a_callback() -> None:

@@ -300,7 +300,9 @@ class ContrastDetector(Detector):
             self._spawned_runs.refuse("ContrastDetector")
         if not self._contrast.scores:
             todo = "held_out is None" if self.held_out is None else f"run {self.held_out.value} on labelled batches"
-            raise NothingExtracted(f"no held-out samples were scored since {self.stage.value}: {todo}")
+            raise NothingExtracted(
+                f"no held-out samples were scored since {self.stage.value}: {self._why_nothing(todo)}"
+            )
         return SeparabilityTable(self._contrast.scores)
 
     def plot(self, *, ax: Any = None) -> tuple[Figure, Axes]:
@@ -333,9 +335,8 @@ class ContrastDetector(Detector):
             self._batch = None
             self._contrast.finish_extraction(self._layers, self._device)
         if self._contrast.unfinished or self._contrast.extraction is None:
-            raise NothingExtracted(
-                f"{self!r} has no vectors: {self.stage.value} on batches with labels must reach its end first"
-            )
+            why = self._why_nothing(f"{self.stage.value} on batches with labels must reach its end first")
+            raise NothingExtracted(f"{self!r} has no vectors: {why}")
         return self._contrast.extraction
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mi_crow_lightning._saved_state import Check
 from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
-from mi_crow_lightning.errors import NothingExtracted, ReferenceMismatch, RegistrationError
+from mi_crow_lightning.errors import HookError, NothingExtracted, ReferenceMismatch, RegistrationError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.adapters import adapted, refuse_merged
 from mi_crow_lightning.hooks.passes.outer_call import OuterCall, OuterCalls
@@ -135,6 +135,7 @@ class DriftDetector(SummingDetector):
         self._ends_stage = self.mode != ADAPTER_OFF
         self._lost = False
         self._table: DriftTable | None = None
+        self._failed_before: HookError | None = None  # the error that was there at the last reading
         self._blocks: dict[str, int | None] = {}
         self._adapter: nn.Module | None = None
         self._calls, self._paired = OuterCalls(self._forget_pass, self._call_ended), PairedPass(self._meet)
@@ -375,7 +376,7 @@ class DriftDetector(SummingDetector):
             return
         if self._comparison is not None and _world()[1] == 1:
             self._comparison.refuse_other_counts(self.tokens._text)
-        self._table = self._as_table(rows)
+        self._table, self._failed_before = self._as_table(rows), self.error
         for row in self._table:
             for name in _OF_LAYERS:
                 yield Reading(row.layer, name, getattr(row, name))
@@ -415,7 +416,7 @@ class DriftDetector(SummingDetector):
         With several ranks, the samples are those of this rank.
 
         Raises:
-            NothingExtracted: there was no reading yet.
+            NothingExtracted: there was no reading yet, or the detector failed since the last one.
             RanElsewhere: the run took place in other processes, as with ``ddp_spawn``.
         """
         if self._spawned_runs is not None:
@@ -424,7 +425,11 @@ class DriftDetector(SummingDetector):
             why = "a run must reach a reading first"
             if self.mode == START and self._reference is not None:
                 why = f"its first pass became the reference; the next pass of {self.stage.value} is compared with it"
-            raise NothingExtracted(f"{self!r} has compared nothing yet: {why}")
+            raise NothingExtracted(f"{self!r} has compared nothing yet: {self._why_nothing(why)}")
+        if self.error is not None and self.error is not self._failed_before:
+            raise NothingExtracted(
+                f"{self!r} has no table of the last pass: {self._why_nothing('')}. What it read before is in history()"
+            )
         return self._table
 
     def reference(self) -> DriftReference:
@@ -440,7 +445,8 @@ class DriftDetector(SummingDetector):
         if self.mode == START and _world()[1] > 1:
             raise RegistrationError("a reference that is to be saved must be made in one process: run with devices=1")
         if self._reference is None:
-            raise NothingExtracted(f"{self!r} has no reference: {self.stage.value} must reach its end first")
+            why = self._why_nothing(f"{self.stage.value} must reach its end first")
+            raise NothingExtracted(f"{self!r} has no reference: {why}")
         return self._reference
 
     def forget(self) -> None:

@@ -198,7 +198,7 @@ def wrapped(hook: Hook, error: Exception, ctx: HookContext) -> HookError:
         batch_idx=ctx.batch_idx,
         shape=shape_of(x),
         unreadable=why_unreadable(x),
-        hook_class=type(hook).__name__,
+        hook_class=hook._class_name,
         has_given_id=hook._has_given_id,
     )
     wrapped.__cause__ = error

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mi_crow_lightning import DriftDetector, DriftReference, HookCallback, HookError, drift
+from mi_crow_lightning import DriftDetector, DriftReference, HookCallback, HookError, Tokens, drift
 from mi_crow_lightning.errors import HookStateError, NothingExtracted, ReferenceFileError, ReferenceMismatch
 from mi_crow_lightning.references import DriftTable
+from tests.callback.runs import told
 from tests.hooks.detectors.drifting import adapted, hidden
 from tests.hooks.detectors.test_drift_adapter import batch
 from tests.metrics.test_drift import numpy_change, softmax
@@ -190,3 +191,29 @@ def test_what_is_no_file_and_no_reference(tmp_path: Path) -> None:
 def test_a_misspelt_reference_is_answered_with_those_that_need_no_file() -> None:
     with pytest.raises(FileNotFoundError, match="at 'strat': there is no such file; references without"):
         DriftDetector("block:*", "strat")
+
+
+def test_a_table_that_a_failure_left_out_says_why() -> None:
+    """On a mismatch the run goes on with a warning: what is asked for afterwards must not be of before."""
+    reference, model = validate(llama(), start()).reference(), adapted()
+    detector = against(reference, on_error="disable")
+    with told(r"has other tokens", RuntimeWarning):
+        validate(model, detector, data=list(reversed(token_data())))
+    with pytest.raises(NothingExtracted, match=r"has compared nothing yet: it failed in its last run \(.*other tokens"):
+        detector.table()
+    detector.enable()
+    assert len(validate(model, detector).table()) == BLOCKS
+    with told(r"the loader gave", RuntimeWarning):
+        validate(model, detector, data=token_data()[:12])
+    with pytest.raises(NothingExtracted, match=r"no table of the last pass: it failed .*the loader gave.*history\(\)"):
+        detector.table()
+    detector.enable()
+    assert len(validate(model, detector).table()) == BLOCKS
+
+
+def test_a_reference_that_a_failure_left_out_says_why() -> None:
+    detector = start(on_error="disable", tokens=Tokens(where=lambda *facts: 1 / 0))
+    with told("division by zero", RuntimeWarning):
+        validate(llama(), detector)
+    with pytest.raises(NothingExtracted, match=r"has no reference: it failed in its last run \(.*division by zero"):
+        detector.reference()

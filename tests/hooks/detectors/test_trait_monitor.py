@@ -16,7 +16,7 @@ from mi_crow_lightning import ActivationStatistics, HookCallback, Schedule, Trai
 from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks import Layers
 from mi_crow_lightning.vectors import TraitBaseline
-from tests.callback.runs import assert_bit_equal, data_of, fingerprint, module_of
+from tests.callback.runs import assert_bit_equal, data_of, fingerprint, module_of, told
 from tests.hooks.detectors.projections import U, V
 from tests.models import Module, llama, loader, trainer
 
@@ -265,3 +265,24 @@ def test_it_needs_no_logged_training_step() -> None:
     runner.validate(module, loader(NEUTRAL), verbose=False)
     runner.fit(module, loader(NEUTRAL), loader(NEUTRAL))  # a warning that training shows no readings would be an error
     assert len(read(watch)) == 8
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning")
+@pytest.mark.parametrize("changes", [dict(limit_val_batches=0), dict(check_val_every_n_epoch=3, max_epochs=2), None])
+def test_a_fit_without_validation_says_that_no_shift_is_read(changes: dict[str, Any] | None) -> None:
+    module, watch = module_of("llama"), HookCallback([monitor(), ActivationStatistics("block:*")])
+    trainer(watch).validate(module, loader(NEUTRAL), verbose=False)
+    batches = loader(NEUTRAL)
+    with told(r"TraitMonitor\(.* reads in validation, and this fit has none"):
+        trainer(watch, **(changes or {})).fit(module, batches, batches if changes else None)
+
+
+def test_a_fit_that_comes_to_a_validation_says_nothing() -> None:
+    module, watch, batches = module_of("llama"), HookCallback(monitor()), loader(NEUTRAL)
+    trainer(watch).validate(module, batches, verbose=False)
+    for every in (dict(check_val_every_n_epoch=2), dict(check_val_every_n_epoch=None, val_check_interval=5)):
+        trainer(watch, max_epochs=2, **every).fit(module, batches, batches)
+        assert len(read(watch, run="fit")) == 4
+    switched_off = monitor(baseline=watch.detectors[0].baseline())  # type: ignore[attr-defined]
+    switched_off.disable()
+    trainer(HookCallback(switched_off), limit_val_batches=0).fit(module, batches, batches)
