@@ -195,7 +195,10 @@ class RunAlarms:
         if self._live is None or not self._before_step or self._moment is None:
             return
         self._take_layers()
-        self._noted.append(Noted("loss", self._moment.batch_idx, -1, (loss.detach().mean(),)))
+        mean, scale = loss.detach().mean(), trainer_facts.loss_scale(self._live.trainer)
+        if scale is not None:
+            mean = mean / scale(mean.device)
+        self._noted.append(Noted("loss", self._moment.batch_idx, -1, (mean,)))
 
     def after_backward(self) -> None:
         """Note the norm of the gradients, unless a gradient scaler leaves out steps that overflow."""
@@ -219,7 +222,7 @@ class RunAlarms:
         noted, self._noted = self._noted, []
         found, loss = self._agreed(*first_bad(noted))
         series = []
-        if loss is not None and not trainer_facts.scales_gradients(self._live.trainer):
+        if loss is not None:
             series = [self._extended("train", LOSS, LOSS, "", 0, loss)]
         self._ask(Seen("train", series, (), [found] if found is not None else []), self._moment, before_step)
 

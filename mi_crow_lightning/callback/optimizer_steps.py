@@ -57,10 +57,14 @@ class OptimizerSteps:
 
     def end_batch(self, hooks: Iterable[Hook]) -> None:
         """End a batch: leave the optimizers, and count steps that were not taken."""
-        if self._following:  # else no hook was due
-            self.end()
-            for hook in self._due(hooks):
+        if not self._following:  # no hook was due
+            return
+        self.end()
+        for hook in [hook for hook in hooks if isinstance(hook, WeightStatistics)]:
+            if self._layers.is_due(hook):
                 self._layers.call(hook, hook.end_batch)
+            else:
+                hook.forget_step()
 
     def end(self) -> None:
         """Leave the optimizers."""

@@ -6,6 +6,7 @@ the user's cache, as transformers saves any model.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -107,7 +108,7 @@ def _keep(model: Any, root: Path, kept: Path) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
         model.save_pretrained(temporary)
         temporary.rename(kept)
-    except OSError as error:
+    except Exception as error:  # whatever transformers and safetensors make of a full disk, or of odd settings
         if not kept.is_dir():  # else another process was first
             warn(
                 f"the unpacked weights cannot be kept in {named(root)}, so the next load takes as long: {error}. Set "
@@ -117,7 +118,7 @@ def _keep(model: Any, root: Path, kept: Path) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-    for old in root.glob(f"{kept.name.rpartition('-')[0]}-*"):
+    for old in root.glob(f"{glob.escape(kept.name.rpartition('-')[0])}-*"):
         if old != kept:
             shutil.rmtree(old, ignore_errors=True)
 

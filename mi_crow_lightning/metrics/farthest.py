@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ __all__ = ["Farthest"]
 
 
 class Farthest:
-    """The samples that moved most.
+    """The samples that moved most; those whose mean is not a number moved further than any other.
 
     Args:
         most: how many are kept.
@@ -40,7 +41,7 @@ class Farthest:
         zeros = cosines.new_zeros(samples, dtype=torch.float64 if cosines.device.type != "mps" else torch.float32)
         counts = zeros.index_add(0, rows, torch.ones_like(cosines, dtype=zeros.dtype))
         means = zeros.index_add(0, rows, cosines.to(zeros.dtype)) / counts  # nan of a row without tokens
-        means = means.where(counts > 0, torch.inf)
+        means = means.nan_to_num(-torch.inf).where(counts > 0, torch.inf)
         given = torch.tensor([[*facts, row] for row in range(samples)], device=cosines.device)
         if self._means is not None and self._facts is not None:
             means, given = torch.cat([self._means, means]), torch.cat([self._facts, given])
@@ -52,4 +53,5 @@ class Farthest:
         if self._means is None or self._facts is None:
             return []
         pairs = zip(self._means.tolist(), self._facts.tolist(), strict=True)
-        return sorted((mean, facts) for mean, facts in pairs if mean != float("inf"))
+        found = sorted((mean, facts) for mean, facts in pairs if mean != math.inf)
+        return [(mean if mean > -math.inf else math.nan, facts) for mean, facts in found]

@@ -18,6 +18,7 @@ from mi_crow_lightning import ActivationStatistics, HookCallback
 from mi_crow_lightning.alarms import Alarm, NonFinite, Snapshot, default_alarms, replay
 from mi_crow_lightning.alarms.watch import gradient_norm
 from tests.alarms.test_alarms import Faulty
+from tests.alarms.test_evaluations import Loss
 from tests.callback.runs import Trace, assert_bit_equal, data_of, fingerprint, fit, module_of, told
 from tests.models import KINDS
 
@@ -105,3 +106,15 @@ def test_the_norm_of_gradients_in_float16_is_beyond_float16() -> None:
     assert gradient_norm(model_of(large, torch.ones(2))) == pytest.approx(60_000 * 8**0.5, rel=1e-3)
     assert gradient_norm(model_of(large.clone().fill_(math.inf))) == math.inf
     assert gradient_norm(model_of()) is None
+
+
+def test_a_rule_on_the_loss_reads_it_without_the_scale() -> None:
+    """Under a gradient scaler too, where the loss that backward runs on is multiplied."""
+    found = []
+    for options in ({}, scaled()):
+        rule, module = Loss(), module_of()
+        watch = HookCallback(ActivationStatistics("model.0"), alarms=Alarm(rule, "log"))
+        module.model[2].p = 0.0  # type: ignore[index, union-attr]
+        fit(module, data_of(), watch, accumulate_grad_batches=2, **options)
+        found.append(rule.seen)
+    assert len(found[0]) == 3 and found[1] == pytest.approx(found[0], rel=1e-2)  # the model computes in float16

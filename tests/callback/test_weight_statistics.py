@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -305,3 +306,26 @@ def test_it_is_for_a_callback_alone_and_takes_no_tokens() -> None:
     with pytest.raises(ValueError, match="norm"):
         WeightStatistics("0", statistics=["norms"])
     assert pickle.loads(pickle.dumps(WeightStatistics("0"))).statistics == WeightStatistics("0").statistics
+
+
+def test_a_step_in_which_it_is_switched_off_leaves_nothing_for_a_later_one() -> None:
+    """Its weights of before the step would otherwise be those of before the next one that is read."""
+
+    class Off(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            if trainer.global_step == 1:
+                watch.detectors[0].disable()
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            held.append(bool(watch.detectors[0]._before))  # type: ignore[attr-defined]
+            watch.detectors[0].enable()
+
+    held: list[bool] = []
+    module = Quiet()
+    expected = by_hand(module, 3)
+    watch = HookCallback(WeightStatistics("model.0", schedule=EVERY))
+    fit(module, vector_data(), watch, Off(), limit_train_batches=3)
+    found = {row.step: row.value for row in watch.history() if row.name == "update_norm"}
+    assert held == [False] * 3 and found.keys() == {0, 2}
+    for step, value in found.items():
+        assert value == pytest.approx(expected[step]["model.0"]["update_norm"], rel=1e-6)

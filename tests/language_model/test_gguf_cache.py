@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mi_crow_lightning.language_model.gguf_cache import CACHE
 from mi_crow_lightning.language_model.loading import load_model
+from tests.callback.runs import told
 from tests.language_model.tiny_gguf import write_llama
 
 IDS = torch.arange(12).view(2, 6)
@@ -115,3 +117,26 @@ def test_what_a_killed_process_left_is_removed_after_a_day(file: Path, cache: Pa
         os.utime(cache / f".tmp-{name}", (time.time() - age,) * 2)
     load_model(file)
     assert [name for name in kept(cache) if name.startswith(".tmp-")] == [".tmp-new"]
+
+
+def test_whatever_fails_while_the_weights_are_kept_the_model_is_there(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is an error of safetensors, which is none of the system's."""
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with told("the unpacked weights cannot be kept in .* No space left on device"):
+        model = load_model(file)
+    assert model(IDS).logits.isfinite().all() and kept(cache) == []
+
+
+def test_what_was_kept_of_a_file_with_signs_of_patterns_is_replaced(file: Path, cache: Path) -> None:
+    odd = file.rename(file.with_name("tiny[q4]*.gguf"))
+    load_model(odd)
+    write_llama(odd, seed=1)
+    os.utime(odd, (time.time() + 5, time.time() + 5))
+    load_model(odd)
+    assert len(kept(cache)) == 1

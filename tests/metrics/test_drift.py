@@ -168,6 +168,15 @@ def test_divergence_of_what_is_known_is_a_lower_bound() -> None:
     assert torch.allclose(partial_divergence(p, q), whole, atol=1e-9)
 
 
+def test_a_sample_whose_cosine_is_no_number_is_the_farthest() -> None:
+    farthest = Farthest(2)
+    for batch in range(3):
+        cosines = torch.tensor([0.9, math.nan if batch == 1 else 0.8, 0.1 * batch])
+        farthest.add(cosines, torch.tensor([0, 1, 2]), 4, [batch])  # row 3 has no token
+    (first, facts), (second, others) = farthest.found()
+    assert math.isnan(first) and facts == [1, 1] and (second, others) == (0.0, [0, 2])
+
+
 def test_the_farthest_samples_of_many_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     farthest, means = Farthest(3), []

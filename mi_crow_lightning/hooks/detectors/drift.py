@@ -9,6 +9,7 @@ are kept of each layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -267,11 +268,14 @@ class DriftDetector(SummingDetector):
         if again.drew_others:
             _say_dropout(self)
         own, other = _logits(call.output), _logits(again.output)
-        if own is not None and other is not None and own.shape == other.shape:
+        if own is None or other is None or own.shape != other.shape:
+            return
+        places, of_tokens = seen.chosen.places, _are_of_tokens(own, seen.chosen)
+        all_count = places is None or len(places) == math.prod(seen.chosen.lead)
+        if of_tokens or all_count or own.dim() == 2:  # in the last case they are of samples
             with torch.no_grad():
-                places = seen.chosen.places if own.shape[:-1] == seen.chosen.lead else None
                 own, other = own.reshape(-1, own.shape[-1]), other.reshape(-1, other.shape[-1])
-                self._add_logits(divergence(own, other, places), seen.ctx)
+                self._add_logits(divergence(own, other, places if of_tokens else None), seen.ctx)
 
     def _meet(self, x: Tensor, reference: Tensor, facts: tuple[Chosen, HookContext]) -> None:
         """Compare an activation with that of the second pass."""
@@ -322,7 +326,7 @@ class DriftDetector(SummingDetector):
 
     def _take_logits(self, call: OuterCall, seen: _Seen) -> None:
         logits, keys, ids = _logits(call.output), seen.keys, seen.chosen.ids
-        if logits is None or keys is None or ids is None or logits.shape[:-1] != seen.chosen.lead:
+        if logits is None or keys is None or ids is None or not _are_of_tokens(logits, seen.chosen):
             return
         tokens = seen.chosen._replace(dim=-1).taken(logits.detach())
         if self._comparison is None:
@@ -406,9 +410,11 @@ class DriftDetector(SummingDetector):
             self._comparison = Comparison(self._reference, self._matrices)
 
     def reset(self) -> None:
-        """Begin the next reading."""
+        """Begin the next reading; a validation may come between two batches of a training step."""
         super().reset()
+        others = {key: found for key, found in self._farthest.items() if key[0] != self._stage_key}
         self._begin()
+        self._farthest = others
 
     def table(self) -> DriftTable:
         """Return the drift of the last reading: a list of `LayerDrift`, with the samples that moved most.
@@ -539,6 +545,11 @@ def _logits(output: Any) -> Tensor | None:
     """Return the logits in a model's output; ``None`` if nothing in it has that name."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return found if isinstance(found, Tensor) and found.dim() >= 2 else None
+
+
+def _are_of_tokens(logits: Tensor, chosen: Chosen) -> bool:
+    """Return whether there is one row of logits for each token; a layer may lay all tokens in one row."""
+    return math.prod(logits.shape[:-1]) == math.prod(chosen.lead)
 
 
 def _loader(ctx: HookContext) -> int:

@@ -177,6 +177,10 @@ class WeightStatistics(SummingDetector):
         for of_optimizer in pending.values():
             self._skip(of_optimizer)
 
+    def forget_step(self) -> None:
+        """Forget a step in which the detector was switched off, or failed: its weights would be those of another."""
+        self._before.clear()
+
     def _skip(self, of_optimizer: Mapping[str, _Before]) -> None:
         for layer, before in of_optimizer.items():
             nothing = torch.zeros((), dtype=torch.float64, device=self._sums.device)

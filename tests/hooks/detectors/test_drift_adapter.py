@@ -25,7 +25,7 @@ from mi_crow_lightning import (
 )
 from mi_crow_lightning.errors import NothingExtracted, ReferenceMismatch
 from tests.counted import few_objects, tensors_alive
-from tests.hooks.detectors.drifting import Net, adapted, hidden
+from tests.hooks.detectors.drifting import Adapter, Net, adapted, hidden
 from tests.metrics.test_drift import numpy_change, softmax
 from tests.models import (
     BLOCKS,
@@ -309,3 +309,75 @@ def test_a_copy_is_of_no_run() -> None:
     detector = drift_of(model, batch())
     again = pickle.loads(pickle.dumps(detector))
     assert again.table() == detector.table() and drift_of(copy.deepcopy(model), batch(), name="x").table()
+
+
+class Padded(nn.Module):
+    """A language model that lays all tokens in one row before its adapter, or gives the last ``keep`` logits alone."""
+
+    def __init__(self, flat: bool = False, keep: int = 0, classes: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.inner, self.head = nn.Embedding(64, 8), Adapter(nn.Linear(8, 8)), nn.Linear(8, 64)
+        self.flat, self.keep, self.classes = flat, keep, classes
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Any = None) -> Any:
+        x = self.embedding(input_ids)  # (B, T, D)
+        y = self.inner(x.flatten(0, 1)).view_as(x) if self.flat else self.inner(x)
+        logits = self.head(y.mean(1) if self.classes else y[:, -self.keep :])
+        return {"logits": logits, "loss": logits.sum()}
+
+    disable_adapter = Net.disable_adapter
+
+
+def both_ways(model: Any, data: dict[str, Tensor]) -> Tensor:
+    """KL of each token's distribution from that with the adapter off, in float64."""
+    with torch.no_grad():
+        own = model(**data)["logits"].double()
+        with model.disable_adapter():
+            other = model(**data)["logits"].double()
+    return (own.softmax(-1) * (own.log_softmax(-1) - other.log_softmax(-1))).sum(-1)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_logits_of_padding_do_not_count_whatever_the_form_of_the_layer(flat: bool) -> None:
+    model, data = Padded(flat), batch(8)
+    table = drift_at_inner(model, data)
+    assert table.logit_kl == pytest.approx(
+        both_ways(model, data)[data["attention_mask"].bool()].mean().item(), rel=1e-5
+    )
+
+
+def drift_at_inner(model: nn.Module, data: dict[str, Tensor]) -> Any:
+    detector, layers = DriftDetector("inner", on_error="raise"), Layers(model)
+    layers.register_hook(None, detector)
+    model(**data)
+    layers.take_readings()
+    return detector.table()
+
+
+def test_logits_of_some_tokens_or_of_samples() -> None:
+    """Which tokens the logits are of is not known: where padding may be among them, they are left out."""
+    data = batch(8)
+    assert drift_at_inner(Padded(keep=3), data).logit_kl is None
+    whole = {**data, "attention_mask": torch.ones_like(data["attention_mask"])}
+    for model, given in ((Padded(keep=3), whole), (Padded(classes=True), data)):
+        assert drift_at_inner(model, given).logit_kl == pytest.approx(both_ways(model, given).mean().item(), rel=1e-5)
+
+
+def test_a_validation_between_two_batches_of_a_step_forgets_no_sample_of_it() -> None:
+    """Four batches of four make a step; a validation follows the second, before the step is read."""
+    data = token_data(16)
+    detector = DriftDetector("block:*", tokens="all", on_error="raise", schedule=Schedule(stages=["train", "validate"]))
+    rows = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 3:
+                rows.extend(detector.table().samples)
+
+    module = Module(adapted())
+    runner = trainer(
+        HookCallback(detector), Keep(), accumulate_grad_batches=4, val_check_interval=2, num_sanity_val_steps=0
+    )
+    runner.fit(module, loader(data), loader(data[:4]))
+    assert {one.batch_idx for one in rows} == {0, 1, 2, 3}
