@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import count
@@ -11,6 +12,7 @@ from typing import Protocol
 
 import lightning.pytorch as pl
 
+from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._arguments import listed, place
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._warned import warn
@@ -149,8 +151,18 @@ class Stop(Action):
         """Stop it."""
         run.trainer.should_stop = True
         if firing.before_step:
-            for parameter in run.module.parameters():
-                parameter.grad = None
+            _leave_out_step(run)
+
+
+def _leave_out_step(run: AlarmedRun) -> None:
+    """Let the optimizer step that is about to come change nothing."""
+    # A gradient scaler that has not looked at the gradients yet asks for some, and leaves out those that are infinite.
+    looks_later = any(trainer_facts.scale_of_gradients(run.trainer, one) for one in run.trainer.optimizers)
+    for parameter in run.module.parameters():
+        if looks_later and parameter.grad is not None:
+            parameter.grad.fill_(math.inf)
+        else:
+            parameter.grad = None
 
 
 def free_path(folder: Path, stem: str, ending: str) -> Path:

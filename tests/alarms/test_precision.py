@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from mi_crow_lightning import ActivationStatistics, HookCallback
-from mi_crow_lightning.alarms import Alarm, NonFinite, Snapshot, default_alarms, replay
+from mi_crow_lightning.alarms import Action, Alarm, NonFinite, Rule, Snapshot, Threshold, default_alarms, replay
 from mi_crow_lightning.alarms.watch import gradient_norm
 from tests.alarms.test_alarms import Faulty
 from tests.alarms.test_evaluations import Loss
@@ -118,3 +118,26 @@ def test_a_rule_on_the_loss_reads_it_without_the_scale() -> None:
         fit(module, data_of(), watch, accumulate_grad_batches=2, **options)
         found.append(rule.seen)
     assert len(found[0]) == 3 and found[1] == pytest.approx(found[0], rel=1e-2)  # the model computes in float16
+
+
+@pytest.mark.parametrize("rule", [NonFinite(), Threshold("loss", above=0.0)], ids=["not finite", "loss"])
+@pytest.mark.parametrize("made", ["AdamW", "fused", "SGD"])
+def test_a_stop_under_a_scaler_leaves_the_step_out(made: str, rule: Rule) -> None:
+    """A fused optimizer unscales gradients itself, in the step: its scaler fails where there are none."""
+    optimizers: dict[str, Any] = {
+        "AdamW": lambda weights: torch.optim.AdamW(weights, lr=0.1),
+        "fused": lambda weights: torch.optim.AdamW(weights, lr=0.1, fused=True),
+        "SGD": lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1),
+    }
+    kept: list[Any] = []
+
+    class Keep(Action):
+        def act(self, firing: Any, run: Any) -> None:
+            kept.append({name: one.clone() for name, one in run.module.state_dict().items()})
+
+    module = Faulty()
+    module.configure_optimizers = lambda: optimizers[made](module.parameters())  # type: ignore[method-assign]
+    watch = HookCallback(ActivationStatistics("model.*"), alarms=Alarm(rule, [Keep(), "stop"]))
+    fit(module, data_of(), watch, **scaled())
+    assert len(watch.fired()) == 1
+    assert_bit_equal(kept[0], dict(module.state_dict()))
