@@ -9,7 +9,7 @@ import difflib
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mi_crow_lightning._shown import shown
 __all__ = [
     "check_flag",
     "check_store",
+    "chosen",
     "device_of",
     "did_you_mean",
     "is_finite",
@@ -72,6 +73,23 @@ def one_of(argument: str, value: Any, allowed: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in names:
         raise not_known(argument, value, names)
     return value
+
+
+def chosen(argument: str, value: Any, allowed: Sequence[str], example: str) -> tuple[str, ...]:
+    """Return names as a tuple; ``None`` for all.
+
+    Raises:
+        TypeError, ValueError: it is not a list of some of these names, each once.
+    """
+    if value is None:
+        return tuple(allowed)
+    given = listed(argument, value, "names", example)
+    for name in given:
+        if not isinstance(name, str) or name not in allowed:
+            raise not_known(argument, name, allowed)
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"{argument}={shown(given)} must name at least one of them, and each once")
+    return tuple(given)
 
 
 def check_flag(argument: str, value: Any) -> bool:

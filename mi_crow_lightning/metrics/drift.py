@@ -43,12 +43,12 @@ _INFINITE = 1e8
 
 
 class Column(IntEnum):
-    """The first columns of a row; those of a sketch follow. In the row of the logits, ``MOST`` is the largest KL."""
+    """The first columns of a row; those of a sketch follow. The row of the logits has the first two alone."""
 
     COUNT = 0
     SUM = 1  # of cosines, or of KL
     RATIOS = 2
-    MOST = 3  # the layer's width
+    WIDTH = 3  # the layer's
     LEAST = 4  # the smallest cosine
 
 
@@ -119,7 +119,7 @@ def compared(x: Tensor, y: Tensor, norms: Tensor | None = None) -> tuple[Tensor,
 def empty_row(size: int) -> Tensor:
     """Return the row of a layer that saw nothing, for sketches of ``size`` numbers."""
     row = torch.zeros(len(Column) + 2 * size + 4 * size * size, dtype=torch.float64)
-    row[Column.MOST], row[Column.LEAST] = -math.inf, math.inf
+    row[Column.WIDTH], row[Column.LEAST] = -math.inf, math.inf
     return row
 
 
@@ -141,14 +141,13 @@ def logit_row(divergences: Tensor, size: int) -> Tensor:
     """Return the row of the logits of some tokens, from their divergences ``(n,)``."""
     row = empty_row(size).to(divergences.device)
     row[Column.COUNT], row[Column.SUM] = len(divergences), divergences.double().sum()
-    row[Column.MOST] = divergences.max()
     return row
 
 
 def merge_drift(stacked: Tensor) -> Tensor:
     """Join rows ``(R, ..., K)`` into ``(..., K)``."""
     joined = stacked.sum(0)
-    joined[..., Column.MOST] = stacked[..., Column.MOST].amax(0)
+    joined[..., Column.WIDTH] = stacked[..., Column.WIDTH].amax(0)
     joined[..., Column.LEAST] = stacked[..., Column.LEAST].amin(0)
     return joined
 
@@ -166,7 +165,7 @@ def read_change(row: Tensor, components: int) -> LayerChange | None:
     sums, gram, size = _sketched(row)
     centred = gram - torch.outer(sums, sums) / count
     own, reference, cross = centred[:size, :size], centred[size:, size:], centred[:size, size:]
-    exact = row[Column.MOST].item() <= size
+    exact = row[Column.WIDTH].item() <= size
     return LayerChange(
         tokens=int(count),
         cosine=row[Column.SUM].item() / count,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._arguments import listed, not_known, whole_number
+from mi_crow_lightning._arguments import chosen, whole_number
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import TokensUnknown
@@ -83,7 +83,8 @@ class TokenStatistics(Detector):
         **options: Any,
     ) -> None:
         super().__init__(layer_signature, **options)
-        self.statistics = _known(statistics)
+        wanted = chosen("statistics", statistics, TOKEN_STATISTICS, "['cosine', 'effective_rank']")
+        self.statistics = tuple(name for name in TOKEN_STATISTICS if name in wanted)
         self.tokens = Tokens.of(tokens)
         self.max_width = whole_number("max_width", max_width, 1)
         self._layers: dict[str, int] = {}
@@ -205,15 +206,3 @@ class TokenStatistics(Detector):
 
 def _key(ctx: HookContext | None) -> str:
     return ctx.stage.value if ctx is not None and ctx.stage is not None else ""
-
-
-def _known(names: Sequence[str] | None) -> tuple[str, ...]:
-    if names is None:
-        return TOKEN_STATISTICS
-    given = listed("statistics", names, "names", "['cosine', 'effective_rank']")
-    for name in given:
-        if not isinstance(name, str) or name not in TOKEN_STATISTICS:
-            raise not_known("statistics", name, TOKEN_STATISTICS)
-    if not given or len(set(given)) < len(given):
-        raise ValueError(f"statistics={shown(given)} must name at least one statistic, and each once")
-    return tuple(name for name in TOKEN_STATISTICS if name in given)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning._arguments import listed, not_known
+from mi_crow_lightning._arguments import chosen
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
@@ -88,7 +88,7 @@ class WeightStatistics(SummingDetector):
         if unfit := sorted({"tokens", "before_edits", "hook_type", "channels", "store"} & options.keys()):
             raise TypeError(f"WeightStatistics reads weights and no activation, so it takes no {unfit[0]}=")
         super().__init__(layer_signature, **options)
-        self.statistics = _known(statistics)
+        self.statistics = chosen("statistics", statistics, WEIGHT_STATISTICS, "['norm', 'update_ratio']")
         self._before: dict[torch.optim.Optimizer, dict[str, _Before]] = {}
         self._warned_of: set[str] = set()
 
@@ -239,15 +239,3 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 def _copy(weight: Tensor) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-
-
-def _known(names: Sequence[str] | None) -> tuple[str, ...]:
-    if names is None:
-        return WEIGHT_STATISTICS
-    given = listed("statistics", names, "names", "['norm', 'update_ratio']")
-    for name in given:
-        if not isinstance(name, str) or name not in WEIGHT_STATISTICS:
-            raise not_known("statistics", name, WEIGHT_STATISTICS)
-    if not given or len(set(given)) < len(given):
-        raise ValueError(f"statistics={shown(given)} must name at least one statistic, and each once")
-    return tuple(given)
