@@ -190,6 +190,16 @@ class DriftDetector(SummingDetector):
         super().prepare(layers, device)
         self._begin()
 
+    def _check_before_fit(self) -> None:
+        """Say that the reference will not be of the model as it is now."""
+        none_yet = self._reference is None and not self._lost
+        if self.enabled and self.mode == START and self.stage is Stage.VALIDATE and none_yet:
+            warn(
+                f"{self!r} has no reference yet: the first validation of this fit, after its first steps, becomes it. "
+                "Call trainer.validate(...) before fit to measure from the model as it is now.",
+                stacklevel=4,
+            )
+
     def _put_on(self, on: bool) -> None:
         """Follow the calls around the layers while the hook is on.
 

@@ -217,3 +217,14 @@ def test_a_reference_that_a_failure_left_out_says_why() -> None:
         validate(llama(), detector)
     with pytest.raises(NothingExtracted, match=r"has no reference: it failed in its last run \(.*division by zero"):
         detector.reference()
+
+
+def test_a_fit_that_begins_without_a_reference_says_what_its_start_will_be() -> None:
+    detector, batches = start(), loader(token_data())
+    with told(r"has no reference yet: the first validation of this fit.*becomes it"):
+        trainer(HookCallback(detector), max_epochs=2).fit(Module(llama()), batches, batches)
+    assert len(detector.table()) == BLOCKS
+    trainer(HookCallback(detector)).fit(Module(llama()), batches, batches)  # which has one
+    switched_off = start()
+    switched_off.disable()
+    trainer(HookCallback(switched_off)).fit(Module(llama()), batches, batches)
