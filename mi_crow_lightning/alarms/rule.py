@@ -135,11 +135,17 @@ class Rule:
         """Whether the loss is among its readings."""
         return self.is_of(Stage.TRAIN.value) and any(fnmatchcase(LOSS, one) for one in self.readings)
 
-    def misses(self, names: Iterable[str]) -> str | None:
-        """Return the first of its readings that none of these names can be; ``None`` if there are all."""
-        known = [*names, LOSS]
+    def misses(self, names: Iterable[str], sections: Iterable[str] = ()) -> str | None:
+        """Return the first of its readings that none of these can be; ``None`` if there are all.
+
+        Args:
+            names: the names of readings.
+            sections: what stands before the first slash of their tags.
+        """
+        known, tagged = [*names, LOSS], list(sections)
         for pattern in self.readings:
-            if "/" not in pattern and not any(fnmatchcase(name, pattern) for name in known):
+            section, slash, _ = pattern.partition("/")
+            if not any(fnmatchcase(name, section) for name in (tagged if slash else known)):
                 return pattern
         return None
 

@@ -48,7 +48,7 @@ class NonFinite(Rule):
         """Whether the loss is among its readings: it is read anyway."""
         return False
 
-    def misses(self, names: object) -> str | None:
+    def misses(self, names: object, sections: object = ()) -> str | None:
         """Return ``None``: the rule needs no reading."""
         return None
 
@@ -390,7 +390,7 @@ class WithoutEffect(Rule):
         """Whether the loss is among its readings: it is not."""
         return False
 
-    def misses(self, names: object) -> str | None:
+    def misses(self, names: object, sections: object = ()) -> str | None:
         """Return ``None``: the rule needs no reading."""
         return None
 

@@ -130,14 +130,16 @@ def check_alarms(value: Any, hooks: Iterable[Hook]) -> list[Alarm]:
         return alarms
     hooks = list(hooks)
     _check_switches(alarms, [hook.id for hook in hooks if hook.edits])
-    declared = [hook.reading_names() for hook in hooks if isinstance(hook, Detector)]
-    known = [*_CHANGES, *(name for of_one in declared for name in of_one)]
+    declared = [(hook.tag_prefix, hook.reading_names()) for hook in hooks if isinstance(hook, Detector)]
+    known = [*_CHANGES, *(name for _, names in declared for name in names)]
+    sections = [f"{prefix}_{name}" for prefix, names in (*declared, ("steering", _CHANGES)) for name in names]
     defaults = {repr(rule) for rule in default_rules().values()}
-    for alarm in alarms if all(declared) else ():
-        if repr(alarm.rule) not in defaults and (missed := alarm.rule.misses(known)) is not None:
+    for alarm in alarms if all(names for _, names in declared) else ():
+        if repr(alarm.rule) not in defaults and (missed := alarm.rule.misses(known, sections)) is not None:
+            given = [f"{section}/*" for section in sections] if "/" in missed else known
             raise ValueError(
                 f"{shown(alarm)} needs the reading {missed!r}, and no detector of this callback gives it. They give: "
-                f"{', '.join(dict.fromkeys(known))}, and alarms add 'loss'"
+                f"{', '.join(dict.fromkeys(given))}, and alarms add 'loss'"
             )
     return alarms
 

@@ -221,6 +221,17 @@ def test_the_rules_need_readings_that_are_there() -> None:
         Threshold("rms", above=1, below=2)
     with pytest.raises(ValueError, match="needs the reading 'rsm', and no detector of this callback gives it"):
         watching(Alarm(Threshold("rsm", above=1)))
+    with pytest.raises(ValueError, match=r"needs the reading 'activations_rsm/\*', .* activations_rms/\*, "):
+        watching(Alarm(Threshold("activations_rsm/*", above=1)))
+    with pytest.raises(ValueError, match=r"needs the reading 'drift_cosine/\*', and no detector of this callback"):
+        watching(Alarm(Drift(below=0.9)))
+    known = ("activations_rms/val/model.0", "*_rms/*", "a*/*", "steering_mean_ratio/*")
+    assert [watching(Alarm(Threshold(one, above=1))).alarms for one in known]
+    two = [ActivationStatistics("model.0", statistics=["rms"]), ActivationStatistics("model.1", statistics=["mean"])]
+    both = Threshold(["activations_rms/*", "activations_mean/*"], above=1)
+    assert HookCallback(two, alarms=Alarm(both)).alarms
+    named = DriftDetector("block:*", name="base")
+    assert HookCallback(named, alarms=Alarm(Drift("base_cosine/*", below=0.9))).alarms
     with pytest.raises(ValueError, match="Did you mean 'default'"):
         HookCallback(alarms="defaults")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="give Alarm"):
