@@ -29,7 +29,7 @@ from mi_crow_lightning.metrics.descriptions import projection_text
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
 from mi_crow_lightning.metrics.projections import Projection, project, summarize_projections
 
-__all__ = ["ProjectionDetector"]
+__all__ = ["ProjectionDetector", "name_of"]
 
 
 class ProjectionDetector(SummingDetector):
@@ -75,7 +75,7 @@ class ProjectionDetector(SummingDetector):
     ) -> None:
         super().__init__(layer_signature, tokens=tokens, **options)
         self._directions = _checked(vector, vectors)
-        self.names = tuple(_joined(one, name) for one in self._directions for name in ProjectionValues._fields)
+        self.names = tuple(name_of(one, name) for one in self._directions for name in ProjectionValues._fields)
         self._blocks: dict[str, int | None] = {}  # the block of each layer
         self._units: dict[str, Tensor] = {}  # (K, D) by layer
         self._casts = Casts()
@@ -231,7 +231,7 @@ class ProjectionDetector(SummingDetector):
         (of_vectors,) = ProjectionSums.values_of(row[None])
         found = zip(self._directions, of_vectors, strict=True)
         return {
-            _joined(vector, name): value
+            name_of(vector, name): value
             for vector, values in found
             if values is not None
             for name, value in values._asdict().items()
@@ -275,7 +275,8 @@ class _Pass(NamedTuple):
     norms: Tensor  # (B, T)
 
 
-def _joined(direction: str, name: str) -> str:
+def name_of(direction: str, name: str) -> str:
+    """Return the name of a reading of a direction, which has a name itself where there are several."""
     return f"{direction}_{name}" if direction else name
 
 

@@ -25,7 +25,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector
+from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector, name_of
 from mi_crow_lightning.hooks.per_layer import Vector, ends_alike
 from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
 from mi_crow_lightning.hooks.reading import Reading
@@ -96,7 +96,7 @@ class TraitMonitor(ProjectionDetector):
     ) -> None:
         super().__init__(layer_signature, vector, vectors=vectors, tokens=tokens, **options)
         _refuse_other_stages(self.schedule)
-        self.names = tuple(_joined(one, name) for one in self.vector_names for name in _NAMES)
+        self.names = tuple(name_of(one, name) for one in self.vector_names for name in _NAMES)
         self.by_block = tuple(name for name in self.names if name.endswith("shift"))
         self._baseline = _given(baseline)
         self._takes_baseline = not self._baseline
@@ -185,7 +185,7 @@ class TraitMonitor(ProjectionDetector):
             self._warn_of_texts(base, texts)
             shift = (values.mean - base.mean) / base.std
             for name, value in zip(_NAMES, (shift, values.mean, values.std), strict=True):
-                yield Reading(layer, _joined(vector, name), value)
+                yield Reading(layer, name_of(vector, name), value)
 
     def _seen(self, rows: Tensor) -> Iterator[tuple[str, str, int, ProjectionValues]]:
         """Yield layer, direction, number of texts and values, from sums ``(L, K, 6)``."""
@@ -335,7 +335,3 @@ def _refuse_other_stages(schedule: When | None) -> None:
 
 def _called(vector: str) -> str:
     return repr(vector) if vector else "the vector"
-
-
-def _joined(direction: str, name: str) -> str:
-    return f"{direction}_{name}" if direction else name
