@@ -49,12 +49,13 @@ from mi_crow_lightning.metrics.running_sums import RunningSums
 from mi_crow_lightning.references.models import names_of
 from mi_crow_lightning.references.recording import Comparison, Matrices, Pairs, Recording, sketched
 from mi_crow_lightning.references.reference import LOGITS, DriftReference, as_row, same_layer
-from mi_crow_lightning.references.sketches import key_of
+from mi_crow_lightning.references.sketches import MOST_POSITIONS, key_of
 from mi_crow_lightning.references.table import DriftTable, SampleDrift
 
 __all__ = ["DriftDetector"]
 
 ADAPTER_OFF, START = "adapter_off", "start"
+_MOST_TOKENS = 2**19  # of a sample in one call of a layer; a layer that runs several times has as many for each
 _DRIVERS = 10  # samples of each layer that a table names
 _OF_LAYERS = ("cosine", "cosine_min", "norm_ratio", "cka", "angle")
 
@@ -155,6 +156,7 @@ class DriftDetector(SummingDetector):
 
     def _forget_pass(self) -> None:
         self._paired.forget()
+        self._in_pass: dict[str, int] = {}  # how often each layer was called
         self._last: _Seen | None = None
 
     def _facts(self) -> Iterator[tuple[str, str]]:
@@ -316,8 +318,8 @@ class DriftDetector(SummingDetector):
                 f"{ctx.layer!r} gives {ctx.axes.of(x).value}, so the sample of a token is not known: watch another "
                 "layer"
             )
-        before = self._count(ctx, chosen.samples)
-        keys = key_of(_loader(ctx), _numbered(before + chosen.rows), chosen.positions)
+        before, call = self._count(ctx, chosen.samples)
+        keys = key_of(_loader(ctx), _numbered(before + chosen.rows), chosen.positions + call * _MOST_TOKENS)
         tokens = chosen.taken(x)
         with torch.autocast(x.device.type, enabled=False):
             if self._comparison is None:
@@ -327,12 +329,20 @@ class DriftDetector(SummingDetector):
                 self._add(pairs, tokens.shape[-1], chosen, ctx, before)
         self._last = _Seen(chosen, keys, ctx)
 
-    def _count(self, ctx: HookContext, samples: int) -> int:
-        """Count the samples of one pass at a layer, and return how many there were before."""
+    def _count(self, ctx: HookContext, samples: int) -> tuple[int, int]:
+        """Count the samples of one pass at a layer; return how many there were before, and the layer's calls.
+
+        Raises:
+            ReferenceMismatch: the pass has called the layer more often than keys tell apart.
+        """
+        call = self._in_pass.get(ctx.layer, 0) if self._calls.running is not None else 0
+        if call == MOST_POSITIONS // _MOST_TOKENS:
+            raise ReferenceMismatch(f"{ctx.layer!r} is called more than {call} times in a pass: watch another layer")
+        self._in_pass[ctx.layer] = call + 1
         seen = self._samples.setdefault(ctx.layer, {})
-        before = seen.get(_loader(ctx), 0)
+        before = seen.get(_loader(ctx), 0) - (samples if call else 0)
         seen[_loader(ctx)] = before + samples
-        return before
+        return before, call
 
     def _take_logits(self, call: OuterCall, seen: _Seen) -> None:
         logits, keys, ids = _logits(call.output), seen.keys, seen.chosen.ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,3 +229,37 @@ def test_a_fit_that_begins_without_a_reference_says_what_its_start_will_be() -> 
     switched_off = start()
     switched_off.disable()
     trainer(HookCallback(switched_off)).fit(Module(llama()), batches, batches)
+
+
+class Looped(nn.Module):
+    """A model that runs one block several times in a pass."""
+
+    def __init__(self, times: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.block, self.times = nn.Embedding(64, 8), nn.Linear(8, 8), times
+
+    def forward(self, input_ids: Any, attention_mask: Any, labels: Any = None) -> Any:
+        x = self.embedding(input_ids)
+        for _ in range(self.times):
+            x = torch.tanh(self.block(x))
+        return SimpleNamespace(loss=x.sum())
+
+
+def test_samples_of_a_layer_that_runs_several_times_in_a_pass_are_counted_once() -> None:
+    def looped(reference: Any, size: int, model: nn.Module) -> DriftDetector:
+        return validate(model, DriftDetector("model.block", reference, on_error="raise"), size)
+
+    reference = looped("start", 4, Looped()).reference()
+    assert reference.samples == 20
+    moved = Looped()
+    moved.block.weight.data += 0.1
+    tables = [looped(reference, size, moved).table() for size in (4, 7)]
+    assert (
+        tables[0][0].tokens == tables[1][0].tokens == 3 * sum(int(row["attention_mask"].sum()) for row in token_data())
+    )
+    for one, other in zip(tables[0].samples, tables[1].samples, strict=True):
+        assert one.sample == other.sample is not None and one.sample < 20
+        assert one.cosine == pytest.approx(other.cosine, abs=1e-6)
+    with pytest.raises(HookError, match=r"'model.block' is called more than 32 times in a pass"):
+        looped("start", 4, Looped(33))
