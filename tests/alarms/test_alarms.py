@@ -173,9 +173,12 @@ def test_an_alarm_fires_once_until_all_is_in_order_and_not_for_ever() -> None:
 
 def test_events_are_in_the_event_file(tmp_path: Path) -> None:
     logger = TensorBoardLogger(str(tmp_path))
-    watch = watching(Alarm(NonFinite(), "log"), Alarm(Threshold("rms", above=0), "log", name="too large"))
-    fit(Faulty(), data_of(), watch, logger=logger)
-    rows = [row for row in read_events(logger.log_dir) if row.kind == "alarm"]
+    watch = watching(Alarm(NonFinite(), "warn"), Alarm(Threshold("rms", above=0), "log", name="too large"))
+    with told("alarm NonFinite", RuntimeWarning):
+        fit(Faulty(), data_of(), watch, logger=logger)
+    events = list(read_events(logger.log_dir))
+    assert [row.kind for row in events if row.kind != "switch"] == ["alarm"] * 2  # none that it warned of it too
+    rows = [row for row in events if row.kind == "alarm"]
     assert [(row.step, row.layer) for row in rows] == [(0, "model.0"), (NAN_AT, "model.3")]
     assert rows[0].text.startswith("alarm too large: layer 'model.0' (and 5 more layers) is at")
 
