@@ -13,6 +13,7 @@ from mi_crow_lightning._arguments import check_flag, one_line, one_of
 from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning._saved_state import Check, checked_state, refusal
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning._unknown_options import refuses_unknown_options
 from mi_crow_lightning.addressing.signatures import Signature, check_signature
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry, Unregistered
@@ -89,7 +90,7 @@ class Hook:
         error: the last `HookError` of this hook that a warning reported, without its traceback.
 
     Raises:
-        ValueError, TypeError: an argument is not one of the values named above.
+        ValueError, TypeError: an argument is not one of the values named above, or an option is not known.
     """
 
     _alike_on_all_ranks = False  # whether `state_dict` is the same on every rank: a checkpoint needs one copy
@@ -112,6 +113,9 @@ class Hook:
     #: must set this itself.
     traceable = False
 
+    _refused_options: frozenset[str] = frozenset()  # those of its bases that a class does not take
+
+    @refuses_unknown_options
     def __init__(
         self,
         layer_signature: Signature | None = None,

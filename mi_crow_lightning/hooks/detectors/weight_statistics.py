@@ -81,11 +81,12 @@ class WeightStatistics(SummingDetector):
     names = WEIGHT_STATISTICS
     sums = 5  # squares of weights, gradients and updates, steps, skipped steps
     _called_at_layers = False
+    _refused_options = frozenset({"tokens", "before_edits", "hook_type", "channels", "store"})
 
     def __init__(
         self, layer_signature: Signature | None = None, *, statistics: Sequence[str] | None = None, **options: Any
     ) -> None:
-        if unfit := sorted({"tokens", "before_edits", "hook_type", "channels", "store"} & options.keys()):
+        if unfit := sorted(self._refused_options & options.keys()):
             raise TypeError(f"WeightStatistics reads weights and no activation, so it takes no {unfit[0]}=")
         super().__init__(layer_signature, **options)
         self.statistics = chosen("statistics", statistics, WEIGHT_STATISTICS, "['norm', 'update_ratio']")
