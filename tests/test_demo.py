@@ -1,0 +1,47 @@
+"""``mi-crow-lightning demo`` without the packaged model, and with one that is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mi_crow_lightning import _demo
+from mi_crow_lightning.__main__ import main
+
+
+@pytest.mark.filterwarnings("default")  # what Lightning says to a user of the script is no error
+def test_a_tiny_model_takes_the_place_of_one_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_demo, "_NEEDED", ("llm_smollm3", "yaml", "gguf_4"))
+    assert main(["demo", "--logdir", "logs"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("Not installed: llm-smollm3, gguf-4. A tiny model") and "[demo]" in first
+    printed = "\n".join(rest)
+    assert all(f"model.model.layers.{block} " in printed for block in range(5))
+    assert "STEERED at block:3, strength 3.0" in printed and "--logdir logs" in printed
+    assert list(tmp_path.glob("logs/demo/version_0/events.out.tfevents.*"))
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_model_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--model", _demo._save_tiny_model(tmp_path / "own")]) == 0
+    printed = capsys.readouterr().out
+    assert "Not installed" not in printed and "model.model.layers.4 " in printed
+    assert "--logdir outputs/logs" in printed
+
+
+def test_a_model_that_is_not_there_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--model", str(tmp_path / "none")]) == 2
+    assert "error: there is no folder or GGUF file" in capsys.readouterr().err
+
+
+def test_a_script_that_was_not_installed_is_missed_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_demo, "_PLACES", (tmp_path / "a", tmp_path / "b"))
+    with pytest.raises(FileNotFoundError, match=r"finetune_and_steer\.py is neither in .*a nor in .*b: install the "):
+        _demo.run_demo("any")
