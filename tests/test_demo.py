@@ -1,4 +1,4 @@
-"""``mi-crow-lightning demo`` without the packaged model, and with one that is named."""
+"""``mi-crow-lightning demo`` without the packaged model, and with one that is not there."""
 
 from __future__ import annotations
 
@@ -23,17 +23,6 @@ def test_a_tiny_model_takes_the_place_of_one_that_is_not_installed(
     assert all(f"model.model.layers.{block} " in printed for block in range(5))
     assert "STEERED at block:3, strength 3.0" in printed and "--logdir logs" in printed
     assert list(tmp_path.glob("logs/demo/version_0/events.out.tfevents.*"))
-
-
-@pytest.mark.filterwarnings("default")
-def test_a_model_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["demo", "--model", _demo._save_tiny_model(tmp_path / "own")]) == 0
-    printed = capsys.readouterr().out
-    assert "Not installed" not in printed and "model.model.layers.4 " in printed
-    assert "--logdir outputs/logs" in printed
 
 
 def test_a_model_that_is_not_there_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
