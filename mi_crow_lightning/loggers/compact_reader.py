@@ -1,6 +1,6 @@
 """Reading compact tensors back from TensorBoard's event files.
 
-Every checksum in the files is verified in Python, at about 5 MB a second.
+Every checksum in the files is verified: in C where google-crc32c is installed, else in Python, at about 5 MB a second.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mi_crow_lightning._foreign_files import Damaged
+from mi_crow_lightning.loggers.checksum import masked_checksum
 
 __all__ = ["events"]
 
@@ -26,10 +27,9 @@ def events(path: Path) -> Iterator[Any]:
         OSError: the file cannot be read.
     """
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     def checked(data: bytes, checksum: bytes) -> bytes:
-        if int.from_bytes(checksum, "little") != masked_crc32c(data):
+        if int.from_bytes(checksum, "little") != masked_checksum(data):
             raise Damaged(f"is damaged at byte {place}: a checksum does not fit")
         return data
 

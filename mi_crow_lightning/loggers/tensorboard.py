@@ -1,13 +1,11 @@
 """Readings to TensorBoard: all readings of a step in one event.
 
-One event per value would take about five times as long as one event with all values, because the event file's
-checksum is computed in Python for every event. Neither tensorboard nor tensorboardX is imported here before one of
-their writers is passed in.
+One event per value would take several times as long as one event with all values. Neither tensorboard nor tensorboardX
+is imported here before one of their writers is passed in.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -22,8 +20,7 @@ __all__ = ["Describe", "log_folder", "summary_writer", "write_event", "write_hyp
 Describe: TypeAlias = Callable[[str, Reading], str]
 """From a tag and its reading to markdown; empty for nothing."""
 
-# The modules that a SummaryWriter may come from, and where their libraries keep the protobuf messages.
-_MESSAGES = {"torch.utils.tensorboard": "tensorboard.compat.proto", "tensorboardX": "tensorboardX.proto"}
+_LIBRARIES = ("torch.utils.tensorboard", "tensorboardX")
 
 # By event file: the tags of the tensors whose schema, and of the readings whose description, is in the file.
 _described: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
@@ -96,7 +93,7 @@ def write_event(
     summary = Summary(value=shown_values(readings, texts))
     summary.value.extend(tensor_value(tensor, tensor.tag not in known) for tensor in tensors)
     if summary.value:
-        file_writer.add_summary(_as_own(writer, summary), step)
+        _add_summary(writer, file_writer, summary, step)
         known.update((value.tag for value in summary.value) if texts else (tensor.tag for tensor in tensors))
 
 
@@ -128,19 +125,23 @@ def write_summary(writer: Any, summary: Any, step: int | None = None) -> None:
     """
     file_writer = _file_writer(writer)
     if file_writer is not None:
-        file_writer.add_summary(_as_own(writer, summary), step)
+        _add_summary(writer, file_writer, summary, step)
 
 
-def _as_own(writer: object, summary: Any) -> Any:
-    """Return the summary as a message of the writer's library, the only kind that the writer takes."""
-    package = _MESSAGES[_library(writer) or "torch.utils.tensorboard"]
-    message = importlib.import_module(f"{package}.summary_pb2").Summary
-    return summary if isinstance(summary, message) else message.FromString(summary.SerializeToString())
+def _add_summary(writer: object, file_writer: Any, summary: Any, step: int | None) -> None:
+    if _library(writer) == "tensorboardX":  # whose messages are a library's own, and the only ones that it takes
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        file_writer.add_summary(Summary.FromString(summary.SerializeToString()), step)
+    else:
+        from mi_crow_lightning.loggers.checksum import add_summary
+
+        add_summary(file_writer, summary, step)
 
 
 def _library(experiment: object) -> str | None:
     """Return the name of the module whose ``SummaryWriter`` this is."""
-    for name in _MESSAGES:
+    for name in _LIBRARIES:
         # A module that was never imported cannot have made the writer, so there is no need to import it.
         writer_class = getattr(sys.modules.get(name), "SummaryWriter", None)
         if writer_class is not None and isinstance(experiment, writer_class):
