@@ -11,10 +11,12 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")  # no windows
 
-# The doctests' collection would import these modules, which need triton.
+# The doctests' collection would import these modules, which need triton or numba.
 NEED_TRITON = ["mi_crow_lightning/metrics/one_pass/on_cuda/*.py", "tests/metrics/one_pass/on_cuda/program_compile.py"]
+NEED_NUMBA = ["mi_crow_lightning/metrics/one_pass/in_numba/look.py"]
 
 collect_ignore_glob = [] if find_spec("triton") else NEED_TRITON
+collect_ignore_glob += [] if find_spec("numba") else NEED_NUMBA
 
 
 @pytest.fixture(autouse=True)

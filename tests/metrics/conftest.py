@@ -14,6 +14,7 @@ from mi_crow_lightning.metrics import known_statistics
 from mi_crow_lightning.metrics.one_pass import in_graph, on_cpu
 from mi_crow_lightning.metrics.one_pass import measure as one_pass
 from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
+from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
 from mi_crow_lightning.metrics.one_pass.measure import as_tokens, measure
 from mi_crow_lightning.metrics.one_pass.on_cuda import choice
 from mi_crow_lightning.metrics.statistic import Sum
@@ -30,7 +31,8 @@ class Form(NamedTuple):
     """One way to measure, and how far it may be off.
 
     Attributes:
-        name: in float64 ``at_hand`` as on a CPU, or on a device that would have to be waited for (``elsewhere``);
+        name: in float64 ``compiled`` by numba, ``at_hand`` as on a CPU without numba, or on a device that would have
+            to be waited for (``elsewhere``);
             in float32 ``traced``, or the kernels in the interpreter (``kernel``) or on a GPU (``cuda``).
         measure: what `mi_crow_lightning.metrics.one_pass.measure.measure` is in this form.
         sums: of sums of squares and higher powers, relative.
@@ -66,10 +68,21 @@ WITH_KERNEL = ["kernel"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 WITH_CUDA = ["cuda"] if torch.cuda.is_available() and not WITH_KERNEL else []
 
 
-@pytest.fixture(params=["at_hand", "elsewhere", "traced", *WITH_KERNEL, *WITH_CUDA])
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on the CPU is measured by numpy."""
+    monkeypatch.setattr(in_numba, "choice", lambda: in_numba.Choice(None, "a test says so"))
+
+
+@pytest.fixture(params=["compiled", "at_hand", "elsewhere", "traced", *WITH_KERNEL, *WITH_CUDA])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
     """Each form in turn; those of the kernels where they can run."""
+    if request.param == "compiled":
+        pytest.importorskip("numba", reason="numba is not installed: the extra fast does so")
+        assert in_numba.choice().look is not None
+        return Form(request.param, measure, sums=1e-10, mean=1e-12, offset=1e-14)
     if request.param in ("at_hand", "elsewhere"):
+        request.getfixturevalue("without_numba")
         monkeypatch.setattr(one_pass, "is_at_hand", lambda x: request.param == "at_hand")
         return Form(request.param, measure, sums=1e-10, mean=1e-12, offset=1e-14)
     if request.param == "kernel":

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning.metrics.one_pass.buffers import Place
-from mi_crow_lightning.metrics.one_pass.measure import measure_tokens, sums_after_kernels
+from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
+from mi_crow_lightning.metrics.one_pass.measure import measure_tokens, sums_after_kernels, sums_in_chunks
 from mi_crow_lightning.metrics.one_pass.on_cuda.choice import launched, suits
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, merge_all
 from mi_crow_lightning.metrics.summary import Group
@@ -46,10 +47,15 @@ def accumulate(
     """
     room = len(place.sums)
     mixed = Group.CHANNELS in groups and tokens.shape[1] not in (0, room)
-    if not mixed and not isinstance(batch, Tensor) and _in_kernel(place, tokens, keep, groups, batch):
-        if sums:
-            _merge_in(place.row[ROW_SIZE:], sums_after_kernels(tokens, keep, sums), sums)
-        return
+    if not mixed and not isinstance(batch, Tensor):
+        if _in_kernel(place, tokens, keep, groups, batch):
+            if sums:
+                _merge_in(place.row[ROW_SIZE:], sums_after_kernels(tokens, keep, sums), sums)
+            return
+        if _in_numba(place, tokens, keep, groups, batch):
+            if sums:
+                _merge_in(place.row[ROW_SIZE:], sums_in_chunks(tokens, keep, sums), sums)
+            return
     seen, channels = (part.to(place.row.device) for part in measure_tokens(tokens, keep, groups, sums))
     if batch is not None:
         seen[Row.BAD_BATCH] = torch.where(seen[Row.NONFINITE] > 0, batch, seen[Row.BAD_BATCH])
@@ -71,3 +77,10 @@ def _in_kernel(place: Place, tokens: Tensor, keep: Tensor | None, groups: Group,
     if torch.compiler.is_compiling() or tokens.device != place.row.device or not suits(tokens, keep):
         return False
     return launched(tokens, keep, groups, place, add=True, batch=batch)
+
+
+def _in_numba(place: Place, tokens: Tensor, keep: Tensor | None, groups: Group, batch: int | None) -> bool:
+    if torch.compiler.is_compiling() or place.row.device.type != "cpu" or not in_numba.suits(tokens, keep):
+        return False
+    in_numba.launch(tokens, keep, groups, place, batch)
+    return True

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mi_crow_lightning.metrics.one_pass.buffers import Place
 from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
+from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
 from mi_crow_lightning.metrics.one_pass.in_torch import measure_in_torch, sums_in_torch
 from mi_crow_lightning.metrics.one_pass.on_cpu import is_at_hand, measure_at_hand
 from mi_crow_lightning.metrics.one_pass.on_cuda.choice import launched, launched_sum, suits
@@ -109,6 +110,14 @@ def measure_tokens(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Seq
         row, channels = tokens.new_empty(ROW_SIZE, dtype=torch.float64), tokens.new_empty(2, width, dtype=torch.float64)
         if launched(tokens, keep, groups, Place(row, channels[0], channels[1])):
             return Summary(torch.cat([row, sums_after_kernels(tokens, keep, sums)]) if sums else row, channels)
+    if in_numba.suits(tokens, keep):
+        row, channels = empty_rows(1, "cpu")[0], torch.zeros(2, width, dtype=torch.float64, device="cpu")
+        in_numba.launch(tokens, keep, groups, Place(row, channels[0], channels[1]))
+        return Summary(torch.cat([row, sums_in_chunks(tokens, keep, sums)]) if sums else row, channels)
+    return _measure_chunks(tokens, keep, groups, sums)
+
+
+def _measure_chunks(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Sequence[Sum]) -> Summary:
     parts = [_measure_chunk(x, mask, groups, sums) for x, mask in _chunks(tokens, keep)]
     if len(parts) == 1:
         return parts[0]
@@ -127,6 +136,11 @@ def sums_after_kernels(tokens: Tensor, keep: Tensor | None, sums: Sequence[Sum])
         parts = torch.stack([sums_in_torch(_wide_enough(x), mask, rest) for x, mask in _chunks(tokens, keep)])
         found |= {one.name: one.merge.join(part) for one, part in zip(rest, parts.unbind(1), strict=True)}
     return torch.stack([found[one.name] for one in sums])
+
+
+def sums_in_chunks(tokens: Tensor, keep: Tensor | None, sums: Sequence[Sum]) -> Tensor:
+    """Return the further sums ``(S,)`` of an activation whose row the compiled look made, which knows none of them."""
+    return _measure_chunks(tokens, keep, Group.COUNTS, sums).row[ROW_SIZE:]
 
 
 def _chunks(tokens: Tensor, keep: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

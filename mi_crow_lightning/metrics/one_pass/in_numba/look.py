@@ -1,0 +1,362 @@
+"""The compiled look: a few thousand elements at a time are widened to float64, and everything is read from those.
+
+They stay in a core's own cache, so each group of sums is a separate loop, which runs only if it is asked for. What is
+not finite, and what a mask leaves out, is sifted out before; moments of a block are taken about its mean, and blocks
+merge as `merge_all` merges rows.
+
+numba keeps what it compiled beside this file, and looks at no other file to see whether it is out of date. So nothing
+here may come from another module: the places of the numbers and of the bins stand here again, and a test compares them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+# The fields of `Row`, and the bins of log2_bins.py.
+(
+    COUNT,
+    MEAN,
+    M2,
+    M3,
+    M4,
+    MINIMUM,
+    BAD_BATCH,
+    MAXIMUM,
+    NORM_MAX,
+    CHANNELS,
+    MIXED,
+    ZEROS,
+    NONFINITE,
+    TOKENS,
+    NORM_SUM,
+    FIRST_BIN,
+) = range(16)
+SMALLEST_EXPONENT, SIDE, BINS = -18, 32, 65
+# The values of `Group`.
+MOMENTS, EXTREMES, NORMS, BY_CHANNEL, HISTOGRAM = 1, 2, 4, 8, 16
+
+BLOCK = 4096  # elements: 32 kB in float64
+LANES = 4  # counters of one bin: each waits for what was last written to it
+
+_EXPONENT = np.int64(0x7FF << 52)
+_SIGN = np.int64(-(2**63))
+_MAGNITUDE = np.int64(2**63 - 1)
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+# Sums in lanes, in an order that depends on the length alone; nan and infinity keep their meaning.
+_IN_LANES: dict[str, Any] = {**_OPTIONS, "fastmath": {"reassoc", "contract", "nsz"}}
+
+
+def _widen(bits: Any, half: Any, words: Any, out: Any) -> Any:
+    """Write elements to ``out``, float64, from their bits; the compiler takes the form for the width of ``bits``."""
+
+
+@overload(_widen, jit_options=_OPTIONS)
+def _widen_typed(bits: Any, half: Any, words: Any, out: Any) -> Any:
+    return {64: _widen_64, 32: _widen_32, 16: _widen_16}[bits.dtype.bitwidth]
+
+
+def _widen_64(bits: Any, half: Any, words: Any, out: Any) -> Any:
+    x = bits.view(np.float64)
+    for i in range(len(x)):
+        out[i] = x[i]
+
+
+def _widen_32(bits: Any, half: Any, words: Any, out: Any) -> Any:
+    x = bits.view(np.float32)
+    for i in range(len(x)):
+        out[i] = x[i]
+
+
+def _widen_16(bits: Any, half: Any, words: Any, out: Any) -> Any:
+    size = len(bits)
+    if not half:  # a bfloat16 is the upper half of a float32
+        for i in range(size):
+            words[i] = np.int32(bits[i]) << 16
+        x = words.view(np.float32)
+        for i in range(size):
+            out[i] = x[i]
+        return
+    for i in range(size):  # as if all were subnormal
+        out[i] = np.float64(np.int64(bits[i]) & 0x7FFF) * 2.0**-24
+    wide = out.view(np.int64)
+    for i in range(size):
+        b = np.int64(bits[i])
+        magnitude = b & 0x7FFF
+        normal = (magnitude << 42) + (np.int64(1023 - 15) << 52)
+        if magnitude >= 0x7C00:
+            normal |= _EXPONENT
+        wide[i] = (normal if magnitude >= 0x400 else wide[i]) | ((b << 48) & _SIGN)
+
+
+@njit(**_OPTIONS)
+def _count_nonfinite(x: Any) -> int:
+    bits, bad = x.view(np.int64), 0
+    for i in range(len(bits)):
+        bad += (bits[i] & _EXPONENT) == _EXPONENT
+    return bad
+
+
+@njit(**_OPTIONS)
+def _sift(x: Any, keep: Any, finite: Any) -> tuple[int, int]:
+    """Collect the finite elements that count, and set all others to 0; ``keep`` is empty where all count.
+
+    Returns:
+        How many were collected, and how many count and are not finite.
+    """
+    size, bad = 0, 0
+    for i in range(len(x)):
+        if len(keep) and not keep[i]:
+            x[i] = 0.0
+        elif np.isfinite(x[i]):
+            finite[size] = x[i]
+            size += 1
+        else:
+            x[i] = 0.0
+            bad += 1
+    return size, bad
+
+
+@njit(**_IN_LANES)
+def _total(x: Any) -> float:
+    total = 0.0
+    for i in range(len(x)):
+        total += x[i]
+    return total
+
+
+@njit(**_IN_LANES)
+def _squares(x: Any) -> float:
+    total = 0.0
+    for i in range(len(x)):
+        total += x[i] * x[i]
+    return total
+
+
+@njit(**_IN_LANES)
+def _powers(x: Any, mean: float) -> tuple[float, float, float]:
+    """Return the sums of the second, third and fourth powers of deviations."""
+    second = third = fourth = 0.0
+    for i in range(len(x)):
+        d = x[i] - mean
+        square = d * d
+        second += square
+        third += square * d
+        fourth += square * square
+    return second, third, fourth
+
+
+@njit(**_IN_LANES)
+def _to_channels(x: Any, sums: Any, peaks: Any) -> None:
+    """Add a token to its channels; a peak is kept as the bits of an absolute value, which are ordered as it is."""
+    bits = x.view(np.int64)
+    for j in range(len(x)):
+        sums[j] += x[j] * x[j]
+        peaks[j] = max(peaks[j], bits[j] & _MAGNITUDE)
+
+
+@njit(**_OPTIONS)
+def _extremes(x: Any) -> tuple[int, int, int]:
+    """Return keys of minimum and maximum, see `_key`, and the zeros: integers are compared many at a time."""
+    bits = x.view(np.int64)
+    low, high, zeros = _MAGNITUDE, _SIGN, 0
+    for i in range(len(bits)):
+        key = _key(bits[i])
+        low = min(low, key)
+        high = max(high, key)
+        zeros += (bits[i] & _MAGNITUDE) == 0
+    return low, high, zeros
+
+
+@njit(**_OPTIONS)
+def _key(bits: int) -> int:
+    """Return an integer that is ordered as the float64 of these bits, from which this returns the bits."""
+    return bits ^ ((bits >> 63) & _MAGNITUDE)
+
+
+@njit(**_OPTIONS)
+def _count(x: Any, places: Any, bins: Any) -> None:
+    """Add elements to ``bins (LANES, BINS)``, each to that of its sign and exponent."""
+    bits, size = x.view(np.int64), len(x)
+    for i in range(size):
+        side = ((bits[i] >> 52) & 0x7FF) - (1023 + SMALLEST_EXPONENT - 1)
+        side = min(max(side, 0), SIDE)
+        places[i] = SIDE + (side if bits[i] >= 0 else -side)
+    whole = size - size % LANES
+    for i in range(0, whole, LANES):
+        for lane in range(LANES):
+            bins[lane, places[i + lane]] += 1
+    for i in range(whole, size):
+        bins[0, places[i]] += 1
+
+
+@njit(**_OPTIONS)
+def _join(row: Any, count: float, mean: float, m2: float, m3: float, m4: float) -> None:
+    """Add the moments of other elements to those of a row."""
+    if count == 0:
+        return
+    n, apart = row[COUNT] + count, mean - row[MEAN]
+    ours, theirs = -apart * (count / n), apart * (row[COUNT] / n)  # from the mean of all
+    far, m2_far = row[COUNT] * ours * ours, row[M2]
+    row[M4] += ours * (4 * row[M3] + ours * (6 * m2_far + far))
+    row[M3] += ours * (3 * m2_far + far)
+    row[M2] += far
+    far = count * theirs * theirs
+    row[M4] += m4 + theirs * (4 * m3 + theirs * (6 * m2 + far))
+    row[M3] += m3 + theirs * (3 * m2 + far)
+    row[M2] += m2 + far
+    row[MEAN] += apart * (count / n)
+    row[COUNT] = n
+
+
+@njit(**_OPTIONS)
+def _gather(bits: Any, half: bool, keep: Any, left: int, right: int, words: Any, block: Any) -> int:
+    """Widen the columns from ``left`` to ``right`` of the tokens that count; return how many tokens these are."""
+    count, width = right - left, bits.shape[1]
+    if keep.shape[0] == 0 or keep.shape[1] != 1 or width == 1 or keep[:, 0].all():
+        if right - left == width:
+            _widen(bits.reshape(bits.size), half, words, block)
+        else:
+            _widen(bits[0, left:right], half, words, block)  # so wide that it is one token
+        return len(bits)
+    chosen = 0
+    for token in range(len(bits)):
+        if keep[token, 0]:
+            _widen(bits[token, left:right], half, words, block[chosen * count :])
+            chosen += 1
+    return chosen
+
+
+@njit(**_OPTIONS)
+def _flatten(keep: Any, flags: Any, any_kept: Any) -> Any:
+    """Return which elements count, in one row, and mark the tokens that have any."""
+    place = 0
+    for token in range(keep.shape[0]):
+        for column in range(keep.shape[1]):
+            flags[place] = keep[token, column]
+            any_kept[token] |= flags[place]
+            place += 1
+    return flags[:place]
+
+
+@njit(**_OPTIONS)
+def _add_moments(seen: Any, x: Any) -> None:
+    mean = _total(x) / len(x)
+    second, third, fourth = _powers(x, mean)
+    _join(seen, len(x), mean, second, third, fourth)
+
+
+@njit(**_OPTIONS)
+def _add_extremes(seen: Any, x: Any, pair: Any) -> None:
+    low, high, zeros = _extremes(x)
+    pair[0], pair[1] = _key(low), _key(high)
+    found = pair.view(np.float64)
+    seen[MINIMUM], seen[MAXIMUM] = min(seen[MINIMUM], found[0] + 0.0), max(seen[MAXIMUM], found[1] + 0.0)
+    seen[ZEROS] += zeros
+
+
+@njit(**_OPTIONS)
+def _add_tokens(seen: Any, squares: Any) -> None:
+    for square in squares:
+        norm = np.sqrt(square)
+        seen[NORM_SUM] += norm
+        seen[NORM_MAX] = max(seen[NORM_MAX], norm)
+
+
+@njit(**_OPTIONS)
+def _hand_over(seen: Any, bins: Any, batch: float, row: Any) -> None:
+    """Add what was seen to the row of the layer."""
+    _join(row, seen[COUNT], seen[MEAN], seen[M2], seen[M3], seen[M4])
+    for field in (ZEROS, NONFINITE, TOKENS, NORM_SUM):
+        row[field] += seen[field]
+    for field in (MAXIMUM, NORM_MAX, CHANNELS):
+        row[field] = max(row[field], seen[field])
+    row[MINIMUM] = min(row[MINIMUM], seen[MINIMUM])
+    if seen[NONFINITE]:
+        row[BAD_BATCH] = min(row[BAD_BATCH], batch)
+    for lane in range(LANES):
+        for place in range(BINS):
+            row[FIRST_BIN + place] += bins[lane, place]
+
+
+def _add(bits: Any, half: Any, keep: Any, groups: Any, batch: Any, row: Any, sums: Any, peaks: Any) -> None:
+    """Add tokens to a row and its channels.
+
+    Args:
+        bits: ``(N, D)``, the elements as integers of their width; neither is 0.
+        half: whether 16 bits are a float16, and not a bfloat16.
+        keep: bool ``(N, 1)`` or ``(N, D)``; ``(0, 0)`` for all.
+        groups: what to compute, the value of a `Group`.
+        batch: the batch's index; inf for none.
+        row: ``(ROW_SIZE,)``.
+        sums: ``(D,)`` if the channels are asked for.
+        peaks: the same.
+    """
+    count, width = bits.shape
+    step, piece = max(1, BLOCK // width), min(BLOCK, width)
+    size = min(step, count) * piece
+    by_element, by_channel = keep.shape[1] > 1 or (keep.size > 0 and width == 1), groups & BY_CHANNEL != 0
+    block, sifted, places = np.empty(size), np.empty(size), np.empty(size, np.uint8)
+    words = np.empty(size if bits.itemsize == 2 else 0, np.int32)
+    flags, pair = np.empty(size if by_element else 0, np.bool_), np.empty(2, np.int64)
+    squares, any_kept = np.empty(step), np.empty(step, np.bool_)
+    bins, seen = np.zeros((LANES, BINS), np.int64), np.zeros(FIRST_BIN)
+    seen[MINIMUM], seen[MAXIMUM] = np.inf, -np.inf
+    of_channels = np.zeros(width if by_channel else 0)
+    peak_bits = np.zeros(width if by_channel else 0, np.int64)
+    for first in range(0, count, step):
+        past = min(first + step, count)
+        squares[:], any_kept[:] = 0.0, not by_element
+        tokens = 0
+        for left in range(0, width, piece):
+            right = min(left + piece, width)
+            tokens = _gather(bits[first:past], half, keep[first:past], left, right, words, block)
+            across = right - left
+            x = block[: tokens * across]
+            kept = flags[:0]
+            if by_element:
+                kept = _flatten(keep[first:past, left:right], flags, any_kept)
+            finite = x
+            if by_element or _count_nonfinite(x):
+                found, bad = _sift(x, kept, sifted)
+                finite = sifted[:found]
+                seen[NONFINITE] += bad
+            if groups & MOMENTS and len(finite):
+                _add_moments(seen, finite)
+            else:
+                seen[COUNT] += len(finite)
+            if groups & EXTREMES and len(finite):
+                _add_extremes(seen, finite, pair)
+            if groups & HISTOGRAM:
+                _count(finite, places, bins)
+            if groups & NORMS:
+                for token in range(tokens):
+                    squares[token] += _squares(x[token * across : (token + 1) * across])
+            if by_channel:
+                for token in range(tokens):
+                    part = x[token * across : (token + 1) * across]
+                    _to_channels(part, of_channels[left:right], peak_bits[left:right])
+        seen[TOKENS] += np.count_nonzero(any_kept[:tokens])
+        if groups & NORMS:
+            _add_tokens(seen, squares[:tokens])
+    if by_channel:
+        seen[CHANNELS] = width
+        greatest = peak_bits.view(np.float64)
+        for j in range(width):
+            sums[j] += of_channels[j]
+            peaks[j] = max(peaks[j], greatest[j])
+    _hand_over(seen, bins, batch, row)
+
+
+_VECTOR = types.Array(types.float64, 1, "C")
+_KEEP = types.Array(types.boolean, 2, "C")
+_REST = (types.boolean, _KEEP, types.int64, types.float64, _VECTOR, _VECTOR, _VECTOR)
+
+SIGNATURES = [types.void(types.Array(integer, 2, "C"), *_REST) for integer in (types.int16, types.int32, types.int64)]
+"""The types of the arguments: all that are ever compiled, so that nothing is compiled in a step."""
+
+add = njit(cache=True, **_OPTIONS)(_add)
