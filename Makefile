@@ -116,7 +116,7 @@ sweep: setup  ## Check every architecture of the installed transformers (ARGS: p
 	$(BIN)/python -m tests.architectures $(ARGS)
 
 # Two processes of one thread each. What has a result in outputs/science/ is not run again.
-science: setup  ## Try ten published effects on SmolLM2-135M in half an hour (ARGS: --quick, --again); writes a page of docs/
+science: setup  ## Try ten published effects on SmolLM2-135M in a quarter of an hour (ARGS: --quick, --again); writes a page of docs/
 	$(BIN)/python -W ignore -m examples.science $(ARGS)
 
 bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs PAGE); writes benchmark.json
