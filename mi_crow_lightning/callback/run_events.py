@@ -149,7 +149,7 @@ class RunEvents:
         self._note("detector", text, hook, layer)
 
     def alarm(self, text: str, layer: str = "", hook_id: str = "") -> None:
-        """Note an alarm that fired, before anything that it does: if it warns in the same words, that is no second."""
+        """Note an alarm that fired, before anything that it does; a warning in the same words is not noted again."""
         self._warned.add(shortened(text, LONGEST))
         hooks = self._run.registered if self._run is not None else []
         self._note("alarm", text, next((hook for hook in hooks if hook.id == hook_id), None), layer)

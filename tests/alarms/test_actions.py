@@ -35,6 +35,7 @@ def watching(*alarms: Alarm, **options: Any) -> HookCallback:
     return HookCallback(ActivationStatistics("model.*"), alarms=alarms, **options)
 
 
+@pytest.mark.documents("reliability/an-alarm-fires-twice-in-one-step-or-in-a-second-run-and-saves-files")
 def test_files_of_one_alarm_in_one_step_do_not_overwrite_one_another(tmp_path: Path) -> None:
     """The loss is read before the step, and the readings after it: both are of step 0."""
     alarms = [Alarm(Always(["loss", "rms"]), [SaveCheckpoint(tmp_path), Snapshot(tmp_path)])]
@@ -82,6 +83,7 @@ def test_what_stands_in_one_stage_is_not_in_order_by_another_one() -> None:
     assert [one.step for one in watch.fired()] == [0]
 
 
+@pytest.mark.documents("reliability/an-alarm-switches-off-a-controller-that-is-not-there")
 def test_a_controller_that_is_not_there_cannot_be_switched_off() -> None:
     one = ScaleController("model.3", 1.5, hook_id="one")
     watch = ActivationStatistics("model.*")

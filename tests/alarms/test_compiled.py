@@ -56,6 +56,7 @@ def batches(at: int, count: int = 6) -> Any:
     return loader(data, 4)
 
 
+@pytest.mark.documents("reliability/an-activation-is-nan-in-a-graph-of-torch-compile-with-a-nonfinite-alarm")
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("way", [as_it_is, *WAYS])
 def test_a_layer_in_a_graph_is_named_with_its_micro_batch_and_replays(way: Any, backward: bool, tmp_path: Path) -> None:

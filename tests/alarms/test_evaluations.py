@@ -25,6 +25,7 @@ class Loss(Rule):
         self.seen.append(values[-1])
 
 
+@pytest.mark.documents("reliability/a-validation-comes-between-two-batches-of-a-step-with-an-alarm")
 def test_a_validation_between_two_batches_of_a_step_takes_no_loss_of_it() -> None:
     """Losses are 0, 1, 2, ...; four make a step, and a validation follows every second one."""
 

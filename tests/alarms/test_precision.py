@@ -50,6 +50,7 @@ def test_a_layer_that_is_not_finite_under_autocast_is_named(options: dict[str, A
     assert replay(file, Faulty()).same
 
 
+@pytest.mark.documents("reliability/a-gradient-overflows-under-a-gradient-scaler-with-a-nonfinite-alarm")
 def test_gradients_that_overflow_are_left_to_the_scaler_and_counted_by_nobody_else() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     watch = HookCallback(ActivationStatistics("model.*"), alarms=Alarm(NonFinite(), ["log", "stop"]))
