@@ -82,6 +82,10 @@ def is_signature(value: Any) -> bool:
     return len(several) > 0 and all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in several)
 
 
+def is_local_path(value: Any) -> bool:
+    return is_path(value) and "://" not in str(value)
+
+
 def is_path(value: Any) -> bool:
     return isinstance(value, (str, PathLike)) and "\0" not in str(value)
 
@@ -318,8 +322,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "LogEvent": Constructor(alarms.LogEvent, {}, {}),
     "Warn": Constructor(alarms.Warn, {}, {}),
     "Stop": Constructor(alarms.Stop, {}, {}),
-    "SaveCheckpoint": Constructor(alarms.SaveCheckpoint, {}, {"folder": optional(is_path)}),
-    "Snapshot": Constructor(alarms.Snapshot, {}, {"folder": optional(is_path), "optimizer": is_flag}),
+    "SaveCheckpoint": Constructor(alarms.SaveCheckpoint, {}, {"folder": optional(is_local_path)}),
+    "Snapshot": Constructor(alarms.Snapshot, {}, {"folder": optional(is_local_path), "optimizer": is_flag}),
     "SwitchOff": Constructor(
         alarms.SwitchOff, {}, {"controllers": optional(lambda v: isinstance(v, str) or is_any_collection(v))}
     ),

@@ -95,14 +95,15 @@ class SaveCheckpoint(Action):
     behind its name, as those of Lightning do.
 
     Args:
-        folder: where to; a folder ``alarms`` in the Trainer's log folder if left out.
+        folder: where to, on this machine; if left out a folder ``alarms`` in the Trainer's log folder, or in the
+            working directory if that is on another machine.
 
     Raises:
         TypeError, ValueError: ``folder`` is not a path.
     """
 
     def __init__(self, folder: str | PathLike[str] | None = None) -> None:
-        self.folder = None if folder is None else str(place("folder", folder))
+        self.folder = None if folder is None else local_folder(folder)
 
     def act(self, firing: Firing, run: AlarmedRun) -> None:
         """Save it; a Trainer does so on all ranks together."""
@@ -163,6 +164,18 @@ def _leave_out_step(run: AlarmedRun) -> None:
             parameter.grad.fill_(math.inf)
         else:
             parameter.grad = None
+
+
+def local_folder(folder: str | PathLike[str]) -> str:
+    """Return the path of a folder on this machine.
+
+    Raises:
+        TypeError, ValueError: it is something else; of ``s3://bucket`` a folder ``s3:`` would be made here.
+    """
+    path = place("folder", folder)
+    if "://" in str(folder):
+        raise ValueError(f"folder={shown(folder)} is on another machine: give a folder on this one")
+    return str(path)
 
 
 def free_path(folder: Path, stem: str, ending: str) -> Path:

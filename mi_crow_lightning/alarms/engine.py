@@ -64,8 +64,9 @@ class _Live(NamedTuple):
     readings: dict[tuple[str, str], float]
 
     def folder(self) -> Path:
-        """Return a folder ``alarms`` where the run logs; the same on all ranks."""
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir) / "alarms"
+        """Return a folder ``alarms`` where the run logs, if that is on this machine; the same on all ranks."""
+        logs = str(self.trainer.log_dir or self.trainer.default_root_dir)
+        return Path("" if "://" in logs else logs) / "alarms"
 
     def last_readings(self) -> list[tuple[str, str, float]]:
         """Return the last number of each reading."""

@@ -11,9 +11,9 @@ import torch
 from lightning import __version__ as lightning_version
 from torch import Tensor
 
-from mi_crow_lightning._arguments import check_flag, place
+from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning._warned import warn
-from mi_crow_lightning.alarms.actions import Action, AlarmedRun, file_stem, free_path
+from mi_crow_lightning.alarms.actions import Action, AlarmedRun, file_stem, free_path, local_folder
 from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.alarms.snapshot_file import FORMAT, plain, save_snapshot
 
@@ -33,7 +33,7 @@ class Snapshot(Action):
     says so.
 
     Args:
-        folder: where to; a folder ``alarms`` in the Trainer's log folder if left out.
+        folder: where to, see `SaveCheckpoint`.
         optimizer: whether the state of the optimizers is written too, mostly twice the size of the weights.
 
     Raises:
@@ -43,7 +43,7 @@ class Snapshot(Action):
     needs_batch = True
 
     def __init__(self, folder: str | PathLike[str] | None = None, optimizer: bool = False) -> None:
-        self.folder = None if folder is None else str(place("folder", folder))
+        self.folder = None if folder is None else local_folder(folder)
         self.optimizer = check_flag("optimizer", optimizer)
 
     def act(self, firing: Firing, run: AlarmedRun) -> None:

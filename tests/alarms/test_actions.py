@@ -93,3 +93,19 @@ def test_a_controller_that_is_not_there_cannot_be_switched_off() -> None:
     with pytest.raises(ValueError, match=r"'NonFinite' switches off .*controllers='on' is not known"):
         HookCallback(watch, one, alarms=Alarm(NonFinite(), SwitchOff(["one", "on"])))
     assert HookCallback(watch, one, alarms=Alarm(NonFinite(), SwitchOff("one"))).alarms
+
+
+def test_files_are_written_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an address, pathlib would make a folder of the working directory."""
+    for kind in (SaveCheckpoint, Snapshot):
+        with pytest.raises(ValueError, match=r"folder='s3://bucket/run' is on another machine"):
+            kind("s3://bucket/run")
+    monkeypatch.chdir(tmp_path)
+    watch = watching(Alarm(Always("loss"), SaveCheckpoint()))
+    fit(module_of(), data_of(), watch, max_steps=1, default_root_dir="memory://run")
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")] == [
+        "alarms",
+        "alarms/Always-train-step0.ckpt",
+    ]
+    fit(module_of(), data_of(), watch, max_steps=1, default_root_dir=str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "alarms" / "Always-train-step0.ckpt").is_file()
