@@ -171,8 +171,14 @@ class ScreeningTable(Table[ScreenedSample]):
 
         Raises:
             TypeError: it is not such a table.
+            ValueError: this table is of completions, which are compared with answers to their own prompts.
             NothingExtracted: none of its samples has a score.
         """
+        if any(row.prompt is not None for row in self):
+            raise ValueError(
+                "these samples are completions, and their scores compare each with an answer to its own prompt: use "
+                "them as they are, with a threshold such as neutral.percentile(99)"
+            )
         if not isinstance(neutral, ScreeningTable):
             raise TypeError(f"neutral={shown(neutral)} must be the ScreeningTable of neutral texts")
         found = [row.projection for row in neutral if is_finite(row.projection)]
@@ -219,8 +225,20 @@ class ScreeningTable(Table[ScreenedSample]):
 
 
 def joined(parts: Iterable[Iterable[ScreenedSample]]) -> ScreeningTable:
-    """Return the samples of all ranks, ranked; one that ranks repeat, to have equally many, counts once."""
-    rows = {row.sample: row for part in reversed(list(parts)) for row in part}
+    """Return the samples of all ranks, ranked; one that ranks repeat, to have equally many, counts once.
+
+    Raises:
+        ValueError: two different samples say that they have the same place in the dataset.
+    """
+    rows: dict[int, ScreenedSample] = {}
+    for row in (row for part in parts for row in part):
+        first = rows.setdefault(row.sample, row)
+        if (first.text, first.prompt) != (row.text, row.prompt):
+            raise ValueError(
+                f"two samples have the 'index' {row.sample}, and different texts: {shown(first.text)} and "
+                f"{shown(row.text)}. Give each its place in the dataset, or none to any and a dataloader that does not "
+                "shuffle"
+            )
     return ScreeningTable(rows.values()).ranked()
 
 

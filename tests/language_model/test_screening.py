@@ -175,6 +175,13 @@ def test_wrong_uses() -> None:
         )
 
 
+def test_two_samples_of_one_index_are_refused() -> None:
+    samples = [{"text": text, "index": 7} for text in TEXTS[:2]]
+    with pytest.raises(ValueError, match=r"two samples have the 'index' 7, and different texts: '.*' and '"):
+        screen(screening(), samples)
+    assert len(screen(screening(), [samples[0], samples[0]])) == 1  # as of a sampler that repeats one
+
+
 def test_errors_are_of_the_class_that_the_user_made() -> None:
     for changes, error in (({"vector": torch.ones(5)}, VectorMismatch), ({"layer": "model.layers"}, RegistrationError)):
         with pytest.raises(error, match=r"^DataScreening\(layer_signature="):
@@ -228,6 +235,8 @@ def test_the_table(tmp_path: Path) -> None:
         table.kept(range(6), 1.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="neutral="):
         table.against([])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="these samples are completions"):
+        ScreeningTable([ScreenedSample(0, 1.0, 1.0, 0.0, " A", "Q")]).against(table)
 
 
 def test_two_ranks_have_the_whole_table(tmp_path: Path) -> None:
