@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help alarms setup test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check lint format docs demo sweep science bench soak clean
+.PHONY: help alarms setup test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check lint format docs demo sweep science bench gpu soak clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -121,6 +121,11 @@ science: setup  ## Try ten published effects on SmolLM2-135M in a quarter of an 
 
 bench: setup  ## Measure what watching and steering cost (ARGS: --quick, --docs PAGE); writes benchmark.json
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Without `make setup`: a machine with a GPU has a torch that fits it.
+gpu: export PYTHONPATH := $(CURDIR)
+gpu:  ## Test on a GPU and measure what it changes, in 9 minutes (ARGS: --device cpu, --from gpu.json); writes a page of docs/
+	$(if $(wildcard $(STAMP)),$(BIN)/python,python3) -m benchmarks.gpu $(ARGS)
 
 # For half an hour, on a machine that has nothing else to do.
 soak: setup  ## Run 2,000 steps, 1,000 fits and 5,000 tokens, and see that nothing grows (ARGS: --scale 0.1)

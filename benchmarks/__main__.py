@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import cases
-from benchmarks.report import NotRun, Section, Target, as_json, markdown, put_into
+from benchmarks.cases import cases, compile_case
+from benchmarks.report import NotRun, Section, Target, as_json, heading, markdown, put_into
 from benchmarks.rows_compiled import compiled
 from benchmarks.rows_drift import drifting
 from benchmarks.rows_growth import growth
@@ -36,7 +36,7 @@ from benchmarks.rows_tab import tab
 from benchmarks.rows_tensor import accuracy, one_tensor
 from benchmarks.rows_watching import forward, training
 
-PACKAGES = ("torch", "transformers", "lightning", "tensorboard", "mi-crow", "nnsight", "steering-vectors")
+PACKAGES = ("torch", "triton", "transformers", "lightning", "tensorboard", "mi-crow", "nnsight", "steering-vectors")
 
 
 def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[str, Callable[[], Section]]]:
@@ -53,8 +53,7 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
     yield "host time a site", lambda: sites(device, 2 if quick else 40)
     yield "one tensor", lambda: one_tensor(device, 3 * rounds, quick)
     yield "accuracy", lambda: accuracy(device, quick)
-    compile_case = cases(device, quick or device.type == "cpu")[0]
-    yield "compiled model", lambda: compiled(compile_case, rounds)
+    yield "compiled model", lambda: compiled(compile_case(device), rounds)
     yield "log step", moved
     yield "event file", lambda: event(2 if quick else 60)
     yield "tab in TensorBoard", not_with_quick if quick else tab
@@ -88,17 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, measure in sections(device, rounds, args.quick):
         if args.only not in name:
             continue
-        print(f"... {name}", file=sys.stderr, flush=True)
-        start = time.perf_counter()
-        try:
-            found.append(measure())
-        except NotRun as reason:
-            found.append(Section(name, targets=[Target(name, None, note=str(reason))]))
-        except Exception as error:  # the other rows are still worth having; the exit status reports it
-            traceback.print_exc()
-            found.append(Section(name, targets=[Target(name, None, note=f"failed with {error!r}")]))
-            failed = True
-        print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        section, broke = measured(name, measure)
+        found.append(section)
+        failed |= broke
     if device.type == "cpu":
         gpu = Target("ratios on a GPU (Llama of 1B parameters, GPT-2)", None, note="no CUDA device")
         found.append(Section("GPU", targets=[gpu]))
@@ -109,6 +100,21 @@ def main(arguments: list[str] | None = None) -> int:
     if args.docs is not None:
         put_into(args.docs, text)
     return int(failed)
+
+
+def measured(name: str, measure: Callable[[], Section]) -> tuple[Section, bool]:
+    """Return what was measured, or why it was not, and whether that was an error."""
+    print(f"... {name}", file=sys.stderr, flush=True)
+    start, failed = time.perf_counter(), False
+    try:
+        section = measure()
+    except NotRun as reason:
+        section = Section(name, targets=[Target(name, None, note=str(reason))])
+    except Exception as error:  # the other rows are still worth having; the exit status reports it
+        traceback.print_exc()
+        section, failed = Section(name, targets=[Target(name, None, note=f"failed with {error!r}")]), True
+    print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return section, failed
 
 
 def about(device: torch.device, rounds: int) -> dict[str, Any]:
@@ -122,14 +128,6 @@ def about(device: torch.device, rounds: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := installed(name))},
     }
-
-
-def heading(machine: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
-    return (
-        f"Measured {machine['date']} on {machine['device']}, {machine['threads']} threads "
-        f"(load average before the start: {machine['load']}), Python {machine['python']}; {versions}."
-    )
 
 
 def processor() -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
+BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 
 
 class NotRun(Exception):
@@ -103,14 +103,40 @@ def as_json(machine: dict[str, Any], sections: Sequence[Section]) -> dict[str, A
     return {**machine, "sections": [asdict(section) for section in sections]}
 
 
-def put_into(page: Path, text: str) -> None:
+def from_json(stored: dict[str, Any]) -> tuple[dict[str, Any], list[Section]]:
+    """Return the machine and the sections of what `as_json` returned."""
+    sections = [section_from(section) for section in stored["sections"]]
+    return {name: value for name, value in stored.items() if name != "sections"}, sections
+
+
+def section_from(stored: dict[str, Any]) -> Section:
+    """Return a section of what ``asdict`` made of it."""
+    return Section(**{**stored, "targets": [Target(**target) for target in stored["targets"]]})
+
+
+def heading(machine: dict[str, Any]) -> str:
+    """Return a sentence on where and with what it was measured."""
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
+    return (
+        f"Measured {machine['date']} on {machine['device']}, {machine['threads']} threads "
+        f"(load average before the start: {machine['load']}), Python {machine['python']}; {versions}."
+    )
+
+
+def put_into(page: Path, text: str, by: str = "make bench") -> None:
     """Replace the text between the two marks of a page.
+
+    Args:
+        page: the page.
+        text: what to put there.
+        by: what the marks name.
 
     Raises:
         ValueError: the page does not have the marks.
     """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = BEGIN.format(by), END.format(by)
+    before, begin, rest = page.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"{page} needs the lines {BEGIN} and {END}: the tables go between them")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{page} needs the lines {first} and {last}: the tables go between them")
+    page.write_text(f"{before}{first}\n\n{text}\n{last}{after}", encoding="utf-8")

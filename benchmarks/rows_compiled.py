@@ -55,7 +55,7 @@ def compiled(case: Case, rounds: int) -> Section:
     ]
     if not case.on_cpu:
         ratio = watched.seconds() / bare.seconds()
-        targets.append(Target(f"{WHAT}: forward pass", ratio, 1.03, "ratio", "two runs, not in turns"))
+        targets.append(Target(f"{WHAT}: forward pass; {case.name}", ratio, 1.03, "ratio", "two runs, not in turns"))
     return Section("Compiled", targets=targets)
 
 

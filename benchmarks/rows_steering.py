@@ -40,7 +40,8 @@ def steering(case: Case, rounds: int, new_tokens: int) -> Section:
     for variant in variants[-2:]:
         value = variant.share().median if case.on_cpu else variant.ratio(bare).median
         limit, unit = (0.01, "share") if case.on_cpu else (1.02, "ratio")
-        targets.append(Target(f"steering one block in generate, {variant.name.split(', ')[1]}", value, limit, unit))
+        tokens = variant.name.split(", ")[1]
+        targets.append(Target(f"steering one block in generate, {tokens}; {case.name}", value, limit, unit))
     return Section(
         f"Generating {new_tokens} tokens after {PROMPT}, one block steered: {case.name}, batch of {case.batch}",
         f"{rounds} rounds.",

@@ -24,12 +24,12 @@ NEVER = 10**9
 def training(case: Case, rounds: int) -> Section:
     """Measure training steps."""
     model = case.make()
-    width, vocabulary = model.config.hidden_size, model.config.vocab_size
+    width, vocabulary, slow = model.config.hidden_size, model.config.vocab_size, case.slow_rivals
     variants, missing = variants_of(
         {
             "hooks that do nothing": rivals.do_nothing,
             "6 statistics with .item()": rivals.item_statistics,
-            "copy to the CPU + add_histogram": lambda: rivals.copy_to_cpu(add_histogram=True),
+            **({"copy to the CPU + add_histogram": lambda: rivals.copy_to_cpu(add_histogram=True)} if slow else {}),
             "mi-crow: capture": rivals.mi_crow_capture,
             SEEN: lambda: _watch(name="seen", schedule=Schedule(stages="train"), every=NEVER),
             WRITTEN: lambda: _watch(name="written", every=1),

@@ -15,11 +15,12 @@ import torch
 
 from benchmarks import soak
 from benchmarks.copies import counted
-from benchmarks.report import BEGIN, END, Section, Target, as_json, markdown, put_into
+from benchmarks.report import Section, Target, as_json, markdown, put_into
 from benchmarks.soak import Held, grown
 from benchmarks.timing import Clock, Spent
 from tests.counted import few_objects
 
+BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 ROOT = Path(__file__).parents[1]
 SECTIONS = {"Training step", "Forward pass", "Generating", "Held when", "One activation", "Accuracy", "What a", "GPU"}
 

@@ -33,7 +33,7 @@ class Form(NamedTuple):
     Attributes:
         name: in float64 ``compiled`` by numba, ``at_hand`` as on a CPU without numba, or on a device that would have
             to be waited for (``elsewhere``);
-            in float32 ``traced``, or the kernels in the interpreter (``kernel``) or on a GPU (``cuda``).
+            in float32 ``traced``, or the kernels in the interpreter (``kernel``) or on a GPU (``given_device``).
         measure: what `mi_crow_lightning.metrics.one_pass.measure.measure` is in this form.
         sums: of sums of squares and higher powers, relative.
         mean: of the mean and of norms, relative.
@@ -56,16 +56,19 @@ def measure_as_traced(
     return measure_traced(tokens, keep, groups, sums)
 
 
-def measure_on_cuda(
+def measure_on_device(
     x: Tensor, mask: Tensor | None = None, groups: Group = Group.ALL, sums: Sequence[Sum] = ()
 ) -> Summary:
-    summary = measure(x.cuda(), None if mask is None else mask.cuda(), groups, sums)
+    summary = measure(x.to(DEVICE), None if mask is None else mask.to(DEVICE), groups, sums)
     return Summary(*(part.cpu() for part in summary))
 
 
+# `make gpu` sets it, as for tests/on_device.
+DEVICE = os.environ.get("MI_CROW_LIGHTNING_TEST_DEVICE", "cpu")
 # `make test-kernel` sets it: Triton reads it when it is imported, so a process has interpreted kernels or none.
 WITH_KERNEL = ["kernel"] if os.environ.get("TRITON_INTERPRET") == "1" else []
-WITH_CUDA = ["cuda"] if torch.cuda.is_available() and not WITH_KERNEL else []
+WITH_DEVICE = ["given_device"] if "MI_CROW_LIGHTNING_TEST_DEVICE" in os.environ and not WITH_KERNEL else []
+KERNEL_DEVICE = "cuda" if DEVICE == "cuda" and not WITH_KERNEL else "cpu"
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_numba, "choice", lambda: in_numba.Choice(None, "a test says so"))
 
 
-@pytest.fixture(params=["compiled", "at_hand", "elsewhere", "traced", *WITH_KERNEL, *WITH_CUDA])
+@pytest.fixture(params=["compiled", "at_hand", "elsewhere", "traced", *WITH_KERNEL, *WITH_DEVICE])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
     """Each form in turn; those of the kernels where they can run."""
     if request.param == "compiled":
@@ -87,7 +90,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> For
         return Form(request.param, measure, sums=1e-10, mean=1e-12, offset=1e-14)
     if request.param == "kernel":
         request.getfixturevalue("kernel")
-    measures = {"traced": measure_as_traced, "kernel": measure, "cuda": measure_on_cuda}
+    measures = {"traced": measure_as_traced, "kernel": measure, "given_device": measure_on_device}
     return Form(request.param, measures[request.param], sums=2e-6, mean=5e-7, offset=5e-7)
 
 
@@ -105,11 +108,12 @@ def own_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Activations on the CPU go to the kernels, in Triton's interpreter; memory that they do not write is nan."""
+    """Activations go to the kernels, on a GPU or in Triton's interpreter; memory that they do not write is nan."""
     pytest.importorskip("triton", reason="triton is not installed: make test-kernel does so")
-    monkeypatch.setattr(choice, "_devices", {"cpu"})
-    assert choice.suits(torch.ones(1, 1), None)
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives
+    monkeypatch.setattr(choice, "_devices", {KERNEL_DEVICE})
+    assert choice.suits(torch.ones(1, 1, device=KERNEL_DEVICE), None)
+    # It fills what torch.empty gives. The tests' own operations may have no deterministic form on a GPU.
+    torch.use_deterministic_algorithms(True, warn_only=KERNEL_DEVICE == "cuda")
     yield
     torch.use_deterministic_algorithms(False)
 
