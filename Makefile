@@ -95,6 +95,7 @@ lint: setup  ## Check style, types, the dependency rule and the docs
 	check $(BIN)/ruff check .; \
 	check $(BIN)/ruff format --check .; \
 	check $(BIN)/mypy; \
+	check $(BIN)/python -m tests.typing; \
 	check $(BIN)/lint-imports --no-logo; \
 	check $(BIN)/mkdocs build --strict --quiet --site-dir .site-check; \
 	check .ci/api-pages .site-check/reference/api; \

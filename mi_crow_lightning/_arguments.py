@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mi_crow_lightning._shown import shown
 
@@ -33,6 +33,8 @@ __all__ = [
     "whole",
     "whole_number",
 ]
+
+_Name = TypeVar("_Name", bound=str)
 
 _LONGEST_NAME = 200
 _MOST_LISTED = 24
@@ -63,7 +65,7 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
     return f". Did you mean {lowered[close[0]]!r}?" if close else ""
 
 
-def one_of(argument: str, value: Any, allowed: Iterable[str]) -> str:
+def one_of(argument: str, value: Any, allowed: Iterable[_Name]) -> _Name:
     """Return ``value`` if it is one of the names that are allowed.
 
     Raises:

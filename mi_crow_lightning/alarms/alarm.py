@@ -10,10 +10,11 @@ from mi_crow_lightning._shown import shown
 from mi_crow_lightning.alarms.actions import Action, LogEvent, SaveCheckpoint, Stop, SwitchOff, Warn
 from mi_crow_lightning.alarms.rule import Rule
 from mi_crow_lightning.alarms.snapshot import Snapshot
+from mi_crow_lightning.choices import ActionName
 
 __all__ = ["ACTIONS", "Alarm"]
 
-ACTIONS: dict[str, type[Action]] = {
+ACTIONS: dict[ActionName, type[Action]] = {
     "log": LogEvent,
     "warn": Warn,
     "checkpoint": SaveCheckpoint,
@@ -49,7 +50,7 @@ class Alarm:
     def __init__(
         self,
         rule: Rule,
-        actions: Action | str | Sequence[Action | str] = "warn",
+        actions: Action | ActionName | Sequence[Action | ActionName] = "warn",
         name: str | None = None,
         most: int = 5,
     ) -> None:

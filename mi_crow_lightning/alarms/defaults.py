@@ -8,6 +8,7 @@ from mi_crow_lightning.alarms.actions import Action
 from mi_crow_lightning.alarms.alarm import Alarm
 from mi_crow_lightning.alarms.rule import Rule
 from mi_crow_lightning.alarms.rules import DeadShare, Jump, NonFinite, NormGrowth, Threshold, Trend, WithoutEffect
+from mi_crow_lightning.choices import ActionName
 
 __all__ = ["default_alarms", "default_rules"]
 
@@ -30,7 +31,7 @@ def default_rules() -> dict[str, Rule]:
     }
 
 
-def default_alarms(actions: Action | str | Sequence[Action | str] = "warn") -> list[Alarm]:
+def default_alarms(actions: Action | ActionName | Sequence[Action | ActionName] = "warn") -> list[Alarm]:
     """Return one alarm for each of the common faults; a rule whose reading no detector gives stays silent.
 
     Args:

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 from mi_crow_lightning._arguments import listed, whole_number
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.alarms.firing import Finding
+from mi_crow_lightning.choices import StageName
 from mi_crow_lightning.hooks.schedules import Stage
 
 __all__ = ["LOSS", "IdleController", "Rule", "Seen", "Series"]
@@ -96,7 +97,7 @@ class Rule:
         self,
         readings: str | Sequence[str] = "*",
         layers: str | Sequence[str] = "*",
-        stages: str | Sequence[str] | None = None,
+        stages: StageName | Sequence[StageName] | None = None,
         memory: int = 1,
     ) -> None:
         self.readings = _patterns("readings", readings, "['rms', 'loss']")

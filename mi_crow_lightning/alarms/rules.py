@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from statistics import median
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from mi_crow_lightning._arguments import is_finite, one_of, whole_number
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.alarms.firing import Finding
 from mi_crow_lightning.alarms.rule import Rule, Seen
+from mi_crow_lightning.choices import DirectionName, StageName
 
 __all__ = ["DeadShare", "Drift", "Jump", "NonFinite", "NormGrowth", "Threshold", "Trend", "WithoutEffect"]
 
-_DIRECTIONS = ("up", "down", "both")
+_DIRECTIONS: tuple[DirectionName, ...] = get_args(DirectionName)
 _TO_SIGMA = 1.4826  # from the median absolute deviation to the standard deviation of a normal distribution
 
 
@@ -35,7 +36,7 @@ class NonFinite(Rule):
 
     before_step: ClassVar[bool] = True
 
-    def __init__(self, stages: str | Sequence[str] | None = None) -> None:
+    def __init__(self, stages: StageName | Sequence[StageName] | None = None) -> None:
         super().__init__(stages=stages)
 
     def findings(self, seen: Seen) -> Iterator[Finding]:
@@ -83,7 +84,7 @@ class Threshold(Rule):
         below: float | None = None,
         patience: int = 1,
         layers: str | Sequence[str] = "*",
-        stages: str | Sequence[str] | None = None,
+        stages: StageName | Sequence[StageName] | None = None,
     ) -> None:
         if above is None and below is None:
             raise ValueError(f"{type(self).__name__} needs a threshold: give above=, below= or both")
@@ -135,7 +136,7 @@ class Drift(Threshold):
         below: float | None = None,
         patience: int = 1,
         layers: str | Sequence[str] = "*",
-        stages: str | Sequence[str] | None = None,
+        stages: StageName | Sequence[StageName] | None = None,
     ) -> None:
         super().__init__(readings, above, below, patience, layers, stages)
 
@@ -178,9 +179,9 @@ class Jump(Rule):
         warmup: int = 10,
         spreads: float = 10.0,
         factor: float = 2.0,
-        direction: str = "both",
+        direction: DirectionName = "both",
         layers: str | Sequence[str] = "*",
-        stages: str | Sequence[str] | None = None,
+        stages: StageName | Sequence[StageName] | None = None,
     ) -> None:
         self.window = whole_number("window", window, 2)
         self.warmup = whole_number("warmup", warmup, 2)
@@ -238,12 +239,12 @@ class Trend(Rule):
     def __init__(
         self,
         readings: str | Sequence[str],
-        direction: str = "up",
+        direction: DirectionName = "up",
         window: int = 50,
         factor: float = 1.5,
         agreement: float = 0.75,
         layers: str | Sequence[str] = "*",
-        stages: str | Sequence[str] | None = None,
+        stages: StageName | Sequence[StageName] | None = None,
     ) -> None:
         self.direction = one_of("direction", direction, _DIRECTIONS)
         self.window = whole_number("window", window, 3)
@@ -293,7 +294,7 @@ class NormGrowth(Rule):
         factor: float = 30.0,
         window: int = 20,
         layers: str | Sequence[str] = "*",
-        stages: str | Sequence[str] | None = None,
+        stages: StageName | Sequence[StageName] | None = None,
     ) -> None:
         self.factor = _above_one("factor", factor)
         self.window = whole_number("window", window, 2)
@@ -338,7 +339,7 @@ class DeadShare(Rule):
         rise: int | None = 3,
         window: int = 10,
         layers: str | Sequence[str] = "*",
-        stages: str | Sequence[str] | None = None,
+        stages: StageName | Sequence[StageName] | None = None,
     ) -> None:
         self.above = _number("above", above)
         if not 0 <= self.above <= 1:
@@ -373,7 +374,7 @@ class WithoutEffect(Rule):
         TypeError, ValueError: an argument has a value that makes no sense for it.
     """
 
-    def __init__(self, patience: int = 3, stages: str | Sequence[str] | None = None) -> None:
+    def __init__(self, patience: int = 3, stages: StageName | Sequence[StageName] | None = None) -> None:
         self.patience = whole_number("patience", patience, 1)
         super().__init__(stages=stages)
 

@@ -50,6 +50,7 @@ from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.callback.results import Results
 from mi_crow_lightning.callback.roll_call import RollCall
 from mi_crow_lightning.callback.run_events import RunEvents
+from mi_crow_lightning.choices import ReportForm
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import Hook
@@ -135,7 +136,7 @@ class HookCallback(Results, pl.Callback):
         scalars: Scalars = "auto",
         monitor: Sequence[str] = (),
         prog_bar: Sequence[str] = (),
-        report: Literal["full", "short", "off"] | None = None,
+        report: ReportForm | None = None,
         log_hyperparams: bool = True,
         alarms: Sequence[Alarm] | Alarm | Literal["default"] = (),
         figures: bool | Sequence[str] = False,

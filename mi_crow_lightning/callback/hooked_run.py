@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mi_crow_lightning.callback.first_batches import FirstBatches
 from mi_crow_lightning.callback.idle_hooks import check_that_hooks_ran
 from mi_crow_lightning.callback.optimizer_steps import OptimizerSteps
+from mi_crow_lightning.choices import ErrorAction
 from mi_crow_lightning.hooks.compiled.fresh_graphs import FreshGraphs
 from mi_crow_lightning.hooks.compiled.rules import toggling_schedules
 from mi_crow_lightning.hooks.detector import Detector
@@ -258,6 +259,6 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def default_policy(hook: Hook) -> str:
+def default_policy(hook: Hook) -> ErrorAction:
     """Return the policy: a monitor must not end a long run, and predictions that only look steered must not go out."""
     return "raise" if hook.edits else "disable"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.readings_log import ReadingsLog
+from mi_crow_lightning.choices import HistogramKind, ScaleName, StageName
 from mi_crow_lightning.figures.histogram import plot_histogram
 from mi_crow_lightning.hooks.effects import Effects, EffectTable
 from mi_crow_lightning.loggers.histogram_history import HistogramHistory
@@ -71,9 +72,9 @@ class Results:
         self,
         name: str,
         *,
-        stage: str | None = None,
+        stage: StageName | None = None,
         layers: str | Iterable[str] | None = None,
-        scale: str = "linear",
+        scale: ScaleName = "linear",
         dataloader_idx: int | None = None,
         ax: Any = None,
     ) -> tuple[Figure, Axes]:
@@ -94,9 +95,9 @@ class Results:
         self,
         layer: str | int,
         *,
-        stage: str | None = None,
+        stage: StageName | None = None,
         name: str = "histogram",
-        kind: str = "heat",
+        kind: HistogramKind = "heat",
         dataloader_idx: int | None = None,
         ax: Any = None,
     ) -> tuple[Figure, Axes]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mi_crow_lightning.choices import ScaleName
 from mi_crow_lightning.figures.words import short
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ABOVE", "BELOW", "LINES", "MISSING", "SCALES", "Colours", "colours_of"]
 
-SCALES = ("linear", "symlog", "per_layer")
+SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
 """The scales of a heatmap."""
 
 MISSING, ABOVE, BELOW = "#bdbdbd", "#ff00c8", "#00e5ff"
@@ -42,7 +43,7 @@ class Colours(NamedTuple):
     ticks: list[tuple[float, str]] | None
 
 
-def colours_of(values: _Floats, scale: str = "linear") -> Colours:
+def colours_of(values: _Floats, scale: ScaleName = "linear") -> Colours:
     """Return the colours of a matrix ``(L, S)`` in one of `SCALES`.
 
     Where there are both signs, white is zero and both sides reach equally far.

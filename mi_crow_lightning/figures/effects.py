@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Changed", "plot_effects"]
 
 _WIDTH = 7.5
-_COLOURS = dict(zip(STAGES, (LINES[0], LINES[2], LINES[4], LINES[1]), strict=True))
+_COLOURS: dict[str, str] = dict(zip(STAGES, (LINES[0], LINES[2], LINES[4], LINES[1]), strict=True))
 _TEXT = 0.09  # inches that a number of tokens takes
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mi_crow_lightning._arguments import one_of
+from mi_crow_lightning.choices import ScaleName, StageName
 from mi_crow_lightning.figures.axes import axes_of, drawn, inches
 from mi_crow_lightning.figures.colours import ABOVE, BELOW, MISSING, SCALES, Colours, colours_of
 from mi_crow_lightning.figures.layers import stacks_of
@@ -32,9 +33,9 @@ def plot_heatmap(
     rows: Iterable[Number],
     name: str,
     *,
-    stage: str | None = None,
+    stage: StageName | None = None,
     layers: str | Iterable[str] | None = None,
-    scale: str = "linear",
+    scale: ScaleName = "linear",
     dataloader_idx: int | None = None,
     epochs: Mapping[int, int] | None = None,
     ax: Any = None,
@@ -103,7 +104,7 @@ def columns_of(matrix: Matrix, most: int) -> _Columns:
     return _Columns(values, matrix.steps[bounds[:-1]], matrix.steps[bounds[1:] - 1], int(np.diff(bounds).max()))
 
 
-def draw_heatmap(ax: Axes, matrix: Matrix, scale: str, epochs: Mapping[int, int]) -> Axes:
+def draw_heatmap(ax: Axes, matrix: Matrix, scale: ScaleName, epochs: Mapping[int, int]) -> Axes:
     """Draw a matrix on axes."""
     stacks = stacks_of(matrix.layers)
     columns = columns_of(matrix, min(_MOST_COLUMNS, int(0.7 * ax.bbox.width)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mi_crow_lightning._arguments import one_of
+from mi_crow_lightning.choices import HistogramKind, StageName
 from mi_crow_lightning.errors import NothingToDraw
 from mi_crow_lightning.figures.axes import axes_of, drawn, inches
 from mi_crow_lightning.figures.layers import layer_of
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Counted", "plot_histogram"]
 
-KINDS = ("heat", "ridge")
+KINDS: tuple[HistogramKind, ...] = get_args(HistogramKind)
 _WIDTH, _HEIGHT = 7.5, 4.2
 _MOST_COLUMNS, _MOST_RIDGES = 400, 12
 _EDGES = 11  # edges with a number
@@ -41,9 +42,9 @@ def plot_histogram(
     rows: Iterable[Counted],
     layer: str | int,
     *,
-    stage: str | None = None,
+    stage: StageName | None = None,
     name: str = "histogram",
-    kind: str = "heat",
+    kind: HistogramKind = "heat",
     dataloader_idx: int | None = None,
     ax: Any = None,
 ) -> tuple[Figure, Axes]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
+
+from mi_crow_lightning.choices import StageName
 
 __all__ = ["STAGES", "fitted", "plain", "short", "stage_title", "unit_of"]
 
-_TITLES = {"train": "training", "validate": "validation", "test": "test", "predict": "predict"}
-STAGES: tuple[str, ...] = tuple(_TITLES)
+_TITLES: dict[str, str] = {"train": "training", "validate": "validation", "test": "test", "predict": "predict"}
+STAGES: tuple[StageName, ...] = get_args(StageName)
 """The stages, in the order in which one is chosen."""
 
 _UNITS = {

@@ -11,7 +11,8 @@ from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.activations import put_input, put_output, take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
+from mi_crow_lightning.hooks.options import HookOptions, Unpack
 
 __all__ = ["Controller", "checked_edit"]
 
@@ -53,11 +54,11 @@ class Controller(Hook):
     def __init__(
         self,
         layer_signature: Signature | None = None,
-        hook_type: HookType | str = HookType.FORWARD,
+        hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
         *,
         may_skip: bool = False,
-        **options: Any,
+        **options: Unpack[HookOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         if not isinstance(may_skip, bool):

@@ -14,7 +14,8 @@ from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
+from mi_crow_lightning.hooks.options import HookOptions, Unpack
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.metrics.collectives import Shares, exchange
@@ -65,13 +66,13 @@ class Detector(Hook):
     def __init__(
         self,
         layer_signature: Signature | None = None,
-        hook_type: HookType | str = HookType.FORWARD,
+        hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
         store: Store | None = None,
         *,
         name: str | None = None,
         before_edits: bool = False,
-        **options: Any,
+        **options: Unpack[HookOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         self.store = check_store(store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from mi_crow_lightning._saved_state import Check, checked_state, refusal
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._unknown_options import refuses_unknown_options
 from mi_crow_lightning.addressing.signatures import Signature, check_signature
+from mi_crow_lightning.choices import ErrorAction
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.context import HookContext, Place, Registry, Unregistered
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
 from mi_crow_lightning.hooks.passes.axes import axes_of
 from mi_crow_lightning.hooks.passes.layer_channels import channels_of
 from mi_crow_lightning.hooks.passes.reentrancy import running
@@ -26,7 +27,7 @@ from mi_crow_lightning.spawned_runs import SpawnedRuns
 
 __all__ = ["HOOK_FUNCTION_INPUT", "HOOK_FUNCTION_OUTPUT", "ON_ERROR", "Hook", "HookError", "HookType"]
 
-ON_ERROR = ("raise", "disable", "warn")
+ON_ERROR: tuple[ErrorAction, ...] = get_args(ErrorAction)
 
 _OTHER_ID = ". Give the hook another hook_id to start without it"
 
@@ -119,11 +120,11 @@ class Hook:
     def __init__(
         self,
         layer_signature: Signature | None = None,
-        hook_type: HookType | str = HookType.FORWARD,
+        hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
         *,
         schedule: When | None = None,
-        on_error: str | None = None,
+        on_error: ErrorAction | None = None,
         channels: int | None = None,
     ) -> None:
         _check_signature(layer_signature)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import TypeAlias
 
 from mi_crow_lightning._arguments import one_of
+from mi_crow_lightning.choices import HookTypeName
 
-__all__ = ["HookType"]
+__all__ = ["HookType", "HookTypeLike"]
 
 
 class HookType(str, Enum):
@@ -21,10 +23,14 @@ class HookType(str, Enum):
     PRE_FORWARD = "pre_forward"
 
     @classmethod
-    def of(cls, value: HookType | str) -> HookType:
+    def of(cls, value: HookTypeLike) -> HookType:
         """Return the hook type that ``value`` names.
 
         Raises:
             ValueError: ``value`` does not name a hook type.
         """
         return cls(one_of("hook_type", value, [member.value for member in cls]))
+
+
+HookTypeLike: TypeAlias = HookType | HookTypeName
+"""A hook type, or its name."""

@@ -20,12 +20,13 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.model_names import warn_of_another_model
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Match, Signature, of_one_hook, resolve
+from mi_crow_lightning.choices import ErrorAction
 from mi_crow_lightning.errors import HookError, MiCrowError, RegistrationError, WrittenInPlace
 from mi_crow_lightning.hooks.context import HookContext, Place
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import ON_ERROR, Hook
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
 from mi_crow_lightning.hooks.passes.ancestors import Watchers
 from mi_crow_lightning.hooks.passes.queries import queries_of
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
@@ -102,7 +103,7 @@ class Layers:
         root: nn.Module,
         *,
         allow_stacking: bool = False,
-        on_error: str | Callable[[Hook], str] = "raise",
+        on_error: ErrorAction | Callable[[Hook], ErrorAction] = "raise",
         language_model: Any = None,
         store: Any = None,
         graphs: Mapping[nn.Module, nn.Module] | None = None,
@@ -156,7 +157,7 @@ class Layers:
         self,
         layer_signature: Signature | None,
         hook: Hook,
-        hook_type: HookType | str | None = None,
+        hook_type: HookTypeLike | None = None,
         *,
         due: bool = True,
     ) -> str:
@@ -300,9 +301,7 @@ class Layers:
         for hook_id in list(self._registrations):
             self.unregister_hook(hook_id)
 
-    def get_hooks(
-        self, layer_signature: Signature | None = None, hook_type: HookType | str | None = None
-    ) -> list[Hook]:
+    def get_hooks(self, layer_signature: Signature | None = None, hook_type: HookTypeLike | None = None) -> list[Hook]:
         """Return the registered hooks in order; only those on a layer, or of a hook type, if you give one."""
         kind = HookType.of(hook_type) if hook_type is not None else None
         wanted = None

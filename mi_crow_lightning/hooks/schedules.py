@@ -10,13 +10,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 from mi_crow_lightning._arguments import check_flag, listed, not_known, one_of, whole_number
 from mi_crow_lightning._joined import folded, rejoined, steps_of, written
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.choices import StageName
 
-__all__ = ["EVALUATIONS", "IN_STATES", "AllOf", "AnyOf", "LoggedSteps", "Moment", "Not", "Schedule", "Stage", "When"]
+__all__ = [
+    "EVALUATIONS",
+    "IN_STATES",
+    "AllOf",
+    "AnyOf",
+    "LoggedSteps",
+    "Moment",
+    "Not",
+    "Schedule",
+    "Stage",
+    "StageLike",
+    "When",
+]
 
 
 class Stage(str, Enum):
@@ -28,7 +41,7 @@ class Stage(str, Enum):
     PREDICT = "predict"
 
     @classmethod
-    def of(cls, value: Stage | str, argument: str = "stage") -> Stage:
+    def of(cls, value: StageLike | str, argument: str = "stage") -> Stage:
         """Return the stage that ``value`` names.
 
         Args:
@@ -43,6 +56,9 @@ class Stage(str, Enum):
             raise ValueError(f"{not_known(argument, value, names, guess=False)}. {_OTHER_NAMES[value]}")
         return cls(one_of(argument, value, names))
 
+
+StageLike: TypeAlias = Stage | StageName
+"""A stage, or its name."""
 
 _OTHER_NAMES = {
     **dict.fromkeys(("fit", "fitting"), "A fit has two stages: 'train', and 'validate' for its validation"),
@@ -135,7 +151,7 @@ class Schedule(When):
 
     def __init__(
         self,
-        stages: str | Stage | Iterable[str | Stage] | None = None,
+        stages: StageLike | Iterable[StageLike] | None = None,
         epochs: int | range | Iterable[int] | None = None,
         batches: int | range | Iterable[int] | None = None,
         every_n_epochs: int | None = None,
@@ -346,7 +362,7 @@ def _last_of_n(index: int, n: int | None) -> bool:
     return n is None or (index + 1) % n == 0
 
 
-def _checked_stages(value: str | Stage | Iterable[str | Stage] | None) -> tuple[Stage, ...] | None:
+def _checked_stages(value: StageLike | Iterable[StageLike] | None) -> tuple[Stage, ...] | None:
     if value is None:
         return None
     given = [value] if isinstance(value, str) else listed("stages", value, "stages", "['validate', 'test']")

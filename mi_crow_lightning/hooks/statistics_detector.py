@@ -17,13 +17,15 @@ from mi_crow_lightning._arguments import check_flag, is_finite, listed, not_know
 from mi_crow_lightning._saved_state import Check, each, is_count, names, numbers
 from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.choices import OwnStatistic, StatisticName
 from mi_crow_lightning.errors import HookStateError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
+from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 from mi_crow_lightning.metrics.activation import (
     SHOWN,
     STATISTICS,
@@ -70,14 +72,14 @@ class StatisticsDetector(Detector):
         self,
         layer_signature: Signature | None = None,
         *,
-        statistics: Sequence[str] | None = None,
+        statistics: Sequence[StatisticName | OwnStatistic] | None = None,
         histogram: bool = True,
         per_channel: bool = False,
         dead_threshold: float = 0.0,
-        tokens: Tokens | str = "all",
-        hook_type: HookType | str = HookType.FORWARD,
+        tokens: TokensLike = "all",
+        hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
-        **options: Any,
+        **options: Unpack[DetectorOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         self.statistics = _known(statistics)

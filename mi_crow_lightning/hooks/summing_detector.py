@@ -20,12 +20,14 @@ from torch import Tensor
 from mi_crow_lightning._saved_state import Check, each, is_count, names, numbers
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.choices import MergeName
 from mi_crow_lightning.errors import HookStateError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.options import StreamOptions, Unpack
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.running_sums import MERGES, ColumnMerge, RunningSums
 
@@ -73,10 +75,14 @@ class SummingDetector(Detector):
 
     names: tuple[str, ...] = ()
     sums: int = 0
-    merge: str | Sequence[str] = "sum"
+    merge: MergeName | Sequence[MergeName] = "sum"
 
     def __init__(
-        self, layer_signature: Signature | None = None, *, tokens: Tokens | str = "all", **options: Any
+        self,
+        layer_signature: Signature | None = None,
+        *,
+        tokens: TokensLike = "all",
+        **options: Unpack[StreamOptions],
     ) -> None:
         super().__init__(layer_signature, **options)
         self.tokens = Tokens.of(tokens)

@@ -17,9 +17,10 @@ from mi_crow_lightning.hooks.conditions import Condition, where_both
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import Controller, checked_edit
 from mi_crow_lightning.hooks.edits import with_norms_of
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
+from mi_crow_lightning.hooks.options import ControllerOptions, Unpack
 from mi_crow_lightning.hooks.strengths import A_FUNCTION, Strength, Strengths, reads_batch
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 
 __all__ = ["TokenController"]
 
@@ -64,12 +65,12 @@ class TokenController(Controller):
         layer_signature: Signature | None = None,
         *,
         strength: Strength = 1.0,
-        tokens: Tokens | str = "all",
+        tokens: TokensLike = "all",
         when: Condition | None = None,
         preserve_norm: bool = False,
-        hook_type: HookType | str = HookType.FORWARD,
+        hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
-        **options: Any,
+        **options: Unpack[ControllerOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         if when is not None and not callable(when):

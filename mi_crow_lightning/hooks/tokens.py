@@ -8,7 +8,7 @@ empty cache, so in training every token belongs to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from mi_crow_lightning._arguments import is_finite, listed, one_of, plain, whole
 from mi_crow_lightning._joined import folded, rejoined, steps_of, written
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.choices import TokensName
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
@@ -24,10 +25,10 @@ from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.positions.span import Span
 from mi_crow_lightning.hooks.positions.streams import of_all_streams, one_stream, place_of_tokens
 
-__all__ = ["AllOf", "AnyOf", "Not", "Tokens", "put_where"]
+__all__ = ["AllOf", "AnyOf", "Not", "Tokens", "TokensLike", "put_where"]
 
 _LARGEST = 2**63 - 1
-_NAMES = ("all", "prompt", "generated", "last", "ordinary")
+_NAMES: tuple[TokensName, ...] = get_args(TokensName)
 _MASSIVE = 4.0  # medians
 
 
@@ -72,7 +73,7 @@ class Tokens:
 
     def __init__(
         self,
-        which: str | None = None,
+        which: TokensName | None = None,
         *,
         positions: Iterable[int] | None = None,
         window: Sequence[int | None] | None = None,
@@ -93,7 +94,7 @@ class Tokens:
         self._reads_values = self.kind in ("where", "ordinary") or self.value == "ordinary"
 
     @classmethod
-    def of(cls, value: Tokens | str, argument: str = "tokens") -> Tokens:
+    def of(cls, value: TokensLike, argument: str = "tokens") -> Tokens:
         """Return ``value`` itself, or the `Tokens` that a string names.
 
         Args:
@@ -195,6 +196,10 @@ class Tokens:
         return f"Tokens({self.value!r})" if self.kind == "which" else f"Tokens({self.kind}={self.value!r})"
 
 
+TokensLike: TypeAlias = Tokens | TokensName
+"""A choice of positions, or its name."""
+
+
 class _Joined(Tokens):
     """Choices that are joined. Nothing here calls itself, so they may be joined as often as you like."""
 
@@ -255,7 +260,7 @@ def _pieces_of(choice: Tokens) -> list[Tokens | str]:
 class _Several(_Joined):
     value: tuple[Tokens, ...]
 
-    def __init__(self, *parts: Tokens | str, choices: Sequence[Tokens | str] = ()) -> None:
+    def __init__(self, *parts: TokensLike, choices: Sequence[TokensLike] = ()) -> None:
         if isinstance(choices, (str, Tokens)):
             raise TypeError(f"choices={shown(choices)} is one choice: give a list, choices=['generated', ...]")
         given = (*parts, *listed("choices", choices, "choices of tokens", "['generated', Tokens(ids={2})]"))
@@ -303,7 +308,7 @@ class Not(_Joined):
     kind = "~"
     value: Tokens
 
-    def __init__(self, choice: Tokens | str) -> None:
+    def __init__(self, choice: TokensLike) -> None:
         self.value = Tokens.of(choice, "choice")
         self._join((self.value,))
 

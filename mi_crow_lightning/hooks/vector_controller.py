@@ -14,6 +14,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import checked_edit
 from mi_crow_lightning.hooks.directions import channel_dim_for, check_width, checked_vector
 from mi_crow_lightning.hooks.edits import laid_out_like, rounded
+from mi_crow_lightning.hooks.options import TokenOptions, Unpack
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, span_of
 from mi_crow_lightning.hooks.token_controller import TokenController
 
@@ -61,7 +62,7 @@ class VectorController(TokenController):
     described = "the vector"
     """What messages call the vector where it does not fit a layer."""
 
-    def __init__(self, layer_signature: Signature | None, vector: Vector, **options: Any) -> None:
+    def __init__(self, layer_signature: Signature | None, vector: Vector, **options: Unpack[TokenOptions]) -> None:
         super().__init__(layer_signature, **options)
         self._casts = Casts()
         self._scaled: dict[str, _Scaled] = {}  # by layer

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning._arguments import one_of, place
+from mi_crow_lightning.choices import WriteMode
 from mi_crow_lightning.language_model.generated import GeneratedText
 from mi_crow_lightning.language_model.line_file import LineFile, holds_lines
 
 __all__ = ["PredictionWriter"]
 
-_MODES = ("x", "w", "a")
+_MODES: tuple[WriteMode, ...] = get_args(WriteMode)
 _PLACE = ("index", "dataloader_idx", "batch_idx")  # names that the writer's own fields have
 
 
@@ -56,7 +57,7 @@ class PredictionWriter(BasePredictionWriter):
         ValueError: mode='r' is not known: choose one of 'x', 'w', 'a'
     """
 
-    def __init__(self, path: str | Path, mode: str = "x") -> None:
+    def __init__(self, path: str | Path, mode: WriteMode = "x") -> None:
         super().__init__(write_interval="batch")
         self.mode = one_of("mode", mode, _MODES)
         self.path = place("path", path).expanduser()

@@ -19,7 +19,7 @@ from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.per_layer import ends_alike
 from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
 from mi_crow_lightning.hooks.schedules import Schedule, When
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 from mi_crow_lightning.metrics.separability import SeparabilityTable, separability
 from mi_crow_lightning.vectors.extraction.labels import BatchFacts, facts_of
 from mi_crow_lightning.vectors.extraction.row_means import RowMeans
@@ -81,7 +81,7 @@ def score_texts(
     module: pl.LightningModule,
     loader: Any,
     *,
-    tokens: Tokens | str = "ordinary",
+    tokens: TokensLike = "ordinary",
     classes: Sequence[Any] = (0, 1),
     accelerator: str = "auto",
 ) -> TextScoreTable:

@@ -20,7 +20,7 @@ from mi_crow_lightning.hooks.detectors.trait_monitor import text_means
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.per_layer import Vector
 from mi_crow_lightning.hooks.schedules import Stage
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import TokensLike
 from mi_crow_lightning.language_model.generated import prompts_of
 from mi_crow_lightning.language_model.generation import Generation
 from mi_crow_lightning.language_model.language_model import LanguageModel
@@ -90,7 +90,7 @@ class DataScreening(pl.LightningModule):
         tokenizer: Any = None,
         *,
         vectors: Mapping[str, Vector] | None = None,
-        tokens: Tokens | str = "ordinary",
+        tokens: TokensLike = "ordinary",
         generation: Any = None,
         max_length: int | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -199,7 +199,7 @@ class ScreeningTable(Table[ScreenedSample]):
         scores = torch.tensor([row.score for row in rows], dtype=torch.float64)
         return separability("the samples", scores, torch.tensor([row.label for row in rows], dtype=torch.long)).auroc
 
-    def save(self, path: str | Path, mode: str = "x") -> None:
+    def save(self, path: str | Path, mode: Literal["x", "w"] = "x") -> None:
         """Write one line of JSON for each sample, in the table's order.
 
         Args:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from mi_crow_lightning._arguments import one_of, whole_number
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.choices import PaddingSide
 
 __all__ = ["TextCollator", "are_texts", "check_batch", "check_left_padding", "labels_of"]
 
-_SIDES = ("left", "right")
+_SIDES: tuple[PaddingSide, ...] = get_args(PaddingSide)
 
 
 class TextCollator:
@@ -40,7 +41,7 @@ class TextCollator:
     """
 
     def __init__(
-        self, tokenizer: Any, *, max_length: int | None = None, padding_side: str = "left", **params: Any
+        self, tokenizer: Any, *, max_length: int | None = None, padding_side: PaddingSide = "left", **params: Any
     ) -> None:
         if tokenizer is None:
             raise ValueError("texts need a tokenizer: pass one, e.g. CausalLMModule(model, tokenizer)")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 from mi_crow_lightning._foreign_files import Damaged, named, one_error
 from mi_crow_lightning._shown import shortened
 from mi_crow_lightning._tables import NAMES, OBJECTS, WHOLE, WHOLE_OR_NONE, Table, count, legible, listed_names
+from mi_crow_lightning.choices import HistogramKind, StageName
 from mi_crow_lightning.figures.heatmap import plot_heatmap
 from mi_crow_lightning.figures.histogram import plot_histogram
 from mi_crow_lightning.hooks.reading import Reading
@@ -104,9 +105,9 @@ class HistogramTable(Table[HistogramRow]):
         self,
         layer: str | int,
         *,
-        stage: str | None = None,
+        stage: StageName | None = None,
         name: str = "histogram",
-        kind: str = "heat",
+        kind: HistogramKind = "heat",
         dataloader_idx: int | None = None,
         ax: Any = None,
     ) -> tuple[Figure, Axes]:

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from mi_crow_lightning._tables import NAMES, NUMBERS, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
+from mi_crow_lightning.choices import ScaleName, StageName
 from mi_crow_lightning.figures.heatmap import plot_heatmap
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.histogram import Histogram
@@ -98,9 +99,9 @@ class HistoryTable(Table[HistoryRow]):
         self,
         name: str,
         *,
-        stage: str | None = None,
+        stage: StageName | None = None,
         layers: str | Iterable[str] | None = None,
-        scale: str = "linear",
+        scale: ScaleName = "linear",
         dataloader_idx: int | None = None,
         epochs: Mapping[int, int] | None = None,
         ax: Any = None,

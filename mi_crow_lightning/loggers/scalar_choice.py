@@ -6,8 +6,9 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
+from mi_crow_lightning.choices import OwnStatistic, ScalarsName, StatisticName
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings, tag
@@ -25,10 +26,10 @@ __all__ = [
     "summarised",
 ]
 
-SCALARS: tuple[str, ...] = ("auto", "all", "summary", "none")
+SCALARS: tuple[ScalarsName, ...] = get_args(ScalarsName)
 """The choices that have a name."""
 
-Scalars: TypeAlias = str | Sequence[str]
+Scalars: TypeAlias = ScalarsName | Sequence[StatisticName | OwnStatistic]
 """One of `SCALARS`, or the names of statistics."""
 
 AUTO_LIMIT = 500

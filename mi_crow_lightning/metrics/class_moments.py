@@ -7,16 +7,17 @@ deviations from the mean) are kept in float64. Batches and ranks merge without c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, distributed
 
+from mi_crow_lightning.choices import GroupName
 from mi_crow_lightning.metrics.collectives import collective, gather
 
 __all__ = ["GROUPS", "ClassMoments", "GroupMoments", "merge_means", "reduce_moments"]
 
-GROUPS = ("negative", "positive", "difference")
+GROUPS: tuple[str, ...] = get_args(GroupName)
 """The groups: the vectors of each class, and for each pair positive minus negative."""
 
 

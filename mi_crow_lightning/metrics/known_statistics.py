@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.choices import OwnStatistic, StatisticName
 from mi_crow_lightning.metrics.descriptions import statistic_text
 from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.statistic import Statistic, Sum
@@ -55,10 +57,10 @@ _BUILT_IN = (
     Statistic("nonfinite_count", lambda s: s["nonfinite"].clone(), nan_of_nothing=False),
     Statistic("nonfinite_batch", _nonfinite_batch, nan_of_nothing=False),
 )
-STATISTICS: tuple[str, ...] = tuple(one.name for one in _BUILT_IN)
+STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
 """The names of the built-in statistics: those that are measured where none is chosen."""
 
-SHOWN: tuple[str, ...] = ("mean", "std", "rms", "abs_max", "token_norm_mean", "dead_share", "nonfinite_count")
+SHOWN: tuple[StatisticName, ...] = ("mean", "std", "rms", "abs_max", "token_norm_mean", "dead_share", "nonfinite_count")
 """The names of those that loggers show where all are measured."""
 
 _HISTOGRAMS = ("histogram", "channel_rms")  # the other readings of the same detector
@@ -66,7 +68,7 @@ _FIELDS = tuple(field.name.lower() for field in Row)
 _known: dict[str, Statistic] = {one.name: one for one in _BUILT_IN}
 
 
-def register(new: Statistic) -> None:
+def register(new: Statistic) -> OwnStatistic:
     """Make a statistic known by its name, so that ``ActivationStatistics(statistics=[...])`` takes it.
 
     Register it where your module is imported: then every process of a run knows it. A statistic registered again,
@@ -75,13 +77,18 @@ def register(new: Statistic) -> None:
     Args:
         new: the statistic.
 
+    Returns:
+        Its name, as a type that type checkers take where the name of a built-in statistic could stand.
+
     Raises:
         ValueError: its name, or the name of one of its sums, already means something else.
 
     Examples:
-        >>> register(Statistic("mean_of_squares", lambda s: s["mean"] ** 2 + s["m2"] / s["count"], Group.MOMENTS))
+        >>> mean_of_squares = register(
+        ...     Statistic("mean_of_squares", lambda s: s["mean"] ** 2 + s["m2"] / s["count"], Group.MOMENTS)
+        ... )
         >>> from mi_crow_lightning.metrics import measure, statistics
-        >>> statistics(measure(torch.tensor([1.0, 3.0])).row, names=["mean_of_squares"])
+        >>> statistics(measure(torch.tensor([1.0, 3.0])).row, names=[mean_of_squares])
         {'mean_of_squares': tensor(5., dtype=torch.float64)}
     """
     if new.name in STATISTICS or new.name in _HISTOGRAMS:
@@ -91,6 +98,7 @@ def register(new: Statistic) -> None:
             raise ValueError(f"a built-in sum is named {one.name!r}: give the sum of {new.name!r} another name")
     _distinct([*_BUILT_IN, new])
     _known[new.name] = new
+    return OwnStatistic(new.name)
 
 
 def known_names() -> tuple[str, ...]:

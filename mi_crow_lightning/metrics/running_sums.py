@@ -12,7 +12,7 @@ from mi_crow_lightning.metrics.collectives import Share, Shares
 
 __all__ = ["MERGES", "ColumnMerge", "RunningSums", "masked_sum"]
 
-MERGES = {"sum": 0.0, "max": -math.inf, "min": math.inf}
+MERGES: dict[str, float] = {"sum": 0.0, "max": -math.inf, "min": math.inf}
 """How two numbers become one, by name, each with the number that changes nothing."""
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import get_args
 
 from mi_crow_lightning._arguments import not_known, one_of
+from mi_crow_lightning.choices import ReportForm
 
 __all__ = ["FORMS", "VARIABLE", "form_of"]
 
-FORMS = ("full", "short", "off")
+FORMS: tuple[ReportForm, ...] = get_args(ReportForm)
 """The forms of a report: all of it, a line or two, or only refusals."""
 
 VARIABLE = "MI_CROW_LIGHTNING_REPORT"

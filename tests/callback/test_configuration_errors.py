@@ -27,6 +27,22 @@ ERRORS = {
     "an unknown function": (ours("FunctionController", 0, function=f"{HERE}.none"), r'"function":[^@]*attribute .none'),
     "a strength that is none": (scale(strength="much"), '"strength":[^@]*Given value: much'),
     "a schedule that is none": (scale(schedule="train"), '"schedule":[^@]*train'),
+    "tokens that are none": (
+        scale(tokens="end"),
+        r'"tokens":[^@]*Expected a typing\.Literal\[.all., .prompt.,[^@]*end',
+    ),
+    "an on_error that is none": (
+        scale(on_error="cry"),
+        r'"on_error":[^@]*Literal\[.raise., .disable., .warn.\][^@]*cry',
+    ),
+    "a statistic of tokens that is none": (
+        ours("TokenStatistics", 0, statistics=["cosinus"]),
+        r'"statistics":[^@]*Literal\[.abs_mean., [^@]*cosinus',
+    ),
+    "a stage that is none": (
+        scale(schedule=ours("Schedule", stages="eval")),
+        r'"stages":[^@]*Literal\[.train., .validate., [^@]*eval',
+    ),
     "tokens joined as schedules": (
         scale(tokens=ours("AllOf", schedules=[])),
         '"tokens":[^@]*mi_crow_lightning.AllOf does not correspond to a subclass of Tokens',
@@ -49,8 +65,7 @@ def test_errors_of_a_file_name_the_field(hook: dict[str, Any], words: str, capsy
     ("hook", "words"),
     [
         (ours("SteeringController", 0, vector="no.safetensors"), "vector: no steering vector at 'no.safetensors'"),
-        (scale(tokens="end"), "tokens='end' is not known: choose one of 'all', 'prompt'"),
-        (scale(on_error="cry"), "on_error='cry' is not known: choose one of 'raise'"),
+        (scale(hook_id=""), "hook_id='' must be a non-empty string"),
         (scale(strength=".nan"), "strength=nan must be a finite number"),
         (scale(schedule=ours("AllOf")), "AllOf() needs at least one schedule"),
         (scale(tokens=ours("hooks.tokens.AnyOf")), "AnyOf() needs at least one choice of tokens"),

@@ -18,6 +18,7 @@ from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import unit_vector
 from mi_crow_lightning.hooks.edits import added
+from mi_crow_lightning.hooks.options import TokenOptions, Unpack
 from mi_crow_lightning.hooks.per_layer import Vector
 from mi_crow_lightning.hooks.vector_controller import VectorController
 from mi_crow_lightning.metrics.projections import project
@@ -67,7 +68,7 @@ class ClampController(VectorController):
         *,
         low: float | None = None,
         high: float | None = None,
-        **options: Any,
+        **options: Unpack[TokenOptions],
     ) -> None:
         super().__init__(layer_signature, vector, **options)
         self.value, self.low, self.high = (

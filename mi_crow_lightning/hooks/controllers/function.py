@@ -13,7 +13,8 @@ from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import checked_edit
 from mi_crow_lightning.hooks.edits import mixed
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
+from mi_crow_lightning.hooks.options import FunctionOptions, Unpack
 from mi_crow_lightning.hooks.token_controller import TokenController
 
 __all__ = ["FunctionController"]
@@ -48,9 +49,9 @@ class FunctionController(TokenController):
         self,
         layer_signature: Signature | None,
         function: Callable[[Tensor], Any],
-        hook_type: HookType | str = HookType.FORWARD,
+        hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
-        **options: Any,
+        **options: Unpack[FunctionOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type=hook_type, hook_id=hook_id, **options)
         if not callable(function):

@@ -19,6 +19,7 @@ from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import PatchMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import laid_out_like, mixed
+from mi_crow_lightning.hooks.options import TokenOptions, Unpack
 from mi_crow_lightning.hooks.per_layer import PerLayer, loaded
 from mi_crow_lightning.hooks.positions.pass_columns import first_column
 from mi_crow_lightning.hooks.positions.rows import of_rows
@@ -72,7 +73,7 @@ class PatchController(VectorController):
         self,
         layer_signature: Signature | None,
         source: str | Path | Stored | Mapping[int, Stored] | Mapping[str, Stored],
-        **options: Any,
+        **options: Unpack[TokenOptions],
     ) -> None:
         given = loaded(source, self.argument)  # here, as it is needed twice
         super().__init__(layer_signature, given, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.edits import mixed
+from mi_crow_lightning.hooks.options import TokenOptions, Unpack
 from mi_crow_lightning.hooks.token_controller import TokenController
 
 __all__ = ["ScaleController"]
@@ -40,7 +40,7 @@ class ScaleController(TokenController):
 
     traceable = True
 
-    def __init__(self, layer_signature: Signature | None, factor: float, **options: Any) -> None:
+    def __init__(self, layer_signature: Signature | None, factor: float, **options: Unpack[TokenOptions]) -> None:
         super().__init__(layer_signature, **options)
         if not is_finite(factor):
             raise ValueError(f"factor={shown(factor)} must be a finite number")

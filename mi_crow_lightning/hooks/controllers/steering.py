@@ -15,9 +15,10 @@ from mi_crow_lightning._saved_state import Check
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.options import SteeringOptions, Unpack
 from mi_crow_lightning.hooks.per_layer import PerLayer, Vector
 from mi_crow_lightning.hooks.strengths import Strength
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import TokensLike
 from mi_crow_lightning.hooks.vector_controller import VectorController
 
 __all__ = ["SteeringController"]
@@ -59,8 +60,8 @@ class SteeringController(VectorController):
         layer_signature: Signature | None,
         vector: Vector,
         strength: Strength = 1.0,
-        tokens: Tokens | str = "all",
-        **options: Any,
+        tokens: TokensLike = "all",
+        **options: Unpack[SteeringOptions],
     ) -> None:
         super().__init__(layer_signature, vector, strength=strength, tokens=tokens, **options)
 

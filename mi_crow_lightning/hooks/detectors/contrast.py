@@ -21,15 +21,17 @@ from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning._tables import listed_names
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.choices import ErrorAction, GroupName, MethodName
 from mi_crow_lightning.errors import NothingExtracted, RandomDirection, VectorMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.directions import channels_not_shown
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
+from mi_crow_lightning.hooks.options import ContrastOptions, Unpack
 from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.schedules import Moment, Schedule, Stage, When
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.schedules import Moment, Schedule, Stage, StageLike, When
+from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 from mi_crow_lightning.metrics.class_moments import GROUPS, GroupMoments
 from mi_crow_lightning.metrics.descriptions import SEPARABILITIES
 from mi_crow_lightning.metrics.flips import LEVEL
@@ -103,20 +105,20 @@ class ContrastDetector(Detector):
         self,
         layer_signature: Signature | None = None,
         *,
-        method: str = "mean_difference",
-        tokens: Tokens | str = "all",
+        method: MethodName = "mean_difference",
+        tokens: TokensLike = "all",
         classes: Sequence[Any] = (0, 1),
         label: Column = "label",
         pair: Column = "pair",
-        covariance: Sequence[str] = (),
+        covariance: Sequence[GroupName] = (),
         keep_samples: bool = False,
         max_bytes: int = 2**30,
-        stage: str | Stage = "predict",
-        held_out: str | Stage | None = "validate",
-        hook_type: HookType | str = HookType.FORWARD,
+        stage: StageLike = "predict",
+        held_out: StageLike | None = "validate",
+        hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
-        on_error: str | None = "raise",
-        **options: Any,
+        on_error: ErrorAction | None = "raise",
+        **options: Unpack[ContrastOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, on_error=on_error, **options)
         scatter = _check_method(method, covariance, keep_samples)
@@ -518,7 +520,7 @@ def _groups(covariance: Any) -> list[Any]:
     return groups
 
 
-def _stages(stage: str | Stage, held_out: str | Stage | None) -> tuple[Stage, Stage | None]:
+def _stages(stage: str | Stage, held_out: StageLike | None) -> tuple[Stage, Stage | None]:
     first = Stage.of(stage)
     second = Stage.of(held_out, "held_out") if held_out is not None else None
     for name, value in (("stage", first), ("held_out", second)):

@@ -25,14 +25,15 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import HookError, NothingExtracted, ReferenceMismatch, RegistrationError
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.options import StreamOptions, Unpack
 from mi_crow_lightning.hooks.passes.adapters import adapted, refuse_merged
 from mi_crow_lightning.hooks.passes.outer_call import OuterCall, OuterCalls
 from mi_crow_lightning.hooks.passes.paired_pass import PairedPass
 from mi_crow_lightning.hooks.positions.chosen import Chosen
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, Stage, When
+from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, Stage, StageLike, When
 from mi_crow_lightning.hooks.summing_detector import SummingDetector
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import TokensLike
 from mi_crow_lightning.metrics.descriptions import drift_text
 from mi_crow_lightning.metrics.drift import (
     Column,
@@ -111,14 +112,14 @@ class DriftDetector(SummingDetector):
         layer_signature: Signature | None = None,
         reference: str | PathLike[str] | DriftReference = ADAPTER_OFF,
         *,
-        tokens: Tokens | str = "all",
-        stage: str | Stage = "validate",
+        tokens: TokensLike = "all",
+        stage: StageLike = "validate",
         sketch_size: int = 64,
         max_tokens: int = 2048,
         components: int = 4,
         seed: int = 0,
         any_model: bool = False,
-        **options: Any,
+        **options: Unpack[StreamOptions],
     ) -> None:
         super().__init__(layer_signature, tokens=tokens, **options)
         self.stage = Stage.of(stage)

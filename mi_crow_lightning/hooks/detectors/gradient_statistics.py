@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext, Registry
+from mi_crow_lightning.hooks.options import StatisticsOptions, Unpack
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, LoggedSteps, Stage, When
 from mi_crow_lightning.hooks.statistics_detector import StatisticsDetector
@@ -63,7 +64,7 @@ class GradientStatistics(StatisticsDetector):
     traceable = True  # to say why it is not, see `why_not_traced`
     _sees_recomputes = True
 
-    def __init__(self, layer_signature: Signature | None = None, **options: Any) -> None:
+    def __init__(self, layer_signature: Signature | None = None, **options: Unpack[StatisticsOptions]) -> None:
         super().__init__(layer_signature, **options)
         self._calls: set[tuple[str, bool]] = set()  # layers that were called, and whether gradients were recorded
         self._without: set[str] = set()  # layers that were called since the last reading, and got no gradient

@@ -19,12 +19,13 @@ from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import CaptureBudgetExceeded, TokensUnknown, UnreadableActivation
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
-from mi_crow_lightning.hooks.hook_type import HookType
+from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
+from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Schedule, Stage, When
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 from mi_crow_lightning.metrics.activation import described, histogram, measure, merge_all, statistics, summarize
 from mi_crow_lightning.metrics.collectives import Share, Shares
 from mi_crow_lightning.metrics.rows import Row, empty_rows
@@ -77,9 +78,9 @@ class LayerActivationDetector(Detector):
         keep: Literal["last", "all"] = "last",
         max_bytes: int = 2**30,
         device: torch.device | str | None = "cpu",
-        tokens: Tokens | str | None = None,
-        hook_type: HookType | str = HookType.FORWARD,
-        **options: Any,
+        tokens: TokensLike | None = None,
+        hook_type: HookTypeLike = HookType.FORWARD,
+        **options: Unpack[DetectorOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         self.target_dtype = _dtype(target_dtype) if target_dtype is not None else None

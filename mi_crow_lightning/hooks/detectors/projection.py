@@ -20,11 +20,12 @@ from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.conditions import Beyond, Of
 from mi_crow_lightning.hooks.context import HookContext, Registry
 from mi_crow_lightning.hooks.directions import channel_dim_for, check_width, unit_vector
+from mi_crow_lightning.hooks.options import StreamOptions, Unpack
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, ends_alike
 from mi_crow_lightning.hooks.registry.last_pass import LastPass
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
 from mi_crow_lightning.hooks.summing_detector import SummingDetector
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import TokensLike
 from mi_crow_lightning.metrics.descriptions import projection_text
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
 from mi_crow_lightning.metrics.projections import Projection, project, summarize_projections
@@ -70,8 +71,8 @@ class ProjectionDetector(SummingDetector):
         vector: Vector | None = None,
         *,
         vectors: Mapping[str, Vector] | None = None,
-        tokens: Tokens | str = "all",
-        **options: Any,
+        tokens: TokensLike = "all",
+        **options: Unpack[StreamOptions],
     ) -> None:
         super().__init__(layer_signature, tokens=tokens, **options)
         self._directions = _checked(vector, vectors)

@@ -8,7 +8,7 @@ in float64.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -16,26 +16,21 @@ from torch import Tensor
 from mi_crow_lightning._arguments import chosen, whole_number
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.choices import TokenStatisticName
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
+from mi_crow_lightning.hooks.options import StreamOptions, Unpack
 from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.positions.span import Span
 from mi_crow_lightning.hooks.reading import Reading
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
 from mi_crow_lightning.metrics.token_geometry import empty_row, join_rows, measure_geometry, values_of_row
 
 __all__ = ["TOKEN_STATISTICS", "TokenStatistics"]
 
-TOKEN_STATISTICS: tuple[str, ...] = (
-    "abs_mean",
-    "median_norm",
-    "max_channel",
-    "max_position",
-    "cosine",
-    "effective_rank",
-)
+TOKEN_STATISTICS: tuple[TokenStatisticName, ...] = get_args(TokenStatisticName)
 """The names of what is read of tokens."""
 
 
@@ -77,10 +72,10 @@ class TokenStatistics(Detector):
         self,
         layer_signature: Signature | None = None,
         *,
-        statistics: Sequence[str] | None = None,
-        tokens: Tokens | str = "all",
+        statistics: Sequence[TokenStatisticName] | None = None,
+        tokens: TokensLike = "all",
         max_width: int = 2048,
-        **options: Any,
+        **options: Unpack[StreamOptions],
     ) -> None:
         super().__init__(layer_signature, **options)
         wanted = chosen("statistics", statistics, TOKEN_STATISTICS, "['cosine', 'effective_rank']")

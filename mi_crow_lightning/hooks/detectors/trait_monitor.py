@@ -26,11 +26,12 @@ from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector, name_of
+from mi_crow_lightning.hooks.options import StreamOptions, Unpack
 from mi_crow_lightning.hooks.per_layer import Vector, ends_alike
 from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Schedule, Stage, When
-from mi_crow_lightning.hooks.tokens import Tokens
+from mi_crow_lightning.hooks.tokens import TokensLike
 from mi_crow_lightning.metrics.descriptions import trait_text
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
 from mi_crow_lightning.metrics.projections import mean_by_text, summarize_projections
@@ -90,9 +91,9 @@ class TraitMonitor(ProjectionDetector):
         vector: Vector | None = None,
         *,
         vectors: Mapping[str, Vector] | None = None,
-        tokens: Tokens | str = "ordinary",
+        tokens: TokensLike = "ordinary",
         baseline: TraitBaseline | str | Path | None = None,
-        **options: Any,
+        **options: Unpack[StreamOptions],
     ) -> None:
         super().__init__(layer_signature, vector, vectors=vectors, tokens=tokens, **options)
         _refuse_other_stages(self.schedule)

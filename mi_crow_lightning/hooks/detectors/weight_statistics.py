@@ -8,7 +8,7 @@ a copy of the watched weights is kept until the step is over, in float32 at leas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,16 @@ from mi_crow_lightning._arguments import chosen
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.choices import WeightStatisticName
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.options import Unpack, WeightOptions
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Stage, When
 from mi_crow_lightning.hooks.summing_detector import SummingDetector
 from mi_crow_lightning.metrics.parameters import is_counted_here, local, sum_of_squares
 
 __all__ = ["WEIGHT_STATISTICS", "WeightStatistics"]
 
-WEIGHT_STATISTICS: tuple[str, ...] = ("norm", "gradient_norm", "update_norm", "update_ratio", "skipped_steps")
+WEIGHT_STATISTICS: tuple[WeightStatisticName, ...] = get_args(WeightStatisticName)
 """The names of what is read of weights."""
 
 _STAGE = Stage.TRAIN.value
@@ -84,7 +86,11 @@ class WeightStatistics(SummingDetector):
     _refused_options = frozenset({"tokens", "before_edits", "hook_type", "channels", "store"})
 
     def __init__(
-        self, layer_signature: Signature | None = None, *, statistics: Sequence[str] | None = None, **options: Any
+        self,
+        layer_signature: Signature | None = None,
+        *,
+        statistics: Sequence[WeightStatisticName] | None = None,
+        **options: Unpack[WeightOptions],
     ) -> None:
         if unfit := sorted(self._refused_options & options.keys()):
             raise TypeError(f"WeightStatistics reads weights and no activation, so it takes no {unfit[0]}=")
