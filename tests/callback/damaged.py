@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +63,9 @@ def saved() -> dict[str, Any]:
     contrast = watch.detectors[-1]
     assert isinstance(contrast, ContrastDetector)
     extract(contrast)
-    fit(module_of(), data_of(), watch)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"ContrastDetector\(.*reads in validation")
+        fit(module_of(), data_of(), watch)
     return watch.state_dict()
 
 
