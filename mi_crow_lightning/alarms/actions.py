@@ -174,7 +174,7 @@ def local_folder(folder: str | PathLike[str]) -> str:
     """
     path = place("folder", folder)
     if "://" in str(folder):
-        raise ValueError(f"folder={shown(folder)} is on another machine: give a folder on this one")
+        raise ValueError(f"folder={shown(folder)} is an address: give the path of a folder on this machine")
     return str(path)
 
 

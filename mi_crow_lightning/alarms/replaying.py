@@ -118,10 +118,12 @@ def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: pl.Lightni
         one.register_forward_hook(partial(calls.note, name), with_kwargs=True)
         for one, name in ModuleTree(module).first_names()
     ]
-    with torch.compiler.set_stance("force_eager"):  # a graph would not call what was just registered
-        loss = _step(module, content, alarm)
-    for handle in watched:
-        handle.remove()
+    try:
+        with torch.compiler.set_stance("force_eager"):  # a graph would not call what was just registered
+            loss = _step(module, content, alarm)
+    finally:
+        for handle in watched:
+            handle.remove()
     return _result(module, content, calls, loss, notes)
 
 

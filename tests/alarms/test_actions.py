@@ -98,7 +98,7 @@ def test_a_controller_that_is_not_there_cannot_be_switched_off() -> None:
 def test_files_are_written_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an address, pathlib would make a folder of the working directory."""
     for kind in (SaveCheckpoint, Snapshot):
-        with pytest.raises(ValueError, match=r"folder='s3://bucket/run' is on another machine"):
+        with pytest.raises(ValueError, match=r"folder='s3://bucket/run' is an address"):
             kind("s3://bucket/run")
     monkeypatch.chdir(tmp_path)
     watch = watching(Alarm(Always("loss"), SaveCheckpoint()))

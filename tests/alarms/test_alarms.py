@@ -140,6 +140,12 @@ def test_non_finite_values_are_named_before_the_weights_change(backward: bool, l
     again = replay(file, Faulty(backward=backward))
     assert again.same and (again.gradient_layer if backward else again.layer) == layer
     assert not replay(file, module_of()).same  # a model without the fault
+    failing = module_of()
+    failing.loss = lambda batch: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    left = handles(failing)
+    with pytest.raises(ZeroDivisionError):
+        replay(file, failing)
+    assert_same_handles(left, failing)
 
 
 def test_micro_batches_of_a_step_are_counted() -> None:
