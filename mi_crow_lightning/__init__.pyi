@@ -53,5 +53,6 @@ from mi_crow_lightning.vectors import ContrastDetector as ContrastDetector
 from mi_crow_lightning.vectors import LabelCollator as LabelCollator
 from mi_crow_lightning.vectors import PairCollator as PairCollator
 from mi_crow_lightning.vectors import SteeringVector as SteeringVector
+from mi_crow_lightning.warnings import MiCrowWarning as MiCrowWarning
 
 __version__: str

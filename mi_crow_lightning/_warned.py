@@ -10,6 +10,8 @@ import warnings
 from typing import Protocol
 from weakref import WeakSet
 
+from mi_crow_lightning.warnings import MiCrowWarning
+
 __all__ = ["Listener", "listeners", "noted", "warn"]
 
 
@@ -24,12 +26,12 @@ listeners: WeakSet[Listener] = WeakSet()
 """Those that listen now. One that is let go of stops to listen."""
 
 
-def warn(text: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
+def warn(text: str, category: type[MiCrowWarning] = MiCrowWarning, stacklevel: int = 1) -> None:
     """Warn as ``warnings.warn`` does, and let the listeners note the text.
 
     Args:
         text: the text.
-        category: the kind of warning.
+        category: the kind of warning; the base class of all where no kind fits.
         stacklevel: 1 for the caller of this function, as in ``warnings.warn``.
     """
     warnings.warn(noted(text), category, stacklevel=stacklevel + 1)

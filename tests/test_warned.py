@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import gc
+import re
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import mi_crow_lightning
-from mi_crow_lightning import _warned
+from mi_crow_lightning import MiCrowWarning, _warned
+from mi_crow_lightning import warnings as kinds
+from mi_crow_lightning.warnings import FailureWarning
 
 PACKAGE = Path(mi_crow_lightning.__file__).parent
 ALONE = ("_warned.py", "tensorboard_plugin/")  # the place itself, and the tab, which imports nothing of the package
@@ -39,9 +43,44 @@ def test_no_other_module_warns_by_itself() -> None:
     assert not found
 
 
+def given_kinds() -> list[str]:
+    """The kind of each warning in the package, once for each place that warns."""
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        if file.relative_to(PACKAGE).as_posix().startswith(ALONE):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("warn", "rank_zero_warn"):
+                named = [one.value for one in node.keywords if one.arg == "category"]
+                found.append(ast.unparse((node.args[1:2] or named)[0]) if node.args[1:2] or named else file.name)
+    return found
+
+
+def test_every_warning_is_of_a_kind_and_in_the_table_of_the_page() -> None:
+    page = (PACKAGE.parent / "docs" / "reference" / "warnings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`( ¹)? \| ", page, re.MULTILINE)
+    assert Counter(given_kinds()) == Counter(kind for kind, _ in rows)
+    assert {kind for kind, _ in rows} == set(kinds.__all__)
+    assert {kind for kind, mark in rows if mark} == {
+        kind for kind in kinds.__all__ if issubclass(getattr(kinds, kind), RuntimeWarning)
+    }
+
+
+@pytest.mark.parametrize("kind", kinds.__all__)
+def test_one_kind_is_silenced_and_the_others_are_heard(kind: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", category=getattr(kinds, kind))
+        for one in kinds.__all__:
+            _warned.warn(one, getattr(kinds, one))
+    heard = [str(one.message) for one in caught]
+    assert heard == ([] if kind == "MiCrowWarning" else [one for one in kinds.__all__ if one != kind])
+    assert all(issubclass(one.category, (UserWarning, MiCrowWarning)) for one in caught)
+
+
 def test_a_warning_is_that_of_its_caller() -> None:
     def helper() -> None:
-        _warned.warn("by the caller of the helper", RuntimeWarning, stacklevel=2)
+        _warned.warn("by the caller of the helper", FailureWarning, stacklevel=2)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -49,7 +88,7 @@ def test_a_warning_is_that_of_its_caller() -> None:
         _warned.warn("here")
     first, second = caught
     assert first.filename == second.filename == __file__ and second.lineno == first.lineno + 1
-    assert (first.category, second.category) == (RuntimeWarning, UserWarning)
+    assert (first.category, second.category) == (FailureWarning, MiCrowWarning)
 
 
 @pytest.mark.parametrize("action", ["ignore", "error", "always"])

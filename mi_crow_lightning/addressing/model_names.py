@@ -10,6 +10,7 @@ from torch import nn
 
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.module_tree import unwrapped
+from mi_crow_lightning.warnings import DoubtfulVectorWarning
 
 __all__ = ["configured_names", "warn_of_another_model"]
 
@@ -49,6 +50,7 @@ def warn_of_another_model(holder: object, made_from: Iterable[str], model: nn.Mo
                 "not, the vector means nothing here: extract one from this model. If so, give dict(vector), which "
                 "names no model, or dict(vector.fitted_to(model, any_model=True)), which also checks layers and "
                 "widths.",
+                DoubtfulVectorWarning,
                 stacklevel=4,
             )
 

@@ -19,6 +19,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.alarms.before_pass import BeforePass
 from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.warnings import AlarmWarning
 
 __all__ = ["Action", "AlarmedRun", "LogEvent", "SaveCheckpoint", "Stop", "SwitchOff", "Warn"]
 
@@ -84,7 +85,7 @@ class Warn(Action):
     def act(self, firing: Firing, run: AlarmedRun) -> None:
         """Warn."""
         if run.trainer.is_global_zero:
-            warn(str(firing), RuntimeWarning, stacklevel=6)
+            warn(str(firing), AlarmWarning, stacklevel=6)
 
 
 class SaveCheckpoint(Action):

@@ -39,6 +39,7 @@ from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.loggers.step import LoggedStep
 from mi_crow_lightning.metrics.collectives import gather, is_distributed
+from mi_crow_lightning.warnings import NothingSeenWarning
 
 __all__ = ["RunAlarms"]
 
@@ -168,6 +169,7 @@ class RunAlarms:
                     f"the alarm {alarm.name!r} is of layers={shown(patterns)}, and no hooked layer has such a name, so "
                     f"it cannot fire. Hooks are on {listed_names(map(repr, sorted(known)))}: give names, or patterns "
                     "of names such as '*.layers.3', and not roles such as 'block:3'.",
+                    NothingSeenWarning,
                     stacklevel=2,
                 )
 

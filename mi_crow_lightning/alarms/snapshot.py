@@ -16,6 +16,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.alarms.actions import Action, AlarmedRun, file_stem, free_path, local_folder
 from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.alarms.snapshot_file import FORMAT, plain, save_snapshot
+from mi_crow_lightning.warnings import AlarmWarning
 
 __all__ = ["Snapshot"]
 
@@ -52,7 +53,11 @@ class Snapshot(Action):
             return
         kept = run.before_pass.of(firing.batch_idx) if run.before_pass is not None else None
         if kept is None:
-            warn(f"{firing}. No snapshot is written: only a training batch is kept until its step.", stacklevel=6)
+            warn(
+                f"{firing}. No snapshot is written: only a training batch is kept until its step.",
+                AlarmWarning,
+                stacklevel=6,
+            )
             return
         left_out: list[str] = []
         model = _tensors(run.module.state_dict(keep_vars=True), "model", left_out)
@@ -83,7 +88,7 @@ class Snapshot(Action):
         warn(
             f"{firing}. A snapshot of the pass is in {str(path)!r}{lacks}. To run it again: python -m "
             f"mi_crow_lightning replay {path} --model package.module:function",
-            RuntimeWarning,
+            AlarmWarning,
             stacklevel=6,
         )
 

@@ -14,6 +14,7 @@ from mi_crow_lightning.loggers.tensorboard import log_folder, summary_writer
 from mi_crow_lightning.loggers.wandb_and_mlflow import log_page
 from mi_crow_lightning.report.info_log import log_info
 from mi_crow_lightning.run_page.page import write_page
+from mi_crow_lightning.warnings import FailureWarning, NothingSeenWarning
 
 __all__ = ["FILE", "EndPage"]
 
@@ -40,6 +41,7 @@ class EndPage:
                 "HookCallback(page=True) makes the page of the event files of a TensorBoardLogger, and this Trainer "
                 "has none: there will be no page. Give it logger=TensorBoardLogger(...), beside others in a list if "
                 "you like.",
+                NothingSeenWarning,
                 stacklevel=2,
             )
 
@@ -83,4 +85,4 @@ def _log_to_others(loggers: Sequence[object], page: Path) -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
-    warn(f"HookCallback(page=True) {what}: {type(error).__name__}: {error!s:.500}", RuntimeWarning, stacklevel=2)
+    warn(f"HookCallback(page=True) {what}: {type(error).__name__}: {error!s:.500}", FailureWarning, stacklevel=2)

@@ -17,6 +17,7 @@ from mi_crow_lightning.loggers.history import History
 from mi_crow_lightning.loggers.images import takes_images, write_image
 from mi_crow_lightning.loggers.tags import TaggedReadings, stage_segment
 from mi_crow_lightning.metrics.histogram import Histogram
+from mi_crow_lightning.warnings import FailureWarning
 
 __all__ = ["FigureLog"]
 
@@ -77,7 +78,7 @@ class FigureLog:
                 f"HookCallback(figures=...): no image could be drawn or written, and no more will be. The run goes on. "
                 f"{type(error).__name__}: {message_of(error)}"
             )
-            rank_zero_warn(noted(text))
+            rank_zero_warn(noted(text), category=FailureWarning)
 
     def _choose(self, readings: TaggedReadings) -> None:
         """Choose one statistic of each detector that is new, by the first part of its tags."""

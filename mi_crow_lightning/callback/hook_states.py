@@ -16,6 +16,7 @@ from mi_crow_lightning.errors import HookError, HookStateError
 from mi_crow_lightning.hooks.effects import Effects, checked_effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.calling import call_unregistered
+from mi_crow_lightning.warnings import ResumeWarning
 
 __all__ = ["HookStates"]
 
@@ -97,6 +98,7 @@ class HookStates:
                 "HookCallback: the checkpoint was written in the middle of a training batch, as SLURM's requeue signal "
                 "or an error makes Lightning do. That batch runs again, so the next readings and effects() may count "
                 "some of its tokens twice. Checkpoints at the end of a batch, as ModelCheckpoint's, are exact.",
+                ResumeWarning,
                 stacklevel=3,
             )
         self._loaded_effects = effects
@@ -106,6 +108,7 @@ class HookStates:
                 f"HookCallback: hooks only in the checkpoint: {_some(saved.keys() - hooks.keys())}; hooks without a "
                 f"state in it: {_some(hooks.keys() - saved.keys())}. Hooks are matched by hook_id, or by their order "
                 "if they have none.",
+                ResumeWarning,
                 stacklevel=3,
             )
 

@@ -20,6 +20,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.loggers.tensorboard import write_hyperparameters
 from mi_crow_lightning.report.hook_settings import Settings, settings_of
+from mi_crow_lightning.warnings import FailureWarning
 
 __all__ = ["log_at_end", "log_at_start"]
 
@@ -100,7 +101,7 @@ def _guarded(log: Any, trainer: pl.Trainer, logger: Logger, settings: Settings) 
 def _warn(what: str, error: Exception) -> None:
     warn(
         f"HookCallback: {what}: {shown(error)}. The run goes on; log_hyperparams=False leaves them out.",
-        RuntimeWarning,
+        FailureWarning,
         stacklevel=2,
     )
 
@@ -137,6 +138,7 @@ def _begin_mlflow(logger: MLFlowLogger, settings: Settings) -> None:
         warn(
             f"HookCallback: MLflow keeps the first value of a parameter, and this run has others: "
             f"{cut(', '.join(changed), _MOST_NAMED)}. Log to another run to have them kept.",
+            FailureWarning,
             stacklevel=2,
         )
     new = {name: value for name, value in settings.items() if name not in known}

@@ -11,6 +11,7 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.registry.silent_layers import report_silent_layers
 from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.warnings import NothingSeenWarning
 
 __all__ = ["check_that_hooks_ran"]
 
@@ -44,5 +45,6 @@ def _warn_of_no_edit(hook: Hook, stage: Stage) -> None:
     warn(
         f"{hook!r} ran in stage {stage.value!r} and changed nothing: either its tokens chose none, or each edit was "
         "None or equal to the activation, or the activations were not finite. An edit is what edit() returns.",
+        NothingSeenWarning,
         stacklevel=4,
     )

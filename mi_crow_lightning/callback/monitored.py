@@ -23,6 +23,7 @@ from mi_crow_lightning._warned import noted
 from mi_crow_lightning.loggers.scalar_choice import DEFAULT_SUMMARY, shown
 from mi_crow_lightning.loggers.scalars import scalars_of
 from mi_crow_lightning.loggers.step import LoggedStep
+from mi_crow_lightning.warnings import NothingSeenWarning
 
 __all__ = ["Monitored"]
 
@@ -71,7 +72,7 @@ class Monitored:
                 f"HookCallback(monitor=[{shown_value(pattern)}]) matches none of the {len(self._seen)} tags that this "
                 f"fit has written, such as {min(self._seen)!r}{did_you_mean(pattern, self._seen)}"
             )
-            rank_zero_warn(noted(text))
+            rank_zero_warn(noted(text), category=NothingSeenWarning)
         self._seen.clear()
         self._unmatched.clear()
 

@@ -30,6 +30,7 @@ from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.collectives import exchange, is_distributed
 from mi_crow_lightning.metrics.guarded_shares import ShareFailed
 from mi_crow_lightning.report.tag_count import count_tags
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["ReadingsLog"]
 
@@ -176,7 +177,7 @@ def _warn_of_thinned_history(size: int | None, step: int, logged: bool) -> None:
         "now on it holds every second step, those before included, and fewer when it is full again. "
         f"{elsewhere}. To keep all, 8 bytes each, set history_size=None."
     )
-    rank_zero_warn(noted(text))
+    rank_zero_warn(noted(text), category=InexactWarning)
 
 
 def _in_tags(signature: Signature | None) -> str:

@@ -19,6 +19,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.callback.rank_plans import Plan, differences, ranks_in_words
 from mi_crow_lightning.errors import RanksDiffer
 from mi_crow_lightning.metrics.collectives import is_distributed
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["RollCall"]
 
@@ -107,7 +108,7 @@ class RollCall:
         """Compare the plans of all ranks, within `starting`.
 
         Warns:
-            UserWarning: strengths or vectors are not alike.
+            InexactWarning: strengths or vectors are not alike.
 
         Raises:
             RanksDiffer: what must be alike is not, or a rank could not start.
@@ -219,5 +220,6 @@ def _report(texts: list[str]) -> None:
         "Strengths or vectors are not the same on all ranks. Each rank steers and reads with its own, and readings and "
         "effects() join them. If this is not meant, seed what makes them (seed_everything), or load them from one "
         "file:" + "".join(f"\n  {line}" for line in found),
+        InexactWarning,
         stacklevel=2,
     )

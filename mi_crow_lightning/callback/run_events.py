@@ -22,6 +22,7 @@ from mi_crow_lightning.loggers.run_events import LONGEST, EventRow
 from mi_crow_lightning.loggers.scalars import MetricsLogger
 from mi_crow_lightning.loggers.step import LoggedStep
 from mi_crow_lightning.loggers.tensorboard import summary_writer
+from mi_crow_lightning.warnings import FailureWarning
 
 __all__ = ["MOST", "RunEvents"]
 
@@ -124,7 +125,10 @@ class RunEvents:
                 if writer is not None:
                     writer.flush()
         except Exception as error:  # whatever a logger raises: the run is over, and hooks have to come off
-            _warned.warn(f"the run's last events could not be written: {type(error).__name__}: {message_of(error)}")
+            _warned.warn(
+                f"the run's last events could not be written: {type(error).__name__}: {message_of(error)}",
+                FailureWarning,
+            )
         self._end()
 
     def _is_of(self, trainer: pl.Trainer) -> bool:

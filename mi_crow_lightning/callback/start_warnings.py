@@ -13,6 +13,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT, Scalars
+from mi_crow_lightning.warnings import MiCrowWarning, NothingSeenWarning
 
 __all__ = [
     "log_fresh_graphs",
@@ -33,6 +34,7 @@ def warn_of_evaluation_mode(layers: Sequence[nn.Module]) -> None:
             f"{asleep} of {len(distinct)} hooked layers are in evaluation mode, and Lightning leaves them in it: they "
             "train without dropout and gradient checkpointing. from_pretrained returns models in this mode; call "
             ".train() before fit on what is to be trained.",
+            MiCrowWarning,
             stacklevel=2,
         )
 
@@ -51,6 +53,7 @@ def warn_if_nothing_is_logged(trainer: pl.Trainer, detectors: Sequence[Hook], ow
         warn(
             f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
             "none. Set a smaller log_every_n_steps, here or in the Trainer.",
+            NothingSeenWarning,
             stacklevel=2,
         )
 
@@ -68,6 +71,7 @@ def warn_of_controllers_never_due(trainer: pl.Trainer, controllers: Sequence[Hoo
             warn(
                 f"{hook!r} is off in this whole {name}, because of its schedule {hook.when()!r}. To have it act here, "
                 f"give it schedule=Schedule(stages={name!r}); to keep it off, call its disable().",
+                NothingSeenWarning,
                 stacklevel=2,
             )
 
@@ -82,6 +86,7 @@ def warn_of_detectors_without_validation(trainer: pl.Trainer, detectors: Sequenc
             warn(
                 f"{hook!r} reads in validation, and this fit has none, so it will show nothing of the fit: give fit "
                 "validation data, or call trainer.validate(...) after it.",
+                NothingSeenWarning,
                 stacklevel=2,
             )
 

@@ -17,6 +17,7 @@ from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.queries import Queries
 from mi_crow_lightning.hooks.passes.running_batch import NO_BATCH, RunningBatch
 from mi_crow_lightning.hooks.schedules import Moment, Stage
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["HookContext", "Place", "Registry", "Unregistered"]
 
@@ -195,6 +196,7 @@ class HookContext(NamedTuple):
                 f"{self.layer!r}: neither its class nor the shape {tuple(x.shape)} shows which dimension holds the "
                 f"channels, so {guess % x.dim()} is taken. Pass channels= to the hook: 1 for dimension 1, -1 for the "
                 "last.",
+                InexactWarning,
                 stacklevel=3,
             )
         return guess

@@ -21,6 +21,7 @@ from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
 from mi_crow_lightning.metrics.changes import Change, EffectSums, EffectValues, merge_changes
 from mi_crow_lightning.metrics.changes_over_batches import ChangesOverBatches
 from mi_crow_lightning.metrics.collectives import Shares, exchange
+from mi_crow_lightning.warnings import FailureWarning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -299,6 +300,6 @@ def _warn_of_broken(effect: Effect) -> None:
         f"{effect.hook} turned {effect.broken} tokens into NaN or infinity at layer {effect.layer!r} in stage "
         f"{effect.stage!r}: the activations were finite before its edit and its change was not. Everything computed "
         "after that layer is worthless. effects() lists every layer.",
-        RuntimeWarning,
+        FailureWarning,
         stacklevel=2,
     )

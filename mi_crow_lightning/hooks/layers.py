@@ -58,6 +58,7 @@ from mi_crow_lightning.hooks.registry.walk import Walk
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.metrics.collectives import exchange, is_distributed
 from mi_crow_lightning.metrics.guarded_shares import ShareFailed
+from mi_crow_lightning.warnings import NothingSeenWarning
 
 __all__ = ["Layers"]
 
@@ -173,7 +174,8 @@ class Layers:
             The hook's ID.
 
         Warns:
-            UserWarning: blocks lack the part that the signature names, or several signatures name the same layers.
+            NothingSeenWarning: blocks lack the part that the signature names, or several signatures name the same
+                layers.
 
         Raises:
             LayerNotFound: no layer matches.
@@ -226,7 +228,7 @@ class Layers:
         for note in dict.fromkeys(notes):
             if note not in self._noted:
                 self._noted.add(note)
-                warn(note, stacklevel=2)
+                warn(note, NothingSeenWarning, stacklevel=2)
         return hook.id
 
     def _prepare(self, hook: Hook, kind: HookType, matches: list[Match], tree: ModuleTree) -> Exception | None:

@@ -21,6 +21,7 @@ from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
 from mi_crow_lightning.hooks.options import ControllerOptions, Unpack
 from mi_crow_lightning.hooks.strengths import A_FUNCTION, Strength, Strengths, reads_batch
 from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
+from mi_crow_lightning.warnings import ResumeWarning
 
 __all__ = ["TokenController"]
 
@@ -194,6 +195,7 @@ class TokenController(Controller):
                 f"{self!r}: its strength was a function when the checkpoint was written, which a "
                 f"checkpoint cannot keep. It goes on with {self.strength!r}: pass the function again, or set strength "
                 "after loading.",
+                ResumeWarning,
                 stacklevel=2,
             )
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from mi_crow_lightning._foreign_files import named
 from mi_crow_lightning._warned import warn
+from mi_crow_lightning.warnings import SlowWarning
 
 __all__ = ["CACHE", "clear_marks", "kept_or_unpacked"]
 
@@ -41,7 +42,7 @@ def kept_or_unpacked(file: Path, params: Mapping[str, Any], load: Callable[..., 
         load: ``AutoModelForCausalLM.from_pretrained``.
 
     Warns:
-        UserWarning: the weights cannot be kept, or what was kept cannot be read.
+        SlowWarning: the weights cannot be kept, or what was kept cannot be read.
     """
     root = _root()
     if root is None or set(params) != {"dtype"}:
@@ -51,7 +52,7 @@ def kept_or_unpacked(file: Path, params: Mapping[str, Any], load: Callable[..., 
         try:
             return _named_after(load(str(kept), **params), str(file.parent))
         except Exception as error:  # whatever transformers makes of damaged files
-            warn(f"{named(kept)} cannot be read and is made again: {type(error).__name__}: {error}"[:1000])
+            warn(f"{named(kept)} cannot be read and is made again: {type(error).__name__}: {error}"[:1000], SlowWarning)
             shutil.rmtree(kept, ignore_errors=True)
     model = clear_marks(load(str(file.parent), gguf_file=file.name, **params))
     _keep(model, root, kept)
@@ -112,7 +113,8 @@ def _keep(model: Any, root: Path, kept: Path) -> None:
         if not kept.is_dir():  # else another process was first
             warn(
                 f"the unpacked weights cannot be kept in {named(root)}, so the next load takes as long: {error}. Set "
-                f"{CACHE} to another folder, or to 'off'"
+                f"{CACHE} to another folder, or to 'off'",
+                SlowWarning,
             )
         return
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mi_crow_lightning._foreign_files import from_json
 from mi_crow_lightning._warned import warn
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["LineFile", "holds_lines", "whole_batches"]
 
@@ -159,4 +160,8 @@ def _cut(file: FileIO, path: Path, whole: int, unit: str) -> None:
     size = file.seek(0, os.SEEK_END)
     if whole < size:
         file.truncate(whole)
-        warn(f"{str(path)!r} ended in half a {unit}: its last {size - whole} bytes were cut off", stacklevel=5)
+        warn(
+            f"{str(path)!r} ended in half a {unit}: its last {size - whole} bytes were cut off",
+            InexactWarning,
+            stacklevel=5,
+        )

@@ -9,6 +9,7 @@ from mi_crow_lightning._arguments import place
 from mi_crow_lightning._foreign_files import Damaged, from_json, named, one_error
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.language_model.line_file import whole_batches
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["read_predictions"]
 
@@ -26,7 +27,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
         One dict per line, with ``dataloader_idx``, ``batch_idx`` and ``index`` if a `PredictionWriter` wrote it.
 
     Warns:
-        UserWarning: the file ends in a part of a batch, which was left out.
+        InexactWarning: the file ends in a part of a batch, which was left out.
 
     Raises:
         OSError: the file cannot be read.
@@ -45,6 +46,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
         warn(
             f"{named(file)} ends in {left_out} bytes of a batch that is not written to its end, or was not when its "
             "process was killed: they were left out",
+            InexactWarning,
             stacklevel=2,
         )
     with one_error(file, ValueError):

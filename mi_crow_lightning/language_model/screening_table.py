@@ -19,6 +19,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import NothingExtracted
 from mi_crow_lightning.language_model.line_file import LineFile
 from mi_crow_lightning.metrics.separability import separability
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["ScreenedSample", "ScreeningTable"]
 
@@ -157,6 +158,7 @@ class ScreeningTable(Table[ScreenedSample]):
         if why:
             warn(
                 f"{size - scored} of the dataset's {size} samples have no score, and are kept; {'; '.join(why)}",
+                InexactWarning,
                 stacklevel=2,
             )
         return Subset(dataset, [index for index in range(size) if index not in flagged])

@@ -14,6 +14,7 @@ from mi_crow_lightning.language_model.generated import GeneratedText
 from mi_crow_lightning.loggers.tensorboard import summary_writer
 from mi_crow_lightning.loggers.text_rows import TextRow, write_texts
 from mi_crow_lightning.loggers.text_table import takes_text, write_text_table
+from mi_crow_lightning.warnings import NothingSeenWarning
 
 __all__ = ["ShownTexts"]
 
@@ -40,6 +41,7 @@ class ShownTexts:
             warn(
                 f"log_text={self.prompts} shows nothing: no logger of this Trainer takes text (it has {names}). "
                 "TensorBoardLogger and WandbLogger do.",
+                NothingSeenWarning,
                 stacklevel=2,
             )
 

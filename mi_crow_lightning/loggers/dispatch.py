@@ -14,6 +14,7 @@ from mi_crow_lightning.loggers.scalars import MetricsLogger, write_scalars
 from mi_crow_lightning.loggers.step import LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.loggers.tensorboard import Describe, summary_writer, write_event
+from mi_crow_lightning.warnings import FailureWarning
 
 __all__ = ["write"]
 
@@ -51,7 +52,7 @@ def write(loggers: Iterable[MetricsLogger], step: LoggedStep, scalars: Choice | 
         except Exception as error:  # whatever a logger raises; raised again below
             errors.append(error)
     for other in errors[1:]:
-        warn(f"another logger failed too: {type(other).__name__}: {other}", RuntimeWarning, stacklevel=2)
+        warn(f"another logger failed too: {type(other).__name__}: {other}", FailureWarning, stacklevel=2)
     if errors:
         raise errors[0]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.metrics.log2_bins import BINS
+from mi_crow_lightning.warnings import ResumeWarning
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.statistic import Sum
@@ -174,7 +175,7 @@ def with_sums(rows: Tensor, saved: Sequence[str], sums: Sequence[Sum]) -> Tensor
         warn(
             f"the checkpoint does not hold the sums {missing}, so the first reading of the statistics that need them "
             "is nan",
-            RuntimeWarning,
+            ResumeWarning,
             stacklevel=2,
         )
     columns = [

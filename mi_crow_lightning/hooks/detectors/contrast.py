@@ -42,6 +42,7 @@ from mi_crow_lightning.vectors.extraction.labels import Column, facts_of
 from mi_crow_lightning.vectors.extraction.layer_moments import METHODS, Extraction
 from mi_crow_lightning.vectors.fit import model_name
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
+from mi_crow_lightning.warnings import DoubtfulVectorWarning, NothingSeenWarning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,7 +218,11 @@ class ContrastDetector(Detector):
     def _read_scores(self, stage: Stage) -> list[Reading]:
         scores = self._contrast.finish_scoring(self._layers, self._device)
         if scores is None:
-            warn(f"{self!r} has no vectors to score in {stage.value}: run {self.stage.value} before it", stacklevel=2)
+            warn(
+                f"{self!r} has no vectors to score in {stage.value}: run {self.stage.value} before it",
+                NothingSeenWarning,
+                stacklevel=2,
+            )
             return []
         self._contrast.scores = [row._replace(block=self._blocks.get(row.layer)) for row in scores]
         names = ("auroc", "d_prime")
@@ -462,6 +467,7 @@ def _is_random(table: ReliabilityTable, force: bool) -> bool:
         warn(
             f"at {len(random)} of {len(table)} layers the direction is not better than a random one: {names}. Leave "
             "them out with only(...); detector.reliability() has the figures",
+            DoubtfulVectorWarning,
             stacklevel=3,
         )
     return bool(random) and len(random) == len(table)

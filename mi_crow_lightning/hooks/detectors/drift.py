@@ -52,6 +52,7 @@ from mi_crow_lightning.references.recording import Comparison, Matrices, Pairs, 
 from mi_crow_lightning.references.reference import LOGITS, DriftReference, as_row, same_layer
 from mi_crow_lightning.references.sketches import MOST_POSITIONS, key_of
 from mi_crow_lightning.references.table import DriftTable, SampleDrift
+from mi_crow_lightning.warnings import InexactWarning, ResumeWarning
 
 __all__ = ["DriftDetector"]
 
@@ -200,6 +201,7 @@ class DriftDetector(SummingDetector):
             warn(
                 f"{self!r} has no reference yet: the first validation of this fit, after its first steps, becomes it. "
                 "Call trainer.validate(...) before fit to measure from the model as it is now.",
+                InexactWarning,
                 stacklevel=4,
             )
 
@@ -516,6 +518,7 @@ class DriftDetector(SummingDetector):
                 f"{self!r}: the checkpoint's run had made its reference, which a checkpoint does not hold, so there is "
                 "nothing to measure drift from. Save reference() to a file after the first pass, and give its path as "
                 "reference=.",
+                ResumeWarning,
                 stacklevel=4,
             )
 
@@ -605,7 +608,11 @@ def _number(before: int, row: int) -> int | None:
 
 
 def _say_generating(hook: DriftDetector) -> None:
-    warn(f"{hook!r} leaves out the passes of generate(): its tokens are not those of a reference.", stacklevel=4)
+    warn(
+        f"{hook!r} leaves out the passes of generate(): its tokens are not those of a reference.",
+        InexactWarning,
+        stacklevel=4,
+    )
 
 
 def _say_dropout(hook: DriftDetector) -> None:
@@ -613,5 +620,6 @@ def _say_dropout(hook: DriftDetector) -> None:
         f"{hook!r}: model and adapter both draw random numbers, as dropout does, so the two passes have different "
         "dropout masks, and a part of the drift is this noise. Read it in validation, or set the adapter's dropout "
         "to 0.",
+        InexactWarning,
         stacklevel=4,
     )

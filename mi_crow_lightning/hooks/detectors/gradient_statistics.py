@@ -22,6 +22,7 @@ from mi_crow_lightning.hooks.options import StatisticsOptions, Unpack
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, LoggedSteps, Stage, When
 from mi_crow_lightning.hooks.statistics_detector import StatisticsDetector
+from mi_crow_lightning.warnings import NothingSeenWarning
 
 __all__ = ["GradientStatistics"]
 
@@ -168,6 +169,7 @@ class GradientStatistics(StatisticsDetector):
                 f"{self!r} saw no gradient at {len(without)} of its {len(self._layers)} layers: "
                 f"{', '.join(without[:8])}{', ...' if len(without) > 8 else ''}. The loss does not depend on them, or "
                 "nothing before them is trained (requires_grad), or no backward pass came.",
+                NothingSeenWarning,
                 stacklevel=2,
             )
         self._without.clear()

@@ -36,6 +36,7 @@ from mi_crow_lightning.metrics.descriptions import trait_text
 from mi_crow_lightning.metrics.projection_sums import ProjectionSums, ProjectionValues
 from mi_crow_lightning.metrics.projections import mean_by_text, summarize_projections
 from mi_crow_lightning.vectors.trait_baseline import TraitBase, TraitBaseline
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["TraitMonitor", "text_means"]
 
@@ -235,6 +236,7 @@ class TraitMonitor(ProjectionDetector):
             warn(
                 f"{shown(self)} took its baseline after {step} training steps: its shift is that since then, not since "
                 "the base model. Validate before fit, or give baseline=.",
+                InexactWarning,
                 stacklevel=3,
             )
 
@@ -245,6 +247,7 @@ class TraitMonitor(ProjectionDetector):
                 f"{shown(self)}: the baseline of dataloader {base.dataloader} is of {base.texts} texts, and this "
                 f"validation had {texts}: a shift between different texts is not the model's alone. Validate the same "
                 "texts; several ranks repeat some where their number does not divide them.",
+                InexactWarning,
                 stacklevel=3,
             )
 

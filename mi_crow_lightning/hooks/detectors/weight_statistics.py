@@ -23,6 +23,7 @@ from mi_crow_lightning.hooks.options import Unpack, WeightOptions
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Stage, When
 from mi_crow_lightning.hooks.summing_detector import SummingDetector
 from mi_crow_lightning.metrics.parameters import is_counted_here, local, sum_of_squares
+from mi_crow_lightning.warnings import NothingSeenWarning
 
 __all__ = ["WEIGHT_STATISTICS", "WeightStatistics"]
 
@@ -232,6 +233,7 @@ class WeightStatistics(SummingDetector):
             warn(
                 f"{self!r}: no optimizer has a parameter of {len(new)} of its {len(self._layers)} layers, which have "
                 f"no reading: {', '.join(new[:8])}{', ...' if len(new) > 8 else ''}.",
+                NothingSeenWarning,
                 stacklevel=2,
             )
 

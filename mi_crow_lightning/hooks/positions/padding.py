@@ -15,6 +15,7 @@ from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.positions.pass_columns import mask_of_pass, only_themselves
 from mi_crow_lightning.hooks.positions.streams import of_all_streams, one_stream, place_of_tokens
 from mi_crow_lightning.hooks.positions.unmasked import warn_if_padded
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["real_tokens"]
 
@@ -60,7 +61,7 @@ def _real(x: Tensor, ctx: HookContext, must_fit: bool) -> tuple[Tensor | None, b
     except _Unfit as unfit:
         if must_fit and unfit.refused is not None:
             raise TokensUnknown(unfit.refused) from None
-        warn(unfit.warning, stacklevel=4)
+        warn(unfit.warning, InexactWarning, stacklevel=4)
         return None, False
 
 
@@ -139,6 +140,7 @@ def _without_guards(real: Tensor, mask: Tensor, ctx: HookContext) -> Tensor:
             f"{ctx.layer!r}: {int(alone.sum())} tokens see only themselves in the attention mask {tuple(mask.shape)}, "
             "which does not show whether they are padding, so they count. Pass HookCallback(token_mask=...) to say "
             "which tokens are real.",
+            InexactWarning,
             stacklevel=5,
         )
     return real
@@ -228,5 +230,6 @@ def _say_unknown(ctx: HookContext, why: str) -> None:
     warn(
         f"{ctx.layer!r}: {why}, so every token counts, including padding. "
         "Pass HookCallback(token_mask=...) to say which tokens are real.",
+        InexactWarning,
         stacklevel=5,
     )

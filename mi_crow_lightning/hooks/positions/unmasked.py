@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["is_padded", "warn_if_padded"]
 
@@ -28,6 +29,7 @@ def warn_if_padded(ctx: HookContext) -> None:
             f"the token IDs {tuple(ids.shape)} of {ctx.layer!r}'s model look padded, and neither the model nor the "
             "batch gave an attention mask: every position counts and is edited, padding too. Pass the model its "
             "attention_mask, or HookCallback(token_mask=...).",
+            InexactWarning,
             stacklevel=5,
         )
 

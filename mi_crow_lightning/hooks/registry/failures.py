@@ -9,6 +9,7 @@ from mi_crow_lightning._messages import traceback_of
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import HookError
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.warnings import FailureWarning
 
 __all__ = ["act_on"]
 
@@ -48,7 +49,7 @@ def _warn_of(error: HookError, hook: Hook, policy: str) -> None:
         outcome = "The hook is disabled from now on and the run goes on without it; hook.enable() switches it on again."
     else:
         outcome = "The run goes on without the hook's effect in this pass."
-    warn(f"{error}\n{outcome}\n{text}", RuntimeWarning, stacklevel=2)
+    warn(f"{error}\n{outcome}\n{text}", FailureWarning, stacklevel=2)
     _forget_frames(error)
     hook.error = error
 

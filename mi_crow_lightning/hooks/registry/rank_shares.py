@@ -12,6 +12,7 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.guarded_shares import GuardedShares, ShareFailed
+from mi_crow_lightning.warnings import FailureWarning
 
 __all__ = ["RankShares", "warn_of_failure_on_another_rank"]
 
@@ -55,7 +56,7 @@ def warn_of_failure_on_another_rank(hook: Hook) -> None:
     warn(
         f"{hook!r} failed on another rank, which says why, and is now disabled on all ranks: its readings would come "
         "from some ranks only. To switch it on again, call hook.enable() on every rank.",
-        RuntimeWarning,
+        FailureWarning,
         stacklevel=2,
     )
 

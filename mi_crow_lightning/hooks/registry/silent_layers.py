@@ -9,6 +9,7 @@ from mi_crow_lightning.errors import NeverFired
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.sites import Site
 from mi_crow_lightning.hooks.schedules import Moment
+from mi_crow_lightning.warnings import NothingSeenWarning
 
 __all__ = ["refuse_silent_batch", "report_silent_layers"]
 
@@ -31,7 +32,7 @@ def report_silent_layers(hooks: Iterable[tuple[Hook, Sequence[Site], Sequence[Si
         not_named = [site for site in silent if site.match.name not in named]
         named.update(site.match.name for site in not_named)
         if not_named:
-            warn(f"{message} {_names(not_named)}", stacklevel=3)
+            warn(f"{message} {_names(not_named)}", NothingSeenWarning, stacklevel=3)
 
 
 def refuse_silent_batch(hook: Hook, sites: Sequence[Site], moment: Moment) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.errors import ThreadConflict
 from mi_crow_lightning.hooks.hook import Hook
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["refuse_half_a_pass", "refuse_traced_in_two_threads", "second_thread", "warn_of_effects"]
 
@@ -62,7 +63,7 @@ def warn_of_effects(first: str) -> None:
     warn(
         f"thread {_here()!r} began a pass while thread {first!r} was in one: its edits are made, and effects() leaves "
         "them out.",
-        RuntimeWarning,
+        InexactWarning,
         stacklevel=2,
     )
 

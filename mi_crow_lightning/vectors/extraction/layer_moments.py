@@ -21,6 +21,7 @@ from mi_crow_lightning.metrics.reliability import Reliability
 from mi_crow_lightning.vectors.extraction.kept_rows import KeptRows, wrong_way_share
 from mi_crow_lightning.vectors.extraction.massive import warn_of_dominated_means
 from mi_crow_lightning.vectors.extraction.row_means import Rows
+from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["METHODS", "Extraction"]
 
@@ -220,4 +221,4 @@ def _refuse_others(count: int) -> None:
 
 def _warn_of_rows_without_tokens(count: int) -> None:
     if count:
-        warn(f"{count} rows were left out: they hold no chosen token", stacklevel=2)
+        warn(f"{count} rows were left out: they hold no chosen token", InexactWarning, stacklevel=2)

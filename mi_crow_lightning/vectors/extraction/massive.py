@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mi_crow_lightning._warned import warn
+from mi_crow_lightning.warnings import DoubtfulVectorWarning
 
 __all__ = ["LEAST_TOKENS", "is_dominated", "warn_of_dominated_means", "warn_of_one_channel"]
 
@@ -48,6 +49,7 @@ def warn_of_dominated_means(dominated: Mapping[str, int], texts: int) -> None:
         f"in {dominated[worst]} of {texts} texts one token has more than half of the sum of all norms at {worst!r} (in "
         f"some texts at {layers}): a massive token, which dominates the text's mean and may make the direction. Give "
         "tokens='ordinary', or combine it: Tokens('ordinary') & Tokens('prompt')",
+        DoubtfulVectorWarning,
         stacklevel=2,
     )
 
@@ -73,5 +75,6 @@ def warn_of_one_channel(directions: Mapping[str, Tensor]) -> None:
         f"{len(directions)} layers one channel holds more than {_OF_A_VECTOR:.0%}). That is mostly the trace of "
         "massive tokens: a direction that separates texts by them steers by nothing that they mean. Give "
         "tokens='ordinary' and compare",
+        DoubtfulVectorWarning,
         stacklevel=2,
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mi_crow_lightning._arguments import not_known
 from mi_crow_lightning._warned import warn
+from mi_crow_lightning.warnings import SlowWarning
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.one_pass.buffers import Place
@@ -67,7 +68,7 @@ def choice() -> Choice:
             f"numba cannot compile the statistics here, so numpy measures them, which takes several times longer: "
             f"{why}. Where no folder can be written for what numba compiles, set NUMBA_CACHE_DIR to one that can; "
             f"{VARIABLE}=off leaves numba alone",
-            RuntimeWarning,
+            SlowWarning,
             stacklevel=2,
         )
         return Choice(None, why)

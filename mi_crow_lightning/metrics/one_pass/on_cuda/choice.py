@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._warned import warn
+from mi_crow_lightning.warnings import SlowWarning
 
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.one_pass.buffers import Place
@@ -93,7 +94,7 @@ def _ran(launch: Callable[[], object], device: torch.device) -> bool:
         warn(
             f"the statistics kernel does not run on {device}, so plain torch operations take its place, "
             f"which are several times slower: {type(error).__name__}: {error}",
-            RuntimeWarning,
+            SlowWarning,
             stacklevel=3,
         )
         return False
