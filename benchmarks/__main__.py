@@ -31,6 +31,7 @@ from benchmarks.rows_growth import growth
 from benchmarks.rows_logging import event, moved
 from benchmarks.rows_memory import memory
 from benchmarks.rows_sites import sites
+from benchmarks.rows_small import six_numbers, tiny_gpt2
 from benchmarks.rows_steering import steering
 from benchmarks.rows_tab import tab
 from benchmarks.rows_tensor import accuracy, one_tensor
@@ -52,6 +53,8 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
     yield "growth", lambda: growth(quick)
     yield "host time a site", lambda: sites(device, 2 if quick else 40)
     yield "one tensor", lambda: one_tensor(device, 3 * rounds, quick)
+    yield "six numbers", lambda: six_numbers(device, rounds, quick)
+    yield "tiny GPT-2", lambda: tiny_gpt2(device, 2 if quick else 20, quick)
     yield "accuracy", lambda: accuracy(device, quick)
     yield "compiled model", lambda: compiled(compile_case(device), rounds)
     yield "log step", moved

@@ -107,7 +107,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     if quick:
         return [Case("tiny Llama", llama, 2, 8, device)]
     if device.type == "cpu":
-        return [Case("SmolLM2-135M", smollm2, 4, 64, device, train_limit=0.03)]
+        return [Case("SmolLM2-135M", smollm2, 4, 64, device, train_limit=0.015, forward_limit=0.05)]
     llama_1b, small, options = partial(wide_llama, device), partial(gpt2, device), (device, "bf16-true")
     return [
         Case(

@@ -74,13 +74,14 @@ def do_nothing() -> pl.Callback:
 
 def item_statistics() -> pl.Callback:
     """Take six numbers per block, each copied to the host as soon as it is made."""
+    return PlainHooks(lambda index: lambda module, args, output: take_six(hidden_states(output)))
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        x = hidden_states(output).detach().float()
-        for number in (x.mean(), x.std(), x.min(), x.max(), x.norm(), (x == 0).float().mean()):
-            number.item()
 
-    return PlainHooks(lambda index: hook)
+def take_six(x: Tensor) -> None:
+    """Take six numbers of an activation, each copied to the host as soon as it is made."""
+    x = x.detach().float()
+    for number in (x.mean(), x.std(), x.min(), x.max(), x.norm(), (x == 0).float().mean()):
+        number.item()
 
 
 def copy_to_cpu(add_histogram: bool) -> pl.Callback:

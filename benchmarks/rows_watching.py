@@ -96,8 +96,11 @@ def forward(case: Case, rounds: int) -> Section:
     take_turns(case, Measured(model), case.data(vocabulary), variants, rounds, "validate")
     targets = []
     if case.forward_limit:
-        ratio = variants[-1].ratio(variants[0]).median
-        targets.append(Target(f"the same, forward pass; {case.name}", ratio, case.forward_limit, "ratio"))
+        what, cost = f"the same, forward pass; {case.name}", _cost(variants[-1], variants[0], case.on_cpu)
+        if case.on_cpu:
+            targets.append(Target(what, cost, case.forward_limit, "share"))
+        else:
+            targets.append(Target(what, 1 + cost, case.forward_limit, "ratio"))
     return Section(
         f"Forward pass: {case.title}",
         f"{rounds} rounds. nnsight traces a copy of the model; its time cannot be separated from the pass's.",

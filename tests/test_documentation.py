@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from mi_crow_lightning.metrics.one_pass.in_numba import choice
 from tests.models import WIDTH, Module, llama, loader, token_data
 from tests.tiny_gpt2 import save_gpt2
 
@@ -72,6 +73,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=name_of)
 def test_the_blocks_of_a_page_run(page, gpt2, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(choice, "choice", lambda: choice.Choice(None, choice.NOT_INSTALLED))  # no extra is installed
     monkeypatch.chdir(tmp_path)
     shutil.copytree(gpt2, "gpt2")
     namespace = {"__name__": page.stem, **what_a_reader_has()}

@@ -42,6 +42,7 @@ from mi_crow_lightning.metrics.activation import (
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
 from mi_crow_lightning.metrics.collectives import Shares
 from mi_crow_lightning.metrics.one_pass.buffers import join_buffers, split
+from mi_crow_lightning.metrics.one_pass.forms import prepare_form
 from mi_crow_lightning.metrics.one_pass.graph_sums import LayerSums, take_sums
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, with_sums
 from mi_crow_lightning.metrics.statistic import Sum
@@ -108,6 +109,7 @@ class StatisticsDetector(Detector):
         self._layers = {layer: place for place, layer in enumerate(layers)}
         # The sums are float64, which Apple's GPUs do not have.
         self._device = torch.device("cpu") if device.type == "mps" else device
+        prepare_form(self._device)
         self._metrics.clear()
         self._in_graph.clear()
         self._restore()

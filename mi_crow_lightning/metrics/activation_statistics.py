@@ -21,7 +21,7 @@ from mi_crow_lightning._arguments import listed
 from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning.metrics.activation import statistics
 from mi_crow_lightning.metrics.collectives import Share, Shares, gather, is_distributed
-from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
+from mi_crow_lightning.metrics.one_pass.accumulate import accumulate, accumulated_by_numba
 from mi_crow_lightning.metrics.one_pass.buffers import (
     empty_buffer,
     join_buffers,
@@ -157,6 +157,10 @@ class ActivationStatisticsMetric(Metric):
                 )
             self.make_room(index, width)
             widths = self.widths
+        if not torch.compiler.is_compiling() and accumulated_by_numba(
+            self.buffer, widths, index, tokens, keep, self.groups, batch, self.sums
+        ):
+            return
         place = place_of(self.buffer, widths, index, self.sums)
         accumulate(place, tokens, keep, self.groups, batch, self.sums)
 

@@ -82,7 +82,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> For
     """Each form in turn; those of the kernels where they can run."""
     if request.param == "compiled":
         pytest.importorskip("numba", reason="numba is not installed: the extra fast does so")
-        assert in_numba.choice().look is not None
+        assert in_numba.choice().add is not None
         return Form(request.param, measure, sums=1e-10, mean=1e-12, offset=1e-14)
     if request.param in ("at_hand", "elsewhere"):
         request.getfixturevalue("without_numba")

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStra
 
 from mi_crow_lightning import ActivationStatistics, LayerActivationDetector
 from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
 from mi_crow_lightning.report import Feature, Support, trainer_features
 from tests.callback.runs import assert_bit_equal, data_of, fingerprint, fit, module_of, run
 from tests.models import Module, mlp, trainer
@@ -216,3 +217,23 @@ def test_a_logger_that_shows_the_main_statistics_is_told(tmp_path: Any) -> None:
 def test_a_logger_that_keeps_nothing_is_told() -> None:
     feature = report_of("validate", logger=True, fast_dev_run=True).feature("logger")
     assert (feature.value, feature.support) == ("DummyLogger", DEGRADED)
+
+
+@pytest.mark.parametrize(
+    ("choice", "value", "note"),
+    [
+        (in_numba.Choice(lambda *activation: None), "by numba", "compiled"),
+        (in_numba.Choice(None, "it is off"), "by numpy", "numba takes a third of the time: it is off"),
+    ],
+)
+def test_what_measures_statistics(
+    choice: in_numba.Choice, value: str, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_numba, "choice", lambda: choice)
+    assert report_of("predict").feature("statistics") == Feature("statistics", value, SUPPORTED, note)
+
+
+def test_nothing_measures_where_no_statistics_are_watched() -> None:
+    watch = watching(LayerActivationDetector("block:0"))
+    run("predict", trainer(watch), module_of("mlp"), data_of("mlp"))
+    assert "statistics" not in {feature.name for feature in watch.report().features}

@@ -22,6 +22,7 @@ from mi_crow_lightning import (
     SteeringController,
 )
 from mi_crow_lightning.errors import NoReport, TagConflict
+from mi_crow_lightning.metrics.one_pass.in_numba import choice
 from mi_crow_lightning.report import HookedLayer, HookPlan, RunReport
 from tests.callback.runs import STAGES, data_of, fit, module_of, run
 from tests.callback.runs import told as warned
@@ -198,7 +199,8 @@ def test_a_report_pickles_and_holds_no_model() -> None:
     assert pickle.loads(pickle.dumps(watch)).report() == report
 
 
-def test_the_text() -> None:
+def test_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "choice", lambda: choice.Choice(None, "it is off"))
     watch = HookCallback(
         [
             ActivationStatistics("block:*", schedule=Schedule("test")),
@@ -226,6 +228,7 @@ this run uses
 strategy          SingleDeviceStrategy, 1 process  supported
 precision         32-true                          supported
 attention kernel  sdpa                             supported
+statistics        by numpy                         supported  numba takes a third of the time: it is off
 not used: torch.compile, gradient accumulation, gradient checkpointing, PEFT, quantisation, logger"""
     )
 

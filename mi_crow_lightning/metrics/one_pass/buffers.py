@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -26,6 +28,14 @@ class Place(NamedTuple):
     row: Tensor  # (ROW_SIZE + S,)
     sums: Tensor  # (D,) sums of squares; (0,) without channels
     peaks: Tensor  # (D,) largest absolute values; (0,) without channels
+
+
+class Numbers(NamedTuple):
+    """A `Place` on the CPU, as arrays that share its memory."""
+
+    row: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    peaks: NDArray[np.float64]
 
 
 def empty_buffer(widths: Sequence[int], device: torch.device | str | None = None, sums: Sequence[Sum] = ()) -> Tensor:
@@ -62,13 +72,29 @@ def place_of(buffer: Tensor, widths: Sequence[int], index: int, sums: Sequence[S
         >>> len(place.row) == ROW_SIZE, len(place.sums), len(place.peaks)
         (True, 2, 2)
     """
+    row, squares, peaks = _spans(widths, index, sums)
+    return Place(buffer[row], buffer[squares], buffer[peaks])
+
+
+def numbers_of(buffer: Tensor, widths: Sequence[int], index: int, sums: Sequence[Sum] = ()) -> Numbers:
+    """Return what `place_of` does of a buffer on the CPU, as arrays: a view of a tensor takes ten times as long.
+
+    Examples:
+        >>> buffer = empty_buffer([3, 0, 2])
+        >>> numbers_of(buffer, [3, 0, 2], 2).row[0] = 7
+        >>> place_of(buffer, [3, 0, 2], 2).row[0].item()
+        7.0
+    """
+    row, squares, peaks = _spans(widths, index, sums)
+    numbers = buffer.numpy()
+    return Numbers(numbers[row], numbers[squares], numbers[peaks])
+
+
+def _spans(widths: Sequence[int], index: int, sums: Sequence[Sum]) -> tuple[slice, slice, slice]:
     size = ROW_SIZE + len(sums)
     squares, width = len(widths) * size + sum(widths[:index]), widths[index]
-    return Place(
-        buffer.narrow(0, index * size, size),
-        buffer.narrow(0, squares, width),
-        buffer.narrow(0, squares + sum(widths), width),
-    )
+    peaks = squares + sum(widths)
+    return slice(index * size, (index + 1) * size), slice(squares, squares + width), slice(peaks, peaks + width)
 
 
 def widths_in(buffer: Tensor, layers: int, sums: Sequence[Sum] = ()) -> list[int]:

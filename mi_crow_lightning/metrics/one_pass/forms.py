@@ -7,7 +7,20 @@ from collections.abc import Callable, Iterable
 import torch
 
 from mi_crow_lightning.metrics.one_pass import in_graph, on_cpu
+from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
 from mi_crow_lightning.metrics.one_pass.on_cuda.choice import kernels_know, kernels_run_on
+
+
+def prepare_form(device: torch.device) -> None:
+    """Load the form that measures on a device now, where that may take seconds, and not in a step."""
+    if device.type == "cpu":
+        in_numba.choice()
+
+
+def form_on_cpu() -> tuple[str, str]:
+    """Return what measures on a CPU outside of graphs, ``"numba"`` or ``"numpy"``, and why it is not numba."""
+    chosen = in_numba.choice()
+    return ("numpy", chosen.why) if chosen.add is None else ("numba", "")
 
 
 def left_to_torch(names: Iterable[str], device: torch.device, graph: bool = False) -> dict[str, str]:

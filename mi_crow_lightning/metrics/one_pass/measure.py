@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.one_pass.buffers import Place
+from mi_crow_lightning.metrics.one_pass.buffers import Numbers, Place
 from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
 from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
 from mi_crow_lightning.metrics.one_pass.in_torch import measure_in_torch, sums_in_torch
@@ -112,7 +112,7 @@ def measure_tokens(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Seq
             return Summary(torch.cat([row, sums_after_kernels(tokens, keep, sums)]) if sums else row, channels)
     if in_numba.suits(tokens, keep):
         row, channels = empty_rows(1, "cpu")[0], torch.zeros(2, width, dtype=torch.float64, device="cpu")
-        in_numba.launch(tokens, keep, groups, Place(row, channels[0], channels[1]))
+        in_numba.launch(tokens, keep, groups, Numbers(row.numpy(), *channels.numpy()))
         return Summary(torch.cat([row, sums_in_chunks(tokens, keep, sums)]) if sums else row, channels)
     return _measure_chunks(tokens, keep, groups, sums)
 
@@ -187,4 +187,6 @@ def _tokens(x: Tensor, mask: Tensor | None, channels: int | None) -> tuple[Tenso
     if mask.dim() == x.dim():
         return tokens, mask.reshape(tokens.shape)
     lead = x.shape[:-1]
+    if mask.shape == lead:
+        return tokens, mask.reshape(-1, 1)
     return tokens, mask[(...,) + (None,) * (len(lead) - mask.dim())].expand(lead).reshape(-1, 1)

@@ -9,9 +9,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,15 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.warnings import SlowWarning
 
 if TYPE_CHECKING:
-    from mi_crow_lightning.metrics.one_pass.buffers import Place
+    from mi_crow_lightning.metrics.one_pass.buffers import Numbers
     from mi_crow_lightning.metrics.summary import Group
 
 VARIABLE = "MI_CROW_LIGHTNING_FAST"
 """The environment variable that switches the compiled look off; it is read once in a process."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+NOT_INSTALLED = "pip install 'mi-crow-lightning[fast]'"
 
 _log = logging.getLogger("mi_crow_lightning")
 
@@ -36,11 +38,11 @@ class Choice(NamedTuple):
     """The form in use on a CPU.
 
     Attributes:
-        look: the compiled function, see ``look.py``; ``None`` where numpy measures.
+        add: adds an activation, see ``launch.py``; ``None`` where numpy measures.
         why: why there is none.
     """
 
-    look: Callable[..., None] | None
+    add: Callable[[Tensor, Tensor | None, Group, Numbers, int | None], None] | None
     why: str = ""
 
 
@@ -59,7 +61,7 @@ def choice() -> Choice:
     if value == "off":
         return Choice(None, f"{VARIABLE} is off")
     if find_spec("numba") is None:
-        return Choice(None, "numba is not installed: pip install 'mi-crow-lightning[fast]'")
+        return Choice(None, NOT_INSTALLED)
     try:
         return Choice(_load())
     except Exception as error:  # numba, LLVM, the disk: each raises what it likes
@@ -79,6 +81,7 @@ def _load() -> Callable[..., None]:
 
     if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set")
+    from mi_crow_lightning.metrics.one_pass.in_numba.launch import launch as launch_look
     from mi_crow_lightning.metrics.one_pass.in_numba.look import SIGNATURES, add
 
     folder, start = add.stats.cache_path, time.perf_counter()
@@ -89,8 +92,7 @@ def _load() -> Callable[..., None]:
     add.disable_compile()  # never in a step
     if add.stats.cache_misses:
         _log.info(f"compiled the statistics in {time.perf_counter() - start:.0f} s; they are kept in {folder}")
-    look: Callable[..., None] = add
-    return look
+    return partial(launch_look, add)
 
 
 def _holds_any(folder: str) -> bool:
@@ -100,19 +102,18 @@ def _holds_any(folder: str) -> bool:
 def suits(tokens: Tensor, keep: Tensor | None) -> bool:
     """Return whether the compiled look takes this activation, ``(N, D)``, and its mask."""
     return (
-        tokens.device.type == "cpu"
-        and type(tokens) is Tensor  # a subclass may have no memory
+        type(tokens) is Tensor  # a subclass may have no memory
+        and tokens.is_cpu
         and tokens.dtype in DTYPES
         and tokens.numel() > 0
         and (keep is None or type(keep) is Tensor)
         and not tokens.is_neg()  # a lazily negated one has other bits
-        and choice().look is not None
+        and choice().add is not None
     )
 
 
-def launch(tokens: Tensor, keep: Tensor | None, groups: Group, to: Place, batch: int | None = None) -> None:
-    """Add an activation that suits the compiled look to a place; for the arguments see ``launch.py``."""
-    from mi_crow_lightning.metrics.one_pass.in_numba import launch as launching
-
-    found: Any = choice().look
-    launching.launch(found, tokens, keep, groups, to, batch)
+def launch(tokens: Tensor, keep: Tensor | None, groups: Group, to: Numbers, batch: int | None = None) -> None:
+    """Add an activation that suits the compiled look; for the arguments see ``launch.py``."""
+    add = choice().add
+    assert add is not None, "see `suits`"
+    add(tokens, keep, groups, to, batch)

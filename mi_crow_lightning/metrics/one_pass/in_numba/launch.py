@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.one_pass.buffers import Place
+from mi_crow_lightning.metrics.one_pass.buffers import Numbers
 from mi_crow_lightning.metrics.rows import ROW_SIZE, empty_rows, merge_all
 from mi_crow_lightning.metrics.summary import Group
 
@@ -29,12 +29,13 @@ _INTEGERS = {
 _EVERYTHING = np.empty((0, 0), dtype=bool)
 _PART = 2**20  # elements: about a millisecond, ten times as long as a thread takes to start
 _MOST_PARTS = 16
+_BY_CHANNEL = Group.CHANNELS.value
 
 _Look = Callable[..., None]
 
 
-def launch(look: _Look, tokens: Tensor, keep: Tensor | None, groups: Group, to: Place, batch: int | None) -> None:
-    """Add an activation to a place.
+def launch(look: _Look, tokens: Tensor, keep: Tensor | None, groups: Group, to: Numbers, batch: int | None) -> None:
+    """Add an activation to the numbers of a layer.
 
     Args:
         look: the compiled function.
@@ -44,19 +45,20 @@ def launch(look: _Look, tokens: Tensor, keep: Tensor | None, groups: Group, to: 
         to: where to add; with channels, it has room for ``D``.
         batch: the batch's index; None if it is not known.
     """
-    if Group.CHANNELS in groups and not len(to.sums) == len(to.peaks) == tokens.shape[1]:
-        raise ValueError(f"there is room for {len(to.sums)} channels, not for {tokens.shape[1]}")
-    bits, kept = _bits(tokens), _EVERYTHING if keep is None else keep.contiguous().numpy()
-    half, number = tokens.dtype == torch.float16, math.inf if batch is None else float(batch)
-
-    def add(part: slice, place: Place) -> None:
-        look(bits[part], half, kept[part], groups.value, number, *(numbers.numpy() for numbers in place))
-
+    kinds, bits = groups.value, _bits(tokens)
+    kept = _EVERYTHING if keep is None else keep.contiguous().numpy()
+    if kinds & _BY_CHANNEL and not len(to.sums) == len(to.peaks) == bits.shape[1]:  # the compiled code checks nothing
+        raise ValueError(f"there is room for {len(to.sums)} channels, not for {bits.shape[1]}")
+    half, number = tokens.dtype is torch.float16, math.inf if batch is None else float(batch)
     parts = min(len(bits), _MOST_PARTS, bits.size // _PART)
     if parts < 2:
-        add(slice(None), to)
-    else:
-        _add_parts(add, len(bits), parts, groups, to)
+        look(bits, half, kept, kinds, number, *to)
+        return
+
+    def add(part: slice, numbers: Numbers) -> None:
+        look(bits[part], half, kept[part], kinds, number, *numbers)
+
+    _add_parts(add, len(bits), parts, to)
 
 
 def _bits(tokens: Tensor) -> Any:
@@ -64,19 +66,16 @@ def _bits(tokens: Tensor) -> Any:
     return bits if bits.flags.aligned else bits.copy()
 
 
-def _add_parts(add: Callable[[slice, Place], None], count: int, parts: int, groups: Group, to: Place) -> None:
-    """Add parts of ``count`` tokens, each to a separate place, and join them."""
+def _add_parts(add: Callable[[slice, Numbers], None], count: int, parts: int, to: Numbers) -> None:
+    """Add parts of ``count`` tokens, each to separate numbers, and join them."""
     edges = [count * part // parts for part in range(parts + 1)]
-    width = len(to.sums) if Group.CHANNELS in groups else 0
-    rows, channels = empty_rows(parts, "cpu"), torch.zeros(2, parts, width, dtype=torch.float64)
-    jobs = [
-        (slice(first, past), Place(*place))
-        for first, past, *place in zip(edges, edges[1:], rows, *channels, strict=False)
-    ]
+    rows, (sums, peaks) = empty_rows(parts, "cpu"), np.zeros((2, parts, len(to.sums)))
+    numbers = map(Numbers, rows.numpy(), sums, peaks)
+    jobs = list(zip(map(slice, edges, edges[1:]), numbers, strict=True))
 
-    def work(mine: list[tuple[slice, Place]]) -> None:
-        for part, place in mine:
-            add(part, place)
+    def work(mine: list[tuple[slice, Numbers]]) -> None:
+        for part, numbers in mine:
+            add(part, numbers)
 
     workers = min(parts, torch.get_num_threads())
     if workers == 1:
@@ -87,7 +86,7 @@ def _add_parts(add: Callable[[slice, Place], None], count: int, parts: int, grou
             work(jobs[::workers])
         for other in others:
             other.result()
-    to.row[:ROW_SIZE].copy_(merge_all(torch.cat([to.row[None, :ROW_SIZE], rows])))
-    if width:
-        to.sums.add_(channels[0].sum(0))
-        torch.maximum(to.peaks, channels[1].amax(0), out=to.peaks)
+    row = to.row[:ROW_SIZE]
+    row[:] = merge_all(torch.cat([torch.from_numpy(row)[None], rows])).numpy()
+    to.sums[:] += sums.sum(0)
+    np.maximum(to.peaks, peaks.max(0), out=to.peaks)

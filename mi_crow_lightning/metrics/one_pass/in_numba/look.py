@@ -130,14 +130,6 @@ def _total(x: Any) -> float:
 
 
 @njit(**_IN_LANES)
-def _squares(x: Any) -> float:
-    total = 0.0
-    for i in range(len(x)):
-        total += x[i] * x[i]
-    return total
-
-
-@njit(**_IN_LANES)
 def _powers(x: Any, mean: float) -> tuple[float, float, float]:
     """Return the sums of the second, third and fourth powers of deviations."""
     second = third = fourth = 0.0
@@ -151,12 +143,28 @@ def _powers(x: Any, mean: float) -> tuple[float, float, float]:
 
 
 @njit(**_IN_LANES)
-def _to_channels(x: Any, sums: Any, peaks: Any) -> None:
-    """Add a token to its channels; a peak is kept as the bits of an absolute value, which are ordered as it is."""
-    bits = x.view(np.int64)
-    for j in range(len(x)):
-        sums[j] += x[j] * x[j]
-        peaks[j] = max(peaks[j], bits[j] & _MAGNITUDE)
+def _add_squares(x: Any, width: int, squares: Any) -> None:
+    """Add the sum of squares of each token of ``width`` elements."""
+    across = np.uintp(width)  # an index that is never negative; a slice of each token would take longer than its sum
+    for token in range(np.uintp(len(x) // width)):
+        total = 0.0
+        for j in range(across):
+            total += x[token * across + j] * x[token * across + j]
+        squares[token] += total
+
+
+@njit(**_IN_LANES)
+def _add_channels(x: Any, width: int, left: int, sums: Any, peaks: Any) -> None:
+    """Add tokens of ``width`` elements to the channels from ``left`` on.
+
+    A peak is kept as the bits of an absolute value, which are ordered as it is.
+    """
+    bits, across, start = x.view(np.int64), np.uintp(width), np.uintp(left)
+    for token in range(np.uintp(len(x) // width)):
+        for j in range(across):
+            value = x[token * across + j]
+            sums[start + j] += value * value
+            peaks[start + j] = max(peaks[start + j], bits[token * across + j] & _MAGNITUDE)
 
 
 @njit(**_OPTIONS)
@@ -216,18 +224,24 @@ def _join(row: Any, count: float, mean: float, m2: float, m3: float, m4: float) 
 @njit(**_OPTIONS)
 def _gather(bits: Any, half: bool, keep: Any, left: int, right: int, words: Any, block: Any) -> int:
     """Widen the columns from ``left`` to ``right`` of the tokens that count; return how many tokens these are."""
-    count, width = right - left, bits.shape[1]
-    if keep.shape[0] == 0 or keep.shape[1] != 1 or width == 1 or keep[:, 0].all():
-        if right - left == width:
-            _widen(bits.reshape(bits.size), half, words, block)
-        else:
-            _widen(bits[0, left:right], half, words, block)  # so wide that it is one token
-        return len(bits)
-    chosen = 0
-    for token in range(len(bits)):
-        if keep[token, 0]:
-            _widen(bits[token, left:right], half, words, block[chosen * count :])
-            chosen += 1
+    count, width = bits.shape
+    if right - left < width:  # so wide that it is one token
+        if keep.shape[1] == 1 and not keep[0, 0]:
+            return 0
+        _widen(bits[0, left:right], half, words, block)
+        return 1
+    if keep.shape[1] != 1 or width == 1 or keep.all():
+        _widen(bits.reshape(bits.size), half, words, block)
+        return count
+    chosen = first = 0
+    while first < count:  # padding leaves runs of tokens
+        past = first
+        while past < count and keep[past, 0]:
+            past += 1
+        if past > first:
+            _widen(bits[first:past].reshape((past - first) * width), half, words, block[chosen * width :])
+            chosen += past - first
+        first = past + 1
     return chosen
 
 
@@ -334,12 +348,9 @@ def _add(bits: Any, half: Any, keep: Any, groups: Any, batch: Any, row: Any, sum
             if groups & HISTOGRAM:
                 _count(finite, places, bins)
             if groups & NORMS:
-                for token in range(tokens):
-                    squares[token] += _squares(x[token * across : (token + 1) * across])
+                _add_squares(x, across, squares)
             if by_channel:
-                for token in range(tokens):
-                    part = x[token * across : (token + 1) * across]
-                    _to_channels(part, of_channels[left:right], peak_bits[left:right])
+                _add_channels(x, across, left, of_channels, peak_bits)
         seen[TOKENS] += np.count_nonzero(any_kept[:tokens])
         if groups & NORMS:
             _add_tokens(seen, squares[:tokens])
