@@ -20,9 +20,12 @@ _exported, _listed, __all__ = attach(__name__, __file__)
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("mi-crow-lightning")
+        try:
+            return version("mi-crow-lightning")
+        except PackageNotFoundError:  # a folder that was never installed
+            return "0+unknown"
     return _exported(name)
 
 

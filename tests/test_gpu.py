@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import gpu, gpu_rows
 from benchmarks.__main__ import sections
+from benchmarks.cases import cases, compile_case
 from benchmarks.report import Section, Target, as_json, from_json
 
 MACHINE = {"date": "2026-11-28", "device": "a card", "threads": 1, "load": 0.0, "python": "3.11", "versions": {}}
@@ -26,6 +27,18 @@ def test_every_section_that_a_gpu_changes_is_measured() -> None:
     chosen = [name for name, _ in gpu_rows.chosen(torch.device("cpu"), 2, True)]
     assert sorted([*chosen, *gpu_rows.HOST]) == sorted(everything)
     assert set(chosen[:3]) == set(gpu_rows.FIRST) and chosen[-1:] == list(gpu_rows.LAST)
+
+
+def test_the_models_of_a_gpu_can_be_made() -> None:
+    """Without one, on no device at all."""
+    cuda, meta = torch.device("cuda"), torch.device("meta")
+    assert [case.name for case in cases(cuda, quick=False)] == ["Llama of 1B parameters", "GPT-2"]
+    assert "4 blocks" in compile_case(cuda).name
+    for case in (*cases(meta, quick=False), compile_case(meta)):
+        model = case.make()
+        assert case.make() is model and case.dtype is torch.bfloat16
+        assert {parameter.device for parameter in model.parameters()} == {meta}
+    assert 1.0e9 < sum(parameter.numel() for parameter in cases(meta, quick=False)[0].make().parameters()) < 1.2e9
 
 
 def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,11 +182,11 @@ def _with_activations(
 
 
 def _facts(runs: Sequence[Any]) -> str:
+    from mi_crow_lightning import __version__
+
     last = datetime.fromtimestamp(max(run["last"] for run in runs), timezone.utc)
     counted = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
-    return (
-        f"{counted}, last entry {last:%Y-%m-%d %H:%M} UTC. Written by mi-crow-lightning {version('mi-crow-lightning')}."
-    )
+    return f"{counted}, last entry {last:%Y-%m-%d %H:%M} UTC. Written by mi-crow-lightning {__version__}."
 
 
 def _notes(one: Fitted, given: Iterable[Answer], max_mb: float) -> list[str]:

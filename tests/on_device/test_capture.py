@@ -38,9 +38,9 @@ def test_chosen_tokens_in_another_dtype(device: torch.device) -> None:
     model = llama().eval().to(device)
     detector = LayerActivationDetector("block:1", tokens="last", target_dtype=torch.float16)
     Layers(model).register_hook(None, detector)
+    call = {"input_ids": IDS.to(device), "attention_mask": torch.ones_like(IDS, device=device)}
     with torch.no_grad():
-        expected = model(IDS.to(device), output_hidden_states=True).hidden_states[2][:, -1]
-        model(IDS.to(device), attention_mask=torch.ones_like(IDS, device=device))
+        expected = model(**call, output_hidden_states=True).hidden_states[2][:, -1]
     held = detector.get_captured()
     assert held.dtype == torch.float16
     assert torch.equal(held.reshape(-1, 32), expected.half().cpu())
