@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.__main__ import about, measured, sections
 from benchmarks.report import Section, Target
+from mi_crow_lightning.metrics.one_pass.on_cuda import choice
 
 HOST = ("growth", "log step", "event file", "tab in TensorBoard")
 """Sections that no GPU changes."""
@@ -31,7 +32,14 @@ RESERVE = 15
 def chosen(device: torch.device, rounds: int, quick: bool) -> list[tuple[str, Callable[[], Section]]]:
     """Return the sections to measure: first the quick ones, last the one that compiles."""
     found = [(name, measure) for name, measure in sections(device, rounds, quick) if name not in HOST]
-    return sorted(found, key=lambda section: (section[0] not in FIRST, section[0] in LAST))
+    found.sort(key=lambda section: (section[0] not in FIRST, section[0] in LAST))
+    return [*found, ("kernels", lambda: kernels(device))]
+
+
+def kernels(device: torch.device) -> Section:
+    """Say whether the kernels measured, or plain torch took their place."""
+    given_up = device.type == "cuda" and not choice.kernels_run_on(device)
+    return Section("Kernels", targets=[Target("devices on which the statistics kernel does not run", int(given_up), 0)])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     args = parser.parse_args(arguments)
-    start, device = time.monotonic(), torch.device(args.device)
+    start = time.monotonic()
+    device = torch.device("cuda", 0) if args.device == "cuda" else torch.device(args.device)
     if args.quick:
         torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -24,7 +24,8 @@ MACHINE = {"date": "2026-11-28", "device": "a card", "threads": 1, "load": 0.0, 
 
 def test_every_section_that_a_gpu_changes_is_measured() -> None:
     everything = [name for name, _ in sections(torch.device("cpu"), 2, True)]
-    chosen = [name for name, _ in gpu_rows.chosen(torch.device("cpu"), 2, True)]
+    *chosen, last = [name for name, _ in gpu_rows.chosen(torch.device("cpu"), 2, True)]
+    assert last == "kernels"  # that they were used by the rows before
     assert sorted([*chosen, *gpu_rows.HOST]) == sorted(everything)
     assert set(chosen[:3]) == set(gpu_rows.FIRST) and chosen[-1:] == list(gpu_rows.LAST)
 
