@@ -228,7 +228,7 @@ class ContrastDetector(Detector):
         names = ("auroc", "d_prime")
         return [Reading(row.layer, name, getattr(row, name)) for row in scores for name in names]
 
-    def vectors(self, method: str | None = None, *, force: bool = False) -> SteeringVector:
+    def vectors(self, method: MethodName | None = None, *, force: bool = False) -> SteeringVector:
         """Return the steering vector: one direction for each layer, towards the positive class.
 
         It is refused if at no layer the classes differ by more than chance makes of the same samples, see
