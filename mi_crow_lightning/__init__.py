@@ -13,6 +13,7 @@
 
 from mi_crow_lightning._lazy import attach
 from mi_crow_lightning._moved import install
+from mi_crow_lightning._short_names import make_known
 
 install()
 _exported, _listed, __all__ = attach(__name__, __file__)
@@ -31,3 +32,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return [*_listed(), "__version__"]
+
+
+make_known()  # at the end, as what it imports uses the names above

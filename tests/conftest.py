@@ -14,14 +14,21 @@ from hypothesis import settings
 
 from mi_crow_lightning import LanguageModel
 from mi_crow_lightning.language_model.gguf_cache import CACHE
-from tests.fuzzing import minutes, pytest_collection_modifyitems, pytest_pyfunc_call
+from tests import fuzzing
+from tests.fuzzing import minutes, pytest_pyfunc_call
+from tests.old_torch import pytest_runtest_call, skip_what_it_cannot
 
-__all__ = ["pytest_collection_modifyitems", "pytest_pyfunc_call", "smollm2", "smollm2_file"]
+__all__ = ["pytest_collection_modifyitems", "pytest_pyfunc_call", "pytest_runtest_call", "smollm2", "smollm2_file"]
 
 # Unpacking the packaged model takes 17 s: it is kept beside the tests, also for the processes that they start.
 os.environ.setdefault(CACHE, str(Path(__file__).parents[1] / ".cache"))
 
 settings.load_profile("fuzz" if minutes() else "usual")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    fuzzing.pytest_collection_modifyitems(items)
+    skip_what_it_cannot(items)
 
 
 @pytest.fixture(scope="session")

@@ -276,6 +276,8 @@ def partial_divergence(log_p: Tensor, log_q: Tensor, known: Tensor | None = None
         >>> round(partial_divergence(p.log(), q.log()).item(), 4)  # 0.5 ln(0.5 / 0.25) + 0.5 ln(0.5 / 0.75)
         0.1438
     """
+    if log_p.device.type == "mps":  # which has no float64
+        log_p, log_q, known = log_p.cpu(), log_q.cpu(), known if known is None else known.cpu()
     log_p, log_q = log_p.double(), log_q.double()
     if known is not None:
         log_p, log_q = log_p.where(known, -math.inf), log_q.where(known, -math.inf)

@@ -8,6 +8,7 @@ from torch import nn
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.hooks.compiled.torch_version import why_torch_is_too_old
 from mi_crow_lightning.hooks.compiled.traceable import why_not_traceable
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
@@ -26,6 +27,11 @@ def graph_refusals(layers: Layers, stages: Collection[Stage]) -> Iterator[Regist
         layers: the registry of the hooks.
         stages: the stages of the run.
     """
+    if layers.traced_hooks() and (too_old := why_torch_is_too_old()) is not None:
+        yield RegistrationError(
+            f"{too_old}. Run without torch.compile, or hook the compiled module itself or a layer outside it."
+        )
+        return
     for hook in layers.traced_hooks():
         if (reason := why_not_traceable(hook)) is not None:
             layer, graph = next(_traced_layers(layers, hook))

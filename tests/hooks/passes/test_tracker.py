@@ -65,6 +65,14 @@ class Asks(Detector):
         self.masks += [tokens.mask(x, ctx) for tokens in self.tokens]
 
 
+def operations_of_an_alias() -> int:
+    """Count them: one, or two with older versions of torch."""
+    x = torch.zeros(1)
+    with Counted() as counted:
+        x.detach()
+    return len(counted.names)
+
+
 def operations(hooks: list[Detector], passes: int = 1) -> int:
     model = llama().eval()
     layers = Layers(model, allow_stacking=True)
@@ -80,7 +88,7 @@ def operations(hooks: list[Detector], passes: int = 1) -> int:
 def test_masks_are_worked_out_once_a_pass_whatever_hooks_and_layers_there_are(which: str) -> None:
     choice = Tokens(which)
     bare = operations([])
-    detach = BLOCKS  # each hook gets an alias of each activation
+    detach = BLOCKS * operations_of_an_alias()  # each hook gets one of each activation
     one = operations([Asks(choice)]) - bare - detach
     three = operations([Asks(choice, choice, Tokens("all")), Asks(choice), Asks(choice)]) - bare - 3 * detach
     assert 0 < one == three
