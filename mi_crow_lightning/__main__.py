@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_COMMAND if Path(sys.argv[0]).stem == _COMMAND else "python -m mi_crow_lightning",
         description="Look at a model before a run, and at a run after it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # one version a line
     )
     parser.add_argument(
         "--version", action="version", version=_versions(), help="print versions, as a bug report needs"
@@ -121,7 +122,7 @@ def _versions() -> str:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue  # one of the two names of Lightning, or this package in a folder that was never installed
-    return ", ".join([*found, f"Python {python_version()}"])
+    return "\n".join([*found, f"Python {python_version()}"])
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -119,8 +119,7 @@ def test_the_versions_that_a_bug_report_needs(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert not ended.value.code
-    words = capsys.readouterr().out.split()  # argparse breaks long lines
-    found = dict(zip(words[::2], (word.rstrip(",") for word in words[1::2]), strict=True))
+    found = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert found["mi-crow-lightning"] == version("mi-crow-lightning") and found["torch"] == version("torch")
     assert found["Python"] == platform.python_version() and {"lightning", "transformers"} <= found.keys()
 

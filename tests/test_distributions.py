@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 pytest.importorskip("hatchling")
 
@@ -85,7 +86,7 @@ def declared(wheel: Path) -> set[str]:
             its = distribution(one.name)
         except PackageNotFoundError:
             continue  # such as the CUDA libraries beside a CPU build of torch
-        key = its.metadata["Name"].lower()
+        key = canonicalize_name(its.metadata["Name"])
         wanted = [Requirement(text) for text in its.requires or []]
         extras = ["", *one.extras]
         if key not in found or one.extras:
@@ -94,7 +95,7 @@ def declared(wheel: Path) -> set[str]:
                 new
                 for new in wanted
                 if (new.marker is None or any(new.marker.evaluate({"extra": extra}) for extra in extras))
-                and new.name.lower() not in found
+                and canonicalize_name(new.name) not in found
             ]
     return found
 
@@ -190,7 +191,7 @@ def test_with_an_address_every_link_leads_there(unpacked: Path, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["mi-crow-lightning"])
 def test_an_installed_wheel_shows_its_versions_and_layers(empty: Path, name: str, tmp_path: Path) -> None:
     ran = run(empty, name, "--version", folder=tmp_path)
-    assert ran.stdout.startswith(f"mi-crow-lightning {distribution(name).version}, torch ")
+    assert ran.stdout.startswith(f"mi-crow-lightning {distribution(name).version}\ntorch ")
     ran = run(empty, "python", "-c", "import mi_crow_lightning as m; print(m.__file__)", folder=tmp_path)
     assert Path(ran.stdout.strip()).is_relative_to(empty.parent)
 
