@@ -228,7 +228,7 @@ this run uses
 strategy          SingleDeviceStrategy, 1 process  supported
 precision         32-true                          supported
 attention kernel  sdpa                             supported
-statistics        by numpy                         supported  numba takes a third of the time: it is off
+CPU statistics    by numpy                         supported  numba is several times faster: it is off
 not used: torch.compile, gradient accumulation, gradient checkpointing, PEFT, quantisation, logger"""
     )
 
