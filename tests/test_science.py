@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from examples.science import arithmetic, plan, texts
+from examples.science import answers, arithmetic, plan, screening_answers, texts
 from examples.science.measures import coherence, dose, massive, prevention, ruler
 from examples.science.measures.fine_tuning import BLOCKS, fit, restored
 from examples.science.verdicts import data, fine_tunes, shift
@@ -227,3 +227,46 @@ def test_a_part_is_written_whole_and_judged(effect: str, tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == [f"{effect}-100.json"]
     assert json.loads((tmp_path / f"{effect}-100.json").read_text())["seconds"] > 0
     assert plan.judged(tmp_path, effect, quick=True).keys() == {"met", "found"}
+
+
+# Screening.
+
+
+def test_answers_to_extract_from_to_develop_with_and_to_try_share_nothing() -> None:
+    kinds = ("neutral", *texts.TRAITS)
+    lines = [line for part in answers.PARTS.values() for name in part for line in part[name]]
+    assert len(lines) == len(set(lines))
+    assert all(part.keys() == {"topics", "prompts", *kinds} for part in answers.PARTS.values())
+
+
+def test_a_planted_answer_has_the_trait_in_all_sentences_or_in_half_of_them() -> None:
+    part = answers.PARTS["trial"]
+    starts = {kind: tuple(line.split("{t}")[0] or line.split("{t}")[1] for line in part[kind]) for kind in part}
+
+    def joyful(sample: dict) -> tuple[int, int]:
+        counts = [sum(start in sample["completion"] for start in starts[kind]) for kind in ("joy", "neutral")]
+        return counts[0], sum(counts)
+
+    kinds = [(kind, 2, 30) for kind in ("neutral", "joy", "half joy")]
+    samples = answers.answered("trial", kinds, 3)
+    assert len({one["completion"] for one in samples}) == len(samples) == 180
+    assert samples == answers.answered("trial", kinds, 3) != answers.answered("trial", kinds, 4)
+    of_kind = {kind: [joyful(one) for one in samples if one["kind"] == kind] for kind, _, _ in kinds}
+    assert all({size for _, size in counts} == {3, 4, 5} for counts in of_kind.values())
+    assert all(count == 0 for count, _ in of_kind["neutral"]) and all(count == size for count, size in of_kind["joy"])
+    assert all(count == size // 2 for count, size in of_kind["half joy"])
+
+
+@pytest.mark.filterwarnings("default")
+def test_screening_answers(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    vectors = iter(SteeringVector({"model.model.layers.15": vector}) for vector in torch.randn(6, 16))
+    replaced = {"load": lambda: lm, "direction": lambda lm, pairs: next(vectors), "PARTS": {"trial": (3, 2, 6, 9)}}
+    for name, value in {**replaced, "PLANTED": 2, "TOKENS": 3}.items():
+        monkeypatch.setattr(screening_answers, name, value)
+    screening_answers.main("trial", tmp_path)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "reached=" in line or " of neutral" in line]
+    assert len(printed) == 6 * 2 * 2 + 3 and all("of 2 sets" in line or "decides" in line for line in printed)
+    written = (tmp_path / "trial/joy, direction joy, difference/set_1.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert sorted(line["label"] for line in lines) == [0] * 6 + [1] * 2
+    assert all(line["score"] == line["projection"] - line["reference"] for line in lines)

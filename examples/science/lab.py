@@ -57,3 +57,11 @@ def loss_of(lm: mcl.LanguageModel, *hooks: mcl.Hook, texts: Sequence[str] = NEUT
     module = mcl.CausalLMModule(lm.model, lm.tokenizer)
     (logged,) = trainer(*hooks).validate(module, DataLoader(list(texts), batch_size=8), verbose=False)
     return logged["val/loss"]
+
+
+def own_answers(lm: mcl.LanguageModel, prompts: Sequence[str], tokens: int) -> dict[str, str]:
+    """Return the model's likeliest answer to each prompt, without its end token."""
+    module = mcl.CausalLMModule(lm.model, lm.tokenizer, generation={"max_new_tokens": tokens, "do_sample": False})
+    written = trainer().predict(module, DataLoader(list(prompts), batch_size=48))
+    texts = [one.text.removesuffix(lm.tokenizer.eos_token) for batch in written for one in batch]
+    return dict(zip(prompts, texts, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -48,8 +48,8 @@ class DataScreening(pl.LightningModule):
     The score of a prompt with a completion is the projection difference (Chen et al., 2025, "Persona vectors", arXiv
     2507.21509): the mean projection of the completion's tokens minus that of the model's own answer to the prompt.
     Training on the completion moves the model by what the two differ in. A ``reference`` in the sample stands for the
-    own answer, and is much faster. A plain text has no prompt to be answered: its score is its mean projection, see
-    `ScreeningTable.against`.
+    own answer, and is much faster; ``generation=False`` compares with nothing. A plain text has no prompt to be
+    answered: its score is its mean projection, see `ScreeningTable.against`.
 
     Samples are texts, or dicts with ``text``, with ``prompt`` and ``completion``, or with ``input_ids`` and
     ``attention_mask``. They may hold ``label``, 1 or 0, and ``index``, the sample's place in the dataset. Without an
@@ -63,6 +63,7 @@ class DataScreening(pl.LightningModule):
         vectors: several directions by name, instead of ``vector``; one pass scores all.
         tokens: which tokens of a text or completion count; ``"ordinary"`` leaves out massive ones.
         generation: how the model answers, see `CausalLMModule`; by default 32 new tokens, the likeliest each time.
+            ``False`` compares a completion without a ``reference`` with nothing: its score is its mean projection.
         max_length: most tokens of a text, or of a prompt with its completion; longer ones are cut at their end.
 
     Raises:
@@ -100,7 +101,7 @@ class DataScreening(pl.LightningModule):
         if layer is None:
             raise TypeError("layer=None must be one layer, such as 'block:15'")
         self._means = _MeansByText(layer, vector, vectors=vectors, tokens=tokens)
-        self.generation = Generation(_GREEDY if generation is None else generation)
+        self.generation = None if generation is False else Generation(_GREEDY if generation is None else generation)
         self.max_length = max_length if max_length is None else whole_number("max_length", max_length, 1)
         self.tokenizer = given_or_loaded_tokenizer(tokenizer, model)
         self.model = given_or_loaded_model(model, None)
@@ -149,7 +150,7 @@ class DataScreening(pl.LightningModule):
         prepared["given"] = pairs_of(prompts, columns["completion"], self.tokenizer, self.max_length)
         if "reference" in columns:
             prepared["reference"] = pairs_of(prompts, columns["reference"], self.tokenizer, self.max_length)
-        else:
+        elif self.generation is not None:
             prepared["prompts"] = padded(prompts, [0] * len(prompts), self.tokenizer)
         return prepared
 
@@ -232,8 +233,9 @@ class DataScreening(pl.LightningModule):
     def _answered(self, prompts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the prompts with the model's own answers behind them; only the answers are chosen."""
         inputs = {"input_ids": prompts["input_ids"], "attention_mask": prompts["attention_mask"]}
-        model: Any = self.model
-        result = model.generate(**inputs, **self.generation.arguments(model, self.tokenizer))
+        model, generation = cast("Any", self.model), self.generation
+        assert generation is not None, "prompts are answered"
+        result = model.generate(**inputs, **generation.arguments(model, self.tokenizer))
         sequences = result if isinstance(result, Tensor) else result.sequences
         asked = prompts_of(inputs)
         if len(sequences) != len(asked):
@@ -241,15 +243,15 @@ class DataScreening(pl.LightningModule):
                 f"generate returned {len(sequences)} answers to {len(asked)} prompts: set num_return_sequences to 1"
             )
         new = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        answers = [self._answer(one) for one in new]
+        answers = [self._answer(one, generation) for one in new]
         rows = [[*prompt, *answer] for prompt, answer in zip(asked, answers, strict=True)]
         whole = padded(rows, [len(prompt) for prompt in asked], self.tokenizer)
         return {name: tensor.to(sequences.device) for name, tensor in whole.items()}
 
-    def _answer(self, new: list[int]) -> list[int]:
+    def _answer(self, new: list[int], generation: Generation) -> list[int]:
         """Return the tokens of an answer without its end token, which completions lack, unless it is the only one."""
-        answer = self.generation.cut(new, self.model, self.tokenizer)
-        ends = self.generation.setting("eos_token_id", self.model)
+        answer = generation.cut(new, self.model, self.tokenizer)
+        ends = generation.setting("eos_token_id", self.model)
         ends = ends if isinstance(ends, (list, tuple)) else [ends]
         return answer[:-1] if len(answer) > 1 and answer[-1] in ends else answer
 

@@ -63,6 +63,16 @@ def test_pairs_are_compared_with_the_models_own_answers() -> None:
     assert sorted(row.sample for row in table) == [0, 1, 2, 3]
 
 
+def test_without_answers_a_completion_scores_its_mean_projection() -> None:
+    module = screening(generation=False)
+    for row in screen(module, PAIRS):
+        assert row.score == row.projection == close(of_completion(module.model, **PAIRS[row.sample]))
+        assert row.reference == 0.0
+    compared = [{**pair, "reference": " the fox"} for pair in PAIRS]
+    for row in screen(module, compared):
+        assert row.reference == close(of_completion(module.model, row.prompt, " the fox"))
+
+
 def test_the_end_token_of_an_answer_does_not_count() -> None:
     module = screening()
     ids = tokens()("Hello")["input_ids"]
