@@ -115,6 +115,9 @@ class TokenController(Controller):
     def _channel_dim(self, x: Tensor, ctx: HookContext) -> int:
         return ctx.channel_dim(x)
 
+    def _with_norms_of(self, x: Tensor, edited: Tensor, ctx: HookContext) -> Tensor:
+        return with_norms_of(x, edited, self._channel_dim(x, ctx))
+
     def edit(self, x: Tensor, ctx: HookContext) -> Tensor | None:
         """Return the result of `change` at the chosen tokens, and ``x`` elsewhere.
 
@@ -132,7 +135,7 @@ class TokenController(Controller):
             return None
         checked_edit(edited, x)
         if self.preserve_norm:
-            edited = with_norms_of(x, edited, self._channel_dim(x, ctx))
+            edited = self._with_norms_of(x, edited, ctx)
         if chosen is None or chosen is True:
             return edited
         # Not x + mask * delta: that turns -0.0 into 0.0 where the mask is off.
