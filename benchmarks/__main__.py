@@ -33,6 +33,7 @@ from benchmarks.rows_memory import memory
 from benchmarks.rows_sites import sites
 from benchmarks.rows_small import six_numbers, tiny_gpt2
 from benchmarks.rows_steering import steering
+from benchmarks.rows_steering_by_row import steering_by_row
 from benchmarks.rows_tab import tab
 from benchmarks.rows_tensor import accuracy, one_tensor
 from benchmarks.rows_watching import forward, training
@@ -50,6 +51,7 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
         if "GPT-2" not in case.name:  # whose layers have other names
             yield f"drift, {case.name}", lambda case=case: drifting(case, rounds)
         yield f"memory, {case.name}", lambda case=case: memory(case)
+    yield "vectors by row", lambda: steering_by_row(device, 2 if quick else max(15, rounds))
     yield "growth", lambda: growth(quick)
     yield "host time a site", lambda: sites(device, 2 if quick else 40)
     yield "one tensor", lambda: one_tensor(device, 3 * rounds, quick)
