@@ -101,6 +101,11 @@ def is_vector(value: Any) -> bool:
     return per_layer(value, lambda one: is_plain(one, 1))
 
 
+def is_table(value: Any) -> bool:
+    named = isinstance(value, Mapping) and len(value) > 0 and all(map(is_line, value))
+    return named and all(map(is_vector, value.values()))
+
+
 def per_layer(value: Any, rule: Rule) -> bool:
     if not isinstance(value, Mapping):
         return rule(value)
@@ -335,7 +340,9 @@ CONSTRUCTORS: dict[str, Constructor] = {
         hooks.VectorController, {"layer_signature": "0", "vector": V}, EDIT | {"vector": is_vector}
     ),
     "SteeringController": Constructor(
-        ours.SteeringController, {"layer_signature": "0", "vector": V}, EDIT | {"vector": is_vector}
+        ours.SteeringController,
+        {"layer_signature": "0", "vector": V},
+        EDIT | {"vector": is_vector, "vectors": optional(is_table), "layers": one_of("batch", None)},
     ),
     "AblationController": Constructor(
         ours.AblationController,

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor, uint8
 
+from mi_crow_lightning.hooks.batch_vectors import BatchVectors
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector
 from mi_crow_lightning.hooks.hook import Hook
@@ -115,7 +116,8 @@ def _values(hook: Hook) -> Iterator[tuple[str, str]]:
     if isinstance(hook, ProjectionDetector):
         held = {name: direction.value for name, direction in hook._directions.items()}
     elif isinstance(hook, VectorController):
-        held = {"": hook.vector}
+        table = hook._vectors.table if isinstance(hook._vectors, BatchVectors) else {"": hook._vectors}
+        held = {name: vectors.value for name, vectors in table.items()}
     values = [one for value in held.values() for one in (value.values() if isinstance(value, dict) else [value])]
     tensors = [value for value in values if isinstance(value, Tensor)]
     if tensors:

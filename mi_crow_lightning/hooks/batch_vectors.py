@@ -48,6 +48,8 @@ class BatchVectors(PerLayer[Tensor]):
 
     Attributes:
         table: the vectors by name.
+        random: the names of those that are random ones, to compare with.
+        models: the names of the models that they were made from, where known.
 
     Raises:
         TypeError, ValueError: the table is not a mapping from name to vector, or ``check`` refuses a vector.
@@ -55,8 +57,9 @@ class BatchVectors(PerLayer[Tensor]):
 
     def __init__(self, table: Mapping[str, Vector] | None, check: Callable[[Any, str], Tensor]) -> None:
         self.name = "vectors"
-        self.value, self.file, self.origin = {}, None, None
+        self.value, self.file, self.origin, self.is_random = {}, None, None, False
         self.table = {name: PerLayer(one, f"vectors[{name!r}]", check) for name, one in _checked(table).items()}
+        self.random = {name for name, one in self.table.items() if one.is_random}
         self.models = tuple(dict.fromkeys(one.model for one in self.table.values()))
         self.model = ""
         self.may_lack_layers = False  # because a batch says which layers are edited

@@ -45,6 +45,7 @@ class PerLayer(Generic[V]):
     Attributes:
         model: name of the model that a `SteeringVector` was made from; empty for anything else.
         origin: the origin of a `SteeringVector`; ``None`` for anything else.
+        is_random: whether it is a `SteeringVector` that is a random one, to compare with.
         file: the path that was given; ``None`` for anything else.
 
     Raises:
@@ -63,6 +64,7 @@ class PerLayer(Generic[V]):
         self.file = given if isinstance(given, (str, Path)) else None
         given = loaded(given, name)
         self.origin = given.origin if isinstance(given, SteeringVector) else None
+        self.is_random = isinstance(given, SteeringVector) and given.is_random
         model = getattr(given, "model", "")
         self.model = model if isinstance(model, str) else ""
         if isinstance(given, Mapping):

@@ -19,7 +19,7 @@ from mi_crow_lightning.language_model.plain_values import plain_entries
 from mi_crow_lightning.language_model.positions import positions_of, takes_positions, with_positions
 from mi_crow_lightning.language_model.shown_texts import ShownTexts
 from mi_crow_lightning.language_model.sweep import checked_sweep, expanded, strengths_of
-from mi_crow_lightning.language_model.swept_vectors import along, checked_vectors
+from mi_crow_lightning.language_model.swept_vectors import SweptVector, along, checked_vectors
 from mi_crow_lightning.language_model.text_module import TextModule
 from mi_crow_lightning.language_model.texts import (
     check_batch,
@@ -29,14 +29,15 @@ from mi_crow_lightning.language_model.texts import (
 
 __all__ = ["CausalLMModule"]
 
-_NOT_FOR_THE_MODEL = ("label", "labels", "pair", "strength")
+_NOT_FOR_THE_MODEL = ("label", "labels", "layers", "pair", "strength", "vector")
 
 
 class CausalLMModule(TextModule):
     """A LightningModule that trains a causal language model and generates with it.
 
     A batch is a list of texts, or a mapping with ``input_ids`` and ``attention_mask``, each ``(B, T)``. In fit it may
-    also hold ``labels``. All entries except ``labels``, ``strength``, ``label`` and ``pair`` go to the model.
+    also hold ``labels``. All entries except ``labels``, ``strength``, ``vector``, ``layers``, ``label`` and ``pair`` go
+    to the model.
 
     - **fit** and **validate** log the mean loss of the predicted tokens as ``train/loss`` and ``val/loss``; **test**
       logs it as ``test/loss``. Padding never counts, on either side.
@@ -206,14 +207,22 @@ class CausalLMModule(TextModule):
         if self.generation is not None:
             check_left_padding(batch)
         if self.sweep is None:
-            return self._predict(batch, strengths_of(batch), 1, dataloader_idx)
+            return self._named(self._predict(batch, strengths_of(batch), 1, dataloader_idx), batch, SweptVector())
         self._refuse_unread(batch)
         prompts, records = len(batch["input_ids"]), []
         for swept in self._along:
             with along(self._readers, swept), expanded(batch, self.sweep):
                 found = self._predict(batch, self.sweep * prompts, len(self.sweep), dataloader_idx)
-            records += [record._replace(vector=swept.name, is_random=swept.is_random) for record in found]
+            records += self._named(found, batch, swept)
         return records
+
+    def _named(self, records: list[GeneratedText], batch: Any, swept: SweptVector) -> list[GeneratedText]:
+        """Return the records of a batch with the names of the vectors that they were steered along."""
+        vectors = self._vectors_of(batch, swept)
+        return [
+            record._replace(vector=vectors[record.row].name, is_random=vectors[record.row].is_random)
+            for record in records
+        ]
 
     def on_predict_epoch_end(self) -> None:
         self._shown.write(self.trainer, self.sweep)

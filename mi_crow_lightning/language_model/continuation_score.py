@@ -121,7 +121,11 @@ class ContinuationScore(TextModule):
             for row, of_row in enumerate(strengths)
             for at in range(log_p.shape[1])
         ]
-        return [record._replace(vector=swept.name, is_random=swept.is_random) for record in records]
+        vectors = self._vectors_of(batch, swept)
+        return [
+            record._replace(vector=vectors[record.row].name, is_random=vectors[record.row].is_random)
+            for record in records
+        ]
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._log_means("val", batch)

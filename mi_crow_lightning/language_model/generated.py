@@ -22,7 +22,8 @@ class GeneratedText(NamedTuple):
         token_ids: the new tokens, up to and including the end-of-text token if there is one.
         row: index of the prompt in its batch.
         sequence: index among the prompt's ``num_return_sequences``.
-        vector: the name of the vector that it was steered along; ``None`` unless several were swept.
+        vector: the name of the vector that it was steered along; ``None`` unless several were swept, or the batch
+            names one.
         is_random: whether that is a random vector, to compare with.
     """
 

@@ -17,7 +17,8 @@ class PromptScore(NamedTuple):
         gap: the first group's score minus the second's; ``None`` unless there are two groups.
         log_probs: the log-probability of each continuation, in the order in which they were given.
         row: index of the prompt in its batch.
-        vector: the name of the vector that it was steered along; ``None`` unless several were swept.
+        vector: the name of the vector that it was steered along; ``None`` unless several were swept, or the batch
+            names one.
         is_random: whether that is a random vector, to compare with.
     """
 

@@ -18,7 +18,7 @@ from mi_crow_lightning.callback.hook_callback import HookCallback
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.strengths import reads_batch
 
-__all__ = ["checked_sweep", "expanded", "readers_of", "refuse_unread", "strengths_of"]
+__all__ = ["checked_sweep", "controllers_of", "expanded", "readers_of", "refuse_unread", "strengths_of"]
 
 _KEY = "strength"
 
@@ -98,10 +98,15 @@ def strengths_of(batch: Mapping[str, Any]) -> list[float] | None:
     return found
 
 
+def controllers_of(trainer: pl.Trainer) -> list[Hook]:
+    """Return the controllers of the Trainer's HookCallbacks."""
+    callbacks = [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
+    return [hook for callback in callbacks for hook in callback.controllers]
+
+
 def readers_of(trainer: pl.Trainer) -> list[Hook]:
     """Return the controllers of the Trainer's HookCallbacks that take their strength from the batch."""
-    callbacks = [callback for callback in facts.callbacks_of(trainer) if isinstance(callback, HookCallback)]
-    return [hook for callback in callbacks for hook in callback.controllers if reads_batch(hook)]
+    return [hook for hook in controllers_of(trainer) if reads_batch(hook)]
 
 
 def refuse_unread(owner: object, sweep: Sequence[float], readers: Sequence[Hook], batch: Any = None) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from mi_crow_lightning._arguments import one_line
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.hooks.batch_vectors import BatchVectors
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.per_layer import Vector, loaded
 from mi_crow_lightning.hooks.vector_controller import VectorController
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
 
-__all__ = ["SweptVector", "along", "checked_vectors", "refuse_unsteered"]
+__all__ = ["SweptVector", "along", "checked_vectors", "refuse_unsteered", "vectors_of_rows"]
 
 
 class SweptVector(NamedTuple):
@@ -79,6 +80,22 @@ def refuse_unsteered(owner: object, readers: Sequence[Hook]) -> None:
             "and a controller that steers along a vector by them: "
             'SteeringController("block:12", vector, strength="batch")'
         )
+
+
+def vectors_of_rows(batch: Mapping[str, Any], controllers: Iterable[Hook]) -> list[SweptVector] | None:
+    """Return the vector that a batch names for each of its rows; ``None`` if it names none.
+
+    Args:
+        batch: a batch with ``input_ids`` ``(B, T)``.
+        controllers: those that may have the vectors, which say which of them are random.
+    """
+    names, rows = batch.get("vector"), len(batch["input_ids"])
+    names = [names] * rows if isinstance(names, str) else names
+    if not isinstance(names, (list, tuple)) or len(names) != rows or not all(isinstance(one, str) for one in names):
+        return None
+    tables = [hook._vectors for hook in controllers if isinstance(hook, VectorController)]
+    random = {name for table in tables if isinstance(table, BatchVectors) for name in table.random}
+    return [SweptVector(name, is_random=name in random) for name in names]
 
 
 @contextmanager

@@ -9,8 +9,13 @@ import lightning.pytorch as pl
 from torch import nn
 
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.language_model.sweep import checked_sweep, readers_of, refuse_unread
-from mi_crow_lightning.language_model.swept_vectors import SweptVector, checked_vectors, refuse_unsteered
+from mi_crow_lightning.language_model.sweep import checked_sweep, controllers_of, readers_of, refuse_unread
+from mi_crow_lightning.language_model.swept_vectors import (
+    SweptVector,
+    checked_vectors,
+    refuse_unsteered,
+    vectors_of_rows,
+)
 from mi_crow_lightning.language_model.texts import TextCollator, are_texts
 
 __all__ = ["TextModule"]
@@ -73,6 +78,14 @@ class TextModule(pl.LightningModule):
             refuse_unread(self, self.sweep, self._readers)
         if self._vectors is not None:
             refuse_unsteered(self, self._readers)
+
+    def _vectors_of(self, batch: Mapping[str, Any], swept: SweptVector) -> list[SweptVector]:
+        """Return the vector of each row of a batch: the one that is swept, or the one that the batch names."""
+        if swept.name is None:
+            named = vectors_of_rows(batch, controllers_of(self.trainer))
+            if named is not None:
+                return named
+        return [swept] * len(batch["input_ids"])
 
     def _refuse_unread(self, batch: Any) -> None:
         """Refuse a batch of a sweep in which no such controller is on."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from mi_crow_lightning._shown import cut, shown
+from mi_crow_lightning.hooks.batch_vectors import BATCH, BatchVectors
+from mi_crow_lightning.hooks.controllers.steering import SteeringController
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.per_layer import PerLayer
@@ -65,6 +67,8 @@ def _settings(hook: Hook) -> Iterator[tuple[str, str | int | float | bool]]:
     facts |= {name: value for name, value in vars(hook).items() if name[0] != "_" and name not in left_out}
     if isinstance(hook, TokenController):
         facts["strength"] = hook.strength
+    if isinstance(hook, SteeringController):
+        facts["layers_of_rows"] = hook.layers
     for name, value in facts.items():
         plain = _plain(value)
         if plain is not None and plain is not False:
@@ -101,7 +105,12 @@ def _plain(value: Any) -> str | int | float | bool | None:
 def _vectors(hook: Hook) -> Iterator[tuple[str, str | float]]:
     """Yield the facts of a hook's vectors."""
     if isinstance(hook, VectorController):
-        yield from _vector(hook.argument, hook._vectors)
+        if isinstance(hook._vectors, BatchVectors):
+            yield hook.argument, BATCH
+            for name, vectors in hook._vectors.table.items():
+                yield from _vector(f"vectors/{name}", vectors)
+        else:
+            yield from _vector(hook.argument, hook._vectors)
     for name, vectors in getattr(hook, "_directions", {}).items():
         yield from _vector(f"vectors/{name}" if name else "vector", vectors)
 

@@ -321,6 +321,17 @@ def test_vectors_are_given_by_path(tmp_path: Path) -> None:
     assert contents(by_path) == contents(HookCallback(controllers=controllers_of(vector)))
 
 
+def test_vectors_by_name_are_given_by_path(tmp_path: Path) -> None:
+    path = vector_file(tmp_path)
+    rows = {"vector": "batch", "strength": "batch", "layers": "batch"}
+    given = ours("SteeringController", "block:1-2", vectors={"joy": str(path)}, **rows)
+    (steer,) = instance(printed(ours("HookCallback", controllers=[given]))).controllers
+    assert (steer.vector, steer.strength, steer.layers) == ("batch", "batch", "batch")
+    meant = SteeringController("block:1-2", vectors={"joy": SteeringVector.load(path)}, **rows)
+    assert contents(HookCallback(controllers=steer)) == contents(HookCallback(controllers=meant))
+    assert torch.equal(steer.vectors["joy"]["model.layers.2"], torch.arange(1, 33.0) + 2)
+
+
 def test_a_vector_may_be_changed_to_that_of_another_file(tmp_path: Path) -> None:
     steer = SteeringController("block:1", torch.ones(32))
     steer.vector = vector_file(tmp_path)  # type: ignore[assignment]

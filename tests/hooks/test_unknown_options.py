@@ -51,7 +51,8 @@ def test_a_misspelt_option_is_named_with_the_nearest_first() -> None:
     assert message.startswith(start)
     listed = message.removeprefix(start).split(", ")
     everything = {"layer_signature", "vector", "tokens", "when", "preserve_norm", "hook_type", "hook_id", "may_skip"}
-    assert set(listed) == everything | {"schedule", "on_error", "channels"} and len(listed) == len(set(listed))
+    everything |= {"vectors", "layers", "schedule", "on_error", "channels"}
+    assert set(listed) == everything and len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("name", HOOKS)

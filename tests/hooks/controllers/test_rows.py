@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mi_crow_lightning import HookCallback, SteeringVector
-from mi_crow_lightning.errors import LayerNotFound, RegistrationError, VectorMismatch
+from mi_crow_lightning.callback.rank_plans import _values
+from mi_crow_lightning.errors import HookStateError, LayerNotFound, RegistrationError, VectorMismatch
 from mi_crow_lightning.hooks import Layers, SteeringController
+from mi_crow_lightning.report.hook_settings import settings_of
 from tests.hooks.controllers.cases import BATCH, MODELS, original, run, vectors
 from tests.models import WIDTH, Module, llama, trainer
 
@@ -359,3 +361,28 @@ def test_copies_and_changes_between_batches() -> None:
     assert steer.vector == "batch" and list(steer.vectors) == list(TABLE)
     steer.vector = THREE[0]
     assert_bits(passed_on(steer, batch)[1], passed_on(SteeringController(1, THREE[0]))[1])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"vectors": 3}, "vectors"),
+        ({"vectors": {"joy": "batch"}}, "must hold tensors"),
+        ({"vectors": {"joy": torch.tensor([float("inf")])}}, "not finite"),
+        ({"vector": "loud"}, "must be a tensor"),
+    ],
+)
+def test_a_damaged_state_changes_nothing(state: Any, message: str) -> None:
+    steer = SteeringController(0, "batch", vectors=TABLE)
+    with pytest.raises(HookStateError, match=message):
+        steer.load_state_dict({**steer.state_dict(), **state})
+    assert list(steer.vectors) == list(TABLE)
+
+
+def test_loggers_get_the_table_and_ranks_compare_it() -> None:
+    steer = SteeringController("block:*", "batch", vectors={"joy": THREE[0]}, layers="batch")
+    found = settings_of([steer])
+    assert found["hooks/0/vector"] == "batch" and found["hooks/0/layers_of_rows"] == "batch"
+    assert found["hooks/0/vectors/joy/norm"] == pytest.approx(THREE[0].norm().item())
+    mine, other = (dict(_values(one))["vector"] for one in (steer, SteeringController(0, "batch", vectors=TABLE)))
+    assert mine != other
