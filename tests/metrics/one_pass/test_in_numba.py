@@ -182,6 +182,24 @@ def test_a_second_process_compiles_nothing() -> None:
     assert program(text).stdout.split() == ["3", "0"]
 
 
+def test_it_is_loaded_where_a_hook_is_put_on_and_no_sooner() -> None:
+    text = """import sys
+from mi_crow_lightning import ActivationStatistics
+from mi_crow_lightning.hooks import Layers
+layers = Layers(torch.nn.Sequential(torch.nn.Identity()))
+print("numba" in sys.modules)
+layers.register_hook("0", ActivationStatistics())
+print("numba" in sys.modules)"""
+    assert program(text).stdout.split() == ["False", "True"]
+
+
+def test_nothing_else_is_ever_compiled() -> None:
+    assert choice.choice().add is not None
+    bits, row = np.zeros((2, 3), np.int8), np.zeros(ROW_SIZE)
+    with pytest.raises(TypeError, match="int8"):
+        look.add(bits, False, np.empty((0, 0), bool), 0, math.inf, row, row[:0], row[:0])
+
+
 def test_after_a_fork() -> None:
     text = """import os
 torch.set_num_threads(2)
