@@ -61,7 +61,7 @@ def detectors() -> list[Any]:
 def test_training_is_bit_identical(on_device: dict[str, Any], precision: str, tmp_path: Path) -> None:
     bare = trained(on_device, precision=precision)
     assert_bit_equal(bare, trained(on_device, precision=precision))  # or the device, not a detector, makes a difference
-    watch = HookCallback(detectors())
+    watch = HookCallback(detectors(), alarms="default")
     logger = TensorBoardLogger(tmp_path)
     assert_bit_equal(bare, trained(on_device, watch, precision=precision, logger=logger))
     assert {row.step for row in watch.history()} == {0, 1, 2, 3, 4}
