@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -26,6 +28,8 @@ def run_demo(model: str | None = None, logdir: str = "outputs/logs") -> None:
     Raises:
         OSError, ValueError: the model cannot be found or read.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # Windows' consoles do not know every letter that a model writes
+        sys.stdout.reconfigure(errors="replace")
     with ExitStack() as kept:
         missing = [name.replace("_", "-") for name in _NEEDED if find_spec(name) is None]
         if model is None and missing:

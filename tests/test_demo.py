@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mi_crow_lightning import _demo
 from mi_crow_lightning.__main__ import main
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.filterwarnings("default")  # what Lightning says to a user of the script is no error
@@ -34,3 +39,15 @@ def test_a_script_that_was_not_installed_is_missed_by_name(monkeypatch: pytest.M
     monkeypatch.setattr(_demo, "_PLACES", (tmp_path / "a", tmp_path / "b"))
     with pytest.raises(FileNotFoundError, match=r"finetune_and_steer\.py is neither in .*a nor in .*b: install the "):
         _demo.run_demo("any")
+
+
+def test_a_console_of_few_letters_is_no_reason_to_stop(tmp_path: Path) -> None:
+    lines = ("import sys", "from mi_crow_lightning import _demo")
+    script = "\n".join((*lines, "try:", "    _demo.run_demo('none')", "except OSError:", "    print('\\u2603')"))
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)},
+    )
+    assert ran.returncode == 0 and ran.stdout.strip() == b"?", ran.stderr
