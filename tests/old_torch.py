@@ -29,6 +29,9 @@ CANNOT = {
         "test_the_widths_must_be_known": _TRACED,
         "test_a_registered_detector_is_compiled_once": _TRACED,
     },
+    "tests/hooks/controllers/test_integers.py": {
+        "test_a_compiled_graph_refuses_integers": "the compiler of this torch replaces the errors that hooks raise",
+    },
     "tests/callback/test_nodes.py": {"test_readings_of_two_nodes_are_those_of_all_data[fit-sharded]": _SUMS},
     "tests/callback/test_ranks.py": {
         "test_readings_of_a_steered_fit_and_predict_are_those_of_all_data[sharded]": _SUMS,
@@ -61,6 +64,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
         return (yield)
     except Exception as error:
-        if too_old and str(error).startswith(too_old):
-            pytest.skip(str(error))
+        if too_old and too_old in str(error):  # also where a test expects another refusal, which comes after this one
+            pytest.skip(too_old)
         raise
