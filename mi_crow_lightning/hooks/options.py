@@ -38,10 +38,12 @@ __all__ = [
     "FunctionOptions",
     "HookOptions",
     "PlaceOptions",
+    "ReadingOptions",
     "ScheduleOptions",
+    "SkipOptions",
     "StatisticsOptions",
     "SteeringOptions",
-    "StreamOptions",
+    "SummingOptions",
     "TokenOptions",
     "Unpack",
     "WeightOptions",
@@ -56,7 +58,7 @@ class ScheduleOptions(TypedDict, total=False):
 
 
 class HookOptions(ScheduleOptions, total=False):
-    """Those that a `Controller` or `Detector` hands on to `Hook`, beside its place."""
+    """Those that a `Controller` or `Detector` hands on to `Hook`, but for its place."""
 
     on_error: ErrorAction | None
 
@@ -71,13 +73,17 @@ class PlaceOptions(TypedDict, total=False):
 # Controllers.
 
 
-class ControllerOptions(HookOptions, total=False):
+class SkipOptions(HookOptions, total=False):
     """Those that a `TokenController` hands on to `Controller`."""
 
     may_skip: bool
 
 
-class EditOptions(ControllerOptions, total=False):
+class ControllerOptions(SkipOptions, PlaceOptions, total=False):
+    """All of a `Controller`, for a class that you derive from it."""
+
+
+class EditOptions(SkipOptions, total=False):
     """Those of a `TokenController` but for its strength, its tokens and its place."""
 
     when: Condition | None
@@ -96,7 +102,7 @@ class FunctionOptions(EditOptions, total=False):
 
 
 class TokenOptions(FunctionOptions, PlaceOptions, total=False):
-    """All of a `TokenController`, as a controller below it hands them on."""
+    """All of a `TokenController`, for a class that you derive from it."""
 
 
 # Detectors.
@@ -110,22 +116,27 @@ class ContrastOptions(ScheduleOptions, total=False):
     before_edits: bool
 
 
-class DetectorOptions(ContrastOptions, HookOptions, total=False):
+class ReadingOptions(ContrastOptions, HookOptions, total=False):
     """Those of a `Detector` but for its place."""
 
 
-class StreamOptions(DetectorOptions, PlaceOptions, total=False):
-    """All of a `Detector`, as a detector below it hands them on."""
+class DetectorOptions(ReadingOptions, PlaceOptions, total=False):
+    """All of a `Detector`, for a class that you derive from it."""
 
 
-class StatisticsOptions(StreamOptions, total=False):
-    """All of an `ActivationStatistics`."""
+class SummingOptions(DetectorOptions, total=False):
+    """All of a `SummingDetector`, for a class that you derive from it."""
+
+    tokens: TokensLike
+
+
+class StatisticsOptions(SummingOptions, total=False):
+    """All of an `ActivationStatistics`, which `GradientStatistics` hands on."""
 
     statistics: Sequence[StatisticName | OwnStatistic] | None
     histogram: bool
     per_channel: bool
     dead_threshold: float
-    tokens: TokensLike
 
 
 class WeightOptions(TypedDict, total=False):

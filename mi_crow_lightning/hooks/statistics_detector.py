@@ -22,7 +22,7 @@ from mi_crow_lightning.errors import HookStateError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
-from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
+from mi_crow_lightning.hooks.options import ReadingOptions, Unpack
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
 from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
@@ -80,7 +80,7 @@ class StatisticsDetector(Detector):
         tokens: TokensLike = "all",
         hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
-        **options: Unpack[DetectorOptions],
+        **options: Unpack[ReadingOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         self.statistics = _known(statistics)

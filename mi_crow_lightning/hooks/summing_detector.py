@@ -24,7 +24,7 @@ from mi_crow_lightning.choices import MergeName
 from mi_crow_lightning.errors import HookStateError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
-from mi_crow_lightning.hooks.options import StreamOptions, Unpack
+from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import EVALUATIONS, IN_STATES, Stage
 from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
@@ -82,7 +82,7 @@ class SummingDetector(Detector):
         layer_signature: Signature | None = None,
         *,
         tokens: TokensLike = "all",
-        **options: Unpack[StreamOptions],
+        **options: Unpack[DetectorOptions],
     ) -> None:
         super().__init__(layer_signature, **options)
         self.tokens = Tokens.of(tokens)

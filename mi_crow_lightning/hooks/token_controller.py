@@ -18,7 +18,7 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import Controller, checked_edit
 from mi_crow_lightning.hooks.edits import with_norms_of
 from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
-from mi_crow_lightning.hooks.options import ControllerOptions, Unpack
+from mi_crow_lightning.hooks.options import SkipOptions, Unpack
 from mi_crow_lightning.hooks.strengths import A_FUNCTION, Strength, Strengths, reads_batch
 from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 from mi_crow_lightning.warnings import ResumeWarning
@@ -71,7 +71,7 @@ class TokenController(Controller):
         preserve_norm: bool = False,
         hook_type: HookTypeLike = HookType.FORWARD,
         hook_id: str | None = None,
-        **options: Unpack[ControllerOptions],
+        **options: Unpack[SkipOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         if when is not None and not callable(when):

@@ -54,8 +54,22 @@ def test_the_options_of_a_hook_have_the_types_that_its_bases_take(cls: type) -> 
     assert typed == {name: annotation_in_bases(cls, name) for name in handed_on}
 
 
+WHOLE = {
+    ours.Detector: options.DetectorOptions,
+    ours.SummingDetector: options.SummingOptions,
+    ours.ActivationStatistics: options.StatisticsOptions,
+    ours.Controller: options.ControllerOptions,
+    ours.TokenController: options.TokenOptions,
+}
+
+
+@pytest.mark.parametrize("cls", WHOLE, ids=lambda cls: cls.__name__)
+def test_options_for_a_users_own_class_are_all_that_its_base_takes(cls: type) -> None:
+    assert WHOLE[cls].__annotations__.keys() == {*_options_of(cls)} - {"layer_signature"}  # type: ignore[attr-defined]
+
+
 def test_every_dict_of_options_is_of_a_hook_or_a_part_of_one() -> None:
-    used = {options_type(cls) for cls in HANDING_ON}
+    used = {*map(options_type, HANDING_ON), *WHOLE.values()}
     parts = {options.ScheduleOptions, options.PlaceOptions, options.EditOptions}
     assert {getattr(options, name) for name in options.__all__ if name.endswith("Options")} == used | parts
 
@@ -96,3 +110,14 @@ def test_a_configuration_file_reads_the_options_of_a_users_typed_hook() -> None:
     assert (made.most, made.name, made.on_error) == (4, "typed", "warn")
     with pytest.raises(jsonargparse.ArgumentError, match=r"Literal\['raise', 'disable', 'warn'\]"):
         parser.parse_object({"hook": {"class_path": "tests.typing.uses.Typed", "init_args": {"on_error": "cry"}}})
+
+
+def test_a_configuration_file_has_the_defaults_of_a_hook_with_our_unpack() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    from tests.typing.uses import Doubled
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Doubled, "hook")
+    defaults = parser.get_defaults().hook
+    assert (defaults.strength, defaults.tokens, defaults.may_skip, defaults.on_error) == (1.0, "all", False, None)
+    assert "the positions to edit" in parser.format_help()

@@ -42,11 +42,11 @@ from mi_crow_lightning import (
 )
 from mi_crow_lightning.alarms import Alarm, Jump, NonFinite, default_alarms
 from mi_crow_lightning.choices import StageName, StatisticName, TokensName
-from mi_crow_lightning.hooks.options import DetectorOptions, TokenOptions
+from mi_crow_lightning.hooks.options import DetectorOptions, TokenOptions, Unpack
 from mi_crow_lightning.metrics import STATISTICS, Statistic, register
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack  # of typing, from Python 3.11 on
+    from typing_extensions import Unpack as PlainUnpack  # of typing, from Python 3.11 on
 
 vector = torch.ones(8)
 by_layer = SteeringVector({"model.layers.1": vector})
@@ -67,7 +67,7 @@ class Typed(Detector):
     """The same, typed."""
 
     def __init__(
-        self, layer_signature: str | None = None, *, most: int = 3, **options: Unpack[DetectorOptions]
+        self, layer_signature: str | None = None, *, most: int = 3, **options: PlainUnpack[DetectorOptions]
     ) -> None:
         super().__init__(layer_signature, **options)
         self.most = most

@@ -25,7 +25,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import HookError, NothingExtracted, ReferenceMismatch, RegistrationError
 from mi_crow_lightning.hooks.context import HookContext
-from mi_crow_lightning.hooks.options import StreamOptions, Unpack
+from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
 from mi_crow_lightning.hooks.passes.adapters import adapted, refuse_merged
 from mi_crow_lightning.hooks.passes.outer_call import OuterCall, OuterCalls
 from mi_crow_lightning.hooks.passes.paired_pass import PairedPass
@@ -120,7 +120,7 @@ class DriftDetector(SummingDetector):
         components: int = 4,
         seed: int = 0,
         any_model: bool = False,
-        **options: Unpack[StreamOptions],
+        **options: Unpack[DetectorOptions],
     ) -> None:
         super().__init__(layer_signature, tokens=tokens, **options)
         self.stage = Stage.of(stage)

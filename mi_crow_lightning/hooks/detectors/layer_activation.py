@@ -20,7 +20,7 @@ from mi_crow_lightning.errors import CaptureBudgetExceeded, TokensUnknown, Unrea
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook_type import HookType, HookTypeLike
-from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
+from mi_crow_lightning.hooks.options import ReadingOptions, Unpack
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.reading import Reading
@@ -80,7 +80,7 @@ class LayerActivationDetector(Detector):
         device: torch.device | str | None = "cpu",
         tokens: TokensLike | None = None,
         hook_type: HookTypeLike = HookType.FORWARD,
-        **options: Unpack[DetectorOptions],
+        **options: Unpack[ReadingOptions],
     ) -> None:
         super().__init__(layer_signature, hook_type, hook_id, **options)
         self.target_dtype = _dtype(target_dtype) if target_dtype is not None else None

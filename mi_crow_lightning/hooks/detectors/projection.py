@@ -20,7 +20,7 @@ from mi_crow_lightning.errors import ConditionMismatch, RegistrationError
 from mi_crow_lightning.hooks.conditions import Beyond, Of
 from mi_crow_lightning.hooks.context import HookContext, Registry
 from mi_crow_lightning.hooks.directions import channel_dim_for, check_width, unit_vector
-from mi_crow_lightning.hooks.options import StreamOptions, Unpack
+from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector, ends_alike
 from mi_crow_lightning.hooks.registry.last_pass import LastPass
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Schedule, When
@@ -72,7 +72,7 @@ class ProjectionDetector(SummingDetector):
         *,
         vectors: Mapping[str, Vector] | None = None,
         tokens: TokensLike = "all",
-        **options: Unpack[StreamOptions],
+        **options: Unpack[DetectorOptions],
     ) -> None:
         super().__init__(layer_signature, tokens=tokens, **options)
         self._directions = _checked(vector, vectors)

@@ -20,7 +20,7 @@ from mi_crow_lightning.choices import TokenStatisticName
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detector import Detector
-from mi_crow_lightning.hooks.options import StreamOptions, Unpack
+from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
 from mi_crow_lightning.hooks.positions.padding import real_tokens
 from mi_crow_lightning.hooks.positions.span import Span
 from mi_crow_lightning.hooks.reading import Reading
@@ -75,7 +75,7 @@ class TokenStatistics(Detector):
         statistics: Sequence[TokenStatisticName] | None = None,
         tokens: TokensLike = "all",
         max_width: int = 2048,
-        **options: Unpack[StreamOptions],
+        **options: Unpack[DetectorOptions],
     ) -> None:
         super().__init__(layer_signature, **options)
         wanted = chosen("statistics", statistics, TOKEN_STATISTICS, "['cosine', 'effective_rank']")

@@ -26,7 +26,7 @@ from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import RegistrationError, VectorFileError
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector, name_of
-from mi_crow_lightning.hooks.options import StreamOptions, Unpack
+from mi_crow_lightning.hooks.options import DetectorOptions, Unpack
 from mi_crow_lightning.hooks.per_layer import Vector, ends_alike
 from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
 from mi_crow_lightning.hooks.reading import Reading
@@ -94,7 +94,7 @@ class TraitMonitor(ProjectionDetector):
         vectors: Mapping[str, Vector] | None = None,
         tokens: TokensLike = "ordinary",
         baseline: TraitBaseline | str | Path | None = None,
-        **options: Unpack[StreamOptions],
+        **options: Unpack[DetectorOptions],
     ) -> None:
         super().__init__(layer_signature, vector, vectors=vectors, tokens=tokens, **options)
         _refuse_other_stages(self.schedule)
