@@ -163,9 +163,10 @@ class StatisticsDetector(Detector):
         merged = self.over_ranks()
         rows, channels = self._metric(self._stage).split(merged)
         values = {name: column.tolist() for name, column in statistics(rows, self._sums(), self.statistics).items()}
+        elements = (rows[:, Row.COUNT] + rows[:, Row.NONFINITE]).tolist()
         readings: list[Reading] = []
         for index, layer in enumerate(self._layers):
-            if rows[index, Row.COUNT] + rows[index, Row.NONFINITE]:
+            if elements[index]:
                 of_row = {name: column[index] for name, column in values.items()}
                 readings += self._of_layer(layer, of_row, rows[index], channels[index])
         return readings
