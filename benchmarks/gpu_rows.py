@@ -23,7 +23,8 @@ from mi_crow_lightning.metrics.one_pass.on_cuda import choice
 HOST = ("growth", "log step", "event file", "tab in TensorBoard")
 """Sections that no GPU changes."""
 
-FIRST, LAST = ("one tensor", "accuracy", "host time a site"), ("compiled model",)
+FIRST = ("one tensor", "six numbers", "tiny GPT-2", "accuracy", "host time a site")
+LAST = ("compiled model",)
 
 RESERVE = 15
 """Seconds before the end in which nothing new begins."""
