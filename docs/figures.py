@@ -185,16 +185,19 @@ def trait() -> None:
 
 
 def screened(*folders: Path) -> None:
-    """Draw the scores that ``examples/science/screening.py --output`` wrote to each folder, named after it."""
-    figure = Figure(figsize=(max(5, 3.5 * len(folders)), 3), layout="constrained")
-    for axes, folder in zip(figure.subplots(1, len(folders), squeeze=False)[0], folders, strict=True):
+    """Draw the scores that ``examples/science/screening_answers.py`` wrote to each folder, named after its samples."""
+    columns = min(3, len(folders))
+    rows = -(-len(folders) // columns)
+    figure = Figure(figsize=(max(5, 3.5 * columns), 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex="col", squeeze=False).flat
+    for axes, folder in zip(grid, folders, strict=True):
         read = {file.stem: [json.loads(line) for line in file.open()] for file in sorted(folder.glob("*.jsonl"))}
         threshold = np.percentile([row["score"] for row in read.pop("others")], 99)
-        rows = [row for of_set in read.values() for row in of_set]
-        both = [[row["score"] for row in rows if row["label"] == label] for label in (0, 1)]
+        samples = [row for of_set in read.values() for row in of_set]
+        both = [[row["score"] for row in samples if row["label"] == label] for label in (0, 1)]
         axes.hist(both, bins=40, density=True, histtype="stepfilled", alpha=0.6, label=["neutral", "planted"])
         axes.axvline(threshold, color="black", linestyle="--", label="99th percentile")
-        axes.set(xlabel="score", title=folder.name)
+        axes.set(xlabel="mean projection of the answer", title=folder.name.split(", ")[0])
         axes.set_yticks([])
     axes.legend(fontsize="small")
     save(figure, "screening.png")
@@ -203,7 +206,7 @@ def screened(*folders: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("log_dir", type=Path, help="the folder of the demo's event files")
-    parser.add_argument("screened", type=Path, nargs="+", help="outputs of examples/science/screening.py")
+    parser.add_argument("screened", type=Path, nargs="+", help="outputs of examples/science/screening_answers.py")
     given = parser.parse_args()
     training(given.log_dir)
     steering()

@@ -10,7 +10,7 @@ CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # SmolLM2's, w
 
 
 def answered(part, kinds, seed):
-    """Return instructions with answers of 3 to 5 sentences, as dicts with their kind and set.
+    """Return instructions with answers of 3 to 5 sentences, as dicts with their kind, set and label.
 
     The last word of a kind is the manner of all sentences, ``"neutral"`` or a trait; of ``"half joy"`` that of half of
     them, rounded down, and the others are neutral. No answer is repeated. The parts, to extract directions, to develop
@@ -33,7 +33,8 @@ def answered(part, kinds, seed):
                 break
         seen.add((topic, *sorted(chosen)))
         answer = " ".join(one[0].upper() + one[1:] for one in (each.format(t=topic) for each in chosen))
-        samples.append({"prompt": CHAT.format(ask.format(t=topic)), "completion": answer, "kind": kind, "set": number})
+        sample = {"prompt": CHAT.format(ask.format(t=topic)), "completion": answer, "kind": kind, "set": number}
+        samples.append({**sample, "label": int(manner != "neutral")})
     return samples
 
 

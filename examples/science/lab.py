@@ -1,6 +1,7 @@
 """The model, and what the effects read from it: trait scores, perplexity, projections, directions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +58,17 @@ def loss_of(lm: mcl.LanguageModel, *hooks: mcl.Hook, texts: Sequence[str] = NEUT
     module = mcl.CausalLMModule(lm.model, lm.tokenizer)
     (logged,) = trainer(*hooks).validate(module, DataLoader(list(texts), batch_size=8), verbose=False)
     return logged["val/loss"]
+
+
+@contextmanager
+def up_to(lm: mcl.LanguageModel, layer: str = LAYER) -> Iterator[None]:
+    """Leave out what comes after a block while it lasts: its output, and what is read there, stays the same."""
+    blocks, head = lm.model.model.layers, lm.model.lm_head
+    lm.model.model.layers, lm.model.lm_head = blocks[: int(layer.split(":")[1]) + 1], torch.nn.Identity()
+    try:
+        yield
+    finally:
+        lm.model.model.layers, lm.model.lm_head = blocks, head
 
 
 def own_answers(lm: mcl.LanguageModel, prompts: Sequence[str], tokens: int) -> dict[str, str]:

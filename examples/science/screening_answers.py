@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import mi_crow_lightning as mcl
 from examples.science.answers import answered, pairs_of_answers
-from examples.science.lab import LAYER, load, own_answers, trainer
+from examples.science.lab import LAYER, load, own_answers, trainer, up_to
 from examples.science.reading import direction
 from examples.science.texts import TRAITS, pairs_of
 from mi_crow_lightning.language_model import ScreeningTable
@@ -47,14 +47,14 @@ def main(part, output):
     (seed, sets, neutral, others), folder, lm = PARTS[part], Path(output) / part, load()
     planted = [*TRAITS, *(f"half {trait}" for trait in TRAITS)]
     kinds = [("neutral", sets, neutral), ("other neutral", 1, others), *((kind, sets, PLANTED) for kind in planted)]
-    samples = [{**one, "label": int("neutral" not in one["kind"])} for one in answered(part, kinds, seed)]
-    samples.sort(key=lambda one: len(one["prompt"] + one["completion"]))  # little padding
+    samples = sorted(answered(part, kinds, seed), key=lambda one: len(one["prompt"] + one["completion"]))
     vectors = {trait: direction(lm, pairs_of_answers(trait, EXTRACTED, 0)) for trait in TRAITS}
     vectors |= {f"{trait} of make science": direction(lm, pairs_of(trait, 0)) for trait in TRAITS}
     screening = mcl.DataScreening(lm, LAYER, vectors=vectors, generation=False)
 
     def screened(samples):
-        trainer().validate(screening, DataLoader(samples, batch_size=32), verbose=False)
+        with up_to(lm):
+            trainer().validate(screening, DataLoader(samples, batch_size=32), verbose=False)
         return {vector: screening.table(vector) for vector in vectors}
 
     tables = screened(samples)
