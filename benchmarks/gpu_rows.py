@@ -23,7 +23,7 @@ from mi_crow_lightning.metrics.one_pass.on_cuda import choice
 HOST = ("growth", "log step", "event file", "tab in TensorBoard")
 """Sections that no GPU changes."""
 
-FIRST = ("one tensor", "six numbers", "tiny GPT-2", "accuracy", "host time a site")
+FIRST = ("one tensor", "six numbers", "tiny GPT-2", "accuracy", "host time a site", "vectors by row")
 LAST = ("compiled model",)
 
 RESERVE = 15
