@@ -21,6 +21,13 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+def test_the_page_of_installing_lists_the_extras_that_users_have() -> None:
+    found = PROJECT.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^([a-z]+) = \[", found, re.MULTILINE)) - {"dev", "docs", "loggers"}
+    listed = re.findall(r"^\| `([a-z]+)` \|", text("docs/how-to/install.md"), re.MULTILINE)
+    assert sorted(listed) == sorted(extras)
+
+
 def test_the_citation_is_of_this_version() -> None:
     version = re.search(r'^version = "([^"]+)"', PROJECT, re.MULTILINE)[1]
     cited = yaml.safe_load(text("CITATION.cff"))
