@@ -153,6 +153,42 @@ def test_what_is_written_into_the_batch_counts_from_the_next_pass_on() -> None:
     assert not torch.equal(seen[0], seen[1])
 
 
+def test_rows_that_are_not_edited_keep_their_bits_whatever_they_hold() -> None:
+    """Scaling a row back to its norm would turn an infinity into NaN."""
+    x = torch.randn(3, 4, WIDTH)
+    x[1, 2, 0], x[1, 3, 1], x[2, 0, :2] = float("inf"), float("nan"), torch.tensor([-0.0, 0.0])
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+    layers = Layers(model)
+    layers.register_hook("0", SteeringController(None, "batch", preserve_norm=True, layers="batch"))
+    layers.begin_batch(None, {"vector": THREE, "layers": ["0", [], []]})
+    found = model(x)
+    assert_bits(found[1:], x[1:])
+    torch.testing.assert_close(found[0].norm(dim=-1), x[0].norm(dim=-1))
+    assert not torch.equal(found[0], x[0])
+
+
+def test_vectors_count_in_float32_as_a_controller_keeps_them() -> None:
+    precise = THREE.double() + 1e-12
+    found = passed_on(SteeringController(1, "batch"), {"vector": precise}, torch.float64)[1]
+    for row in range(3):
+        assert_bits(found[row], passed_on(SteeringController(1, precise[row]), dtype=torch.float64)[1][row])
+
+
+def test_rows_multiply_between_two_passes_of_a_batch() -> None:
+    """A plain pass has a row for each sample, and the beams after it have three."""
+    model, made = llama().eval(), []
+    layers, block = Layers(model), model.model.layers[2]
+    block.register_forward_hook(lambda module, args, output: made.append(output.clone()))
+    layers.register_hook("block:*", SteeringController(None, "batch", vectors=TABLE, layers="batch"))
+    block.register_forward_hook(lambda module, args, output: made.append((output - made.pop()).abs().amax((1, 2)) > 0))
+    layers.begin_batch(None, {"vector": NAMES, "layers": [1, 2, [0, 2]]})
+    with torch.no_grad():
+        model(**CALLS)
+        model.generate(**CALLS, num_beams=3, do_sample=False, max_new_tokens=2)
+    assert made[0].tolist() == [False, True, True]
+    assert len(made) > 2 and all(one.tolist() == [False] * 3 + [True] * 6 for one in made[1:])
+
+
 def test_vectors_by_layer_in_the_table() -> None:
     """A vector that lacks a layer may be named where the batch does not edit there."""
     by_layer = {"joy": SteeringVector({"layers.0": THREE[0], "layers.1": THREE[1]}), "calm": {1: THREE[2]}}
@@ -232,6 +268,15 @@ def test_a_trainer_predicts_along_each_row_s_vector(form: str, how: str) -> None
     assert not torch.equal(plain, torch.cat(found))
     effects = {effect.layer[-1]: effect.tokens for effect in watch.effects()}
     assert sorted(effects) == ["0", "1", "3"] and min(effects.values()) > 0
+
+
+def test_a_dry_run_says_what_does_not_fit() -> None:
+    data = items(vector=NAMES, layers=torch.tensor([1, 3, 0]))
+    for wide, refused in ((0, False), (1, True)):
+        table = {"calm": torch.ones(WIDTH + wide), "joy": torch.ones(WIDTH + wide)}
+        watch = HookCallback(controllers=SteeringController("block:*", "batch", vectors=table), dry_run=True)
+        trainer(watch).predict(Generates({"do_sample": False}), data)
+        assert (f"has {WIDTH + 1} features" in str(watch.report())) == refused
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
