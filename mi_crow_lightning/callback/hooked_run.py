@@ -14,7 +14,7 @@ from mi_crow_lightning.callback.idle_hooks import check_that_hooks_ran
 from mi_crow_lightning.callback.optimizer_steps import OptimizerSteps
 from mi_crow_lightning.choices import ErrorAction
 from mi_crow_lightning.hooks.compiled.fresh_graphs import FreshGraphs
-from mi_crow_lightning.hooks.compiled.rules import toggling_schedules
+from mi_crow_lightning.hooks.compiled.rules import choose_ways, toggling_schedules
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
@@ -105,6 +105,7 @@ class HookedRun:
             self.effects.follow(stages)
         if not self.layers.traced_hooks():
             return False
+        choose_ways(self.layers, stages)
         self.layers.hold_traced()
         return self._fresh_graphs.begin(variants=2 ** len(toggling_schedules(self.layers, stages)))
 

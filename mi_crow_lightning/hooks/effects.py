@@ -148,8 +148,12 @@ class Effects:
             ctx: the call.
             result: the value that replaces the layer's output; before a layer, its new ``(args, kwargs)``.
         """
+        self.note_tensors(hook_id, ctx, _before_and_after(hook_type, ctx, result))
+
+    def note_tensors(self, hook_id: str, ctx: HookContext, pair: tuple[Tensor, Tensor] | None) -> None:
+        """Count the change from the first tensor of ``pair`` to the second; ``None`` if they cannot be compared."""
         assert ctx.stage is not None, "effects are only counted in a Trainer's stages"
-        pair, channels = _before_and_after(hook_type, ctx, result), None
+        channels = None
         if pair is None:
             self._unknown.add((hook_id, ctx.stage.value))
         else:

@@ -103,6 +103,7 @@ class Hook:
     _called = ""  # the name that messages have for it where its class is not one that users know
     _is_of_user = True  # else its layers are those of other hooks, which have said what there is to note
     _called_at_layers = True  # whether its layers call it; else it is called around optimizer steps
+    _is_asked_in_pass = False  # whether it keeps what it saw in a pass for the hooks that come later in it
     _sees_recomputes = False  # whether a detector is called in recomputes too, whose run of a layer may get gradients
 
     _alone_at: str | None = None  # the layer for which the hook was prepared by a direct call

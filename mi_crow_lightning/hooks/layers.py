@@ -403,6 +403,10 @@ class Layers:
         self._shared.running = running = RunningBatch(moment, batch, token_mask)
         if self.graphs:
             self._shared.traced.begin(running)
+            for registration in self._registrations.values():
+                for site in registration.sites:
+                    if isinstance(site, TracedSite):
+                        site.enter_stage(running.stage)
         self.passes.begin(running)
         for hook in self.get_hooks():
             hook._set_context(self._base_context(hook))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
 from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooks.compiled.torch_version import why_torch_is_too_old
-from mi_crow_lightning.hooks.compiled.traceable import why_not_traceable
+from mi_crow_lightning.hooks.compiled.traceable import why_not_called, why_not_traceable
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.hooks.registry.traced_site import TracedSite
 from mi_crow_lightning.hooks.schedules import Stage
 
-__all__ = ["MOST_SCHEDULES", "graph_refusals", "toggling_schedules"]
+__all__ = ["MOST_SCHEDULES", "called_hooks", "choose_ways", "graph_refusals", "toggling_schedules"]
 
 MOST_SCHEDULES = 2
+"""The schedules that go on and off among traced hooks; where there are more, the graph calls their hooks."""
 _MOST_GRAPHS = 2
 
 
@@ -32,16 +34,18 @@ def graph_refusals(layers: Layers, stages: Collection[Stage]) -> Iterator[Regist
             f"{too_old}. Run without torch.compile, or hook the compiled module itself or a layer outside it."
         )
         return
+    called = called_hooks(layers, stages)
     for hook in layers.traced_hooks():
-        if (reason := why_not_traceable(hook)) is not None:
+        reason, not_called = why_not_traceable(hook), why_not_called(hook)
+        if reason is not None and not_called is not None:
             layer, graph = next(_traced_layers(layers, hook))
             yield RegistrationError(
                 f"{hook!r} would run inside a graph of torch.compile: {layer!r} lies in {_name(graph, layers)}, "
-                f"which is compiled. There, {reason}. Run without torch.compile, or hook the compiled module itself or "
-                "a layer outside it."
+                f"which is compiled. There, {reason}, and {not_called}. Run without torch.compile, or hook the "
+                "compiled module itself or a layer outside it."
             )
         yield from _refused_for_uses(layers, hook)
-        if Stage.TRAIN in stages:
+        if Stage.TRAIN in stages and hook not in called:
             yield from _refused_for_checkpointing(layers, hook)
     schedules = toggling_schedules(layers, stages)
     if len(schedules) > MOST_SCHEDULES:
@@ -53,10 +57,51 @@ def graph_refusals(layers: Layers, stages: Collection[Stage]) -> Iterator[Regist
     yield from _refused_regions(layers)
 
 
+def choose_ways(layers: Layers, stages: Collection[Stage]) -> None:
+    """Choose for every hook in a graph whether it is traced or called, before the graphs are compiled.
+
+    Args:
+        layers: the registry of the hooks.
+        stages: the stages of the run.
+    """
+    called = called_hooks(layers, stages)
+    for hook in layers.traced_hooks():
+        for site in layers.sites(hook):
+            if isinstance(site, TracedSite):
+                site.is_called = hook in called
+
+
+def called_hooks(layers: Layers, stages: Collection[Stage]) -> set[Hook]:
+    """Return the hooks that graphs call as the Python that they are: those that cannot be traced, and can be called.
+
+    Args:
+        layers: the registry of the hooks.
+        stages: the stages of the run.
+    """
+    hooks = layers.traced_hooks()
+    callable_ones = [hook for hook in hooks if why_not_called(hook) is None]
+    called = {hook for hook in callable_ones if why_not_traceable(hook) is not None}
+    if Stage.TRAIN in stages:
+        called |= {hook for hook in callable_ones if next(_refused_for_checkpointing(layers, hook), None) is not None}
+    if len(_toggling(set(hooks) - called, hooks, stages)) > MOST_SCHEDULES:
+        called |= {hook for hook in callable_ones if _toggles(hook, stages)}
+    if any(hook.edits for hook in called):  # it may ask a detector what that saw in the pass
+        called |= {hook for hook in callable_ones if hook._is_asked_in_pass}
+    return called
+
+
 def toggling_schedules(layers: Layers, stages: Collection[Stage]) -> list[str]:
-    """Return the different schedules by which hooks in compiled graphs go on and off within a stage."""
-    whens = (hook.when() for hook in layers.traced_hooks())
-    return list(dict.fromkeys(repr(when) for when in whens if any(when.varies_in(stage) for stage in stages)))
+    """Return the different schedules by which traced hooks go on and off within a stage."""
+    hooks = layers.traced_hooks()
+    return _toggling(set(hooks) - called_hooks(layers, stages), hooks, stages)
+
+
+def _toggling(traced: Collection[Hook], hooks: Sequence[Hook], stages: Collection[Stage]) -> list[str]:
+    return list(dict.fromkeys(repr(hook.when()) for hook in hooks if hook in traced and _toggles(hook, stages)))
+
+
+def _toggles(hook: Hook, stages: Collection[Stage]) -> bool:
+    return any(hook.when().varies_in(stage) for stage in stages)
 
 
 def _refused_regions(layers: Layers) -> Iterator[RegistrationError]:

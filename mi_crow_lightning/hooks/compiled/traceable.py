@@ -1,25 +1,19 @@
-"""The hooks that may run inside a graph of ``torch.compile``: those whose class says that it can be traced."""
+"""The hooks that may run inside a graph of ``torch.compile``: traced with the model, or called by the graph."""
 
 from __future__ import annotations
 
+from mi_crow_lightning.hooks.controller import Controller
+from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.hook import Hook
 
-__all__ = ["why_not_traceable"]
+__all__ = ["why_not_called", "why_not_traceable"]
 
-_OVERRIDABLE = (
-    "_hook_fn",
-    "process_activations",
-    "process_activation",
-    "observe",
-    "_edited",
-    "modify_activations",
-    "edit",
-    "change",
-)
+_WITH_THE_LAYERS_VALUES = ("_hook_fn", "process_activations", "process_activation", "_edited", "modify_activations")
+_OVERRIDABLE = (*_WITH_THE_LAYERS_VALUES, "observe", "edit", "change")
 
 
 def why_not_traceable(hook: Hook) -> str | None:
-    """Return why a hook cannot run inside a graph, or ``None`` if it can."""
+    """Return why a hook cannot be traced into a graph, or ``None`` if it can."""
     for cls in type(hook).__mro__:
         # A base class cannot vouch for methods that a subclass overrides.
         if "traceable" in vars(cls):
@@ -29,3 +23,17 @@ def why_not_traceable(hook: Hook) -> str | None:
         if any(name in vars(cls) for name in _OVERRIDABLE):
             break
     return f"{type(hook).__name__} is not known to be traceable (its class does not set traceable = True)"
+
+
+def why_not_called(hook: Hook) -> str | None:
+    """Return why a graph cannot call a hook as the Python that it is, or ``None`` if it can."""
+    name = type(hook).__name__
+    if not isinstance(hook, (Controller, Detector)):
+        return f"{name} is neither a Detector nor a Controller, whose methods get the activation"
+    for cls in type(hook).__mro__:
+        if cls in (Controller, Detector, Hook):
+            continue
+        overridden = next((method for method in _WITH_THE_LAYERS_VALUES if method in vars(cls)), None)
+        if overridden is not None:
+            return f"{name} overrides {overridden}, which gets the layer's inputs and output, not the activation alone"
+    return None

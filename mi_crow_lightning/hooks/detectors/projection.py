@@ -64,6 +64,7 @@ class ProjectionDetector(SummingDetector):
     """
 
     traceable = True
+    _is_asked_in_pass = True
 
     def __init__(
         self,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.passes.generate import follow_generate, unfollow_generate
 from mi_crow_lightning.hooks.passes.handles import NO_KEYWORDS, Handle, InertWhenCopied, Rank, attach
+from mi_crow_lightning.hooks.passes.pass_in_graph import PassInGraph
 from mi_crow_lightning.hooks.passes.reentrancy import running
 from mi_crow_lightning.hooks.passes.token_call import read_facts, with_masks_of_outer
 from mi_crow_lightning.hooks.passes.token_module import Signature, takes_a_mask, token_module
@@ -47,19 +49,26 @@ class GraphCall:
         facts: the facts of the call that is being compiled; ``None`` before the first.
         outer: the calls around it, innermost first.
         is_root: whether the module itself was compiled, so that its graph begins after its call.
+        is_reported: whether the graph reports the call when it runs, for hooks that it calls.
+        number: of the facts that the graph has when it runs, see `PassInGraph`; ``None`` where it reports no call.
     """
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, in_graph: PassInGraph) -> None:
         self.facts: PassFacts | None = None
         self.outer: list[OuterGraphCall] = []
         self.is_root = False
+        self.is_reported = False
+        self.number: Tensor | None = None
         self._signature = signature
+        self._in_graph = in_graph
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the facts of a call that is being compiled."""
         facts = read_facts(module, self._signature.given(args, kwargs), self._signature, None, None)
         calls = [(call.signature, call.given) for call in self.outer if call.given is not None]
         self.facts = with_masks_of_outer(facts, calls)
+        if self.is_reported and torch.compiler.is_compiling():
+            self.number = self._in_graph.begin(self.facts)
 
 
 class EnterCall(InertWhenCopied):
@@ -144,7 +153,10 @@ class Watchers:
 
     def _plan_graph(self, source: nn.Module, signature: Signature, called: list[nn.Module]) -> None:
         """Prepare the call of a token module, and those of the modules around it, for graphs that run them."""
-        call = self._graph_calls.setdefault(source, GraphCall(signature))
+        call = self._graph_calls.get(source)
+        if call is None:
+            in_graph = PassInGraph(partial(self._passes.complete, source))
+            call = self._graph_calls[source] = GraphCall(signature, in_graph)
         call.is_root = bool(self._graphs) and source not in self._graphs
         outside = called[called.index(source) + 1 :] if source in called and self._graphs else []
         for outer in filter(takes_a_mask, outside):
@@ -182,5 +194,7 @@ class Watchers:
                 del self._users[module]
                 unfollow_generate(module, self._passes)
                 self._passes.forget(module)
+                if module in self._graph_calls:
+                    self._graph_calls[module].number = None  # which keeps the batch
                 for handle in self._handles.pop(module):
                     handle.remove()

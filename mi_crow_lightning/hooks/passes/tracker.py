@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
@@ -331,6 +332,41 @@ class Passes(Generic[H]):
         here.failed = set(here.without)
         if errors:
             self._over(errors, output)
+
+    def complete(self, module: nn.Module, facts: PassFacts) -> PassFacts:
+        """Return the facts of a call that a graph of ``torch.compile`` makes, with what is known when it runs.
+
+        Args:
+            module: a token module.
+            facts: what its arguments show.
+        """
+        here = self.threads.state
+        signature, generation = self._signatures[module], here.generations[-1] if here.generations else None
+        facts = replace(
+            facts,
+            side=signature.side,
+            pad_ids=signature.pad_ids,
+            generating=generation is not None,
+            guided=generation is not None and generation.guidance is not None,
+            acted=set(),
+            batch=here.batch,
+            derived={},
+        )
+        tokens, past = facts.tokens, facts.past
+        if generation is None or tokens is None or facts.side == "encoder":
+            learned = max(map(virtual_tokens, here.calls), default=0)
+            facts = replace(facts, prompt_width=here.first_widths.get(module) if past and past != learned else None)
+        elif facts.guided:  # which of the two sequences it is, the cache alone would show
+            facts = replace(facts, past_unknown=True)
+        else:
+            past = generation.past_of(module, past, tokens, facts.mask)
+            width, mask = generation.prompt_of(module, None, past or 0, tokens)
+            facts = replace(facts, past=past, prompt_width=width, prompt_mask=mask)
+            if mask is not None and facts.mask is None and not facts.unreadable:
+                facts = facts.with_mask(generation.mask_so_far(module, facts.rows or 0))
+        if not facts.past and tokens is not None:
+            here.first_widths[module] = tokens
+        return facts
 
     def _end(self, module: nn.Module | None) -> None:
         here = self.threads.state

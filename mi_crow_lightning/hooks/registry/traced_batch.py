@@ -24,11 +24,13 @@ class TracedBatch:
     Attributes:
         running: the batch; the numbers of its moment are int64 tensors ``()``, and its ``token_mask`` returns a mask
             that was made before the graph runs.
+        seen: what operations that only observe write to, see ``called_in_graph.py``.
     """
 
     def __init__(self, device: torch.device) -> None:
         with torch.inference_mode(False):
             self._numbers = {name: torch.zeros((), dtype=torch.int64, device=device) for name in _NUMBERS}
+            self.seen = torch.zeros((), device=device)
         self.running = NO_BATCH
 
     def begin(self, batch: RunningBatch) -> None:

@@ -10,7 +10,6 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from mi_crow_lightning import ActivationStatistics, HookCallback, Schedule, SteeringController
-from mi_crow_lightning.errors import RegistrationError
 from tests.callback.compiled.cases import QUIET, as_it_is, assert_same_numbers, in_place, small_llama, whole, wrapped
 from tests.callback.runs import checkpointed, fit
 from tests.models import WIDTH, token_data
@@ -41,8 +40,14 @@ def test_checkpointed_blocks_are_counted_and_edited_once(way: Any) -> None:
 
 
 @pytest.mark.documents("compatibility/gradient-checkpointing-in-a-graph/detectors")
-@pytest.mark.parametrize("layer", ["block:1.mlp", *["block:1"] * CALLS_ARE_CHECKPOINTED])
-def test_layers_inside_of_checkpointed_blocks_are_refused(layer: str) -> None:
-    module = checkpointed(small_llama())
-    with pytest.raises(RegistrationError, match="is, a LlamaDecoderLayer with gradient checkpointing in a"):
-        fit(in_place(module, "eager"), token_data(), HookCallback(ActivationStatistics(layer)))
+def test_hooks_inside_of_checkpointed_blocks_are_called_once_a_pass() -> None:
+    callbacks, weights = [], []
+    for how in (as_it_is, in_place):
+        steer = SteeringController("block:0.mlp", torch.arange(WIDTH) / 8, 1.0, schedule=Schedule())
+        callbacks.append(HookCallback(ActivationStatistics("block:1.mlp"), steer, log_every_n_steps=1))
+        module = small_llama()
+        checkpointed(module)
+        fit(how(module, "aot_eager"), token_data(8), callbacks[-1])
+        weights.append(torch.cat([weight.detach().flatten() for weight in module.parameters()]))
+    assert_same_numbers(*callbacks)
+    torch.testing.assert_close(*weights)

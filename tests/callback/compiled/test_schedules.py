@@ -7,10 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from mi_crow_lightning import ActivationStatistics, HookCallback, ScaleController, Schedule
-from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning import HookCallback, ScaleController, Schedule
 from tests.callback.compiled.cases import QUIET, Counted, in_place, small_mlp
-from tests.callback.runs import fit, run
+from tests.callback.runs import run
 from tests.models import trainer, vector_data
 
 pytestmark = QUIET
@@ -37,16 +36,15 @@ def test_two_schedules_that_go_on_and_off_by_themselves() -> None:
     "compatibility/two-schedules-that-go-on-and-off/detectors",
     "compatibility/two-schedules-that-go-on-and-off/controllers",
 )
-@pytest.mark.parametrize("edits", [False, True])
-def test_a_third_schedule_is_refused(edits: bool) -> None:
-    schedules = {f"every {n}": Schedule("train", every_n_batches=n) for n in (2, 3, 4)}
-    watching = [ActivationStatistics("model.3", name=name, schedule=due) for name, due in schedules.items()]
-    steering = [ScaleController("model.3", 2.0, hook_id=name, schedule=due) for name, due in schedules.items()]
-    callback = HookCallback(controllers=steering) if edits else HookCallback(watching)
-    with pytest.raises(RegistrationError, match=r"on and off by 3 schedules: .*every_n_batches=2.*at most 2"):
-        fit(in_place(small_mlp(), "eager"), vector_data(), callback)
-    # Of those that do not go on and off in this run there may be more.
-    run("predict", trainer(HookCallback(watching)), in_place(small_mlp(), "eager"), vector_data(8))
+def test_with_a_third_schedule_the_hooks_are_called_by_one_graph() -> None:
+    counted, watching = Counted(), []
+    for n in (2, 3, 4):
+        schedule = Schedule("predict", every_n_batches=n)
+        watching.append(ScaleController("model.3", 2.0, hook_id=f"every {n}", schedule=schedule))
+    callback = HookCallback(controllers=watching)
+    run("predict", trainer(callback), in_place(small_mlp(), counted.backend), vector_data(48))
+    assert {effect.hook: effect.fired for effect in callback.effects()} == {"every 2": 6, "every 3": 4, "every 4": 3}
+    assert (counted.graphs, counted.breaks) == (1, 0)
 
 
 def test_switching_a_hook_off_and_on_in_a_run() -> None:

@@ -11,19 +11,15 @@ from torch import Tensor, nn
 
 from mi_crow_lightning import (
     AblationController,
-    ActivationStatistics,
     ClampController,
     Detector,
-    FunctionController,
     HookCallback,
-    LayerActivationDetector,
     ProjectionDetector,
     ScaleController,
     Schedule,
     SteeringController,
 )
 from mi_crow_lightning.errors import RegistrationError
-from mi_crow_lightning.hooks import Tokens
 from mi_crow_lightning.hooks.hook import Hook
 from tests.callback.compiled.cases import (
     QUIET,
@@ -101,13 +97,6 @@ def test_an_own_detector_that_says_so_is_traced() -> None:
     assert (counted.graphs, counted.breaks) == (1, 0)
 
 
-class Louder(ActivationStatistics):
-    """Does more than what it is made of."""
-
-    def observe(self, x: Tensor, ctx: Any) -> None:
-        super().observe(x, ctx)
-
-
 class Own(Hook):
     def _hook_fn(self, module: nn.Module, input: tuple[Any, ...], output: Any = None) -> None:
         pass
@@ -117,32 +106,22 @@ REFUSED = "would run inside a graph of torch.compile: 'model.3' lies in 'model',
 NOT_KNOWN = "{} is not known to be traceable"
 
 
+class Direct(Detector):
+    def process_activations(self, module: nn.Module, input: tuple[Any, ...], output: Any) -> None:
+        pass
+
+
 @pytest.mark.documents(
     "compatibility/hooks-that-cannot-be-traced/detectors", "compatibility/hooks-that-cannot-be-traced/controllers"
 )
 @pytest.mark.parametrize(
     ("hook", "reason"),
     [
-        (FunctionController("model.3", torch.neg), NOT_KNOWN.format("FunctionController")),
-        (LayerActivationDetector("model.3"), NOT_KNOWN.format("LayerActivationDetector")),
-        (Louder("model.3"), NOT_KNOWN.format("Louder")),
-        (Own("model.3"), NOT_KNOWN.format("Own")),
-        (ScaleController("model.3", 2.0, when=lambda x, ctx: True), "when= is evaluated while the model runs"),
-        (ScaleController("model.3", 2.0, strength=lambda ctx: 1.0), "strength=<function .* is read again in each pass"),
-        (ScaleController("model.3", 2.0, strength="batch"), "strength='batch' is read again in each pass"),
-        (ScaleController("model.3", 2.0, tokens="generated"), "tokens='generated' depend on where the prompt ends"),
-        (
-            ActivationStatistics("model.3", tokens=Tokens(positions=[-1])),
-            r"tokens=Tokens\(positions=\[-1\]\) depend on",
-        ),
-        (ActivationStatistics("model.3", tokens=Tokens("all") & ~Tokens("last")), "tokens='last' depend on"),
-        (
-            ScaleController("model.3", 2.0, tokens=Tokens(where=lambda x, ctx: x)),
-            r"tokens=Tokens\(where=.*calls a function",
-        ),
+        (Own("model.3"), NOT_KNOWN.format("Own") + ".*, and Own is neither a Detector nor a Controller"),
+        (Direct("model.3"), NOT_KNOWN.format("Direct") + ".*, and Direct overrides process_activations"),
     ],
 )
-def test_what_cannot_be_traced_is_refused(hook: Hook, reason: str) -> None:
+def test_what_can_neither_be_traced_nor_called_is_refused(hook: Hook, reason: str) -> None:
     hooks = {"controllers" if hook.edits else "detectors": hook}
     with pytest.raises(RegistrationError, match=REFUSED + reason):
         run("predict", trainer(HookCallback(**hooks)), wrapped(small_mlp(), "eager"), vector_data())  # type: ignore
