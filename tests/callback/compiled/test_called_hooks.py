@@ -176,5 +176,6 @@ class Nosy(Controller):
 
 
 def test_what_a_called_hook_cannot_know_is_said() -> None:
+    watch = HookCallback(controllers=Nosy("model.0"))
     with pytest.raises(HookError, match=r"the layer's inputs \(ctx\.args, ctx\.kwargs\)"):
-        run("predict", trainer(HookCallback(controllers=Nosy("model.0"))), in_place(small_mlp(), "eager"), vector_data(4))
+        run("predict", trainer(watch), in_place(small_mlp(), "eager"), vector_data(4))
