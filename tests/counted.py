@@ -23,12 +23,16 @@ def calls_in(work: Callable[[], object], of: Callable[..., object] | None = None
         nonlocal count
         count += event in ("call", "c_call") if code is None else event == "call" and frame.f_code is code
 
-    before = sys.getprofile()
+    before, collects = sys.getprofile(), gc.isenabled()
+    gc.collect()
+    gc.disable()  # else the finalizers of what other tests left would count
     sys.setprofile(note)
     try:
         work()
     finally:
         sys.setprofile(before)
+        if collects:
+            gc.enable()
     return count
 
 

@@ -28,8 +28,9 @@ def printed(*arguments: str) -> str:
     return " ".join(out.getvalue().split())
 
 
-found = {"before": printed(*SHORT), "imported before": "mi_crow_lightning" in sys.modules}
-found["full"] = printed(*FULL, *HOOKS)  # jsonargparse imports the package, and with it all that may be named
-found["after"] = printed(*SHORT, *HOOKS)
-found["help"] = printed("--trainer.callbacks.help=HookCallback")
-print("\n" + json.dumps(found))
+if __name__ == "__main__":
+    found = {"before": printed(*SHORT), "imported before": "mi_crow_lightning" in sys.modules}
+    found["full"] = printed(*FULL, *HOOKS)  # jsonargparse imports the package, and with it all that may be named
+    found["after"] = printed(*SHORT, *HOOKS)
+    found["help"] = printed("--trainer.callbacks.help=HookCallback")
+    print("\n" + json.dumps(found))

@@ -104,16 +104,23 @@ def test_it_tells_what_a_real_run_would() -> None:
     assert (real.dry_run, dry.dry_run) == (False, True)
 
 
+class Whole(Seen):
+    """Gets the layer's inputs and output, so that a graph can neither trace nor call it."""
+
+    def process_activations(self, module: Any, args: Any, output: Any) -> None:
+        super().process_activations(module, args, output)
+
+
 def test_everything_that_would_be_refused_is_told_at_once_and_the_run_goes_on() -> None:
     module = module_of()
     module.model.compile(backend="eager")
     twice = [ActivationStatistics("model.0"), ActivationStatistics("model.0")]
-    detectors = [Seen("model.three", hook_id="misspelt"), Seen("model.3", hook_id="compiled"), *twice]
+    detectors = [Seen("model.three", hook_id="misspelt"), Whole("model.3", hook_id="compiled"), *twice]
     watch = HookCallback(detectors, dry_run=True)
     assert len(run("predict", trainer(watch), module, data_of())) == 5
     misspelt, compiled, shared = watch.report().refusals
     assert misspelt.startswith("LayerNotFound: the model has no layer 'model.three'")
-    assert "'model.3' lies in 'model', which is compiled. There, Seen is not known" in compiled
+    assert "'model.3' lies in 'model', which is compiled. There, Whole is not known" in compiled
     assert "would both write the mean of 'model.0'" in shared
     text = str(watch.report())
     assert text.count("This run would be refused: ") == 3
