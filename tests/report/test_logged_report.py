@@ -71,7 +71,7 @@ def test_a_terminal_gets_the_report_in_its_width(
     shown = terminal.getvalue()
     assert STYLE.search(shown)
     assert max(map(len, STYLE.sub("", shown).splitlines())) <= width
-    assert len(shown.splitlines()) <= 24
+    assert len(shown.splitlines()) <= 26  # two fewer with numba, which has less to say
     assert sorted(words(shown)) == sorted(str(report).split())  # other line breaks, and nothing else
 
 
