@@ -10,11 +10,10 @@ from torch import Tensor
 
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import LayerNotFound, VectorMismatch
-from mi_crow_lightning.hooks.batch_vectors import entry_of
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.running_batch import RunningBatch
 from mi_crow_lightning.hooks.per_layer import ends_alike
-from mi_crow_lightning.hooks.positions.rows import of_rows
+from mi_crow_lightning.hooks.positions.rows import entry_of, of_rows
 
 __all__ = ["BatchLayers"]
 
@@ -36,33 +35,28 @@ class BatchLayers:
         """Note the layers of the controller, each with its block."""
         self._blocks, self._plan = dict(blocks), None
 
-    def samples_at(self, ctx: HookContext) -> Tensor:
-        """Return which samples are edited at a layer: ``(B,)`` bool, on the CPU.
+    def rows_at(self, x: Tensor, ctx: HookContext) -> tuple[Tensor | None, Tensor]:
+        """Return what is edited of an activation.
+
+        Returns:
+            The rows ``(R,)``, on its device, or ``None`` for all; and which samples these are of: ``(B,)`` bool, on
+            the CPU.
 
         Raises:
-            VectorMismatch: the batch names no layers.
-            LayerNotFound: it names one that the controller is not at.
+            VectorMismatch: the batch names no layers, or the rows do not match the samples.
+            LayerNotFound: it names a layer that the controller is not at.
         """
-        given = entry_of(ctx.batch, "layers", _FORMS)
+        given = entry_of(ctx.batch, "layers", _FORMS, VectorMismatch)
         if self._plan is None or not self._plan.is_of(given, ctx.running):
             self._plan = _Plan(given, self._blocks or {ctx.layer: ctx.index}, ctx.running)
-        return self._plan.samples[ctx.layer]
-
-    def rows_at(self, x: Tensor, ctx: HookContext) -> Tensor | None:
-        """Return the rows of an activation that are edited, ``(R,)`` on its device; ``None`` for all.
-
-        Raises:
-            VectorMismatch, LayerNotFound: see `samples_at`, or the rows do not match the samples.
-        """
-        samples = self.samples_at(ctx)
+        samples = self._plan.samples[ctx.layer]
         rows = of_rows(samples, x, ctx)
         if rows is None:
             raise VectorMismatch(
                 f"batch['layers'] has {len(samples)} entries, one for each sample, and the activation of "
                 f"{ctx.layer!r} has {len(x)} rows (shape {tuple(x.shape)}): give one for each row"
             )
-        assert self._plan is not None
-        return self._plan.indices(ctx.layer, rows, x.device)
+        return self._plan.indices(ctx.layer, rows, x.device), samples
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the batch that was read last."""

@@ -15,9 +15,9 @@ from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.directions import check_width
 from mi_crow_lightning.hooks.edits import rounded
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, Vector
-from mi_crow_lightning.hooks.positions.rows import of_rows
+from mi_crow_lightning.hooks.positions.rows import entry_of, of_rows
 
-__all__ = ["BATCH", "BatchVectors", "entry_of"]
+__all__ = ["BATCH", "BatchVectors", "product"]
 
 BATCH = "batch"
 _FORMS = "a float tensor (B, D) or (D,), or names from vectors=: one, or a list of B"
@@ -86,7 +86,7 @@ class BatchVectors(PerLayer[Tensor]):
         Raises:
             VectorMismatch: the batch has no vectors, or they do not fit the rows or the width.
         """
-        given = entry_of(ctx.batch, "vector", _FORMS)
+        given = entry_of(ctx.batch, "vector", _FORMS, VectorMismatch)
         if isinstance(given, Tensor):
             vectors = _on(_usable(given), like)
             return vectors if vectors.dim() == 1 else _of_wanted(vectors, like, ctx, only)
@@ -101,7 +101,7 @@ class BatchVectors(PerLayer[Tensor]):
 
     def width(self, ctx: HookContext) -> int:
         """Return how many features the vectors of the batch have at a layer."""
-        given = entry_of(ctx.batch, "vector", _FORMS)
+        given = entry_of(ctx.batch, "vector", _FORMS, VectorMismatch)
         return (_usable(given) if isinstance(given, Tensor) else self._stack_at(ctx).vectors).shape[-1]
 
     def _stack_at(self, ctx: HookContext) -> _Stack:
@@ -152,7 +152,7 @@ class BatchVectors(PerLayer[Tensor]):
                 "vectors={name: vector, ...}, or the batch a float tensor (B, D)"
             )
         if name not in self.table:
-            raise VectorMismatch(str(not_known("batch['vector']: the name", name, self.table)).replace("=", " "))
+            raise VectorMismatch(str(not_known("batch['vector']: the name", name, self.table)).replace("=", " ", 1))
 
     def of(self, layer: str, index: int | None) -> Tensor:
         """Return one of the table's vectors for a layer: all have its width.
@@ -189,25 +189,6 @@ class BatchVectors(PerLayer[Tensor]):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was stacked: a copy stacks its own."""
         return {**self.__dict__, "_casts": Casts(), "_stacks": {}, "_named": {}}
-
-
-def entry_of(batch: Any, key: str, forms: str) -> Any:
-    """Return what a batch has under a key that a controller reads.
-
-    Raises:
-        VectorMismatch: it is not a mapping, or has no such key.
-    """
-    argument = f"{key}='batch'"
-    if not isinstance(batch, Mapping):
-        raise VectorMismatch(
-            f"{argument} reads batch[{key!r}], and the batch is a {type(batch).__name__}: it must be a mapping"
-        )
-    if key not in batch:
-        raise VectorMismatch(
-            f"{argument} reads batch[{key!r}], and the batch has only: {', '.join(map(repr, batch))}. Put {forms} "
-            "there, in the dataset or in predict_step"
-        )
-    return batch[key]
 
 
 def _checked(table: Any) -> Mapping[str, Vector]:

@@ -13,7 +13,7 @@ from mi_crow_lightning._shown import name_of, shown
 from mi_crow_lightning.errors import StrengthMismatch
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.per_layer import Casts, PerLayer, span_of
-from mi_crow_lightning.hooks.positions.rows import of_rows
+from mi_crow_lightning.hooks.positions.rows import entry_of, of_rows
 
 __all__ = ["A_FUNCTION", "Strength", "Strengths", "reads_batch"]
 
@@ -96,7 +96,8 @@ class Strengths:
         if self._of_samples is not None:
             return _for_rows(self._casts.of(self._of_samples, x, torch.float32), x, ctx)
         if isinstance(self.given, str):
-            return _for_rows(_from_batch(ctx.batch), x, ctx, "batch['strength']")
+            given = entry_of(ctx.batch, "strength", "a tensor (B,) or a number", StrengthMismatch)
+            return _for_rows(given, x, ctx, "batch['strength']")
         if callable(self.given):
             return _for_rows(self.given(ctx), x, ctx, "the strength function's result")
         assert isinstance(self.given, float)
@@ -138,19 +139,6 @@ def _samples(value: Tensor) -> Tensor:
     if not torch.isfinite(copy).all():
         raise ValueError(f"strength holds {int((~torch.isfinite(copy)).sum())} values that are not finite")
     return copy
-
-
-def _from_batch(batch: Any) -> Any:
-    if not isinstance(batch, Mapping):
-        raise StrengthMismatch(
-            f"strength='batch' reads batch['strength'], and the batch is a {type(batch).__name__}: it must be a mapping"
-        )
-    if "strength" not in batch:
-        raise StrengthMismatch(
-            f"strength='batch' reads batch['strength'], and the batch has only: {', '.join(map(repr, batch))}. Put a "
-            "tensor (B,) or a number there, in the dataset or in predict_step"
-        )
-    return batch["strength"]
 
 
 def _for_rows(value: Any, x: Tensor, ctx: HookContext, name: str = "strength") -> float | Tensor:

@@ -138,7 +138,7 @@ class SteeringController(VectorController):
         like = x if ctx.activation is None else ctx.activation  # its channels are where the layer has them
         only = samples = None
         if self._layers is not None:
-            only, samples = self._layers.rows_at(like, ctx), self._layers.samples_at(ctx)
+            only, samples = self._layers.rows_at(like, ctx)
         if only is None:
             return x + self._change_at(x, x, strength, ctx, None, None)
         if not len(only):
@@ -165,7 +165,7 @@ class SteeringController(VectorController):
 
     def _with_norms_of(self, x: Tensor, edited: Tensor, ctx: HookContext) -> Tensor:
         """Scale back only the rows that the layer edits: the others have the norms that they had, to the bit."""
-        only = None if self._layers is None else self._layers.rows_at(x, ctx)
+        only = None if self._layers is None else self._layers.rows_at(x, ctx)[0]
         scaled = super()._with_norms_of(x, edited, ctx)
         return scaled if only is None else edited.index_copy(0, only, scaled.index_select(0, only))
 

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.errors import TokensUnknown
+from mi_crow_lightning.errors import MiCrowError, TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
 
-__all__ = ["check_rows_are_samples", "of_rows", "sample_of_rows"]
+__all__ = ["check_rows_are_samples", "entry_of", "of_rows", "sample_of_rows"]
+
+
+def entry_of(batch: Any, key: str, forms: str, error: type[MiCrowError]) -> Any:
+    """Return what a batch has under a key that a controller reads, as its argument ``key="batch"`` says.
+
+    Args:
+        batch: the running batch.
+        key: the key, and the name of the argument.
+        forms: what may be there, for the message.
+        error: what to raise if it is not a mapping, or has no such key.
+    """
+    argument = f"{key}='batch'"
+    if not isinstance(batch, Mapping):
+        raise error(f"{argument} reads batch[{key!r}], and the batch is a {type(batch).__name__}: it must be a mapping")
+    if key not in batch:
+        raise error(
+            f"{argument} reads batch[{key!r}], and the batch has only: {', '.join(map(repr, batch))}. Put {forms} "
+            "there, in the dataset or in predict_step"
+        )
+    return batch[key]
 
 
 def of_rows(values: Tensor, x: Tensor, ctx: HookContext, by_row: bool = False) -> Tensor | None:

@@ -68,9 +68,7 @@ class TracedSite(Site):
 
     def enter_stage(self, stage: Stage | None) -> None:
         """Set whether graphs of a stage call the hook at all; it changes only with the stage."""
-        may_run = stage is None or self.hook.when().may_be_due_in(stage)
-        if may_run != self._may_run:
-            self._may_run = may_run
+        self._may_run = stage is None or self.hook.when().may_be_due_in(stage)
 
     def switch(self, on: bool, ways: Ways | None = None) -> None:
         """Set whether the hook runs with its layer; the handle stays."""
