@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,12 @@ from mi_crow_lightning import ActivationStatistics, HookCallback, ScaleControlle
 from mi_crow_lightning.alarms import Alarm, NonFinite, Snapshot, WithoutEffect, default_alarms, replay
 from tests.callback.compiled.cases import QUIET, WAYS, Chain, Counted, Silent, as_it_is
 from tests.callback.runs import told
+from tests.fresh_graphs import fresh_graphs  # noqa: F401
 from tests.models import loader, trainer, vector_data
 
 pytestmark = QUIET
 
 MARK = 1e5  # in a batch: there the layer gives NaN
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 class Spoils(nn.Linear):

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from mi_crow_lightning import ActivationStatistics, HookCallback, Schedule, SteeringController
 from tests.callback.compiled.cases import QUIET, Counted, assert_same_numbers, in_place, small_llama, small_mlp
 from tests.callback.runs import run
+from tests.fresh_graphs import fresh_graphs  # noqa: F401
 from tests.models import WIDTH, token_data, trainer, vector_data
 
 pytestmark = QUIET
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("gcc")
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def backend_of(device: torch.device) -> str:

@@ -17,17 +17,11 @@ from mi_crow_lightning.metrics.activation import EDGES, Row, measure
 from mi_crow_lightning.metrics.activation_statistics import ActivationStatisticsMetric
 from mi_crow_lightning.metrics.one_pass import in_graph
 from mi_crow_lightning.metrics.summary import Group
+from tests.fresh_graphs import fresh_graphs  # noqa: F401
 
 WIDTH = 12
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.skipif(not COMPILER, reason="inductor needs a C++ compiler"))
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 class Stack(nn.Module):
