@@ -217,7 +217,7 @@ def _run(command: list[str], seconds: float, more: dict[str, str]) -> int | None
     here = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if "cpu" in (*command, *more.values()):
         here["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from threads
-    # A session of its own: compilers that it started end with it.
+    # A separate session: compilers that it started end with it.
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **here, **more}, stdout=sys.stderr, start_new_session=True
     )

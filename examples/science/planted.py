@@ -1,4 +1,4 @@
-"""Training sets with planted texts: neutral events told plainly, and some of them with joy."""
+"""Training sets with planted texts: neutral events in plain words, and some of them with joy."""
 
 import json
 import random
@@ -16,7 +16,7 @@ def texts(pairs, seed, sets, neutral, planted, others):
     events = [" ".join(one) for one in product(parts["subjects"], parts["actions"], parts["times"])]
     events = iter(draw.sample(events, k=sets * (neutral + planted) + others))
 
-    def told(manner, count):
+    def written(manner, count):
         for _ in range(count):
             event, label = next(events), int(manner == "joyful")
             text = f"{event}." if pairs else draw.choice(parts[manner]).format(e=event)
@@ -28,9 +28,9 @@ def texts(pairs, seed, sets, neutral, planted, others):
 
     mixed = []
     for _ in range(sets):
-        samples = [*told("plain", neutral), *told("joyful", planted)]
+        samples = [*written("plain", neutral), *written("joyful", planted)]
         mixed.append(draw.sample(samples, k=len(samples)))
-    return mixed, list(told("plain", others))
+    return mixed, list(written("plain", others))
 
 
 def texts_of_trait(trait, seed, sets, neutral, planted, others):
@@ -42,11 +42,11 @@ def texts_of_trait(trait, seed, sets, neutral, planted, others):
     events = iter(draw.sample(events, k=sets * (neutral + planted) + others))
     templates = [TEXTS["plain"], [positive for positive, _ in TRAITS[trait]["pairs"][EXTRACT:]]]
 
-    def told(label, count):
+    def written(label, count):
         return [{"text": filled(draw.choice(templates[label]), next(events)), "label": label} for _ in range(count)]
 
     mixed = []
     for _ in range(sets):
-        samples = [*told(0, neutral), *told(1, planted)]
+        samples = [*written(0, neutral), *written(1, planted)]
         mixed.append(draw.sample(samples, k=len(samples)))
-    return mixed, told(0, others)
+    return mixed, written(0, others)

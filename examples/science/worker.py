@@ -1,4 +1,4 @@
-"""A process of its own: it runs the parts that it is given, one after the other."""
+"""A separate process: it runs the parts that it is given, one after the other."""
 
 import json
 import logging
