@@ -38,7 +38,7 @@ def _demo(given: argparse.Namespace) -> int:
     try:
         run_demo(given.model, given.logdir)
     except (OSError, ValueError) as error:
-        return _fail(str(error))
+        return _fail(_naming(given.model, error))
     return 0
 
 
@@ -50,7 +50,7 @@ def _layers(given: argparse.Namespace) -> int:
     try:
         found = outline(given.model, "block:*" if given.blocks else given.match)
     except (LayerNotFound, OSError, ValueError) as error:
-        return _fail(str(error))
+        return _fail(_naming(given.model, error))
     except Exception as error:  # whatever transformers raises for a config that it cannot use
         return _fail(f"{given.model!r}: {type(error).__name__}: {error}")
     print(json.dumps(asdict(found), indent=2) if given.json else found)
@@ -217,6 +217,11 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     replay.add_argument("--json", action="store_true", help="print JSON")
     replay.set_defaults(run=_replay)
+
+
+def _naming(model: str | None, error: Exception) -> str:
+    """Return an error's text with the model that was asked for, which transformers leaves out when it is offline."""
+    return f"{model!r}: {error}" if model and model not in str(error) else str(error)
 
 
 def _fail(message: str) -> int:

@@ -35,6 +35,12 @@ def test_a_model_that_is_not_there_ends_with_two(tmp_path: Path, capsys: pytest.
     assert "error: there is no folder or GGUF file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["demo", "--model"], ["layers"]], ids=" ".join)
+def test_a_model_that_is_not_on_this_machine_is_named(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "nobody/no-model"]) == 2
+    assert "nobody/no-model" in capsys.readouterr().err.partition("error: ")[2]
+
+
 def test_a_script_that_was_not_installed_is_missed_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_demo, "_PLACES", (tmp_path / "a", tmp_path / "b"))
     with pytest.raises(FileNotFoundError, match=r"finetune_and_steer\.py is neither in .*a nor in .*b: install the "):
