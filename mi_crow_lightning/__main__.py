@@ -49,7 +49,9 @@ def _layers(given: argparse.Namespace) -> int:
 
     try:
         found = outline(given.model, "block:*" if given.blocks else given.match)
-    except (LayerNotFound, OSError, ValueError) as error:
+    except LayerNotFound as error:
+        return _fail(str(error))
+    except (OSError, ValueError) as error:
         return _fail(_naming(given.model, error))
     except Exception as error:  # whatever transformers raises for a config that it cannot use
         return _fail(f"{given.model!r}: {type(error).__name__}: {error}")
