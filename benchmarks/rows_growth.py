@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from benchmarks.report import Section, Target
 from mi_crow_lightning import ActivationStatistics, HookCallback, LayerActivationDetector, ScaleController, attached
-from mi_crow_lightning.callback.hooked_run import HookedRun
-from mi_crow_lightning.callback.names import readable_names
 from mi_crow_lightning.hooks import Layers, Schedule
 from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.schedules import Moment, Stage
+from mi_crow_lightning.runs.hooked_run import HookedRun
+from mi_crow_lightning.runs.names import readable_names
 
 Work = Callable[[], object]
 

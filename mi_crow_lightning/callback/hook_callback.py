@@ -7,7 +7,7 @@ Hooks are registered when a stage starts, switched for each batch, read when Lig
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -33,22 +33,8 @@ from mi_crow_lightning.callback.arguments import (
 from mi_crow_lightning.callback.dataloaders import Dataloaders
 from mi_crow_lightning.callback.end_page import EndPage
 from mi_crow_lightning.callback.figure_log import FigureLog
-from mi_crow_lightning.callback.hook_states import HookStates
-from mi_crow_lightning.callback.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.callback.monitored import Monitored
-from mi_crow_lightning.callback.names import (
-    describe,
-    log_names,
-    shown_hooks,
-    state_key_after,
-    state_keys,
-    unique_state_key,
-)
 from mi_crow_lightning.callback.progress_bar import ProgressBarNumbers
-from mi_crow_lightning.callback.rank_plans import Plan
-from mi_crow_lightning.callback.readings_log import ReadingsLog
-from mi_crow_lightning.callback.results import Results
-from mi_crow_lightning.callback.roll_call import RollCall
 from mi_crow_lightning.callback.run_events import RunEvents
 from mi_crow_lightning.choices import ReportForm
 from mi_crow_lightning.errors import RegistrationError
@@ -63,6 +49,20 @@ from mi_crow_lightning.report.form import form_of
 from mi_crow_lightning.report.logged import write_report
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.tag_count import count_tags
+from mi_crow_lightning.runs.hook_states import HookStates
+from mi_crow_lightning.runs.hooked_run import HookedRun, failed_to_forget
+from mi_crow_lightning.runs.names import (
+    describe,
+    log_names,
+    shown_hooks,
+    state_key_after,
+    state_keys,
+    unique_state_key,
+)
+from mi_crow_lightning.runs.rank_plans import Plan
+from mi_crow_lightning.runs.readings_log import ReadingsLog
+from mi_crow_lightning.runs.results import Results
+from mi_crow_lightning.runs.roll_call import RollCall
 from mi_crow_lightning.spawned_runs import SpawnedRuns
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class HookCallback(Results, pl.Callback):
         self._failed_to_forget: dict[str, Exception] = {}
         self._states = HookStates()
         self._resumes = True
-        self._reporter = Reporter(form_of(report))
+        self._reporter: Reporter = Reporter(form_of(report))
         self._spawned_runs = SpawnedRuns()
         for hook in (*self.detectors, *self.controllers):
             hook._spawned_runs = self._spawned_runs
@@ -337,6 +337,9 @@ class HookCallback(Results, pl.Callback):
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finish_evaluation(trainer, Stage.PREDICT)
+
+    def _epochs(self) -> Mapping[int, int]:
+        return self._figure_log.epochs
 
     def fired(self) -> list[Firing]:
         """Return the alarms that fired since this callback was made, see `Firing`; on every rank the same.

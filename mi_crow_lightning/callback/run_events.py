@@ -12,9 +12,6 @@ import lightning.pytorch as pl
 from mi_crow_lightning import _warned, trainer_facts
 from mi_crow_lightning._messages import message_of
 from mi_crow_lightning._shown import shortened
-from mi_crow_lightning.callback.hook_switches import HookSwitches
-from mi_crow_lightning.callback.hooked_run import HookedRun
-from mi_crow_lightning.callback.names import readable_names
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.dispatch import write
@@ -22,6 +19,9 @@ from mi_crow_lightning.loggers.run_events import LONGEST, EventRow
 from mi_crow_lightning.loggers.scalars import MetricsLogger
 from mi_crow_lightning.loggers.step import LoggedStep
 from mi_crow_lightning.loggers.tensorboard import summary_writer
+from mi_crow_lightning.runs.hook_switches import HookSwitches
+from mi_crow_lightning.runs.hooked_run import HookedRun
+from mi_crow_lightning.runs.names import readable_names
 from mi_crow_lightning.warnings import FailureWarning
 
 __all__ = ["MOST", "RunEvents"]

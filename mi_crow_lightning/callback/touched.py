@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.callback.hook_callback import HookCallback
-from mi_crow_lightning.callback.hooked_run import HookedRun
 from mi_crow_lightning.hooks.positions.touched import Touched, TouchedTokens
 from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.runs.hooked_run import HookedRun
 
 __all__ = ["FollowedTokens", "following_tokens"]
 

@@ -11,7 +11,17 @@ from torch import Tensor, distributed
 
 from mi_crow_lightning._messages import message_of
 
-__all__ = ["Share", "Shares", "check_follows", "collective", "exchange", "gather", "gather_rows", "is_distributed"]
+__all__ = [
+    "Share",
+    "Shares",
+    "check_follows",
+    "collective",
+    "exchange",
+    "gather",
+    "gather_rows",
+    "is_distributed",
+    "is_first_rank",
+]
 
 
 class Share(NamedTuple):
@@ -38,6 +48,11 @@ Shares = Generator[Share, Tensor, Any]
 def is_distributed() -> bool:
     """Return whether this process is one of several ranks."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the first of several ranks, or the only one."""
+    return not is_distributed() or distributed.get_rank() == 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Logging at info level: on rank 0, and shown wherever Lightning's own messages are shown."""
+"""Logging at info level: on rank 0, and shown wherever the Trainer's own messages are shown."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from mi_crow_lightning.metrics.collectives import is_first_rank
 
 __all__ = ["log_info"]
 
 _log = logging.getLogger("mi_crow_lightning")
+_OF_TRAINERS = ("lightning.pytorch", "transformers")  # the loggers of their messages
 
 
-@rank_zero_only
 def log_info(text: str, styled: Callable[[], Sequence[Any]] | None = None) -> None:
-    """Log ``text``; if nobody set up logging, it goes where Lightning's own messages go.
+    """Log ``text`` on rank 0; if nobody set up logging, it goes where the Trainer's own messages go.
 
     Args:
         text: what is logged.
         styled: returns the same as parts for rich, which handlers that write to a terminal get. All others, such as
             those of files, get the text.
     """
+    if not is_first_rank():
+        return
     if _log.level == logging.NOTSET:
         _log.setLevel(logging.INFO)
     if not _log.hasHandlers():
-        _log.handlers = list(logging.getLogger("lightning.pytorch").handlers)
+        loggers = map(logging.getLogger, _OF_TRAINERS)
+        _log.handlers = next((list(one.handlers) for one in loggers if one.handlers), [])
         _log.propagate = False
     if styled is None or not _log.isEnabledFor(logging.INFO) or not any(map(_is_terminal, _handlers())):
         _log.info(text)

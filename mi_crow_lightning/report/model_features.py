@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 from torch import nn
 
-from mi_crow_lightning import trainer_facts
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.hooks.compiled.graphs import is_compiled
+from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.passes.token_module import virtual_tokens
 from mi_crow_lightning.hooks.registry.rules import replicates
 from mi_crow_lightning.report.feature import Feature, Support
@@ -26,13 +25,12 @@ _LEARNED_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 _QUANTISED = ("bitsandbytes.", "torch.ao.nn.quantized.", "torchao.")
 
 
-def compilation(pl_module: pl.LightningModule, layers: list[nn.Module], refused: Sequence[Exception]) -> Feature:
+def compilation(model: nn.Module, layers: Layers, refused: Sequence[Exception], whole: bool = False) -> Feature:
     """Return what ``torch.compile`` compiled, and whether a hooked layer lies in it."""
-    compiled = _compiled_names(pl_module)
+    compiled = _compiled_names(model, whole)
     if not compiled:
         return Feature.unused("torch.compile")
-    graphs = trainer_facts.graphs_of_module(pl_module)
-    inside = any(layer in graphs for layer in layers)
+    inside = any(layer in layers.graphs for layer in layers.hooked_modules())
     if refused:
         return Feature("torch.compile", _some(compiled), Support.REFUSED, str(refused[0]))
     traced = "hooks on layers inside are traced, and numbers are equal within rounding"
@@ -40,24 +38,23 @@ def compilation(pl_module: pl.LightningModule, layers: list[nn.Module], refused:
     return Feature("torch.compile", _some(compiled), Support.SUPPORTED, note)
 
 
-def _compiled_names(pl_module: pl.LightningModule) -> list[str]:
-    names = [name for name, module in ModuleTree(pl_module).modules.items() if is_compiled(module)]
-    whole = trainer_facts.is_compiled_as_a_whole(pl_module) or "" in names
-    return (["the LightningModule"] if whole else []) + [name for name in names if name]
+def _compiled_names(model: nn.Module, whole: bool) -> list[str]:
+    names = [name for name, module in ModuleTree(model).modules.items() if is_compiled(module)]
+    return (["the LightningModule"] if whole or "" in names else []) + [name for name in names if name]
 
 
-def checkpointing(pl_module: pl.LightningModule, fitting: bool) -> Feature:
+def checkpointing(model: nn.Module, fitting: bool) -> Feature:
     """Return whether transformers, or a wrapper of torch, switched gradient checkpointing on.
 
     A model that calls ``torch.utils.checkpoint`` itself cannot be recognised; hooks work with it anyway.
 
     Args:
-        pl_module: the LightningModule.
+        model: the LightningModule, or the model of another Trainer.
         fitting: whether the run has backward passes.
     """
     name = "gradient checkpointing"
-    transformers = [module for module in pl_module.modules() if vars(module).get("gradient_checkpointing") is True]
-    if not transformers and not any(_is_a(module, "CheckpointWrapper") for module in pl_module.modules()):
+    transformers = [module for module in model.modules() if vars(module).get("gradient_checkpointing") is True]
+    if not transformers and not any(_is_a(module, "CheckpointWrapper") for module in model.modules()):
         return Feature.unused(name)
     if not fitting:
         return Feature(name, "on", Support.SUPPORTED, "no effect outside fit")
@@ -67,9 +64,9 @@ def checkpointing(pl_module: pl.LightningModule, fitting: bool) -> Feature:
     return Feature(name, "on", Support.SUPPORTED, "a layer's second run is not observed; edits are repeated in it")
 
 
-def replication(pl_module: pl.LightningModule) -> list[Feature]:
+def replication(model: nn.Module) -> list[Feature]:
     """Return ``nn.DataParallel`` if the model holds one: a Trainer itself uses none."""
-    wrappers = [module for module in pl_module.modules() if isinstance(module, nn.DataParallel)]
+    wrappers = [module for module in model.modules() if isinstance(module, nn.DataParallel)]
     if not wrappers:
         return []
     devices = f"{max(len(module.device_ids) for module in wrappers)} devices"
@@ -79,15 +76,15 @@ def replication(pl_module: pl.LightningModule) -> list[Feature]:
     return [Feature("nn.DataParallel", devices, Support.SUPPORTED, "with one device or none it makes no copies")]
 
 
-def adapters(pl_module: pl.LightningModule) -> Feature:
+def adapters(model: nn.Module) -> Feature:
     """Return PEFT's adapters: on layers (LoRA and the like), or in front of the prompt (prompt tuning and the like)."""
-    adapted = [module for module in pl_module.modules() if _is_a(module, "BaseTunerLayer")]
+    adapted = [module for module in model.modules() if _is_a(module, "BaseTunerLayer")]
     if adapted:
         kinds = [type(module).__module__.split(".")[-2] for module in adapted]
         support = Support.SUPPORTED if set(kinds) == {"lora"} else Support.UNTESTED
         note = "a hook on an adapted layer sees it with its adapter, a hook on its .base_layer without"
         return Feature("PEFT", f"{_counted(kinds)} layers", support, note)
-    wrappers = [module for module in pl_module.modules() if _is_a(module, "PeftModel")]
+    wrappers = [module for module in model.modules() if _is_a(module, "PeftModel")]
     learned = max(map(virtual_tokens, wrappers), default=0)
     if learned:
         config: Any = wrappers[0].active_peft_config
@@ -100,9 +97,9 @@ def adapters(pl_module: pl.LightningModule) -> Feature:
     return Feature.unused("PEFT")
 
 
-def quantisation(pl_module: pl.LightningModule) -> Feature:
+def quantisation(model: nn.Module) -> Feature:
     """Return the layers of quantisation libraries, and those with weights that are whole numbers."""
-    kinds = _counted(type(module).__name__ for module in pl_module.modules() if _is_quantised(module))
+    kinds = _counted(type(module).__name__ for module in model.modules() if _is_quantised(module))
     if not kinds:
         return Feature.unused("quantisation")
     return Feature("quantisation", kinds, Support.UNTESTED)
@@ -117,9 +114,9 @@ def _is_quantised(module: nn.Module) -> bool:
     )
 
 
-def attention_kernels(pl_module: pl.LightningModule) -> Feature:
-    """Return the attention kernels of the transformers models in the LightningModule."""
-    configs = (vars(module).get("config") for module in pl_module.modules())
+def attention_kernels(model: nn.Module) -> Feature:
+    """Return the attention kernels of the transformers models in the model."""
+    configs = (vars(module).get("config") for module in model.modules())
     kernels = {str(kernel) for config in configs if (kernel := getattr(config, "_attn_implementation", None))}
     if not kernels:
         return Feature.unused("attention kernel")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 
-import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -25,7 +24,7 @@ __all__ = ["other_widths"]
 _log = logging.getLogger(__name__)
 
 
-def other_widths(pl_module: pl.LightningModule, layers: Layers) -> Iterator[VectorMismatch]:
+def other_widths(model: nn.Module, layers: Layers) -> Iterator[VectorMismatch]:
     """Yield an error for each hook whose vector cannot fit a layer whose width only a pass shows.
 
     A vector that may fit is not refused: the first activation decides. So nothing is said where no input of the model
@@ -33,14 +32,14 @@ def other_widths(pl_module: pl.LightningModule, layers: Layers) -> Iterator[Vect
     batch, which may be another in the run.
 
     Args:
-        pl_module: the LightningModule.
+        model: the LightningModule, or the model of another Trainer.
         layers: the registry that holds the hooks.
     """
     unknown = list(_of_unknown_width(layers))
     if not unknown:
         return
     try:
-        calls = tiny_calls(pl_module)
+        calls = tiny_calls(model)
     except Exception as error:  # no input is known, or a model's config makes none possible
         _log.debug("no trial pass: %r", error)
         return

@@ -10,19 +10,15 @@ from torch import Tensor
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._messages import message_of
-from mi_crow_lightning.errors import LayerNotFound, MiCrowError, RegistrationError, StrengthMismatch, TagConflict
-from mi_crow_lightning.hooks.compiled.rules import graph_refusals
-from mi_crow_lightning.hooks.detectors.gradient_statistics import GradientStatistics
-from mi_crow_lightning.hooks.detectors.weight_statistics import WeightStatistics
+from mi_crow_lightning.errors import LayerNotFound, MiCrowError, RegistrationError, StrengthMismatch
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
-from mi_crow_lightning.hooks.registry.rules import refuse_shared_tags
 from mi_crow_lightning.hooks.schedules import Stage
-from mi_crow_lightning.report.other_widths import other_widths
+from mi_crow_lightning.report.hook_refusals import gradient_refusals, hook_refusals
 
 __all__ = [
-    "gradient_refusals",
     "run_refusals",
+    "strategy_refusals",
     "strengths_of_no_batch",
     "tensor_parallel_refusal",
     "trial_registration",
@@ -40,13 +36,11 @@ def run_refusals(
         layers: the registry that holds the callback's hooks.
         registries: those of all HookCallbacks of the Trainer, ``layers`` among them.
     """
-    in_graphs = graph_refusals(layers, trainer_facts.stages_of_run(trainer))
-    of_gradients = gradient_refusals(trainer, layers.get_hooks())
     by_trainer = [reason for reason in (tensor_parallel_refusal(trainer), _empty_ranks_refusal(trainer)) if reason]
-    by_trainer += of_gradients
+    by_trainer += strategy_refusals(trainer, layers.get_hooks())
     strengths = [] if trainer_facts.is_fitting(trainer) else strengths_of_no_batch(trainer, layers.get_hooks())
-    misfits = [*strengths, *other_widths(pl_module, layers)]
-    return [*in_graphs, *map(RegistrationError, by_trainer), *_shared_tags(registries), *misfits]
+    of_hooks = hook_refusals(pl_module, layers, registries, trainer_facts.stages_of_run(trainer))
+    return [*map(RegistrationError, by_trainer), *of_hooks, *strengths]
 
 
 def tensor_parallel_refusal(trainer: pl.Trainer) -> str | None:
@@ -71,29 +65,18 @@ def _empty_ranks_refusal(trainer: pl.Trainer) -> str | None:
     )
 
 
-def gradient_refusals(trainer: pl.Trainer, hooks: Iterable[Hook]) -> list[str]:
+def strategy_refusals(trainer: pl.Trainer, hooks: Iterable[Hook]) -> list[str]:
     """Return why detectors of gradients and weights are refused: the strategy does not show what they read."""
-    refused = []
-    strategy = trainer_facts.partitions_weights(trainer)
-    for hook in hooks:
-        if isinstance(hook, WeightStatistics) and strategy is not None:
-            refused.append(
-                f"{hook!r}: {strategy} keeps weights in a separate form, which does not show which layer they are "
-                "of. Use ModelParallelStrategy with fully_shard, or strategy='ddp'."
-            )
-        if isinstance(hook, GradientStatistics) and trainer_facts.scales_losses_itself(trainer):
-            refused.append(
-                f"{hook!r}: DeepSpeed multiplies the loss by a factor that is not known here, so gradients cannot be "
-                "unscaled. Train in bf16, or with another strategy."
-            )
-    return refused
-
-
-def _shared_tags(registries: Sequence[Layers]) -> Iterator[TagConflict]:
-    try:
-        refuse_shared_tags(registries)
-    except TagConflict as error:
-        yield error
+    strategy, scales = trainer_facts.partitions_weights(trainer), trainer_facts.scales_losses_itself(trainer)
+    partitions = (
+        f"{strategy} keeps weights in a separate form, which does not show which layer they are of. Use "
+        "ModelParallelStrategy with fully_shard, or strategy='ddp'."
+    )
+    unknown_factor = (
+        "DeepSpeed multiplies the loss by a factor that is not known here, so gradients cannot be unscaled. Train in "
+        "bf16, or with another strategy."
+    )
+    return gradient_refusals(hooks, partitions if strategy is not None else None, unknown_factor if scales else None)
 
 
 def strengths_of_no_batch(trainer: pl.Trainer, hooks: Iterable[Hook]) -> list[StrengthMismatch]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
+import torch
 
-from mi_crow_lightning import trainer_facts as facts
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.statistics_detector import StatisticsDetector
 from mi_crow_lightning.metrics.known_statistics import sums_of
@@ -14,17 +13,16 @@ from mi_crow_lightning.report.feature import Feature, Support
 __all__ = ["statistic_forms"]
 
 
-def statistic_forms(pl_module: pl.LightningModule, layers: Layers) -> list[Feature]:
+def statistic_forms(device: torch.device, layers: Layers) -> list[Feature]:
     """Return what measures on a CPU, and the sums that torch operations measure because the form lacks them."""
-    graphs = facts.graphs_of_module(pl_module)
     left: dict[str, set[str]] = {}  # by form
     by_form = False
     for hook in layers.get_hooks():
         if isinstance(hook, StatisticsDetector):
             names = [one.name for one in sums_of(hook.statistics)]
-            for graph in {site.match.module in graphs for site in layers.sites(hook)}:
-                by_form |= not graph and pl_module.device.type == "cpu"
-                for name, form in left_to_torch(names, pl_module.device, graph).items():
+            for graph in {site.match.module in layers.graphs for site in layers.sites(hook)}:
+                by_form |= not graph and device.type == "cpu"
+                for name, form in left_to_torch(names, device, graph).items():
                     left.setdefault(form, set()).add(name)
     note = "measured by plain torch operations, which takes longer: {} has no form of it"
     return [

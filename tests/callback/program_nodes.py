@@ -27,9 +27,9 @@ from mi_crow_lightning import (
     Schedule,
     SteeringController,
 )
-from mi_crow_lightning.callback.rank_plans import Plan
-from mi_crow_lightning.callback.roll_call import RollCall
 from mi_crow_lightning.errors import RegistrationError
+from mi_crow_lightning.runs.rank_plans import Plan
+from mi_crow_lightning.runs.roll_call import RollCall
 from tests.callback.program_ranks import ALWAYS, EVEN, Ranked, detectors, steering, told
 from tests.callback.runs import OnEvent
 from tests.models import WIDTH, Module, handles, loader, mlp, trainer, vector_data

@@ -29,9 +29,9 @@ from mi_crow_lightning import (
     SteeringController,
     Tokens,
 )
-from mi_crow_lightning.callback.names import readable_names
 from mi_crow_lightning.hooks.activations import put_output, take_input
 from mi_crow_lightning.hooks.effects import Effect
+from mi_crow_lightning.runs.names import readable_names
 from tests.callback.runs import assert_bit_equal, checkpointed, data_of, fit, module_of, run, told
 from tests.models import WIDTH, Module, llama, trainer
 

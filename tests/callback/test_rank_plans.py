@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mi_crow_lightning import ActivationStatistics, FunctionController, ProjectionDetector, SteeringController
-from mi_crow_lightning.callback.rank_plans import Plan, differences
 from mi_crow_lightning.hooks import Controller, Hook
+from mi_crow_lightning.runs.rank_plans import Plan, differences
 
 
 def test_differences_of_many_ranks_and_layers_stay_short() -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 
 from mi_crow_lightning import ActivationStatistics, GradientStatistics, WeightStatistics
-from mi_crow_lightning.report.refusals import gradient_refusals
+from mi_crow_lightning.report.refusals import strategy_refusals
 from tests.models import trainer
 
 HOOKS = (GradientStatistics("0"), WeightStatistics("0"), ActivationStatistics("0"))
@@ -21,7 +21,7 @@ def refused(strategy: type[Strategy], precision: Any) -> list[str]:
     bare = strategy.__new__(strategy)
     bare._precision_plugin = precision
     runner._accelerator_connector.strategy = bare
-    return gradient_refusals(runner, HOOKS)
+    return strategy_refusals(runner, HOOKS)
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
@@ -41,4 +41,4 @@ def test_deepspeed_in_half_precision_is_refused_for_gradients() -> None:
 
 
 def test_a_plain_trainer_is_not_refused() -> None:
-    assert gradient_refusals(trainer(), HOOKS) == []
+    assert strategy_refusals(trainer(), HOOKS) == []

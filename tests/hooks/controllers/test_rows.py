@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mi_crow_lightning import HookCallback, SteeringVector
-from mi_crow_lightning.callback.rank_plans import _values
 from mi_crow_lightning.errors import HookStateError, LayerNotFound, RegistrationError, VectorMismatch
 from mi_crow_lightning.hooks import Layers, SteeringController
 from mi_crow_lightning.report.hook_settings import settings_of
+from mi_crow_lightning.runs.rank_plans import _values
 from tests.hooks.controllers.cases import BATCH, MODELS, original, run, vectors
 from tests.models import WIDTH, Module, llama, trainer
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mi_crow_lightning.callback.figure_log import FigureLog
-from mi_crow_lightning.callback.readings_log import ReadingsLog
 from mi_crow_lightning.choices import HistogramKind, ScaleName, StageName
 from mi_crow_lightning.figures.histogram import plot_histogram
 from mi_crow_lightning.hooks.effects import Effects, EffectTable
 from mi_crow_lightning.loggers.histogram_history import HistogramHistory
 from mi_crow_lightning.loggers.history import HistoryTable
-from mi_crow_lightning.report.reporter import Reporter
+from mi_crow_lightning.report.report_log import ReportLog
 from mi_crow_lightning.report.run_report import RunReport
+from mi_crow_lightning.runs.readings_log import ReadingsLog
 from mi_crow_lightning.spawned_runs import SpawnedRuns
 
 if TYPE_CHECKING:
@@ -24,14 +23,17 @@ __all__ = ["Results"]
 
 
 class Results:
-    """The part of a `HookCallback` that returns what its runs gave; the callback sets its attributes."""
+    """The part of a callback that returns what its runs gave; the callback sets its attributes."""
 
     _effects: Effects | None
-    _figure_log: FigureLog
     _histograms: HistogramHistory
     _log: ReadingsLog
-    _reporter: Reporter
+    _reporter: ReportLog
     _spawned_runs: SpawnedRuns
+
+    def _epochs(self) -> Mapping[int, int]:
+        """Return the numbers of the epochs of training by the step that each began with."""
+        return {}
 
     def history(self) -> HistoryTable:
         """Return the numbers written since this callback was made, with or without a logger: a list of `HistoryRow`.
@@ -89,7 +91,7 @@ class Results:
             RanElsewhere: as `history`.
         """
         options: dict[str, Any] = dict(stage=stage, layers=layers, scale=scale, dataloader_idx=dataloader_idx, ax=ax)
-        return self.history().plot(name, epochs=self._figure_log.epochs, **options)
+        return self.history().plot(name, epochs=self._epochs(), **options)
 
     def plot_histogram(
         self,

@@ -8,13 +8,9 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
-from mi_crow_lightning._warned import noted
+from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
-from mi_crow_lightning.callback.effects_log import OverBatches, readings_of_effects, write_over_batches
-from mi_crow_lightning.callback.hooked_run import HookedRun
-from mi_crow_lightning.callback.run_events import RunEvents
 from mi_crow_lightning.errors import TagConflict
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.reading import Reading
@@ -23,13 +19,16 @@ from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.history import History, HistoryTable
 from mi_crow_lightning.loggers.layout_of_step import lay_out
+from mi_crow_lightning.loggers.run_events import EventRow
 from mi_crow_lightning.loggers.scalar_choice import Scalars, resolve_scalars
 from mi_crow_lightning.loggers.scalars import MetricsLogger
 from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tags import TaggedReadings
-from mi_crow_lightning.metrics.collectives import exchange, is_distributed
+from mi_crow_lightning.metrics.collectives import exchange, is_distributed, is_first_rank
 from mi_crow_lightning.metrics.guarded_shares import ShareFailed
 from mi_crow_lightning.report.tag_count import count_tags
+from mi_crow_lightning.runs.effects_log import OverBatches, readings_of_effects, write_over_batches
+from mi_crow_lightning.runs.hooked_run import HookedRun
 from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["ReadingsLog"]
@@ -42,6 +41,19 @@ class Keeper(Protocol):
         """Keep what it needs of one step."""
 
 
+class Events(Protocol):
+    """The events of a run, as `RunEvents` keeps them.
+
+    Attributes:
+        noted_by: what sets these events apart from those of others.
+    """
+
+    noted_by: str
+
+    def of_step(self, loggers: Sequence[MetricsLogger], stage: str, step: int) -> list[EventRow]:
+        """Return all events of a step whose readings are about to be written; write those of other steps."""
+
+
 class ReadingsLog:
     """A log that writes the readings of detectors and keeps their numbers.
 
@@ -49,11 +61,17 @@ class ReadingsLog:
         scalars: the readings that loggers show, one of `SCALARS` or names of statistics.
         history_size: the most numbers that are kept; ``None`` for all.
         keepers: what else keeps some of the readings.
+        who: the callback's class, for warnings.
     """
 
     def __init__(
-        self, scalars: Scalars = "auto", history_size: int | None = None, keepers: Sequence[Keeper] = ()
+        self,
+        scalars: Scalars = "auto",
+        history_size: int | None = None,
+        keepers: Sequence[Keeper] = (),
+        who: str = "HookCallback",
     ) -> None:
+        self._who = who
         self.scalars = scalars
         self._history_size = history_size
         self._history = History(history_size)
@@ -85,7 +103,7 @@ class ReadingsLog:
         device: torch.device | None = None,
         dataloader_idx: int | None = None,
         dataloaders: int = 1,
-        events: RunEvents | None = None,
+        events: Events | None = None,
     ) -> LoggedStep | None:
         """Write the readings of all detectors in the running stage, and what hooks changed; reset the detectors.
 
@@ -119,7 +137,7 @@ class ReadingsLog:
         thinned = self._history.add(stage, read.step, read.tagged, read.block_of, self.run)
         if thinned and not self._warned_of_history:
             self._warned_of_history = True
-            _warn_of_thinned_history(self._history_size, read.step, bool(loggers))
+            _warn_of_thinned_history(self._who, self._history_size, read.step, bool(loggers))
         for keeper in self._keepers:
             keeper.add(stage, read.step, read.tagged)
         write(loggers, read, choice)
@@ -170,14 +188,16 @@ def _read(detector: Detector, of_all_ranks: Any, blocks: Mapping[str, int | None
     )
 
 
-def _warn_of_thinned_history(size: int | None, step: int, logged: bool) -> None:
+def _warn_of_thinned_history(who: str, size: int | None, step: int, logged: bool) -> None:
+    if not is_first_rank():
+        return
     elsewhere = "Loggers get the same as before" if logged else "This Trainer has no logger, so they are nowhere else"
     text = (
-        f"HookCallback: history() holds at most history_size={size} numbers, and at step {step} there were more. From "
+        f"{who}: history() holds at most history_size={size} numbers, and at step {step} there were more. From "
         "now on it holds every second step, those before included, and fewer when it is full again. "
         f"{elsewhere}. To keep all, 8 bytes each, set history_size=None."
     )
-    rank_zero_warn(noted(text), category=InexactWarning)
+    warn(text, InexactWarning, stacklevel=2)
 
 
 def _in_tags(signature: Signature | None) -> str:

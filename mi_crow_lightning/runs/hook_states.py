@@ -9,13 +9,13 @@ from typing import Any
 from mi_crow_lightning._saved_state import Check, checked_state, each, refusal, within_limits
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._warned import warn
-from mi_crow_lightning.callback.hooked_run import HookedRun, default_policy
-from mi_crow_lightning.callback.rank_states import effects_of, of_all_ranks, own_effects, restore, states_of
-from mi_crow_lightning.callback.saveable import saveable_state
 from mi_crow_lightning.errors import HookError, HookStateError
 from mi_crow_lightning.hooks.effects import Effects, checked_effects
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.registry.calling import call_unregistered
+from mi_crow_lightning.runs.hooked_run import HookedRun, default_policy
+from mi_crow_lightning.runs.rank_states import effects_of, of_all_ranks, own_effects, restore, states_of
+from mi_crow_lightning.runs.saveable import saveable_state
 from mi_crow_lightning.warnings import ResumeWarning
 
 __all__ = ["HookStates"]
@@ -33,9 +33,14 @@ def _state_of(hook: Hook, run: HookedRun | None) -> dict[str, Any] | None:
 
 
 class HookStates:
-    """Saved and loaded states of hooks. Loaded effects wait until the hooks are in a run."""
+    """Saved and loaded states of hooks. Loaded effects wait until the hooks are in a run.
 
-    def __init__(self) -> None:
+    Args:
+        who: the callback's class, for messages.
+    """
+
+    def __init__(self, who: str = "HookCallback") -> None:
+        self._who = who
         self._loaded_effects: dict[str, Any] = {}
 
     def save(
@@ -84,18 +89,18 @@ class HookStates:
         Raises:
             HookStateError: the state is damaged, or of another version, or of other layers.
         """
-        ranks = _checked(state)
+        ranks = _checked(self._who, state)
         saved = ranks[0]["hooks"]
         try:
             effects = own_effects(ranks)
         except Exception as error:  # such as ranks that had other layers
-            raise refusal("HookCallback's effects", error, _OTHER_NAME) from error
+            raise refusal(f"{self._who}'s effects", error, _OTHER_NAME) from error
         restore({key: hook for key, hook in hooks.items() if key in saved}, ranks, resumes)
         if not resumes:
             return
         if any(of_rank.get("amid_batch") for of_rank in ranks):
             warn(
-                "HookCallback: the checkpoint was written in the middle of a training batch, as SLURM's requeue signal "
+                f"{self._who}: the checkpoint was written in the middle of a training batch, as SLURM's requeue signal "
                 "or an error makes Lightning do. That batch runs again, so the next readings and effects() may count "
                 "some of its tokens twice. Checkpoints at the end of a batch, as ModelCheckpoint's, are exact.",
                 ResumeWarning,
@@ -105,7 +110,7 @@ class HookStates:
         self.give_effects_to(run, hooks)
         if saved.keys() != hooks.keys():
             warn(
-                f"HookCallback: hooks only in the checkpoint: {_some(saved.keys() - hooks.keys())}; hooks without a "
+                f"{self._who}: hooks only in the checkpoint: {_some(saved.keys() - hooks.keys())}; hooks without a "
                 f"state in it: {_some(hooks.keys() - saved.keys())}. Hooks are matched by hook_id, or by their order "
                 "if they have none.",
                 ResumeWarning,
@@ -122,7 +127,7 @@ class HookStates:
                 run.effects.load(hook.id, loaded[key])
 
 
-def _checked(state: Any) -> list[dict[str, Any]]:
+def _checked(who: str, state: Any) -> list[dict[str, Any]]:
     """Return the parts of each rank, whose effects are checked; the hooks check their own states.
 
     Raises:
@@ -131,16 +136,16 @@ def _checked(state: Any) -> list[dict[str, Any]]:
     version = state.get("version") if isinstance(state, Mapping) else None
     if isinstance(state, Mapping) and (type(version) is not int or version != _VERSION):
         raise HookStateError(
-            f"the checkpoint's HookCallback state has version {shown(version)}, and this release "
+            f"the checkpoint's {who} state has version {shown(version)}, and this release "
             f"reads version {_VERSION}: give the callback another name= to start without it"
         )
-    others = _fields_of(state, {"other_ranks": _ranks}, ["other_ranks"]).get("other_ranks", [])
+    others = _fields_of(who, state, {"other_ranks": _ranks}, ["other_ranks"]).get("other_ranks", [])
     rank_form = {"hooks": _states, "effects": _effects, "amid_batch": _flag}
-    return [_fields_of(of_rank, rank_form, ["amid_batch"]) for of_rank in (state, *others)]
+    return [_fields_of(who, of_rank, rank_form, ["amid_batch"]) for of_rank in (state, *others)]
 
 
-def _fields_of(state: Any, form: Mapping[str, Check], optional: Collection[str] = ()) -> dict[str, Any]:
-    return checked_state("HookCallback", state, form, optional, _OTHER_NAME, deep=False)
+def _fields_of(who: str, state: Any, form: Mapping[str, Check], optional: Collection[str] = ()) -> dict[str, Any]:
+    return checked_state(who, state, form, optional, _OTHER_NAME, deep=False)
 
 
 def _ranks(name: str, value: Any) -> list[Any]:

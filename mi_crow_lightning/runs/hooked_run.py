@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning.callback.first_batches import FirstBatches
-from mi_crow_lightning.callback.idle_hooks import check_that_hooks_ran
-from mi_crow_lightning.callback.optimizer_steps import OptimizerSteps
 from mi_crow_lightning.choices import ErrorAction
 from mi_crow_lightning.hooks.compiled.fresh_graphs import FreshGraphs
 from mi_crow_lightning.hooks.compiled.rules import choose_ways, toggling_schedules
@@ -21,6 +18,9 @@ from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.registry.rank_shares import warn_of_failure_on_another_rank
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
+from mi_crow_lightning.runs.first_batches import FirstBatches
+from mi_crow_lightning.runs.idle_hooks import check_that_hooks_ran
+from mi_crow_lightning.runs.optimizer_steps import OptimizerSteps
 
 __all__ = ["HookedRun", "default_policy", "failed_to_forget"]
 

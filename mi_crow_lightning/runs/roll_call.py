@@ -16,9 +16,9 @@ from torch import distributed
 
 from mi_crow_lightning._messages import message_of
 from mi_crow_lightning._warned import warn
-from mi_crow_lightning.callback.rank_plans import Plan, differences, ranks_in_words
 from mi_crow_lightning.errors import RanksDiffer
 from mi_crow_lightning.metrics.collectives import is_distributed
+from mi_crow_lightning.runs.rank_plans import Plan, differences, ranks_in_words
 from mi_crow_lightning.warnings import InexactWarning
 
 __all__ = ["RollCall"]
