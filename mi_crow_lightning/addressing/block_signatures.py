@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+from mi_crow_lightning.addressing.counted import WHICH, chosen, index_at
 from mi_crow_lightning.addressing.main_stack import find_stack
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.roles import part_in_role, roles_of, shared_part
@@ -13,7 +14,7 @@ from mi_crow_lightning.errors import LayerNotFound
 
 __all__ = ["block_at", "is_of_blocks", "layers_of_blocks", "some"]
 
-_BLOCK = re.compile(r"((?P<stack>[^:]+)\.)?block:(?P<which>\*|-?\d+(-\d+)?)(\.(?P<child>.+))?")
+_BLOCK = re.compile(rf"((?P<stack>[^:]+)\.)?block:(?P<which>{WHICH})(\.(?P<child>.+))?")
 
 
 def is_of_blocks(text: str) -> bool:
@@ -27,11 +28,7 @@ def block_at(blocks: list[str], index: int, signature: str | int) -> str:
     Raises:
         LayerNotFound: there are fewer blocks.
     """
-    if not -len(blocks) <= index < len(blocks):
-        raise LayerNotFound(
-            f"layer {signature!r}: the model has {len(blocks)} blocks, 0 to {len(blocks) - 1} (or -1 to -{len(blocks)})"
-        )
-    return blocks[index]
+    return blocks[index_at(index, len(blocks), signature, f"the model has {len(blocks)} blocks")]
 
 
 def layers_of_blocks(tree: ModuleTree, text: str, note: Callable[[str], None]) -> tuple[list[str], str]:
@@ -52,20 +49,10 @@ def layers_of_blocks(tree: ModuleTree, text: str, note: Callable[[str], None]) -
             "child's name if you mean a part of the block. A prefix says which stack: 'encoder.block:3'"
         )
     stack = find_stack(tree, parsed["stack"])
-    chosen = _chosen_blocks(tree.children(stack), parsed["which"], text)
-    return (chosen if parsed["child"] is None else _parts(tree, chosen, parsed["child"], text, note)), stack
-
-
-def _chosen_blocks(blocks: list[str], which: str, text: str) -> list[str]:
-    if which == "*":
-        return blocks
-    if which.count("-") == 0 or (which.startswith("-") and which.count("-") == 1):
-        return [block_at(blocks, int(which), text)]
-    first, last = (int(part) for part in which.split("-"))
-    if first > last:
-        raise LayerNotFound(f"layer {text!r}: the range is empty, {first} comes after {last}")
-    block_at(blocks, last, text)
-    return blocks[first : last + 1]
+    blocks = tree.children(stack)
+    places = chosen(parsed["which"], len(blocks), text, f"the model has {len(blocks)} blocks")
+    of_blocks = [blocks[place] for place in places]
+    return (of_blocks if parsed["child"] is None else _parts(tree, of_blocks, parsed["child"], text, note)), stack
 
 
 def _parts(tree: ModuleTree, blocks: list[str], child: str, text: str, note: Callable[[str], None]) -> list[str]:

@@ -10,6 +10,7 @@ signature                     means
 ``"block:*"``, ``"block:4-8"``  all blocks; blocks 4 to 8, both included
 ``"block:*.attn"``, ``.mlp``  the attention or the MLP of these blocks, or another role; or a child's name or glob
 ``"block:*.attn.q_proj"``     layers inside these, by name or glob
+``"block:4.attn.head:3"``     a head of this attention; ``head:-1``, ``head:0-3`` and ``head:*`` as with blocks
 ``"encoder.block:*.attn"``    the same in another stack, by a prefix of `PREFIXES` or a part of the stack's own name
 ``3``, ``"3"``, ``"layer_3"``  the same as ``"block:3"``
 ``"type:Linear"``             all layers of that class or of one made from it; ``*`` is allowed
@@ -24,7 +25,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TypeAlias
@@ -33,6 +34,7 @@ from torch import nn
 
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.block_signatures import block_at, is_of_blocks, layers_of_blocks, some
+from mi_crow_lightning.addressing.heads import Head, attention_and_heads, heads_of, is_of_heads
 from mi_crow_lightning.addressing.main_stack import (
     blocks_of,
     find_blocks,
@@ -56,19 +58,31 @@ _INDEX = re.compile(r"(layer_)?(?P<index>-?\d+)")
 
 @dataclass(frozen=True)
 class Match:
-    """A layer that a signature means.
+    """A layer that a signature means, or a head of an attention.
 
     Attributes:
-        name: its clean name.
-        module: the layer.
+        name: its clean name; a head's is that of its attention, and ``head:`` with its index.
+        module: the layer; of a head, the output projection of its attention.
         index: index, within its stack, of the block that it is or lies in; ``None`` outside all stacks.
         stack: name of the stack that it lies in; ``None`` outside all stacks.
+        head: the head; ``None`` for a layer.
     """
 
     name: str
     module: nn.Module
     index: int | None
     stack: str | None = field(default=None, compare=False)
+    head: Head | None = None
+
+    @property
+    def module_name(self) -> str:
+        """The clean name of ``module``."""
+        return self.name if self.head is None else self.head.projection
+
+    @property
+    def head_index(self) -> int:
+        """The index of the head; -1 of a layer."""
+        return -1 if self.head is None else self.head.index
 
 
 def check_signature(signature: object) -> None:
@@ -124,7 +138,7 @@ def resolve(
             f"count once: {some(repeated)}"
         )
     by_name = {match.name: match for group in groups for match in group}
-    return [by_name[name] for name in sorted(by_name, key=tree.places.__getitem__)]
+    return sorted(by_name.values(), key=lambda match: (tree.places[match.module_name], match.head_index))
 
 
 def of_one_hook(matches: Sequence[Match]) -> list[Match]:
@@ -161,6 +175,8 @@ def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
 
 def _matches_of(tree: ModuleTree, signature: str | int, note: Callable[[str], None], containers: bool) -> list[Match]:
     text, places = str(signature), places_of_blocks(tree)
+    if is_of_heads(text) and not _is_name(tree, signature):
+        return list(_heads(tree, text, note))
     if not _is_name(tree, signature) and is_of_blocks(text):
         names, stack = layers_of_blocks(tree, text, note)
         places = places if stack in stacks_of(tree) else places | blocks_of(tree, stack)
@@ -169,6 +185,14 @@ def _matches_of(tree: ModuleTree, signature: str | int, note: Callable[[str], No
     if not containers:  # alone they stay, and whoever needs a call refuses them
         names = [name for name in names if can_be_called(tree.modules[name])] or names
     return [Match(name, tree.modules[name], *_place(places, name)) for name in names]
+
+
+def _heads(tree: ModuleTree, text: str, note: Callable[[str], None]) -> Iterator[Match]:
+    attention, which = attention_and_heads(text)
+    for of in _matches_of(tree, attention, note, containers=False):
+        for head in heads_of(tree, of.name, which, text):
+            name = f"{of.name}.head:{head.index}"
+            yield Match(name, tree.modules[head.projection], of.index, of.stack, head)
 
 
 def _is_name(tree: ModuleTree, signature: str | int) -> bool:

@@ -37,6 +37,8 @@ def declared_width(tree: ModuleTree, match: Match, *, of_input: bool = False) ->
         >>> declared_width(tree, linear), declared_width(tree, linear, of_input=True), declared_width(tree, relu)
         (8, 2, None)
     """
+    if match.head is not None:
+        return match.head.width
     layer = _inside_adapter(unwrapped(match.module))
     found = declared(layer)
     if found is not None and not found.own_forward:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning._warned import warn
+from mi_crow_lightning.addressing.heads import Head
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.channels import BY_DIMENSIONS, Channels
 from mi_crow_lightning.hooks.passes.facts import PassFacts
@@ -112,6 +113,7 @@ class Place:
         index: the block of its stack that the layer is or is in; ``None`` outside stacks, or if the hook is in several.
         channels: where the channels of the layer's activation are.
         queries: the learned queries that the activation may be of, in the place of tokens.
+        head: the head of an attention that is the place; ``None`` at a layer.
     """
 
     layers: Registry = field(repr=False)
@@ -120,6 +122,7 @@ class Place:
     index: int | None = None
     channels: Channels = field(default=BY_DIMENSIONS, repr=False)
     queries: Queries | None = field(default=None, repr=False)
+    head: Head | None = field(default=None, repr=False)
 
 
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
@@ -166,6 +169,11 @@ class HookContext(NamedTuple):
     def index(self) -> int | None:  # type: ignore[override]  # nobody needs a tuple's index(value) here
         """The block of its stack that the layer is or is in; ``None`` outside stacks, or if the hook is in several."""
         return self.place.index
+
+    @property
+    def head(self) -> int | None:
+        """The index of the head that the hook is called at; ``None`` at a layer."""
+        return self.place.head.index if self.place.head is not None else None
 
     def channel_dim(self, x: Tensor) -> int:
         """Return the dimension of the channels of an activation of the layer, counted from the end: -1 for the last.

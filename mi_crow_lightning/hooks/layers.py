@@ -35,9 +35,11 @@ from mi_crow_lightning.hooks.reading import Reading
 from mi_crow_lightning.hooks.registry.calling import wrapped
 from mi_crow_lightning.hooks.registry.cleared_handles import refuse_cleared_handles
 from mi_crow_lightning.hooks.registry.failures import act_on
+from mi_crow_lightning.hooks.registry.heads_of_layer import HeadsOfLayer
 from mi_crow_lightning.hooks.registry.rank_shares import RankShares
 from mi_crow_lightning.hooks.registry.reading_hooks import readings_of
 from mi_crow_lightning.hooks.registry.rules import (
+    refuse_at_heads,
     refuse_other_widths,
     refuse_replicated,
     refuse_same_kind_on_layer,
@@ -46,7 +48,7 @@ from mi_crow_lightning.hooks.registry.rules import (
     refuse_unfit,
 )
 from mi_crow_lightning.hooks.registry.shared import Shared
-from mi_crow_lightning.hooks.registry.sites import Registration, Site, steps_to, ways_to
+from mi_crow_lightning.hooks.registry.sites import Registration, Site, order_of, steps_to, ways_to
 from mi_crow_lightning.hooks.registry.traced_site import TracedSite
 from mi_crow_lightning.hooks.registry.two_threads import (
     refuse_half_a_pass,
@@ -207,6 +209,7 @@ class Layers:
         refuse_scripted(hook, matches)
         refuse_uncalled(hook, matches)
         refuse_replicated(hook, matches, tree)
+        refuse_at_heads(hook, kind, matches)
         names = [match.name for match in matches]
         places = [(name, kind, hook.edits) for name in names]
         if not self.allow_stacking and any(self._taken[place] for place in places):
@@ -518,15 +521,19 @@ class Layers:
 
     def _sites(self, hook: Hook, walk: Walk, matches: list[Match]) -> list[Site]:
         sequence, ways, sites = next(_sequence), ways_to(hook), list[Site]()
+        heads: dict[nn.Module, HeadsOfLayer] = {}
         for match in matches:
+            if match.head is not None and match.module not in heads:
+                heads[match.module] = HeadsOfLayer(match.module, order_of(hook, sequence))
             watched, sources = self._watchers.plan(match.module, walk.tree.uses(match.module))
             path = walk.tree.path(match.module)
             channels = walk.channels_of(path, hook)
             queries = queries_of(path, sources[0] if sources else None, walk.learned_queries)
-            place, steps = Place(self, hook, match.name, match.index, channels, queries), steps_to(match.name, path)
+            place = Place(self, hook, match.name, match.index, channels, queries, match.head)
+            steps = steps_to(match.module_name, path)
             kind = TracedSite if match.module in self.graphs and hook._called_at_layers else Site
             of_layer = (hook, match, place, self._shared, steps, watched, self._watchers, sources, sequence, ways)
-            sites.append(kind(*of_layer))
+            sites.append(kind(*of_layer, heads[match.module] if match.head is not None else None))
         return sites
 
     def _switch(self, hook_or_id: Hook | str, switch: Callable[[Hook], None]) -> bool:

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.hooks.activations import take_input
 from mi_crow_lightning.hooks.context import HookContext, Registry
 from mi_crow_lightning.hooks.options import StatisticsOptions, Unpack
 from mi_crow_lightning.hooks.reading import Reading
@@ -100,6 +101,9 @@ class GradientStatistics(StatisticsDetector):
         super().process_activations(module, input, output)
 
     def _observe(self, x: Tensor, ctx: HookContext) -> None:
+        head = ctx.place.head
+        if head is not None:  # its slice was made for the hooks, and leads to no loss
+            x = take_input(ctx.args, ctx.kwargs)
         recorded = torch.is_grad_enabled() and x.requires_grad
         if ctx.recomputing:
             if not recorded or self._waits(ctx) or self._is_on(x, ctx.layer):
@@ -108,7 +112,7 @@ class GradientStatistics(StatisticsDetector):
             self._note(recorded, ctx)
         if recorded:
             with torch.no_grad():
-                mask, channels = self._chosen(x.detach(), ctx)
+                mask, channels = self._chosen(x.detach() if head is None else head.of(x.detach()), ctx)
             arrival = _Arrival(self, ctx, mask, channels)
             if x.is_leaf:  # it may outlive the batch
                 for earlier in [one for one in self._on(x, ctx.layer) if one.of_pass is not ctx.facts.acted]:
@@ -199,6 +203,7 @@ class _Arrival:
     def __init__(self, detector: GradientStatistics, ctx: HookContext, mask: Tensor | None, channels: int) -> None:
         self.detector = detector
         self.layer: str = ctx.layer
+        self.head = ctx.place.head
         self.stage: Stage | None = ctx.stage
         self.batch_idx = ctx.batch_idx
         self.mask = mask
@@ -215,7 +220,8 @@ class _Arrival:
         if gradient is None or not of_this_run or not detector.enabled:
             return
         registry = detector._registry
-        add = partial(detector._arrived, gradient.detach(), self)
+        gradient = gradient.detach() if self.head is None else self.head.of(gradient.detach())
+        add = partial(detector._arrived, gradient, self)
         with torch.no_grad():
             if registry is None:
                 add()

@@ -23,7 +23,7 @@ def refuse_cleared_handles(cleared: Mapping[nn.Module, Site], root: nn.Module) -
         RegistrationError: it names the modules.
     """
     names = {module: name or "the outermost module" for name, module in root.named_modules()}
-    names.update({site.match.module: site.match.name for site in cleared.values()})
+    names.update({site.match.module: site.match.module_name for site in cleared.values()})
     shown = [repr(names.get(module, type(module).__name__)) for module in cleared]
     raise RegistrationError(
         f"handles of the hook were taken off or replaced while it was on, at {', '.join(shown[:8])}"

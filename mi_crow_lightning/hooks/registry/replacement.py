@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mi_crow_lightning.hooks.activations import put_input
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.controller import checked_edit
 from mi_crow_lightning.hooks.hook_type import HookType
 
 __all__ = ["replacement"]
@@ -23,9 +24,10 @@ def replacement(result: Any, hook_type: HookType, ctx: HookContext) -> Any:
 
     Raises:
         TypeError: ``result`` cannot replace inputs.
+        EditMismatch: ``result`` cannot replace a head.
     """
     if result is None or hook_type is HookType.FORWARD:
-        return result
+        return result if result is None or ctx.place.head is None else checked_edit(result, ctx.output)
     if isinstance(result, Tensor):
         return put_input(ctx.args, ctx.kwargs, result)
     if isinstance(result, list):

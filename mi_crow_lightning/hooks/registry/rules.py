@@ -23,6 +23,7 @@ from mi_crow_lightning.hooks.registry.sites import Registration, Site
 __all__ = [
     "listed_hooks",
     "other_width",
+    "refuse_at_heads",
     "refuse_other_widths",
     "refuse_replicated",
     "refuse_same_kind_on_layer",
@@ -143,6 +144,27 @@ def refuse_replicated(hook: Hook, matches: Iterable[Match], tree: ModuleTree) ->
                 "threads, and hooks would mix them up: leave nn.DataParallel out, and let the Trainer run one "
                 "process per device with strategy='ddp'"
             )
+
+
+def refuse_at_heads(hook: Hook, hook_type: HookType, matches: Iterable[Match]) -> None:
+    """Refuse what heads of attention cannot have.
+
+    Raises:
+        RegistrationError: the hook is to run before a head, or reads the weights of layers.
+    """
+    head = next((match for match in matches if match.head is not None), None)
+    if head is None:
+        return
+    if hook_type is HookType.PRE_FORWARD:
+        raise RegistrationError(
+            f"{hook!r}: {head.name!r} is a head, which has an output alone, its slice of the input of "
+            f"{head.module_name!r}: leave out hook_type='pre_forward'"
+        )
+    if not hook._called_at_layers:
+        raise RegistrationError(
+            f"{hook!r} reads weights, and {head.name!r} is a head, a slice of an activation: name "
+            f"{head.module_name!r}, or the attention"
+        )
 
 
 def refuse_other_widths(hook: Hook, hook_type: HookType, matches: Iterable[Match], tree: ModuleTree) -> None:

@@ -32,10 +32,11 @@ from mi_crow_lightning.hooks.registry.calling import (
     way_to,
     wrapped,
 )
+from mi_crow_lightning.hooks.registry.heads_of_layer import HeadsOfLayer
 from mi_crow_lightning.hooks.registry.shared import Shared
 from mi_crow_lightning.hooks.schedules import Stage
 
-__all__ = ["Registration", "Site", "Step", "Ways", "steps_to", "ways_to"]
+__all__ = ["Registration", "Site", "Step", "Ways", "order_of", "steps_to", "ways_to"]
 
 Step: TypeAlias = tuple[nn.Module, str, nn.Module]
 """A module, the key of one of its children, and the child."""
@@ -60,6 +61,7 @@ class Site(InertWhenCopied):
         token_sources: the ones among them whose call says which tokens the layer has, one for each use of the layer.
         sequence: the hook's place in the order of registration.
         ways: the ways to the hook's method.
+        heads: what torch calls instead if this is a head: it calls the hook's sites at all heads of the layer.
 
     Attributes:
         place: as given.
@@ -81,25 +83,29 @@ class Site(InertWhenCopied):
         token_sources: list[nn.Module],
         sequence: int,
         ways: Ways,
+        heads: HeadsOfLayer | None = None,
     ) -> None:
         self.hook = hook
         self.match = match
         self._source = token_sources[0] if token_sources else None
         self.place = place
         self.fired: set[Stage | None] = set()
-        self.order = (_rank(hook), sequence)
+        self.order = order_of(hook, sequence)
         self.token_sources = token_sources
         self._shared = shared
         self.steps = steps
         self._watched = watched
         self._watchers = watchers
-        self._axes = axes_of(match.name, match.module, watched, place.channels)
+        self._axes = axes_of(match.module_name, match.module, watched, place.channels)
         self._handle: Handle | None = None
         self._way, self._observes_only = ways
         self._edits = hook.edits
         self._has_several_sources = len(token_sources) > 1
         self._fired_in: RunningBatch | None = None
         self._put_on_by = 0  # the thread
+        self._heads = heads
+        if heads is not None and match.head is not None:
+            heads.sites.append((match.head, self))
 
     @property
     def on(self) -> bool:
@@ -137,8 +143,13 @@ class Site(InertWhenCopied):
         elif self._handle is None:
             self._way, self._observes_only = ways or ways_to(self.hook)  # another method may have been set since
             self._put_on_by = threading.get_ident()
-            self._handle = attach(self.match.module, self, self.hook.hook_type, outside=not self.is_traced)
+            self._handle = self._attached(outside=not self.is_traced)
             self._watchers.attach(self._watched)
+
+    def _attached(self, *, outside: bool) -> Handle:
+        if self._heads is not None:
+            return self._heads.attach(outside=outside)
+        return attach(self.match.module, self, self.hook.hook_type, outside=outside)
 
     def remove(self) -> None:
         """Take the hook off the layer; doing so twice is harmless."""
@@ -261,10 +272,11 @@ def steps_to(name: str, path: tuple[nn.Module, ...]) -> list[Step]:
     return steps
 
 
-def _rank(hook: Hook) -> Rank:
+def order_of(hook: Hook, sequence: int) -> tuple[Rank, int]:
+    """Return a hook's place among those on a layer, the how-manieth it was to be registered."""
     if hook.edits:
-        return Rank.EDIT
-    return Rank.OBSERVE_BEFORE_EDITS if getattr(hook, "before_edits", False) else Rank.OBSERVE
+        return Rank.EDIT, sequence
+    return (Rank.OBSERVE_BEFORE_EDITS if getattr(hook, "before_edits", False) else Rank.OBSERVE), sequence
 
 
 class Registration:
