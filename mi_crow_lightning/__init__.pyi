@@ -20,6 +20,7 @@ from mi_crow_lightning.hooks import HookContext as HookContext
 from mi_crow_lightning.hooks import HookType as HookType
 from mi_crow_lightning.hooks import LayerActivationDetector as LayerActivationDetector
 from mi_crow_lightning.hooks import Layers as Layers
+from mi_crow_lightning.hooks import LinearProbe as LinearProbe
 from mi_crow_lightning.hooks import LoggedSteps as LoggedSteps
 from mi_crow_lightning.hooks import Not as Not
 from mi_crow_lightning.hooks import PatchController as PatchController

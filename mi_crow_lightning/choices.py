@@ -18,6 +18,7 @@ __all__ = [
     "MethodName",
     "OwnStatistic",
     "PaddingSide",
+    "ProbeRows",
     "ReportForm",
     "ScalarsName",
     "ScaleName",
@@ -47,6 +48,9 @@ MergeName: TypeAlias = Literal["sum", "max", "min"]
 """How two numbers of a `SummingDetector` become one."""
 
 # What is measured.
+
+ProbeRows: TypeAlias = Literal["sample", "token"]
+"""The rows of a `LinearProbe`: samples, or each of their tokens."""
 
 StatisticName: TypeAlias = Literal[
     "mean",

@@ -381,6 +381,14 @@ CONSTRUCTORS: dict[str, Constructor] = {
         {name: rule for name, rule in HOOK.items() if name not in ("hook_type", "channels")}
         | {"name": optional(is_tag), "statistics": optional(are_names(*WEIGHT_STATISTICS))},
     ),
+    "LinearProbe": Constructor(
+        ours.LinearProbe,
+        {},
+        DETECTOR
+        | {"labels": lambda value: isinstance(value, str) or callable(value), "tokens": are_tokens, "auroc": is_flag}
+        | {"classes": lambda value: whole(2, 10_000)(value) or are_classes(value), "per": one_of("sample", "token")}
+        | {"lr": lambda value: is_number(value) and value > 0, "ignore_index": whole(-(2**63))},
+    ),
     "LayerActivationDetector": Constructor(
         ours.LayerActivationDetector,
         {},

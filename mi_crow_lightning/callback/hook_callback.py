@@ -278,7 +278,7 @@ class HookCallback(Results, pl.Callback):
         if outputs or not pl_module.automatic_optimization:  # else the step left the batch out
             self._end_step()
         self._alarms.end_batch()
-        self._end_batch()
+        self._end_batch(trainer)
         moment = self._run.moment if self._run is not None else None
         if moment is not None and moment.logged and trainer_facts.takes_a_step(trainer):
             self._write(trainer, moment.step)
@@ -311,7 +311,7 @@ class HookCallback(Results, pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._end_step()
-        self._end_batch()
+        self._end_batch(trainer)
         self._events.flush(trainer)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
@@ -541,9 +541,9 @@ class HookCallback(Results, pl.Callback):
         if self._run is not None:
             self._run.end_step()
 
-    def _end_batch(self) -> None:
+    def _end_batch(self, trainer: pl.Trainer) -> None:
         if self._run is not None:
-            self._run.end_batch()
+            self._run.end_batch(trainer.strategy.root_device)
 
     def _pause(self) -> None:
         if self._run is not None:

@@ -14,6 +14,7 @@
 `TokenStatistics`          streams how alike tokens are, their effective rank, and where the largest is
 `WeightStatistics`         norms of weights, their gradients and updates, around optimizer steps
 `ProjectionDetector`       streams projections on directions; may be a condition for edits
+`LinearProbe`              trains a linear probe at each layer while the model trains, and reads its accuracy
 `TraitMonitor`             says how far a fine-tune moved held-out texts along directions
 `DriftDetector`            measures how far activations moved from those of a reference
 `SteeringController`       adds a vector to activations at chosen tokens

@@ -13,6 +13,7 @@ from mi_crow_lightning.hooks.detectors.activation_statistics import ActivationSt
 from mi_crow_lightning.hooks.detectors.drift import DriftDetector as DriftDetector
 from mi_crow_lightning.hooks.detectors.gradient_statistics import GradientStatistics as GradientStatistics
 from mi_crow_lightning.hooks.detectors.layer_activation import LayerActivationDetector as LayerActivationDetector
+from mi_crow_lightning.hooks.detectors.linear_probe import LinearProbe as LinearProbe
 from mi_crow_lightning.hooks.detectors.projection import ProjectionDetector as ProjectionDetector
 from mi_crow_lightning.hooks.detectors.token_statistics import TokenStatistics as TokenStatistics
 from mi_crow_lightning.hooks.detectors.trait_monitor import TraitMonitor as TraitMonitor

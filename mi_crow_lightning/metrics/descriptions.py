@@ -13,12 +13,14 @@ __all__ = [
     "DRIFTS",
     "EFFECTS",
     "HISTOGRAMS",
+    "PROBES",
     "PROJECTIONS",
     "SEPARABILITIES",
     "STATISTICS_DESCRIBED",
     "TRAITS",
     "Description",
     "drift_text",
+    "probe_text",
     "projection_text",
     "statistic_text",
     "trait_text",
@@ -30,6 +32,7 @@ _ELEMENTS = (
 )
 _TEXTS = "`t` is the mean over a text's tokens of their projections on the unit vector; there are `n` texts."
 _DRIFT = "`x` is a token, `y` the same token of the reference; there are `N` of them. Padding is left out."
+_PROBE = "A row is a sample or a token whose label counts; in training it is scored before the probe learns from it."
 _PROJECTION = "`p = x @ u` is the projection of a token `x` on the unit vector `u`; there are `N` tokens."
 
 
@@ -185,6 +188,24 @@ DRIFTS: dict[str, Description] = {
 }
 """How far activations and logits are from those of a reference."""
 
+PROBES: dict[str, Description] = {
+    "accuracy": Description(
+        "rows whose most probable class is their label / rows",
+        "0 to 1",
+        "whether the layer holds the label; compare it with `majority`",
+    ),
+    "auroc": Description(
+        "probability that a row of a class scores above one of another class, ties half; mean over classes",
+        "0 to 1, chance is 0.5",
+        "how well rows are ordered, however frequent the classes are",
+    ),
+    "majority": Description(
+        "rows of the most frequent class / rows", "0 to 1", "the accuracy of always giving the same answer"
+    ),
+    "loss": Description("mean of `-log(p)` of the label's class", "nats", "how sure the probe is where it is right"),
+}
+"""How well a linear probe separates classes."""
+
 EFFECTS: dict[str, str] = {
     "tokens": "**tokens**: tokens whose activation was changed.",
     "fired": "**fired**: calls of the layer in which at least one token was changed.",
@@ -212,6 +233,12 @@ def trait_text(name: str, direction: str) -> str:
     of = f" The direction is `{direction}`." if direction else ""
     known = TRAITS.get(name)
     return known.text(name, f"{_TEXTS}{of}") if known is not None else ""
+
+
+def probe_text(name: str) -> str:
+    """Return the text of a reading of `LinearProbe`."""
+    known = PROBES.get(name)
+    return known.text(name, _PROBE) if known is not None else ""
 
 
 def drift_text(name: str) -> str:

@@ -21,6 +21,7 @@ from mi_crow_lightning.metrics.collectives import Share, Shares, is_distributed
 from mi_crow_lightning.runs.first_batches import FirstBatches
 from mi_crow_lightning.runs.idle_hooks import check_that_hooks_ran
 from mi_crow_lightning.runs.optimizer_steps import OptimizerSteps
+from mi_crow_lightning.runs.probe_steps import ProbeSteps
 
 __all__ = ["HookedRun", "default_policy", "failed_to_forget"]
 
@@ -57,6 +58,7 @@ class HookedRun:
         self._fresh_graphs = FreshGraphs()
         self._first_batches = FirstBatches(self.layers)
         self._steps = OptimizerSteps(self.layers)
+        self._probe_steps = ProbeSteps(self.layers)
         self._hooks = list(hooks)
         self._token_mask = token_mask
         self.batches_seen = 0
@@ -203,12 +205,17 @@ class HookedRun:
         """Let hooks that read weights follow an optimizer step; see `OptimizerSteps.before`."""
         self._steps.before(self.registered, optimizer, optimizers, scale, scaled)
 
-    def end_batch(self) -> None:
-        """End a batch, its backward pass included: note which hooks were on, and take all off."""
+    def end_batch(self, device: torch.device | None = None) -> None:
+        """End a batch, its backward pass included: note which hooks were on, and take all off.
+
+        Args:
+            device: where ranks exchange tensors; ``None`` for where the tensors are.
+        """
         self.layers.passes.settle()
         self.layers.check_handles()
         self.layers.check_threads()
         self._steps.end_batch(self.registered)
+        self._probe_steps.end_batch(self.registered, self.moment, device)
         for hook in self.registered:
             if self.stage is not None and self.layers.is_attached(hook):
                 self._was_on[hook.id].add(self.stage)
