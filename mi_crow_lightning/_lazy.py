@@ -19,7 +19,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["attach"]
+__all__ = ["attach", "from_above"]
+
+
+def from_above(module: str, name: str) -> Any:
+    """Return what a module of a higher layer has under a name, for a method that only hands its call on.
+
+    The layers of imports do not see this, as they do not see what a stub lists: the page "Architecture" names each use.
+
+    Examples:
+        >>> from_above("mi_crow_lightning.warnings", "AlarmWarning").__name__
+        'AlarmWarning'
+    """
+    return getattr(importlib.import_module(module), name)
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:

@@ -26,6 +26,7 @@ __all__ = [
     "StatisticName",
     "TokenStatisticName",
     "TokensName",
+    "VectorMethodName",
     "WeightStatisticName",
     "WriteMode",
 ]
@@ -83,6 +84,9 @@ WeightStatisticName: TypeAlias = Literal["norm", "gradient_norm", "update_norm",
 
 MethodName: TypeAlias = Literal["mean_difference", "pca", "logistic"]
 """How a steering vector is made from representations, see `ContrastDetector`."""
+
+VectorMethodName: TypeAlias = Literal["mean", "mean_difference", "pca", "logistic"]
+"""The same, with a short name for the first, see `SteeringVector.from_pairs`."""
 
 GroupName: TypeAlias = Literal["negative", "positive", "difference"]
 """A group of representations whose scatter matrix is kept, see `ContrastDetector`."""

@@ -485,7 +485,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
             "samples": optional(are_facts(int)),
             "metadata": optional(are_facts(str, int, float, bool)),
         }
-        | dict.fromkeys(["method", "model", "tokens"], lambda value: isinstance(value, str)),
+        | dict.fromkeys(["method", "model", "tokens"], lambda value: isinstance(value, str))
+        | {"quality": lambda value: is_any_collection(value) and not list(value)},
     ),
     "PairCollator": Constructor(ours.PairCollator, {"tokenize": len}, {"tokenize": callable}),
     "LabelCollator": Constructor(ours.LabelCollator, {"tokenize": len}, {"tokenize": callable}),
@@ -579,8 +580,8 @@ RECORDS = {
     "Action", "CompactRows", "DetectorReadings", "DriftTable", "EventRow", "Feature", "Firing", "GeneratedText",
     "Histogram", "HistogramRow", "HistogramTable", "HistoryRow", "HistoryTable", "HookContext", "HookPlan",
     "HookedLayer", "Inference", "LayerDrift", "LayerTable", "LoggedStep", "Merge", "ModelLayer", "Moment", "Page",
-    "PromptScore", "Reading", "Replay", "RunReport", "SampleDrift", "SampleTable", "ScreenedSample", "ScreeningTable",
-    "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
+    "LayerQuality", "PromptScore", "QualityTable", "Reading", "Replay", "RunReport", "SampleDrift", "SampleTable",
+    "ScreenedSample", "ScreeningTable", "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
 }  # fmt: skip
 
 

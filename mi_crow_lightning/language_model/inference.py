@@ -15,7 +15,7 @@ from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.language_model.positions import with_positions
 
-__all__ = ["Inference"]
+__all__ = ["Inference", "evaluating"]
 
 
 class TokenizingModel(Protocol):
@@ -78,7 +78,7 @@ class Inference:
         with (
             torch.inference_mode(),
             torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast),
-            _evaluating(model),
+            evaluating(model),
             self._controllers(with_controllers),
         ):
             output = model(**with_positions(model, encodings))
@@ -117,7 +117,7 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, and each module back into the mode it was in once no thread needs it."""
     with _lock:
         if model not in _evaluated:

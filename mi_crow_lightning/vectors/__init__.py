@@ -1,7 +1,8 @@
 """Steering vectors: the value, its extraction in the Trainer, its file formats.
 
 =========================  ===========================================================================
-`SteeringVector`           one direction per layer, with its origin; arithmetic, norms, files
+`SteeringVector`           one direction per layer, with its origin; `from_pairs`, arithmetic, norms, files
+`QualityTable`             how good it is at each layer: `SteeringVector.quality`, rows of `LayerQuality`
 `ContrastDetector`         extracts one from texts of two classes, and says which layer separates them best
 `PairCollator`             makes its batches of pairs of texts; `LabelCollator` of labelled texts
 `TraitBaseline`            what the texts of a `TraitMonitor` were in the base model: a table and its file

@@ -8,6 +8,8 @@ from mi_crow_lightning.vectors.formats.control_vector import write_control_vecto
 from mi_crow_lightning.vectors.formats.sae_lens import from_sae as from_sae
 from mi_crow_lightning.vectors.formats.steering_vectors import from_steering_vectors as from_steering_vectors
 from mi_crow_lightning.vectors.formats.steering_vectors import to_steering_vectors as to_steering_vectors
+from mi_crow_lightning.vectors.quality import LayerQuality as LayerQuality
+from mi_crow_lightning.vectors.quality import QualityTable as QualityTable
 from mi_crow_lightning.vectors.steering_vector import SteeringVector as SteeringVector
 from mi_crow_lightning.vectors.trait_baseline import TraitBase as TraitBase
 from mi_crow_lightning.vectors.trait_baseline import TraitBaseline as TraitBaseline

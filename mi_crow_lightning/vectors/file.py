@@ -1,8 +1,8 @@
 """Steering vectors on disk: one safetensors file, a tensor ``(D,)`` under each layer's name.
 
-Its metadata, all strings, hold ``format``, ``version``, ``layers`` (a JSON list: the order of the layers) and
-``origin`` (a JSON object: method, model, tokens, samples, metadata). ``safetensors.torch.load_file`` reads it as a
-plain dictionary of tensors.
+Its metadata, all strings, hold ``format``, ``version``, ``layers`` (a JSON list: the order of the layers), ``origin``
+(a JSON object: method, model, tokens, samples, metadata) and, where it was measured, ``quality`` (a JSON list of
+objects, see `LayerQuality`). ``safetensors.torch.load_file`` reads it as a plain dictionary of tensors.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mi_crow_lightning.errors import VectorFileError
 from mi_crow_lightning.store.files import write_atomically
 from mi_crow_lightning.store.safetensors_file import Header, opened, read_header
 from mi_crow_lightning.vectors.origin import Origin
+from mi_crow_lightning.vectors.quality import QualityTable
 
 __all__ = ["read", "write"]
 
@@ -27,19 +28,21 @@ _FORMAT = "mi-crow-lightning steering vector"
 _VERSION = "1"
 
 
-def write(path: Path, directions: Mapping[str, Tensor], origin: Origin) -> None:
-    """Write directions and their origin, whole or not at all.
+def write(path: Path, directions: Mapping[str, Tensor], origin: Origin, quality: QualityTable) -> None:
+    """Write directions, their origin and their quality, whole or not at all.
 
     Raises:
         OSError: the file cannot be written; its earlier content is kept.
     """
     layers = json.dumps(list(directions), ensure_ascii=False)
     facts = {"format": _FORMAT, "version": _VERSION, "layers": layers, "origin": origin.to_text()}
+    if quality:
+        facts["quality"] = quality.to_text()
     write_atomically(path, save(dict(directions), metadata=facts))
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], Origin]:
-    """Read what `write` wrote: the directions in their order, and their origin.
+def read(path: Path) -> tuple[dict[str, Tensor], Origin, QualityTable]:
+    """Read what `write` wrote: the directions in their order, their origin and their quality.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -53,8 +56,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], Origin]:
         _check_format(header)
         layers = _layers(header)
         origin = Origin.from_text(header.metadata.get("origin", ""))
+        quality = QualityTable.from_text(header.metadata.get("quality", "[]"))
         with opened(path) as file:
-            return {layer: file.get_tensor(layer) for layer in layers}, origin
+            return {layer: file.get_tensor(layer) for layer in layers}, origin, quality
 
 
 def _refuse_gguf(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Real
 from os import PathLike
@@ -15,17 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning._arguments import unusable, whole_number
+from mi_crow_lightning._arguments import listed, unusable, whole_number
 from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, one_error
+from mi_crow_lightning._lazy import from_above
 from mi_crow_lightning._shown import shown
+from mi_crow_lightning.addressing.signatures import Signature
+from mi_crow_lightning.choices import VectorMethodName
 from mi_crow_lightning.errors import VectorFileError, VectorMismatch
 from mi_crow_lightning.vectors.file import read, write
 from mi_crow_lightning.vectors.fit import names_in
 from mi_crow_lightning.vectors.origin import Origin, Value, check_facts
+from mi_crow_lightning.vectors.quality import LayerQuality, QualityTable
 
 __all__ = ["SteeringVector"]
 
 _RANDOM = "random"
+_EXTRACTION = "mi_crow_lightning.language_model.vector_from_pairs"
 _MOST_CONTROLS = 2**32  # seeds between those of two calls
 
 
@@ -42,6 +47,7 @@ class SteeringVector(Mapping[str, Tensor]):
         tokens: which positions were read, as text.
         samples: how many samples, by class.
         metadata: anything else to keep: strings, numbers and booleans.
+        quality: what was measured of it at its layers, see `LayerQuality`.
 
     Raises:
         TypeError, ValueError: an argument is not one of those named above, or a direction is not finite.
@@ -66,6 +72,7 @@ class SteeringVector(Mapping[str, Tensor]):
         tokens: str = "",
         samples: Mapping[str, int] | None = None,
         metadata: Mapping[str, Value] | None = None,
+        quality: Iterable[LayerQuality] = (),
     ) -> None:
         if not isinstance(directions, Mapping) or not directions:
             raise ValueError(f"directions={shown(directions)} must map at least one layer's name to a tensor (D,)")
@@ -75,6 +82,7 @@ class SteeringVector(Mapping[str, Tensor]):
         samples = {} if samples is None else check_facts("samples", samples, (int,))
         metadata = {} if metadata is None else check_facts("metadata", metadata, (str, int, float, bool))
         self._origin = Origin(method, model, tokens, samples, metadata)
+        self._quality = _checked_quality(quality, self._directions)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -111,6 +119,22 @@ class SteeringVector(Mapping[str, Tensor]):
         """A copy of all of these facts together."""
         return replace(self._origin, samples=dict(self.samples), metadata=dict(self.metadata))
 
+    @property
+    def quality(self) -> QualityTable:
+        """The table of what was measured at each layer, see `LayerQuality`; empty where nothing was.
+
+        Scaling keeps it, and so do ``only`` and ``fitted_to``. A sum or a negative multiple is another direction.
+        """
+        return self._quality.copy()
+
+    def best_layer(self) -> str:
+        """Return the layer that separates held-out texts best, see `QualityTable.best`.
+
+        Raises:
+            ValueError: nothing was measured.
+        """
+        return self._quality.best().layer
+
     def __getitem__(self, layer: str) -> Tensor:
         if layer not in self._directions:
             raise KeyError(f"no direction for {layer!r}; this vector has {list(self._directions)}")
@@ -126,7 +150,8 @@ class SteeringVector(Mapping[str, Tensor]):
         if not isinstance(other, SteeringVector):
             return NotImplemented
         same_layers = self._directions.keys() == other._directions.keys() and self._origin == other._origin
-        return same_layers and all(torch.equal(self._directions[layer], other._directions[layer]) for layer in self)
+        same_facts = same_layers and self._quality.to_text() == other._quality.to_text()  # there nan is nan
+        return same_facts and all(torch.equal(self._directions[layer], other._directions[layer]) for layer in self)
 
     __hash__ = None  # type: ignore[assignment]
     __array_ufunc__ = None  # so that numpy leaves np.float32(2) * vector to __rmul__
@@ -139,7 +164,7 @@ class SteeringVector(Mapping[str, Tensor]):
         """
         if missing := [layer for layer in layers if layer not in self._directions]:
             raise KeyError(f"no direction for {missing}; this vector has {list(self._directions)}")
-        return self._made({layer: self._directions[layer] for layer in layers})
+        return self._renamed({layer: layer for layer in layers})
 
     def with_origin(self, **facts: Any) -> SteeringVector:
         """Return the same directions with other facts: ``method``, ``model``, ``tokens``, ``samples``, ``metadata``.
@@ -149,7 +174,7 @@ class SteeringVector(Mapping[str, Tensor]):
             >>> vector.with_origin(model="tiny").model
             'tiny'
         """
-        return self._made(self._directions, replace(self._origin, **facts))
+        return self._made(self._directions, replace(self._origin, **facts), self._quality)
 
     def norms(self) -> dict[str, float]:
         """Return the Euclidean norm of each layer's direction."""
@@ -243,7 +268,8 @@ class SteeringVector(Mapping[str, Tensor]):
             return NotImplemented
         if not math.isfinite(factor):
             raise ValueError(f"a vector cannot be scaled by {factor!r}: use a finite number")
-        return self._each(lambda value: value.double() * float(factor))
+        scaled = self._each(lambda value: value.double() * float(factor))
+        return scaled if factor > 0 else self._made(scaled)
 
     __rmul__ = __mul__
 
@@ -264,7 +290,7 @@ class SteeringVector(Mapping[str, Tensor]):
         Raises:
             OSError: the file cannot be written.
         """
-        write(Path(path), self._directions, self._origin)
+        write(Path(path), self._directions, self._origin, self._quality)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SteeringVector:
@@ -282,9 +308,84 @@ class SteeringVector(Mapping[str, Tensor]):
             ...     SteeringVector.load(f"{folder}/joy.safetensors") == vector
             True
         """
-        directions, origin = read(path := Path(path))
+        directions, origin, quality = read(path := Path(path))
         with one_error(path, VectorFileError):
-            return cls(directions, **vars(origin))
+            return cls(directions, **vars(origin), quality=quality)
+
+    @classmethod
+    def from_pairs(
+        cls,
+        model: Any,
+        tokenizer: Any = None,
+        pairs: Any = (),
+        layers: Signature = "block:*",
+        method: VectorMethodName = "mean",
+        tokens: Any = "ordinary",
+        *,
+        held_out: Any = 0.25,
+        seed: int = 0,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        force: bool = False,
+        progress: bool = True,
+    ) -> SteeringVector:
+        """Extract a vector from pairs of texts in one call, and measure how good it is at each layer.
+
+        It runs the model where it is, in evaluation mode, without a Trainer. Afterwards the model, its modes, its hooks
+        and the random numbers of the run are as before. Hooks of a `LanguageModel` take no part.
+
+        Args:
+            model: a causal language model of transformers, its name or folder, or a `LanguageModel`.
+            tokenizer: its tokenizer; by default that of the `LanguageModel` or of the name.
+            pairs: pairs ``(positive, negative)`` of texts, the first the one to steer towards; dicts with ``positive``
+                and ``negative``; one dict with two lists; or a file of JSON or JSON lines with these.
+            layers: which layers, a signature as for a hook.
+            method: ``"mean"``, the difference of the class means (also called ``"mean_difference"``), ``"pca"`` or
+                ``"logistic"``, see `ContrastDetector`.
+            tokens: which tokens of a text are read, see `Tokens`; ``"ordinary"`` leaves out massive ones.
+            held_out: the share of the pairs that the vector is not made of, to score it on; 0 for none; or other pairs.
+            seed: which pairs are held out.
+            batch_size: how many pairs run in one pass.
+            max_length: most tokens of a text; longer ones are cut at their end. By default no text is cut.
+            force: whether to return directions that are not better than random ones, see `ContrastDetector`.
+            progress: whether to show a progress bar, where there is a terminal.
+
+        Returns:
+            The vector. `quality` has what was measured, a row for each layer.
+
+        Raises:
+            TypeError, ValueError: an argument is not one of those named above; there are no pairs, or one is not two
+                different texts with words in them.
+            LayerNotFound: no layer matches.
+            RandomDirection: the directions are not better than random ones.
+            RuntimeError: several ranks run, and each would read all pairs.
+
+        Examples:
+            >>> from transformers import LlamaConfig, LlamaForCausalLM
+            >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)
+            >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=128, **sizes))
+            >>> def tokenizer(text, **options):
+            ...     return {"input_ids": [ord(one) for one in text]}
+            >>> pairs = [(f"{name} is glad", f"{name} is sad") for name in ("Ann", "Bob", "Cleo", "Dan")]
+            >>> vector = SteeringVector.from_pairs(model, tokenizer, pairs, tokens="all")
+            >>> vector.layers, vector.samples["pairs"], vector.quality[0].held_out
+            (('model.layers.0', 'model.layers.1'), 3, 2)
+        """
+        made: SteeringVector = from_above(_EXTRACTION, "vector_from_pairs")(
+            model,
+            tokenizer,
+            pairs,
+            layers=layers,
+            method=method,
+            tokens=tokens,
+            held_out=held_out,
+            seed=seed,
+            batch_size=batch_size,
+            max_length=max_length,
+            force=force,
+            progress=progress,
+        )
+        return made
 
     def fitted_to(self, model: nn.Module, *, any_model: bool = False) -> SteeringVector:
         """Return the same vector under the layer names of ``model``, after checking that it fits.
@@ -299,19 +400,26 @@ class SteeringVector(Mapping[str, Tensor]):
         Raises:
             VectorMismatch: the model has another name, lacks a layer, or has one of another width.
         """
-        names = names_in(self, model, any_model)
-        return self._made({names[layer]: value for layer, value in self._directions.items()})
+        return self._renamed(names_in(self, model, any_model))
 
     def check_fits(self, model: nn.Module, *, any_model: bool = False) -> None:
         """Refuse a model that this vector does not fit; see `fitted_to`."""
         self.fitted_to(model, any_model=any_model)
 
-    def _made(self, directions: Mapping[str, Tensor], origin: Origin | None = None) -> SteeringVector:
+    def _made(
+        self, directions: Mapping[str, Tensor], origin: Origin | None = None, quality: Iterable[LayerQuality] = ()
+    ) -> SteeringVector:
         origin = origin or self._origin
-        return SteeringVector(directions, **vars(origin))
+        return SteeringVector(directions, **vars(origin), quality=quality)
+
+    def _renamed(self, names: Mapping[str, str]) -> SteeringVector:
+        """Return the same vector at the layers that ``names`` holds, under the names that they have there."""
+        directions = {new: self._directions[old] for old, new in names.items()}
+        return self._made(directions, quality=self._quality.renamed(names))
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> SteeringVector:
-        return self._made({layer: function(value) for layer, value in self._directions.items()})
+        directions = {layer: function(value) for layer, value in self._directions.items()}
+        return self._made(directions, quality=self._quality)
 
     def _joined(self, other: SteeringVector, join: Callable[[Tensor, Tensor], Tensor], sign: str) -> SteeringVector:
         if not isinstance(other, SteeringVector):
@@ -376,6 +484,16 @@ def _checked(layer: str, value: Any) -> Tensor:
             f"directions: the direction of {shown(layer)} holds {int((~torch.isfinite(copy)).sum())} non-finite values"
         )
     return copy
+
+
+def _checked_quality(quality: Iterable[LayerQuality], layers: Mapping[str, Tensor]) -> QualityTable:
+    table = QualityTable(listed("quality", quality, "rows", "vector.quality"))
+    if not all(isinstance(row, LayerQuality) for row in table):
+        raise TypeError(f"quality={shown(list(table))} must be rows of LayerQuality")
+    named = [row.layer for row in table]
+    if len(set(named)) < len(named) or not set(named) <= layers.keys():
+        raise ValueError(f"quality: its rows are of {shown(named)}, and must be of layers of the vector, each once")
+    return table
 
 
 def _random(seed: str, width: int, norm: float) -> Tensor:
