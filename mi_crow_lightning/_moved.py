@@ -36,7 +36,7 @@ _FOLDERS = frozenset({"hooks.implementations"})  # packages that hold nothing bu
 
 _OWN_DETECTOR = "write a Detector whose observe(x, ctx) keeps what you need, on the layer that has it"
 _NO_SAE = "there are no sparse autoencoders here; SteeringVector.from_sae reads decoder rows in SAELens' format"
-_TRAINER = "use a Trainer's predict with a HookCallback, or a loop around inference.execute_inference"
+_TEXTS = "give the texts themselves, such as dataset['text'], to"
 _STORE = "write to ctx.store in a detector's observe, or to its self.store in a Trainer"
 
 GONE = {
@@ -44,7 +44,6 @@ GONE = {
     "hooks.implementations.model_input_detector": _OWN_DETECTOR,
     "hooks.implementations.model_output_detector": _OWN_DETECTOR,
     "hooks.utils": "use take_input, take_output, put_input and put_output of mi_crow_lightning.hooks.activations",
-    "language_model.activations": _STORE,
     "language_model.context": "a hook's self.context is a mi_crow_lightning.hooks.HookContext",
     "language_model.contracts": _STORE,
     "language_model.device_manager": "pass device=... to LanguageModel",
@@ -73,20 +72,16 @@ GONE_NAMES = {
         "register_pre_forward_hook_for_layer": "use register_hook with hook_type='pre_forward', or torch's own hooks",
     },
     "Inference": {
-        "infer_texts": _TRAINER,
-        "infer_dataset": _TRAINER,
+        "infer_dataset": f"{_TEXTS} infer_texts, or run a Trainer's predict with a HookCallback",
         "extract_logits": "use outputs.logits",
     },
+    "Activations": {"save_activations_dataset": f"{_TEXTS} save_activations"},
     "LanguageModel": {
-        "activations": _STORE,
-        "clear_detectors": "call clear_captured() of each detector in layers.get_detectors()",
         "context": "use the LanguageModel's model, tokenizer, store and device",
         "from_local": "use LanguageModel(model, tokenizer)",
         "from_local_torch": "use LanguageModel(model, tokenizer)",
-        "get_all_detector_metadata": "use metadata and tensor_metadata of each detector in layers.get_detectors()",
         "get_input_tracker": _OWN_DETECTOR,
         "lm_tokenizer": "use tokenize(), or the tokenizer itself",
-        "save_detector_metadata": _STORE,
         "save_model": "save the model with save_pretrained",
     },
 }

@@ -1,3 +1,4 @@
+from mi_crow_lightning.language_model.activations import Activations as Activations
 from mi_crow_lightning.language_model.causal_lm import CausalLMModule as CausalLMModule
 from mi_crow_lightning.language_model.continuation_score import ContinuationScore as ContinuationScore
 from mi_crow_lightning.language_model.generated import GeneratedText as GeneratedText

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.language_model.positions import with_positions
+from mi_crow_lightning.language_model.stored_runs import batches_of, begin_run
 
 __all__ = ["Inference", "evaluating"]
 
@@ -23,6 +24,8 @@ class TokenizingModel(Protocol):
 
     model: nn.Module
     layers: Layers
+    store: Any
+    model_id: str
 
     @property
     def device(self) -> torch.device:
@@ -30,6 +33,12 @@ class TokenizingModel(Protocol):
 
     def tokenize(self, texts: Sequence[str], **params: Any) -> dict[str, Tensor]:
         """Turn texts into one padded batch."""
+
+    def save_detector_metadata(self, run_name: str, batch_idx: int | None, unified: bool = False) -> str:
+        """Keep in the store what the detectors hold, and let them forget it."""
+
+    def clear_detectors(self) -> None:
+        """Let the detectors forget what they hold."""
 
 
 @answers_for_old_names
@@ -84,6 +93,59 @@ class Inference:
             output = model(**with_positions(model, encodings))
             self._lm.layers.check_handles()
             return output, encodings
+
+    def infer_texts(
+        self,
+        texts: Sequence[str],
+        run_name: str | None = None,
+        batch_size: int | None = None,
+        tok_kwargs: Mapping[str, Any] | None = None,
+        autocast: bool = False,
+        autocast_dtype: torch.dtype | None = None,
+        with_controllers: bool = True,
+        clear_detectors_before: bool = False,
+        save_in_batches: bool = True,
+    ) -> tuple[Any, Any]:
+        """Run texts through the model by batches, and keep what the detectors hold after each.
+
+        All outputs are returned, so they must fit into memory together. `Activations.save_activations` keeps one batch.
+
+        Args:
+            texts: the texts.
+            run_name: the run of the store, which must be new, to keep what the detectors hold. They then forget it.
+                By default it stays where it is, and nothing is written.
+            batch_size: texts in a batch; by default all are one batch.
+            tok_kwargs: see `execute_inference`; so are ``autocast``, ``autocast_dtype`` and ``with_controllers``.
+            autocast: see there.
+            autocast_dtype: see there.
+            with_controllers: see there.
+            clear_detectors_before: whether the detectors first forget what they hold.
+            save_in_batches: whether to keep it by batch, or all together: see `LanguageModel.save_detector_metadata`.
+
+        Returns:
+            The output and the encodings, see `execute_inference`. With more texts than ``batch_size``, a list of the
+            outputs and a list of the encodings.
+
+        Raises:
+            TypeError, ValueError, HookError: see `execute_inference`. Also if there is no store for ``run_name``, or
+                it has that run already.
+        """
+        size = batch_size if batch_size is not None else max(1, len(texts))
+        batches = batches_of(texts, size)
+        if clear_detectors_before:
+            self._lm.clear_detectors()
+        if run_name is not None:
+            options = {"batch_size": size, "max_length": (tok_kwargs or {}).get("max_length")}
+            begin_run(self._lm.store, run_name, self._lm.model_id, options)
+        results = []
+        for index, batch in enumerate(batches):
+            results.append(self.execute_inference(batch, tok_kwargs, autocast, autocast_dtype, with_controllers))
+            if run_name is not None:
+                self._lm.save_detector_metadata(run_name, index, unified=not save_in_batches)
+        if len(results) == 1:
+            return results[0]
+        outputs, encodings = zip(*results, strict=True)
+        return list(outputs), list(encodings)
 
     def _controllers(self, wanted: bool) -> AbstractContextManager[None]:
         """Leave controllers out of this thread's passes, unless they are wanted."""

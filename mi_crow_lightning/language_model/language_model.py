@@ -13,8 +13,11 @@ from mi_crow_lightning._arguments import device_of
 from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.hooks.layers import Layers
+from mi_crow_lightning.language_model.activations import Activations
+from mi_crow_lightning.language_model.gathered import clear, gathered
 from mi_crow_lightning.language_model.inference import Inference
 from mi_crow_lightning.language_model.loading import check_tokenizer, load_model, load_tokenizer
+from mi_crow_lightning.store.store import TensorMetadata
 
 __all__ = ["LanguageModel"]
 
@@ -33,6 +36,7 @@ class LanguageModel:
     Attributes:
         layers: the registry of hooks, see `Layers`.
         inference: the way to run texts, see `Inference`.
+        activations: the way to save activations of many texts, see `Activations`.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class LanguageModel:
         self.model_id = model_id or getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
         self.layers = Layers(model, language_model=self, store=store)
         self.inference = Inference(self)
+        self.activations = Activations(self)
 
     @classmethod
     def from_huggingface(
@@ -112,6 +117,50 @@ class LanguageModel:
         if params["padding"] and self.tokenizer.pad_token is None:
             raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token, or pass padding=False")
         return {name: value.to(self.device) for name, value in self.tokenizer(list(texts), **params).items()}
+
+    def get_all_detector_metadata(self) -> tuple[dict[str, dict[str, Any]], TensorMetadata]:
+        """Return what the registered detectors hold: ``metadata`` and ``tensor_metadata``, by layer, then by key.
+
+        Of a list of tensors, as ``keep="all"`` holds it, each has a key with its number: ``"activations_0"``.
+
+        Raises:
+            ValueError: two detectors hold the same key of the same layer.
+        """
+        return gathered(self.layers)
+
+    def save_detector_metadata(
+        self, run_name: str, batch_idx: int | None, unified: bool = False, clear_after_save: bool = True
+    ) -> str:
+        """Keep in the store what the registered detectors hold.
+
+        Args:
+            run_name: the run.
+            batch_idx: the batch of the run.
+            unified: whether to append it to the run as a whole, whatever the batch: see
+                `Store.put_run_detector_metadata`.
+            clear_after_save: whether the detectors then forget it.
+
+        Returns:
+            Where it is, relative to the store.
+
+        Raises:
+            ValueError: there is no store, or two detectors hold the same key of the same layer.
+            StoreKeyError, TypeError, OSError: see `Store.put_detector_metadata`.
+        """
+        if self.store is None:
+            raise ValueError("this LanguageModel has no store: LanguageModel(..., store=LocalStore('folder'))")
+        held = self.get_all_detector_metadata()
+        if unified:
+            place: str = self.store.put_run_detector_metadata(run_name, *held)
+        else:
+            place = self.store.put_detector_metadata(run_name, batch_idx, *held)
+        if clear_after_save:
+            self.clear_detectors()
+        return place
+
+    def clear_detectors(self) -> None:
+        """Let every registered detector forget its ``metadata`` and ``tensor_metadata``."""
+        clear(self.layers)
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.model_id!r}, {len(self.layers.get_hooks())} hooks)"
