@@ -35,14 +35,16 @@ MOVED = {
 _FOLDERS = frozenset({"hooks.implementations"})  # packages that hold nothing but old names
 
 _OWN_DETECTOR = "write a Detector whose observe(x, ctx) keeps what you need, on the layer that has it"
+_INPUTS = "inference.execute_inference returns the encodings; store.put keeps one of them"
+_OUTPUTS = "inference.execute_inference returns the output; a LayerActivationDetector on 'lm_head' keeps the logits"
 _NO_SAE = "there are no sparse autoencoders here; SteeringVector.from_sae reads decoder rows in SAELens' format"
 _TEXTS = "give the texts themselves, such as dataset['text'], to"
 _STORE = "write to ctx.store in a detector's observe, or to its self.store in a Trainer"
 
 GONE = {
     "datasets": "use any dataset or DataLoader",
-    "hooks.implementations.model_input_detector": _OWN_DETECTOR,
-    "hooks.implementations.model_output_detector": _OWN_DETECTOR,
+    "hooks.implementations.model_input_detector": _INPUTS,
+    "hooks.implementations.model_output_detector": _OUTPUTS,
     "hooks.utils": "use take_input, take_output, put_input and put_output of mi_crow_lightning.hooks.activations",
     "language_model.context": "a hook's self.context is a mi_crow_lightning.hooks.HookContext",
     "language_model.contracts": _STORE,
@@ -54,16 +56,18 @@ GONE = {
     "language_model.utils": "use language_model.device, and the model's output itself",
     "mechanistic": _NO_SAE,
     "store.store_dataloader": "use store.iterate",
+    "utils": "use Python's logging and Lightning's seed_everything",
 }
 """A module of mi-crow that has no counterpart, and what to use instead."""
 
 GONE_NAMES = {
-    "hooks": {"ModelInputDetector": _OWN_DETECTOR, "ModelOutputDetector": _OWN_DETECTOR},
+    "hooks": {"ModelInputDetector": _INPUTS, "ModelOutputDetector": _OUTPUTS},
     "Hook": {
         "get_torch_hook": "register the hook, Layers(model).register_hook(layer, hook), or use attached(model, hook)",
         "set_context": "Layers.register_hook gives a hook its context; a hook that is called directly needs none",
     },
     "Layers": {
+        "context": "use root, language_model and store",
         "get_layer_names": "use list_layers()",
         "print_layer_names": "use list_layers()",
         "name_to_layer": "use list_layers(), or root.get_submodule(name)",
@@ -74,8 +78,12 @@ GONE_NAMES = {
     "Inference": {
         "infer_dataset": f"{_TEXTS} infer_texts, or run a Trainer's predict with a HookCallback",
         "extract_logits": "use outputs.logits",
+        "lm": "use the LanguageModel itself",
     },
-    "Activations": {"save_activations_dataset": f"{_TEXTS} save_activations"},
+    "Activations": {
+        "context": "use the LanguageModel's model, tokenizer, store and device",
+        "save_activations_dataset": f"{_TEXTS} save_activations",
+    },
     "LanguageModel": {
         "context": "use the LanguageModel's model, tokenizer, store and device",
         "from_local": "use LanguageModel(model, tokenizer)",
@@ -83,6 +91,10 @@ GONE_NAMES = {
         "get_input_tracker": _OWN_DETECTOR,
         "lm_tokenizer": "use tokenize(), or the tokenizer itself",
         "save_model": "save the model with save_pretrained",
+    },
+    "Store": {
+        "dataset_prefix": "datasets are not kept in a store; use the dataset's save_to_disk",
+        "model_prefix": "models are not kept in a store; use the model's save_pretrained",
     },
 }
 """Names of mi-crow that have no counterpart, by the package or class that had them, and what to use instead."""

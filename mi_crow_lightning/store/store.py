@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning.store.missing import missing
 from mi_crow_lightning.store.tensors import Batch
 
@@ -18,6 +19,7 @@ TensorMetadata = dict[str, dict[str, torch.Tensor]]
 """What detectors gathered: by layer, then by key, a tensor of any shape."""
 
 
+@answers_for_old_names
 class Store(abc.ABC):
     """A place for tensors by run, batch, layer and key, and for metadata of runs and of what detectors gathered.
 
