@@ -71,6 +71,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`:UserWarning")
 @pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval:UserWarning")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+@pytest.mark.filterwarnings("ignore::mi_crow_lightning.warnings.AlarmWarning")  # pages about alarms let them fire
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=name_of)
 def test_the_blocks_of_a_page_run(page, gpt2, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(choice, "choice", lambda: choice.Choice(None, choice.NOT_INSTALLED))  # no extra is installed
