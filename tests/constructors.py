@@ -577,10 +577,10 @@ CONSTRUCTORS: dict[str, Constructor] = {
 
 # Classes that are made by the package for its users, or that only hold what they are given.
 RECORDS = {
-    "Action", "Activations", "CompactRows", "DetectorReadings", "DriftTable", "EventRow", "Feature", "Firing", "GeneratedText",
-    "Histogram", "HistogramRow", "HistogramTable", "HistoryRow", "HistoryTable", "HookContext", "HookPlan",
-    "HookedLayer", "Inference", "LayerDrift", "LayerTable", "LoggedStep", "Merge", "ModelLayer", "Moment", "Page",
-    "LayerQuality", "PromptScore", "QualityTable", "Reading", "Replay", "RunReport", "SampleDrift", "SampleTable",
+    "Action", "Activations", "CompactRows", "DetectorReadings", "DriftTable", "EventRow", "Feature", "Firing",
+    "GeneratedText", "Histogram", "HistogramRow", "HistogramTable", "HistoryRow", "HistoryTable", "HookContext",
+    "HookPlan", "HookedLayer", "Inference", "LayerDrift", "LayerTable", "LoggedStep", "Merge", "ModelLayer", "Moment",
+    "Page", "LayerQuality", "PromptScore", "QualityTable", "Reading", "Replay", "RunReport", "SampleDrift", "SampleTable",
     "ScreenedSample", "ScreeningTable", "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
 }  # fmt: skip
 
