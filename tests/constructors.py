@@ -580,8 +580,8 @@ RECORDS = {
     "Action", "Activations", "CompactRows", "DetectorReadings", "DriftTable", "EventRow", "Feature", "Firing",
     "GeneratedText", "Histogram", "HistogramRow", "HistogramTable", "HistoryRow", "HistoryTable", "HookContext",
     "HookPlan", "HookedLayer", "Inference", "LayerDrift", "LayerTable", "LoggedStep", "Merge", "ModelLayer", "Moment",
-    "Page", "LayerQuality", "PromptScore", "QualityTable", "Reading", "Replay", "RunReport", "SampleDrift", "SampleTable",
-    "ScreenedSample", "ScreeningTable", "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
+    "Page", "LayerQuality", "PromptScore", "QualityTable", "Reading", "Replay", "RunReport", "SampleDrift",
+    "SampleTable", "ScreenedSample", "ScreeningTable", "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
 }  # fmt: skip
 
 

@@ -108,7 +108,8 @@ class Activations:
         lm = self._lm
         batches = batches_of(texts, batch_size)
         run = run_name if run_name is not None else f"run_{datetime.now():%Y%m%d_%H%M%S}"
-        options = {"batch_size": batch_size, "max_length": max_length, "tokens": repr(tokens) if tokens else None}
+        chosen = None if tokens is None else repr(tokens)
+        options = {"batch_size": batch_size, "max_length": max_length, "tokens": chosen}
         tok_kwargs = {} if max_length is None else {"max_length": max_length}
         detector = LayerActivationDetector(layer_signature, target_dtype=dtype, tokens=tokens)
         with self._registered(detector):

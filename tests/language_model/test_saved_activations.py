@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mi_crow_lightning.errors import HookConflict, HookError, StoreKeyError
-from mi_crow_lightning.hooks import Detector, FunctionController, LayerActivationDetector
+from mi_crow_lightning.hooks import Detector, FunctionController, LayerActivationDetector, Tokens
 from mi_crow_lightning.language_model import LanguageModel, with_positions
 from mi_crow_lightning.store import LocalStore
 from tests.language_model.tiny import TEXTS, model_of, tokens
@@ -51,8 +51,8 @@ def test_each_batch_holds_the_hidden_states_of_its_texts(lm, plain):
 
 
 def test_chosen_tokens_are_kept_without_padding(lm, plain):
-    run = lm.activations.save_activations(TEXTS, 1, batch_size=3, tokens="all", dtype="float16")
-    assert run.startswith("run_")
+    run = lm.activations.save_activations(TEXTS, 1, batch_size=3, tokens=Tokens("all"), dtype="float16")
+    assert run.startswith("run_") and lm.store.get_run_metadata(run)["options"]["tokens"] == "Tokens('all')"
     for batch in range(2):
         states = expected(plain, lm, TEXTS[3 * batch : 3 * batch + 3])
         kept = lm.store.get(run, batch, LAYERS[0], "activations")
