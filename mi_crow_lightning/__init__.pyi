@@ -46,6 +46,7 @@ from mi_crow_lightning.language_model import by_strength as by_strength
 from mi_crow_lightning.language_model import by_vector as by_vector
 from mi_crow_lightning.language_model import read_predictions as read_predictions
 from mi_crow_lightning.language_model import sweep_table as sweep_table
+from mi_crow_lightning.language_model import tiny_language_model as tiny_language_model
 from mi_crow_lightning.references import DriftReference as DriftReference
 from mi_crow_lightning.references import drift as drift
 from mi_crow_lightning.report.layer_table import layer_table as layer_table

@@ -161,9 +161,9 @@ def test_while_there_is_no_address_a_wheel_names_none(wheel: Path) -> None:
     assert re.search(r'^repository = "([^"]*)"', text, re.MULTILINE)[1] == ""  # RELEASING.md: set it, then this test
     assert said.get_all("Project-URL") is None
     description = said.get_payload()
-    assert "make demo" in description and "detectors=[ActivationStatistics(" in description
+    assert "make demo" in description and "detectors=[mcl.ActivationStatistics(" in description
     assert [link for link in LINK.findall(description) if not link.startswith("https:")] == []
-    assert "![" not in description and "[Your first run]" not in description and "Your first run goes" in description
+    assert "![" not in description and "[Your first run]" not in description and "Your first run takes" in description
 
 
 def test_with_an_address_every_link_leads_there(unpacked: Path, tmp_path: Path) -> None:

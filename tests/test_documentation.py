@@ -3,7 +3,7 @@
 The blocks of one page run in order, in one namespace and in an empty folder that holds the model folder "gpt2".
 The namespace has what a reader of the page would bring along, see `what_a_reader_has`. A block is left out only by
 a line ``<!-- not run: reason -->`` before it. A text block after a line ``<!-- output -->`` is what the Python block
-before it prints.
+before it prints; after ``<!-- output ends with -->``, the last lines of that.
 """
 
 import re
@@ -20,11 +20,12 @@ from tests.tiny_gpt2 import save_gpt2
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+INDEX = ROOT / "docs" / "index.md"
 
 _BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?"
     r"```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```[ ]*$"
-    r"(?:\n+<!-- output -->\n+```text\n(?P<output>.*?)^```[ ]*$)?",
+    r"(?:\n+<!-- output(?P<ends> ends with)? -->\n+```text\n(?P<output>.*?)^```[ ]*$)?",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -35,12 +36,16 @@ class Block(NamedTuple):
     line: int
     not_run: str | None
     output: str | None
+    only_the_end: bool = False
+
+    def printed(self, text: str) -> bool:
+        return self.output is None or (text.endswith if self.only_the_end else text.__eq__)(self.output)
 
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     return [
-        Block(m["language"], m["code"], text.count("\n", 0, m.start("code")), m["reason"], m["output"])
+        Block(m["language"], m["code"], text.count("\n", 0, m.start("code")), m["reason"], m["output"], bool(m["ends"]))
         for m in _BLOCK.finditer(text)
     ]
 
@@ -85,8 +90,8 @@ def test_the_blocks_of_a_page_run(page, gpt2, tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         # Lines are counted as in the page, so that a traceback leads there.
         exec(compile("\n" * block.line + block.code, str(page), "exec", dont_inherit=True), namespace)
-        if block.output is not None:
-            assert capsys.readouterr().out == block.output, f"printed by the block at line {block.line} of {page.name}"
+        if not block.printed(out := capsys.readouterr().out):
+            assert out == block.output, f"printed by the block at line {block.line} of {page.name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -113,3 +118,8 @@ def test_every_module_directly_in_hooks_has_an_entry_in_the_api_reference():
 def test_every_page_is_in_the_navigation():
     in_nav = set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
     assert in_nav == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.name != "README.md"}
+
+
+def test_the_first_page_of_the_documentation_has_the_block_of_the_readme():
+    first, page = ([block for block in blocks(file) if block.language == "python"] for file in (PAGES[0], INDEX))
+    assert [block._replace(line=0) for block in first] == [block._replace(line=0) for block in page]

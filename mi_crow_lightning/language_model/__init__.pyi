@@ -16,3 +16,4 @@ from mi_crow_lightning.language_model.screening_table import ScreenedSample as S
 from mi_crow_lightning.language_model.screening_table import ScreeningTable as ScreeningTable
 from mi_crow_lightning.language_model.sweep_results import sweep_table as sweep_table
 from mi_crow_lightning.language_model.texts import TextCollator as TextCollator
+from mi_crow_lightning.language_model.tiny import tiny_language_model as tiny_language_model
