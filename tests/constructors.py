@@ -579,9 +579,10 @@ CONSTRUCTORS: dict[str, Constructor] = {
 RECORDS = {
     "Action", "Activations", "CompactRows", "DetectorReadings", "DriftTable", "EventRow", "Feature", "Firing",
     "GeneratedText", "Histogram", "HistogramRow", "HistogramTable", "HistoryRow", "HistoryTable", "HookContext",
-    "HookPlan", "HookedLayer", "Inference", "LayerDrift", "LayerTable", "LoggedStep", "Merge", "ModelLayer", "Moment",
-    "Page", "LayerQuality", "PromptScore", "QualityTable", "Reading", "Replay", "RunReport", "SampleDrift",
-    "SampleTable", "ScreenedSample", "ScreeningTable", "Separability", "Store", "Summary", "TextRow", "TraitBase", "TraitBaseline",
+    "HookPlan", "HookedLayer", "Inference", "LayerDrift", "LayerQuality", "LayerTable", "LoggedStep", "Merge",
+    "ModelLayer", "Moment", "Page", "PromptScore", "QualityTable", "Reading", "Replay", "RunReport", "SampleDrift",
+    "SampleTable", "ScreenedSample", "ScreeningTable", "Separability", "Store", "Summary", "TextRow", "TraitBase",
+    "TraitBaseline",
 }  # fmt: skip
 
 
