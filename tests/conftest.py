@@ -15,10 +15,12 @@ from hypothesis import settings
 from mi_crow_lightning import LanguageModel
 from mi_crow_lightning.language_model.gguf_cache import CACHE
 from tests import fuzzing
+from tests.distributions import bare_environment, sdist, unpacked_sdist, wheel
 from tests.fuzzing import minutes, pytest_pyfunc_call
 from tests.old_torch import pytest_runtest_call, skip_what_it_cannot
 
-__all__ = ["pytest_collection_modifyitems", "pytest_pyfunc_call", "pytest_runtest_call", "smollm2", "smollm2_file"]
+__all__ = ["bare_environment", "pytest_collection_modifyitems", "pytest_pyfunc_call", "pytest_runtest_call"]
+__all__ += ["sdist", "smollm2", "smollm2_file", "unpacked_sdist", "wheel"]
 
 # Unpacking the packaged model takes 17 s: it is kept beside the tests, also for the processes that they start.
 os.environ.setdefault(CACHE, str(Path(__file__).parents[1] / ".cache"))

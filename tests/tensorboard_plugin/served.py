@@ -34,21 +34,24 @@ def installed(folder: Path) -> Path:
 
 
 @contextmanager
-def tensorboard(logdir: Path, folder: Path, *options: str) -> Iterator[str]:
+def tensorboard(logdir: Path, folder: Path, *options: str, python: Path | None = None) -> Iterator[str]:
     """The address of a TensorBoard that shows a log.
 
     Args:
         logdir: the log.
         folder: an empty folder, for what the process needs.
         options: TensorBoard's own, e.g. ``--load_fast=false``.
+        python: that of an environment which has the package; by default this one, with the checkout on its path.
     """
-    path = os.pathsep.join([str(installed(folder / "path")), str(ROOT)])
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0", "--host", "127.0.0.1"]
+    path = "" if python else os.pathsep.join([str(installed(folder / "path")), str(ROOT)])
+    start = [str(python or sys.executable), "-m", "tensorboard.main"]
+    command = [*start, "--logdir", str(logdir), "--port", "0", "--host", "127.0.0.1"]
     with (folder / "tensorboard.log").open("w+b") as log:
         process = subprocess.Popen(
             [*command, "--reload_interval", "1", *options],
             stdout=log,
             stderr=subprocess.STDOUT,
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": path},
         )
         try:
