@@ -32,6 +32,7 @@
     ├── ReferenceMismatch (ValueError)   activations cannot be compared with a reference: other layers, texts or calls
     ├── ReferenceFileError (ValueError)  a file holds no reference that can be read
     ├── VectorFileError (ValueError)     a file or folder holds no vector that can be read
+    ├── HubError (OSError)               a repository on the Hugging Face Hub cannot be read or written
     ├── SnapshotError (ValueError)       a file is not a snapshot that an alarm wrote, or cannot be run again
     ├── StoreFileError (OSError, ValueError)  a file of a store is damaged, or is not one of its files
     └── StoreKeyError (ValueError)       a key cannot be a file name, or would lead out of the store's folder
@@ -53,6 +54,7 @@ __all__ = [
     "HookConflict",
     "HookError",
     "HookStateError",
+    "HubError",
     "LayerNotFound",
     "MiCrowError",
     "NeverFired",
@@ -264,6 +266,10 @@ class ReferenceFileError(MiCrowError, ValueError):
 
 class VectorFileError(MiCrowError, ValueError):
     """A file or folder holds no vector that can be read."""
+
+
+class HubError(MiCrowError, OSError):
+    """A repository on the Hugging Face Hub cannot be read or written."""
 
 
 class SnapshotError(MiCrowError, ValueError):

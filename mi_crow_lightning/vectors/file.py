@@ -22,7 +22,7 @@ from mi_crow_lightning.store.safetensors_file import Header, opened, read_header
 from mi_crow_lightning.vectors.origin import Origin
 from mi_crow_lightning.vectors.quality import QualityTable
 
-__all__ = ["read", "write"]
+__all__ = ["content_of", "read", "write"]
 
 _FORMAT = "mi-crow-lightning steering vector"
 _VERSION = "1"
@@ -34,11 +34,16 @@ def write(path: Path, directions: Mapping[str, Tensor], origin: Origin, quality:
     Raises:
         OSError: the file cannot be written; its earlier content is kept.
     """
+    write_atomically(path, content_of(directions, origin, quality))
+
+
+def content_of(directions: Mapping[str, Tensor], origin: Origin, quality: QualityTable) -> bytes:
+    """Return the bytes of the file."""
     layers = json.dumps(list(directions), ensure_ascii=False)
     facts = {"format": _FORMAT, "version": _VERSION, "layers": layers, "origin": origin.to_text()}
     if quality:
         facts["quality"] = quality.to_text()
-    write_atomically(path, save(dict(directions), metadata=facts))
+    return save(dict(directions), metadata=facts)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Origin, QualityTable]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from os import PathLike
@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_crow_lightning._arguments import listed, unusable, whole_number
+from mi_crow_lightning._arguments import check_flag, listed, unusable, whole_number
 from mi_crow_lightning._foreign_files import LONGEST_NAME, MOST_TENSORS, one_error
 from mi_crow_lightning._lazy import from_above
-from mi_crow_lightning._shown import shown
+from mi_crow_lightning._messages import message_of
+from mi_crow_lightning._shown import shortened, shown
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.choices import VectorMethodName
 from mi_crow_lightning.errors import VectorFileError, VectorMismatch
-from mi_crow_lightning.vectors.file import read, write
+from mi_crow_lightning.vectors.card import card_of
+from mi_crow_lightning.vectors.file import content_of, read, write
 from mi_crow_lightning.vectors.fit import names_in
+from mi_crow_lightning.vectors.hub import FILE, fetched, pushed
 from mi_crow_lightning.vectors.origin import Origin, Value, check_facts
 from mi_crow_lightning.vectors.quality import LayerQuality, QualityTable
 
@@ -311,6 +314,108 @@ class SteeringVector(Mapping[str, Tensor]):
         directions, origin, quality = read(path := Path(path))
         with one_error(path, VectorFileError):
             return cls(directions, **vars(origin), quality=quality)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        card: bool = True,
+        license: str | None = None,
+        base_model: str | None = None,
+        tags: Sequence[str] = (),
+        filename: str = FILE,
+        endpoint: str | None = None,
+    ) -> Any:
+        """Share it on the Hugging Face Hub: one safetensors file and a model card, in one commit.
+
+        The card says where the vector comes from and what `quality` has, with lines of code that use it. It takes the
+        place of the repository's ``README.md``.
+
+        Args:
+            repo_id: the repository, ``"owner/name"``; it is made if there is none.
+            private: whether a repository that is made is private; by default as the owner's settings say.
+            token: of an account that may write; by default the one that ``hf auth login`` keeps.
+            revision: the branch; it is made if there is none.
+            commit_message: what the history says.
+            create_pr: whether to open a pull request in place of a commit to the branch.
+            card: whether to write the card.
+            license: of the vector, an identifier such as ``"apache-2.0"``, for the card.
+            base_model: name of the model on the Hub, for the card; by default `model`, if that is ``"owner/name"``.
+            tags: more tags for the card.
+            filename: the name of the file there.
+            endpoint: the address of the Hub; by default the environment's ``HF_ENDPOINT``.
+
+        Returns:
+            huggingface_hub's ``CommitInfo``, a string: the URL of the commit.
+
+        Raises:
+            HubError: the repository cannot be written: offline, no right to, or its name is not one.
+            TypeError, ValueError: an argument is not one of those named above.
+        """
+        check_flag("card", card)
+        tags = listed("tags", tags, "tags", "['joy']")
+        if not filename.endswith(".safetensors"):
+            raise ValueError(f"filename={shown(filename)} must end with '.safetensors', as the file is one")
+
+        def written(full: str) -> str:
+            of = (full, self.norms(), self._origin, self._quality)
+            return card_of(*of, base_model=base_model, license=license, tags=tags)
+
+        return pushed(
+            repo_id,
+            content_of(self._directions, self._origin, self._quality),
+            written if card else None,
+            filename=filename,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message or f"Upload {filename}",
+            create_pr=check_flag("create_pr", create_pr),
+            endpoint=endpoint,
+        )
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        endpoint: str | None = None,
+    ) -> SteeringVector:
+        """Fetch a vector from the Hugging Face Hub, as `push_to_hub` put it there.
+
+        Args:
+            repo_id: the repository, ``"owner/name"``.
+            filename: the name of the file; by default the one that `push_to_hub` writes, or the only safetensors file.
+            revision: a branch, a tag or a commit.
+            token: for a private repository; by default the one that ``hf auth login`` keeps.
+            cache_dir: where fetched files are kept; by default the cache of huggingface_hub.
+            force_download: whether to fetch a file that is in the cache.
+            local_files_only: whether to look in the cache alone.
+            endpoint: the address of the Hub; by default the environment's ``HF_ENDPOINT``.
+
+        Raises:
+            HubError: there is no such repository or file, or the Hub cannot be reached.
+            VectorFileError: the file holds something else than a steering vector.
+        """
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        more = {"force_download": force_download, "local_files_only": local_files_only}
+        path = fetched(repo_id, filename, endpoint, **options, **more)
+        try:
+            return cls.load(path)
+        except VectorFileError as error:
+            reason = shortened(message_of(error), 1500)
+            raise VectorFileError(f"{shown(repo_id)} on the Hub holds no steering vector: {reason}") from error
 
     @classmethod
     def from_pairs(
