@@ -21,17 +21,22 @@ from mi_crow_lightning._arguments import listed
 from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning.metrics.activation import statistics
 from mi_crow_lightning.metrics.collectives import Share, Shares, gather, is_distributed
-from mi_crow_lightning.metrics.one_pass.accumulate import accumulate, accumulated_by_numba
+from mi_crow_lightning.metrics.one_pass.accumulate import accumulate, accumulate_by_numba
 from mi_crow_lightning.metrics.one_pass.buffers import (
+    Start,
     empty_buffer,
     join_buffers,
     merge_buffers,
-    place_of,
+    place_at,
     split,
+    starts_of,
     widen,
     widths_in,
 )
-from mi_crow_lightning.metrics.one_pass.measure import as_tokens
+from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
+from mi_crow_lightning.metrics.one_pass.in_numba.elements import elements_of
+from mi_crow_lightning.metrics.one_pass.on_cuda.choice import run_on_cpu
+from mi_crow_lightning.metrics.one_pass.tokens import as_tokens
 from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.statistic import Sum
 from mi_crow_lightning.metrics.summary import Group
@@ -96,7 +101,9 @@ class ActivationStatisticsMetric(Metric):
         self.add_state("buffer", empty_buffer(unknown, sums=self.sums), dist_reduce_fx=self._merge, persistent=True)
         self._widths: list[int] | None = unknown  # of the buffer; None after somebody else has set it
         self._default_widths = unknown
-        self._agreed = Group.CHANNELS not in groups  # whether all ranks are known to have the same widths
+        self._by_channel = Group.CHANNELS in groups
+        self._agreed = not self._by_channel  # whether all ranks are known to have the same widths
+        self._starts, self._widths_of_starts = starts_of(unknown, self.sums), unknown
 
     @property
     def widths(self) -> list[int]:
@@ -146,9 +153,29 @@ class ActivationStatisticsMetric(Metric):
         """
         if not 0 <= index < len(self.layers):
             raise IndexError(f"no layer {index}: this metric holds the layers 0 to {len(self.layers) - 1}")
+        if not torch.compiler.is_compiling() and self._added_by_numba(index, x, mask, batch, channels):
+            return
         tokens, keep = as_tokens(x, mask, channels)
-        width, widths = tokens.shape[1], self.widths
-        if Group.CHANNELS in self.groups and width and not widths[index]:
+        start = self._start(index, tokens.shape[1])
+        accumulate(place_at(self.buffer, start, self.sums), tokens, keep, self.groups, batch, self.sums)
+
+    def _added_by_numba(
+        self, index: int, x: Tensor, mask: Tensor | None, batch: int | Tensor | None, channels: int | None
+    ) -> bool:
+        """Add an activation in few steps, if numba measures it and it has the layer's number of channels."""
+        if isinstance(batch, Tensor) or not self.buffer.is_cpu or not in_numba.suits(x, mask) or run_on_cpu():
+            return False
+        elements = elements_of(x, mask, channels)
+        start = self._start(index, elements.width)
+        if self._by_channel and start.width != elements.width:
+            return False
+        accumulate_by_numba(self.buffer, start, elements, self.groups, batch, self.sums)
+        return True
+
+    def _start(self, index: int, width: int) -> Start:
+        """Return where a layer's numbers begin, after making room for its channels if it has none yet."""
+        widths = self.widths
+        if self._by_channel and width and not widths[index]:
             if torch.compiler.is_compiling():
                 # A tensor that a graph makes in inference mode could not be written to later.
                 raise RuntimeError(
@@ -157,12 +184,9 @@ class ActivationStatisticsMetric(Metric):
                 )
             self.make_room(index, width)
             widths = self.widths
-        if not torch.compiler.is_compiling() and accumulated_by_numba(
-            self.buffer, widths, index, tokens, keep, self.groups, batch, self.sums
-        ):
-            return
-        place = place_of(self.buffer, widths, index, self.sums)
-        accumulate(place, tokens, keep, self.groups, batch, self.sums)
+        if widths is not self._widths_of_starts:  # they are replaced, never written to
+            self._widths_of_starts, self._starts = widths, starts_of(widths, self.sums)
+        return self._starts[index]
 
     def make_room(self, index: int, width: int) -> None:
         """Make room for a layer's channels before its first activation comes."""

@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.one_pass.measure import as_tokens
+from mi_crow_lightning.metrics.one_pass.tokens import as_tokens
 
 __all__ = ["BINS", "HEAD", "Head", "empty_row", "join_rows", "measure_geometry", "values_of_row"]
 

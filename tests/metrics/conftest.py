@@ -15,8 +15,9 @@ from mi_crow_lightning.metrics.one_pass import in_graph, on_cpu
 from mi_crow_lightning.metrics.one_pass import measure as one_pass
 from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
 from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
-from mi_crow_lightning.metrics.one_pass.measure import as_tokens, measure
+from mi_crow_lightning.metrics.one_pass.measure import measure
 from mi_crow_lightning.metrics.one_pass.on_cuda import choice
+from mi_crow_lightning.metrics.one_pass.tokens import as_tokens
 from mi_crow_lightning.metrics.statistic import Sum
 from mi_crow_lightning.metrics.summary import Group, Summary
 

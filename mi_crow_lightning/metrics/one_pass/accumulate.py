@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.one_pass.buffers import Place, numbers_of
+from mi_crow_lightning.metrics.one_pass.buffers import Place, Start, place_at
 from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
+from mi_crow_lightning.metrics.one_pass.in_numba.elements import Elements
 from mi_crow_lightning.metrics.one_pass.measure import measure_tokens, sums_after_kernels, sums_in_chunks
 from mi_crow_lightning.metrics.one_pass.on_cuda.choice import launched, suits
 from mi_crow_lightning.metrics.rows import ROW_SIZE, Row, merge_all
@@ -63,42 +64,29 @@ def accumulate(
     place.row.copy_(merge_all(torch.stack([place.row, seen]), sums))
 
 
-def accumulated_by_numba(
+def accumulate_by_numba(
     buffer: Tensor,
-    widths: Sequence[int],
-    index: int,
-    tokens: Tensor,
-    keep: Tensor | None,
+    start: Start,
+    elements: Elements,
     groups: Group,
-    batch: int | Tensor | None,
+    batch: int | None,
     sums: Sequence[Sum] = (),
-) -> bool:
-    """Add an activation to a layer's numbers in a buffer, in fewer steps than `accumulate`, where numba measures it.
+) -> None:
+    """Add an activation that numba can read to a layer's numbers in a buffer, in fewer steps than `accumulate`.
 
     Args:
-        buffer: the numbers of all layers.
-        widths: the number of channels of each layer.
-        index: which layer.
-        tokens: as in `accumulate`, like the rest.
-        keep: which count.
+        buffer: the numbers of all layers, on the CPU.
+        start: where those of the layer begin.
+        elements: the activation and its mask.
         groups: what to compute.
         batch: the batch's index.
         sums: the further sums.
-
-    Returns:
-        Whether it was added; if not, `accumulate` can.
     """
-    mixed = widths[index] and widths[index] != tokens.shape[1]
-    if mixed or isinstance(batch, Tensor) or not buffer.is_cpu:
-        return False
-    if suits(tokens, keep) or not in_numba.suits(tokens, keep):
-        return False
-    to = numbers_of(buffer, widths, index, sums)
-    in_numba.launch(tokens, keep, groups, to, batch)
+    in_numba.launch(elements, groups, buffer, start, batch)
     if sums:
+        tokens, keep = elements.as_tokens()
         with torch.no_grad():
-            _merge_in(torch.from_numpy(to.row[ROW_SIZE:]), sums_in_chunks(tokens, keep, sums), sums)
-    return True
+            _merge_in(place_at(buffer, start, sums).row[ROW_SIZE:], sums_in_chunks(tokens, keep, sums), sums)
 
 
 def _merge_in(kept: Tensor, seen: Tensor, sums: Sequence[Sum]) -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -30,12 +28,13 @@ class Place(NamedTuple):
     peaks: Tensor  # (D,) largest absolute values; (0,) without channels
 
 
-class Numbers(NamedTuple):
-    """A `Place` on the CPU, as arrays that share its memory."""
+class Start(NamedTuple):
+    """The indices in a buffer at which the numbers of one layer begin."""
 
-    row: NDArray[np.float64]
-    sums: NDArray[np.float64]
-    peaks: NDArray[np.float64]
+    row: int
+    sums: int
+    peaks: int
+    width: int  # D, the number of channels
 
 
 def empty_buffer(widths: Sequence[int], device: torch.device | str | None = None, sums: Sequence[Sum] = ()) -> Tensor:
@@ -72,29 +71,29 @@ def place_of(buffer: Tensor, widths: Sequence[int], index: int, sums: Sequence[S
         >>> len(place.row) == ROW_SIZE, len(place.sums), len(place.peaks)
         (True, 2, 2)
     """
-    row, squares, peaks = _spans(widths, index, sums)
-    return Place(buffer[row], buffer[squares], buffer[peaks])
+    return place_at(buffer, starts_of(widths, sums)[index], sums)
 
 
-def numbers_of(buffer: Tensor, widths: Sequence[int], index: int, sums: Sequence[Sum] = ()) -> Numbers:
-    """Return what `place_of` does of a buffer on the CPU, as arrays: a view of a tensor takes ten times as long.
+def place_at(buffer: Tensor, start: Start, sums: Sequence[Sum] = ()) -> Place:
+    """Return the numbers of the layer that begin at `start`, as views."""
+    row, squares, peaks, width = start
+    end = row + ROW_SIZE + len(sums)
+    return Place(buffer[row:end], buffer[squares : squares + width], buffer[peaks : peaks + width])
+
+
+def starts_of(widths: Sequence[int], sums: Sequence[Sum] = ()) -> list[Start]:
+    """Return where the numbers of each layer begin.
 
     Examples:
-        >>> buffer = empty_buffer([3, 0, 2])
-        >>> numbers_of(buffer, [3, 0, 2], 2).row[0] = 7
-        >>> place_of(buffer, [3, 0, 2], 2).row[0].item()
-        7.0
+        >>> [start.sums - 3 * ROW_SIZE for start in starts_of([3, 0, 2])]
+        [0, 3, 3]
     """
-    row, squares, peaks = _spans(widths, index, sums)
-    numbers = buffer.numpy()
-    return Numbers(numbers[row], numbers[squares], numbers[peaks])
-
-
-def _spans(widths: Sequence[int], index: int, sums: Sequence[Sum]) -> tuple[slice, slice, slice]:
-    size = ROW_SIZE + len(sums)
-    squares, width = len(widths) * size + sum(widths[:index]), widths[index]
-    peaks = squares + sum(widths)
-    return slice(index * size, (index + 1) * size), slice(squares, squares + width), slice(peaks, peaks + width)
+    size, total, starts = ROW_SIZE + len(sums), sum(widths), []
+    squares = len(widths) * size
+    for index, width in enumerate(widths):
+        starts.append(Start(index * size, squares, squares + total, width))
+        squares += width
+    return starts
 
 
 def widths_in(buffer: Tensor, layers: int, sums: Sequence[Sum] = ()) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mi_crow_lightning.metrics.one_pass.accumulate import accumulate
 from mi_crow_lightning.metrics.one_pass.buffers import Place
-from mi_crow_lightning.metrics.one_pass.measure import as_tokens
+from mi_crow_lightning.metrics.one_pass.tokens import as_tokens
 from mi_crow_lightning.metrics.rows import Row, empty_rows
 from mi_crow_lightning.metrics.summary import Group
 

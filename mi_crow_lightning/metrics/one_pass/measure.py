@@ -11,7 +11,6 @@ input. All sums are float64, which does not exist on MPS; there the caller moves
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -19,12 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.one_pass.buffers import Numbers, Place
+from mi_crow_lightning.metrics.one_pass.buffers import Place, empty_buffer, starts_of
 from mi_crow_lightning.metrics.one_pass.in_graph import measure_traced
 from mi_crow_lightning.metrics.one_pass.in_numba import choice as in_numba
+from mi_crow_lightning.metrics.one_pass.in_numba.elements import elements_of_tokens
 from mi_crow_lightning.metrics.one_pass.in_torch import measure_in_torch, sums_in_torch
 from mi_crow_lightning.metrics.one_pass.on_cpu import is_at_hand, measure_at_hand
 from mi_crow_lightning.metrics.one_pass.on_cuda.choice import launched, launched_sum, suits
+from mi_crow_lightning.metrics.one_pass.tokens import as_tokens
 from mi_crow_lightning.metrics.rows import ROW_SIZE, empty_rows, merge_all
 from mi_crow_lightning.metrics.summary import Group, Summary
 
@@ -88,16 +89,6 @@ def measure(
     return measure_tokens(*as_tokens(x, mask, channels), groups, sums)
 
 
-def as_tokens(x: Tensor, mask: Tensor | None, channels: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return the arguments of `measure` as ``(N, D)``, and ``(N, 1)`` or, if the mask chooses elements, ``(N, D)``.
-
-    Raises:
-        TypeError, ValueError: as `measure` does.
-    """
-    _check(x, mask)
-    return _tokens(x.detach(), mask, channels)
-
-
 def measure_tokens(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Sequence[Sum] = ()) -> Summary:
     """Summarise what `as_tokens` returned, in the form that suits it."""
     width = tokens.shape[1] if Group.CHANNELS in groups else 0
@@ -111,8 +102,9 @@ def measure_tokens(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Seq
         if launched(tokens, keep, groups, Place(row, channels[0], channels[1])):
             return Summary(torch.cat([row, sums_after_kernels(tokens, keep, sums)]) if sums else row, channels)
     if in_numba.suits(tokens, keep):
-        row, channels = empty_rows(1, "cpu")[0], torch.zeros(2, width, dtype=torch.float64, device="cpu")
-        in_numba.launch(tokens, keep, groups, Numbers(row.numpy(), *channels.numpy()))
+        buffer, start = empty_buffer([width], "cpu"), starts_of([width])[0]
+        in_numba.launch(elements_of_tokens(tokens, keep), groups, buffer, start)
+        row, channels = buffer[:ROW_SIZE], buffer[ROW_SIZE:].view(2, width)
         return Summary(torch.cat([row, sums_in_chunks(tokens, keep, sums)]) if sums else row, channels)
     return _measure_chunks(tokens, keep, groups, sums)
 
@@ -158,35 +150,3 @@ def _measure_chunk(x: Tensor, mask: Tensor | None, groups: Group, sums: Sequence
 
 def _wide_enough(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _check(x: Tensor, mask: Tensor | None) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"activations must be floating-point, not {x.dtype} (shape {tuple(x.shape)})")
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"the mask must be torch.bool, not {mask.dtype}; for an attention mask pass mask.bool()")
-    if mask.shape != x.shape[: mask.dim()]:
-        raise ValueError(
-            f"the mask's shape {tuple(mask.shape)} is not the shape of the leading dimensions "
-            f"of the activations' {tuple(x.shape)}"
-        )
-
-
-def _tokens(x: Tensor, mask: Tensor | None, channels: int | None) -> tuple[Tensor, Tensor | None]:
-    """Return ``x`` as ``(N, D)``, channels last, and the mask as ``(N, 1)``, or ``(N, D)`` if it chooses elements."""
-    if channels is None:
-        channels = 1 if x.dim() == 4 and (mask is None or mask.dim() < 2) else -1
-    if channels != -1:
-        x = x.movedim(channels, -1)
-    width = x.shape[-1] if x.dim() else 1
-    tokens = x.reshape(math.prod(x.shape[:-1]), width)
-    if mask is None:
-        return tokens, None
-    if mask.dim() == x.dim():
-        return tokens, mask.reshape(tokens.shape)
-    lead = x.shape[:-1]
-    if mask.shape == lead:
-        return tokens, mask.reshape(-1, 1)
-    return tokens, mask[(...,) + (None,) * (len(lead) - mask.dim())].expand(lead).reshape(-1, 1)

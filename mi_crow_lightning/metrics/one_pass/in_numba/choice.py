@@ -21,7 +21,8 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.warnings import SlowWarning
 
 if TYPE_CHECKING:
-    from mi_crow_lightning.metrics.one_pass.buffers import Numbers
+    from mi_crow_lightning.metrics.one_pass.buffers import Start
+    from mi_crow_lightning.metrics.one_pass.in_numba.elements import Elements
     from mi_crow_lightning.metrics.summary import Group
 
 VARIABLE = "MI_CROW_LIGHTNING_FAST"
@@ -42,7 +43,7 @@ class Choice(NamedTuple):
         why: why there is none.
     """
 
-    add: Callable[[Tensor, Tensor | None, Group, Numbers, int | None], None] | None
+    add: Callable[[Elements, Group, Tensor, Start, int | None], None] | None
     why: str = ""
 
 
@@ -82,13 +83,12 @@ def _load() -> Callable[..., None]:
     if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set")
     from mi_crow_lightning.metrics.one_pass.in_numba.launch import launch as launch_look
-    from mi_crow_lightning.metrics.one_pass.in_numba.look import SIGNATURES, add
+    from mi_crow_lightning.metrics.one_pass.in_numba.look import SIGNATURE, add
 
     folder, start = add.stats.cache_path, time.perf_counter()
     if not _holds_any(folder):
         _log.info("compiling the statistics for this machine, once: this takes some seconds")
-    for signature in SIGNATURES:
-        add.compile(signature)
+    add.compile(SIGNATURE)
     add.disable_compile()  # never in a step
     if add.stats.cache_misses:
         _log.info(f"compiled the statistics in {time.perf_counter() - start:.0f} s; they are kept in {folder}")
@@ -99,21 +99,21 @@ def _holds_any(folder: str) -> bool:
     return os.path.isdir(folder) and any(name.startswith("look.") for name in os.listdir(folder))
 
 
-def suits(tokens: Tensor, keep: Tensor | None) -> bool:
-    """Return whether the compiled look takes this activation, ``(N, D)``, and its mask."""
+def suits(x: Tensor, mask: Tensor | None) -> bool:
+    """Return whether the compiled look takes this activation, of any shape, and its mask."""
     return (
-        type(tokens) is Tensor  # a subclass may have no memory
-        and tokens.is_cpu
-        and tokens.dtype in DTYPES
-        and tokens.numel() > 0
-        and (keep is None or type(keep) is Tensor)
-        and not tokens.is_neg()  # a lazily negated one has other bits
+        type(x) is Tensor  # a subclass may have no memory
+        and x.is_cpu
+        and x.dtype in DTYPES
+        and x.numel() > 0
+        and (mask is None or (type(mask) is Tensor and mask.is_cpu))
+        and not x.is_neg()  # a lazily negated one has other bits
         and choice().add is not None
     )
 
 
-def launch(tokens: Tensor, keep: Tensor | None, groups: Group, to: Numbers, batch: int | None = None) -> None:
+def launch(elements: Elements, groups: Group, buffer: Tensor, start: Start, batch: int | None = None) -> None:
     """Add an activation that suits the compiled look; for the arguments see ``launch.py``."""
     add = choice().add
     assert add is not None, "see `suits`"
-    add(tokens, keep, groups, to, batch)
+    add(elements, groups, buffer, start, batch)

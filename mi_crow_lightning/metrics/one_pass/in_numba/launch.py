@@ -10,72 +10,69 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.metrics.one_pass.buffers import Numbers
-from mi_crow_lightning.metrics.rows import ROW_SIZE, empty_rows, merge_all
+from mi_crow_lightning.metrics.one_pass.buffers import Start, empty_buffer, place_at, split, starts_of
+from mi_crow_lightning.metrics.one_pass.in_numba.elements import Elements
+from mi_crow_lightning.metrics.rows import merge_all
 from mi_crow_lightning.metrics.summary import Group
 
-_INTEGERS = {
-    torch.bfloat16: torch.int16,
-    torch.float16: torch.int16,
-    torch.float32: torch.int32,
-    torch.float64: torch.int64,
-}
-_EVERYTHING = np.empty((0, 0), dtype=bool)
+# The numbers by which the look knows them, and their bytes.
+_KINDS = {torch.bfloat16: (0, 2), torch.float16: (1, 2), torch.float32: (2, 4), torch.float64: (3, 8)}
 _PART = 2**20  # elements: about a millisecond, ten times as long as a thread takes to start
 _MOST_PARTS = 16
 _BY_CHANNEL = Group.CHANNELS.value
 
 _Look = Callable[..., None]
+_Add = Callable[[int, int, Tensor, Start], None]
 
 
-def launch(look: _Look, tokens: Tensor, keep: Tensor | None, groups: Group, to: Numbers, batch: int | None) -> None:
+def launch(
+    look: _Look, elements: Elements, groups: Group, buffer: Tensor, start: Start, batch: int | None = None
+) -> None:
     """Add an activation to the numbers of a layer.
 
     Args:
         look: the compiled function.
-        tokens: ``(N, D)`` of one of the dtypes above; neither is 0.
-        keep: bool ``(N, 1)`` or ``(N, D)``; None for all.
+        elements: the activation and its mask.
         groups: what to compute.
-        to: where to add; with channels, it has room for ``D``.
+        buffer: where to add, on the CPU.
+        start: where the layer's numbers begin in it; with channels, it has room for ``D``.
         batch: the batch's index; None if it is not known.
     """
-    kinds, bits = groups.value, _bits(tokens)
-    kept = _EVERYTHING if keep is None else keep.contiguous().numpy()
-    if kinds & _BY_CHANNEL and not len(to.sums) == len(to.peaks) == bits.shape[1]:  # the compiled code checks nothing
-        raise ValueError(f"there is room for {len(to.sums)} channels, not for {bits.shape[1]}")
-    half, number = tokens.dtype is torch.float16, math.inf if batch is None else float(batch)
-    parts = min(len(bits), _MOST_PARTS, bits.size // _PART)
+    x, mask, count, width, columns = elements
+    kinds, number = groups.value, math.inf if batch is None else float(batch)
+    if kinds & _BY_CHANNEL and start.width != width:  # the compiled code checks nothing
+        raise ValueError(f"there is room for {start.width} channels, not for {width}")
+    kind, size = _KINDS[x.dtype]
+    first, mask_first = x.data_ptr(), 0 if mask is None else mask.data_ptr()
+
+    def add(token: int, past: int, buffer: Tensor, start: Start) -> None:
+        numbers, (row, sums, peaks, _) = buffer.data_ptr(), start
+        tokens, kept = first + token * width * size, mask_first + token * columns
+        to = numbers + 8 * row, numbers + 8 * sums, numbers + 8 * peaks  # float64
+        look(tokens, kind, past - token, width, kept, columns, kinds, number, *to)
+
+    parts = min(count, _MOST_PARTS, count * width // _PART)
     if parts < 2:
-        look(bits, half, kept, kinds, number, *to)
-        return
-
-    def add(part: slice, numbers: Numbers) -> None:
-        look(bits[part], half, kept[part], kinds, number, *numbers)
-
-    _add_parts(add, len(bits), parts, to)
+        add(0, count, buffer, start)
+    else:
+        _add_parts(add, count, parts, buffer, start)
 
 
-def _bits(tokens: Tensor) -> Any:
-    bits = tokens.contiguous().view(_INTEGERS[tokens.dtype]).numpy()
-    return bits if bits.flags.aligned else bits.copy()
-
-
-def _add_parts(add: Callable[[slice, Numbers], None], count: int, parts: int, to: Numbers) -> None:
+def _add_parts(add: _Add, count: int, parts: int, buffer: Tensor, start: Start) -> None:
     """Add parts of ``count`` tokens, each to separate numbers, and join them."""
     edges = [count * part // parts for part in range(parts + 1)]
-    rows, (sums, peaks) = empty_rows(parts, "cpu"), np.zeros((2, parts, len(to.sums)))
-    numbers = map(Numbers, rows.numpy(), sums, peaks)
-    jobs = list(zip(map(slice, edges, edges[1:]), numbers, strict=True))
+    widths = [start.width] * parts
+    of_parts = empty_buffer(widths, "cpu")
+    jobs = list(zip(edges, edges[1:], starts_of(widths), strict=False))
 
-    def work(mine: list[tuple[slice, Numbers]]) -> None:
-        for part, numbers in mine:
-            add(part, numbers)
+    def work(mine: list[tuple[int, int, Start]]) -> None:
+        for token, past, place in mine:
+            add(token, past, of_parts, place)
 
     workers = min(parts, torch.get_num_threads())
     if workers == 1:
@@ -86,7 +83,9 @@ def _add_parts(add: Callable[[slice, Numbers], None], count: int, parts: int, to
             work(jobs[::workers])
         for other in others:
             other.result()
-    row = to.row[:ROW_SIZE]
+    rows, channels = split(of_parts, parts)
+    row, sums, peaks = (part.numpy() for part in place_at(buffer, start))
     row[:] = merge_all(torch.cat([torch.from_numpy(row)[None], rows])).numpy()
-    to.sums[:] += sums.sum(0)
-    np.maximum(to.peaks, peaks.max(0), out=to.peaks)
+    of_sums, of_peaks = channels.numpy().reshape(2, parts, -1)
+    sums += of_sums.sum(0)
+    np.maximum(peaks, of_peaks.max(0), out=peaks)

@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 # The fields of `Row`, and the bins of log2_bins.py.
 (
@@ -297,7 +298,8 @@ def _hand_over(seen: Any, bins: Any, batch: float, row: Any) -> None:
             row[FIRST_BIN + place] += bins[lane, place]
 
 
-def _add(bits: Any, half: Any, keep: Any, groups: Any, batch: Any, row: Any, sums: Any, peaks: Any) -> None:
+@njit(**_OPTIONS)
+def _add_typed(bits: Any, half: Any, keep: Any, groups: Any, batch: Any, row: Any, sums: Any, peaks: Any) -> None:
     """Add tokens to a row and its channels.
 
     Args:
@@ -363,11 +365,61 @@ def _add(bits: Any, half: Any, keep: Any, groups: Any, batch: Any, row: Any, sum
     _hand_over(seen, bins, batch, row)
 
 
-_VECTOR = types.Array(types.float64, 1, "C")
-_KEEP = types.Array(types.boolean, 2, "C")
-_REST = (types.boolean, _KEEP, types.int64, types.float64, _VECTOR, _VECTOR, _VECTOR)
+@intrinsic
+def _pointer(typing: Any, address: Any) -> Any:
+    """Return an address, an integer, as the pointer that `carray` takes."""
 
-SIGNATURES = [types.void(types.Array(integer, 2, "C"), *_REST) for integer in (types.int16, types.int32, types.int64)]
-"""The types of the arguments: all that are ever compiled, so that nothing is compiled in a step."""
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+def _add(
+    tokens: Any,
+    kind: Any,
+    count: Any,
+    width: Any,
+    mask: Any,
+    columns: Any,
+    groups: Any,
+    batch: Any,
+    row: Any,
+    sums: Any,
+    peaks: Any,
+) -> None:
+    """Add tokens to a row and its channels, all given by their addresses: to pass an array takes longer.
+
+    Args:
+        tokens: the address of ``(N, D)``; neither is 0.
+        kind: what they are: 0 for bfloat16, 1 for float16, 2 for float32, 3 for float64.
+        count: N.
+        width: D.
+        mask: the address of bool ``(N, 1)`` or ``(N, D)``.
+        columns: 1 or D; 0 where all count.
+        groups: what to compute, the value of a `Group`.
+        batch: the batch's index; inf for none.
+        row: the address of ``(ROW_SIZE,)`` float64.
+        sums: the address of ``(D,)`` if the channels are asked for.
+        peaks: the same.
+    """
+    keep = carray(_pointer(mask), (count if columns else 0, columns), np.bool_)
+    room = width if groups & BY_CHANNEL else 0
+    to = carray(_pointer(row), FIRST_BIN + BINS, np.float64)
+    to_sums, to_peaks = carray(_pointer(sums), room, np.float64), carray(_pointer(peaks), room, np.float64)
+    if kind < 2:
+        bits = carray(_pointer(tokens), (count, width), np.int16)
+        _add_typed(bits, kind == 1, keep, groups, batch, to, to_sums, to_peaks)
+    elif kind == 2:
+        words = carray(_pointer(tokens), (count, width), np.int32)
+        _add_typed(words, False, keep, groups, batch, to, to_sums, to_peaks)
+    else:
+        longs = carray(_pointer(tokens), (count, width), np.int64)
+        _add_typed(longs, False, keep, groups, batch, to, to_sums, to_peaks)
+
+
+_WHOLE = types.int64
+SIGNATURE = types.void(*[_WHOLE] * 7, types.float64, *[_WHOLE] * 3)
+"""The types of the arguments: all that is ever compiled, so that nothing is compiled in a step."""
 
 add = njit(cache=True, **_OPTIONS)(_add)

@@ -41,6 +41,11 @@ def suits(tokens: Tensor, keep: Tensor | None) -> bool:
     )
 
 
+def run_on_cpu() -> bool:
+    """Return whether activations on a CPU go to the kernels, as in Triton's interpreter."""
+    return "cpu" in _devices
+
+
 def launched(
     tokens: Tensor, keep: Tensor | None, groups: Group, to: Place, *, add: bool = False, batch: int | None = None
 ) -> bool:
