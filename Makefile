@@ -117,8 +117,8 @@ format: setup  ## Sort imports and format
 docs: setup  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-demo: setup  ## Fine-tune and steer a small language model (ARGS go to the script)
-	$(BIN)/python examples/finetune_and_steer.py $(ARGS)
+demo: setup  ## Fine-tune and steer a small language model (ARGS go to mi-crow-lightning demo)
+	$(BIN)/python -m mi_crow_lightning demo $(ARGS)
 
 # One process an architecture; results lie in .sweep/, and what has one is not checked again.
 sweep: setup  ## Check every architecture of the installed transformers (ARGS: patterns, --again); writes a page of docs/

