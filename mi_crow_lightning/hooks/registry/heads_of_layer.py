@@ -46,7 +46,7 @@ class HeadsOfLayer(InertWhenCopied):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = NO_KEYWORDS) -> Any:
         x = take_input(args, kwargs)
-        edited = dict[int, Tensor]()
+        edited: dict[int, Tensor] = {}
         for head, site in self.sites:
             new = site(module, args, kwargs, head.of(x))
             if new is not None:
