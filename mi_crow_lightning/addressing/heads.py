@@ -29,7 +29,8 @@ _HEADS = re.compile(rf"(?P<attention>.+)\.head:(?P<which>{WHICH})")
 # The first name that an attention has counts.
 _PROJECTIONS = (
     *("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo", "o", "out_lin", "output_proj", "output.dense", "to_out.0"),
-    *("to_out", "linear_out", "proj", "attention.out_proj", "attention.o_proj", "projection", "post_proj"),
+    *("to_out", "linear_out", "proj", "projection", "projection_layer", "post_proj", "output", "attn.o"),
+    *("attention.out_proj", "attention.o_proj", "o_proj.linear"),
 )
 # Of attention whose values have another number or width of heads than its keys, theirs counts.
 _COUNTS = (
@@ -132,10 +133,16 @@ def _projection(tree: ModuleTree, attention: str, text: str) -> str:
     if found is None:
         children = ", ".join(name[len(attention) + 1 :] for name in tree.children(attention)) or "none"
         raise LayerNotFound(
-            f"{it} has no output projection of a known name ({', '.join(_PROJECTIONS)}), and heads are slices of its "
-            f"input; its children are: {children}"
+            f"{it} has no output projection of a known name ({', '.join(_PROJECTIONS[:6])}, ...), and heads are slices "
+            f"of its input; its children are: {children}"
         )
-    return found
+    holder = found.rpartition(".")[0]
+    return found if holder == attention else _refuse_fused(tree, holder, found, text)
+
+
+def _refuse_fused(tree: ModuleTree, holder: str, projection: str, text: str) -> str:
+    """Return a projection that an inner module of the attention holds, unless that module never calls it."""
+    return _projection(tree, holder, text) if isinstance(tree.modules[holder], nn.MultiheadAttention) else projection
 
 
 def _is_attention(module: nn.Module) -> bool:

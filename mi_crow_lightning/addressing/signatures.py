@@ -46,7 +46,7 @@ from mi_crow_lightning.addressing.module_tree import ModuleTree, can_be_called, 
 from mi_crow_lightning.addressing.roles import roles_of
 from mi_crow_lightning.errors import LayerNotFound
 
-__all__ = ["Match", "Signature", "check_signature", "of_one_hook", "resolve", "signatures_by_role"]
+__all__ = ["Match", "Signature", "check_signature", "of_one_hook", "resolve", "signature_of", "signatures_by_role"]
 
 Signature: TypeAlias = str | int | Sequence[str | int]
 """A signature, or several."""
@@ -171,6 +171,24 @@ def signatures_by_role(tree: ModuleTree) -> dict[str, str]:
             parts = roles_of(tree, block)
             found.update({name: f"{signature}.{role}" for role, name in parts.items() if role != "norm"})
     return found
+
+
+def signature_of(match: Match, roles: Mapping[str, str]) -> str | None:
+    """Return the signature by role of a layer, or of a head; ``None`` if it has no role.
+
+    Args:
+        match: the layer.
+        roles: those of `signatures_by_role`.
+
+    Examples:
+        >>> head = Match("h.3.attn.head:1", nn.Linear(32, 32), 3, head=Head(1, 4, 8, "h.3.attn.o_proj"))
+        >>> signature_of(head, {"h.3.attn": "block:3.attn"})
+        'block:3.attn.head:1'
+    """
+    if match.head is None:
+        return roles.get(match.name)
+    of_attention, _, index = match.name.rpartition(".head:")
+    return f"{roles[of_attention]}.head:{index}" if of_attention in roles else None
 
 
 def _matches_of(tree: ModuleTree, signature: str | int, note: Callable[[str], None], containers: bool) -> list[Match]:

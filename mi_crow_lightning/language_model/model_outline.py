@@ -68,7 +68,7 @@ def outline(name: str, signature: str | None = None) -> ModelOutline:
     """
     model, on_cpu = _imported(name) if is_importable_name(name) else _from_config(name)
     rows = layer_rows(model, signature)  # before the pass, so that a wrong signature is reported at once
-    shapes = output_shapes(model, tiny_calls, on_cpu)
+    shapes = output_shapes(model, tiny_calls, on_cpu, signature)
     return ModelOutline(
         model=name,
         module=type(model).__name__,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from mi_crow_lightning._text_table import text_table
-from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
-from mi_crow_lightning.addressing.signatures import resolve, signatures_by_role
+from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.signatures import resolve, signature_of, signatures_by_role
 from mi_crow_lightning.addressing.sizes import Sizes
+from mi_crow_lightning.report.output_shapes import class_at
 
 __all__ = ["LayerRow", "layer_rows", "layers_as_text"]
 
@@ -57,10 +58,10 @@ def layer_rows(model: nn.Module, signature: str | None = None) -> list[LayerRow]
     return [
         LayerRow(
             name=match.name,
-            role=roles.get(match.name),
+            role=signature_of(match, roles),
             index=match.index,
-            module=type(unwrapped(match.module)).__name__,
-            parameters=sizes.of(match.name),
+            module=class_at(match),
+            parameters=0 if match.head is not None else sizes.of(match.name),
         )
         for match in resolve(tree, "*" if signature is None else signature, containers=True)
     ]

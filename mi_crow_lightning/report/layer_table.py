@@ -9,10 +9,16 @@ from torch import nn
 
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._tables import NAMES, WHOLE, WHOLE_OR_NONE, Table, count, listed_names
-from mi_crow_lightning.addressing.module_tree import ModuleTree, unwrapped
-from mi_crow_lightning.addressing.signatures import Signature, check_signature, resolve, signatures_by_role
+from mi_crow_lightning.addressing.module_tree import ModuleTree
+from mi_crow_lightning.addressing.signatures import (
+    Signature,
+    check_signature,
+    resolve,
+    signature_of,
+    signatures_by_role,
+)
 from mi_crow_lightning.addressing.sizes import Sizes
-from mi_crow_lightning.report.output_shapes import known_shape
+from mi_crow_lightning.report.output_shapes import class_at, known_shape_at
 
 __all__ = ["LayerTable", "ModelLayer", "layer_table"]
 
@@ -23,8 +29,8 @@ class ModelLayer(NamedTuple):
     Attributes:
         layer: its name.
         block: the block of its stack that it is or lies in; ``None`` outside all stacks.
-        role: ``"block"``, or its part in a block: ``"attn"``, ``"mlp"``, ``"cross_attn"``, ``"router"`` or
-            ``"expert"``; ``None`` if it has none of these.
+        role: ``"block"``, or its part in a block: ``"attn"``, ``"mlp"``, ``"cross_attn"``, ``"router"``,
+            ``"expert"`` or ``"head"``; ``None`` if it has none of these.
         signature: the signature by role that means it, such as ``"block:3.attn"``; ``None`` if it has no role.
         module: its class.
         parameters: how many numbers its weights have.
@@ -105,15 +111,15 @@ def _layers(tree: ModuleTree, pattern: Signature | None) -> Iterator[ModelLayer]
         return
     signatures, sizes = signatures_by_role(tree), Sizes(tree)
     for match in resolve(tree, "*" if pattern is None else pattern):
-        signature = signatures.get(match.name)
+        signature = signature_of(match, signatures)
         yield ModelLayer(
             layer=match.name,
             block=match.index,
             role=None if signature is None else _role(signature),
             signature=signature,
-            module=type(unwrapped(match.module)).__name__,
-            parameters=sizes.of(match.name),
-            output=known_shape(match.module),
+            module=class_at(match),
+            parameters=0 if match.head is not None else sizes.of(match.name),
+            output=known_shape_at(match),
             stack=match.stack,
         )
 
@@ -122,7 +128,7 @@ def _role(signature: str) -> str:
     """Return the role of a signature by role.
 
     Examples:
-        >>> _role("block:3"), _role("encoder.block:3.cross_attn")
-        ('block', 'cross_attn')
+        >>> _role("block:3"), _role("encoder.block:3.cross_attn"), _role("block:3.attn.head:1")
+        ('block', 'cross_attn', 'head')
     """
-    return signature.rpartition("block:")[2].partition(".")[2] or "block"
+    return "head" if ".head:" in signature else signature.rpartition("block:")[2].partition(".")[2] or "block"

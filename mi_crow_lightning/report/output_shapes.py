@@ -17,12 +17,13 @@ from torch.utils._pytree import tree_map_only
 from mi_crow_lightning._messages import message_of
 from mi_crow_lightning.addressing.layer_classes import LAST, declared
 from mi_crow_lightning.addressing.module_tree import unwrapped
+from mi_crow_lightning.addressing.signatures import Match
 from mi_crow_lightning.errors import NoTensorFound
 from mi_crow_lightning.hooks.activations import take_output
 from mi_crow_lightning.hooks.detector import Detector
 from mi_crow_lightning.hooks.layers import Layers
 
-__all__ = ["Call", "Shapes", "known_shape", "output_shapes"]
+__all__ = ["Call", "Shapes", "class_at", "known_shape", "known_shape_at", "output_shapes"]
 
 
 def known_shape(layer: nn.Module) -> str | None:
@@ -39,6 +40,16 @@ def known_shape(layer: nn.Module) -> str | None:
     if found is None or found.own_forward or not found.width_out:
         return None
     return f"(..., {found.width_out})" if found.place == LAST else f"(B, {found.width_out}, ...)"
+
+
+def known_shape_at(match: Match) -> str | None:
+    """Return the same of a layer that a signature means, or of a head."""
+    return known_shape(match.module) if match.head is None else f"(..., {match.head.width})"
+
+
+def class_at(match: Match) -> str:
+    """Return the name of a layer's class; a head's is ``"head"``."""
+    return type(unwrapped(match.module)).__name__ if match.head is None else "head"
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,10 @@ class Shapes:
 
 
 def output_shapes(
-    model: nn.Module, calls: Callable[[nn.Module], Sequence[Call]], on_cpu: Callable[[], nn.Module]
+    model: nn.Module,
+    calls: Callable[[nn.Module], Sequence[Call]],
+    on_cpu: Callable[[], nn.Module],
+    signature: str | None = None,
 ) -> Shapes:
     """Return the shapes of what the layers of a model return.
 
@@ -80,6 +94,7 @@ def output_shapes(
         model: layer names are relative to it; it may be on the meta device.
         calls: returns the calls that run a model; it may raise.
         on_cpu: returns the model with numbers, in case a pass with fake tensors fails; it may raise.
+        signature: heads whose shapes are asked for, too.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU())
@@ -92,12 +107,12 @@ def output_shapes(
         return Shapes(why_not=message_of(error))
     inputs = {name: shape for call in given for name, shape in _input_shapes(call)}
     try:
-        return Shapes(_fake_pass(model, given), inputs, found_by="fake")
+        return Shapes(_fake_pass(model, given, signature), inputs, found_by="fake")
     except Exception as error:  # whatever a model raises when it meets tensors without numbers
         why_not = f"without numbers: {_first_line(error)}"
     try:
         real = on_cpu()
-        return Shapes(_pass(real, calls(real)), inputs, found_by="cpu")
+        return Shapes(_pass(real, calls(real), signature), inputs, found_by="cpu")
     except Exception as error:
         return Shapes(inputs=inputs, why_not=f"{why_not}; on the CPU: {_first_line(error)}")
 
@@ -109,9 +124,9 @@ def _input_shapes(call: Call) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield name, tuple(value.shape)
 
 
-def _fake_pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, ...]]:
+def _fake_pass(model: nn.Module, calls: Sequence[Call], signature: str | None) -> dict[str, tuple[int, ...]]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with _quiet_torch(), torch.no_grad(), mode, _recorded(model) as shapes:
+    with _quiet_torch(), torch.no_grad(), mode, _recorded(model, signature) as shapes:
         for call in calls:
             tensors = [*call.module.named_parameters(), *call.module.named_buffers()]
             fakes = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors}
@@ -121,8 +136,8 @@ def _fake_pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, 
     return shapes
 
 
-def _pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, ...]]:
-    with torch.no_grad(), _recorded(model) as shapes:
+def _pass(model: nn.Module, calls: Sequence[Call], signature: str | None) -> dict[str, tuple[int, ...]]:
+    with torch.no_grad(), _recorded(model, signature) as shapes:
         for call in calls:
             call.module(*call.args, **call.kwargs)
     return shapes
@@ -131,8 +146,10 @@ def _pass(model: nn.Module, calls: Sequence[Call]) -> dict[str, tuple[int, ...]]
 class _Recorder(Detector):
     """A detector that notes the shape of the first output of each layer."""
 
-    def __init__(self) -> None:
-        super().__init__("*")
+    _is_of_user = False
+
+    def __init__(self, signature: str | None) -> None:
+        super().__init__("*" if signature is None else ["*", signature])
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def _hook_fn(self, module: nn.Module, input: tuple[Any, ...], output: Any = None) -> None:
@@ -144,8 +161,8 @@ class _Recorder(Detector):
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
-    layers, recorder = Layers(model), _Recorder()
+def _recorded(model: nn.Module, signature: str | None) -> Iterator[dict[str, tuple[int, ...]]]:
+    layers, recorder = Layers(model), _Recorder(signature)
     layers.register_hook(None, recorder)
     try:
         yield recorder.shapes

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from mi_crow_lightning.addressing.module_tree import unwrapped
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.hook_type import HookType
 from mi_crow_lightning.hooks.layers import Layers
 from mi_crow_lightning.hooks.registry.sites import Site
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.report.in_words import schedule_in_words, tokens_in_words
-from mi_crow_lightning.report.output_shapes import known_shape
+from mi_crow_lightning.report.output_shapes import class_at, known_shape_at
 from mi_crow_lightning.report.run_report import HookedLayer, HookPlan
 
 __all__ = ["hook_plans", "hooked_layers"]
@@ -71,9 +70,9 @@ def _hooked_layer(sites: list[Site]) -> HookedLayer:
     return HookedLayer(
         name=match.name,
         index=match.index,
-        module=type(unwrapped(match.module)).__name__,
+        module=class_at(match),
         hooks=tuple(_label(site.hook) for site in in_order),
-        output_shape=known_shape(match.module),
+        output_shape=known_shape_at(match),
         stack=match.stack,
     )
 

@@ -186,3 +186,11 @@ def test_heads_of_an_adapted_model_are_those_of_the_projection_inside() -> None:
     (match,) = resolve(ModuleTree(adapted), "block:1.attn.head:2")
     assert match.name == "model.layers.1.self_attn.head:2" and match.head is not None and match.head.width == 8
     assert type(match.module).__module__.startswith("peft.")
+
+
+def test_torchs_attention_inside_another_is_not_called_with_heads() -> None:
+    outer = Attention()
+    outer.o_proj = nn.Identity()  # type: ignore[assignment]
+    outer.attention = nn.MultiheadAttention(12, 3)
+    with pytest.raises(LayerNotFound, match=r"'1.attention', of class MultiheadAttention, computes heads"):
+        resolve(ModuleTree(nn.Sequential(nn.Identity(), outer)), "1.head:0")

@@ -54,6 +54,7 @@ def test_of_a_folder_only_the_config_is_read(tmp_path: Path) -> None:
         name: sum(weight.numel() for weight in module.parameters()) for name, module in real.named_modules() if name
     }
     assert {row.output_shape for row in found.layers if row.role} == {(2, 7, 32)}
+    assert [row.output_shape for row in outline(str(folder), "block:0.attn.head:*").layers] == [(2, 7, 8)] * 4
 
 
 @pytest.mark.parametrize(

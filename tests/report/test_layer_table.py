@@ -111,3 +111,12 @@ def test_roles_blocks_and_stacks() -> None:
 
 def test_a_table_without_layers() -> None:
     assert layer_table(nn.Linear(2, 2)) == [] and repr(layer_table(nn.Linear(2, 2))) == "<0 layers, 0 blocks>"
+
+
+def test_heads_that_a_pattern_asks_for_have_rows() -> None:
+    table = layer_table(llama(), ["block:1", "block:1.attn.head:2-3"])
+    assert [(row.layer, row.role, row.signature, row.module, row.output) for row in table[1:]] == [
+        (f"model.layers.1.self_attn.head:{head}", "head", f"block:1.attn.head:{head}", "head", "(..., 8)")
+        for head in (2, 3)
+    ]
+    assert [row.role for row in layer_rows(llama(), "block:0.attn.head:-1")] == ["block:0.attn.head:3"]
