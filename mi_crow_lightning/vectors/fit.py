@@ -78,4 +78,4 @@ def _without_leading_segments(tree: ModuleTree, layer: str) -> str | None:
     """Return the longest end of ``layer`` that is a name in ``tree``: the vector's model was inside another module."""
     segments = layer.split(".")
     ends = (".".join(segments[i:]) for i in range(1, len(segments)))
-    return next((end for end in ends if end in tree.modules), None)
+    return next((end for end in ends if end.partition(".head:")[0] in tree.modules), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,18 @@ from mi_crow_lightning import (
     AblationController,
     ActivationStatistics,
     ClampController,
+    ContrastDetector,
     Controller,
+    DriftDetector,
     FunctionController,
     GradientStatistics,
+    HookCallback,
     LayerActivationDetector,
     PatchController,
     ProjectionDetector,
     ScaleController,
     SteeringController,
+    SteeringVector,
 )
 from mi_crow_lightning.errors import (
     HookConflict,
@@ -33,8 +38,10 @@ from mi_crow_lightning.errors import (
 )
 from mi_crow_lightning.hooks import Detector, Hook, Layers, attached
 from mi_crow_lightning.hooks.detectors.weight_statistics import WeightStatistics
+from mi_crow_lightning.vectors.formats.blocks import numbers_of
+from tests.hooks.detectors.drifting import adapted
 from tests.hooks.sliced_heads import BATCH, HEADS, MODELS, REAL, by_hand
-from tests.models import handles, llama
+from tests.models import Module, handles, llama, loader, token_data, trainer
 
 
 def readings(layers: Layers) -> dict[tuple[str, str], float]:
@@ -250,3 +257,41 @@ def test_what_heads_cannot_have_is_refused() -> None:
     with pytest.raises(LayerNotFound, match="has 4 heads, 0 to 3"):
         layers.register_hook("block:1.attn.head:4", ActivationStatistics())
     assert not layers.get_hooks()
+
+
+def test_drift_from_the_adapter_switched_off_is_that_of_the_slices() -> None:
+    model, detector = adapted().eval(), DriftDetector("block:1.attn.head:*", sketch_size=8)
+    seen = by_hand(model, "base_model.model.model.layers.1.self_attn.o_proj", 8, None, 0)
+    with attached(model, detector) as layers, torch.no_grad():
+        model(**BATCH)
+        layers.take_readings()
+    on, off = (x.double()[REAL] for x in seen)
+    assert [row.layer for row in detector.table()] == [f"model.layers.1.self_attn.head:{head}" for head in range(HEADS)]
+    for head, row in enumerate(detector.table()):
+        cosines = torch.cosine_similarity(on[:, head], off[:, head])
+        assert row.cosine == pytest.approx(cosines.mean().item(), rel=1e-5)
+        assert row.cosine < 0.999
+
+
+@pytest.mark.filterwarnings("ignore:at .* layers the direction is not better:UserWarning")
+def test_a_vector_of_heads_is_extracted_saved_fitted_and_steers(tmp_path: Path) -> None:
+    module = Module(llama().eval())
+    contrast = ContrastDetector("block:*.attn.head:*", tokens="all")
+    pairs = [{**row, "label": torch.tensor(i % 2)} for i, row in enumerate(token_data(8))]
+    watch = HookCallback(contrast)
+    module.predict_step = lambda batch, batch_idx: module.model(batch["input_ids"], batch["attention_mask"]).logits  # type: ignore[method-assign]
+    trainer(watch).predict(module, loader(pairs))
+    contrast.vectors().save(tmp_path / "heads.safetensors")
+    vector = SteeringVector.load(tmp_path / "heads.safetensors")
+    assert {tuple(one.shape) for one in vector.values()} == {(8,)} and len(vector) == 16
+    assert "model.model.layers.3.self_attn.head:2" in vector
+    bare = llama().eval()
+    assert "model.layers.3.self_attn.head:2" in vector.fitted_to(bare, any_model=True)
+    with attached(bare, SteeringController("block:1.attn.head:2", vector, strength=3.0)), torch.no_grad():
+        steered = bare(**BATCH).logits
+    by_hand(bare, "model.layers.1.self_attn.o_proj", 8, lambda x: torch.where(REAL[..., None], x + 3 * own, x), 2)
+    own = vector["model.model.layers.1.self_attn.head:2"]
+    with torch.no_grad():
+        assert torch.equal(bare(**BATCH).logits, steered)
+    with pytest.raises(ValueError, match=r"is a part of block 0, and this format holds directions of blocks"):
+        numbers_of(vector)

@@ -278,7 +278,7 @@ class DriftDetector(SummingDetector):
         """Run a call again with the adapter off, and compare both passes layer by layer."""
         registry, adapter = cast(Any, self._registry), cast(Any, self._adapter)
         refuse_merged(adapter)
-        layers = [(site.match.name, site.match.module) for site in registry.sites(self)]
+        layers = [(site.match.name, site.match.module, site.match.head) for site in registry.sites(self)]
         again = self._paired.run_again(call, adapter.disable_adapter, layers, self.hook_type, self.context)
         if again.drew_others:
             _say_dropout(self)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning.addressing.heads import Head
 from mi_crow_lightning.errors import ReferenceMismatch
 from mi_crow_lightning.hooks.activations import take_input, take_output
 from mi_crow_lightning.hooks.hook_type import HookType
@@ -64,7 +65,7 @@ class PairedPass:
         self,
         call: OuterCall,
         off: Callable[[], AbstractContextManager[Any]],
-        layers: Iterable[tuple[str, nn.Module]],
+        layers: Iterable[tuple[str, nn.Module, Head | None]],
         hook_type: HookType,
         context: Any,
     ) -> Repeated:
@@ -73,7 +74,7 @@ class PairedPass:
         Args:
             call: the call that has returned.
             off: switches the adapter off for the length of a block.
-            layers: by name, those whose activations are held.
+            layers: those whose activations are held, by name; of heads, the output projection and the head.
             hook_type: whether these are their outputs or their inputs.
             context: the `HookContext` of the hook that asks.
 
@@ -83,7 +84,7 @@ class PairedPass:
         _refuse_unrepeatable(call)
         ended = RandomState.now(map(torch.device, call.start.of_torch))
         with second_pass(call.module, call.start, context):
-            handles = [_listen(layer, hook_type, partial(self._meet, name)) for name, layer in layers]
+            handles = [_listen(layer, hook_type, head, partial(self._meet, name)) for name, layer, head in layers]
             try:
                 with off():
                     output = call.module(*call.args, **call.kwargs)
@@ -113,13 +114,16 @@ class PairedPass:
         self._met(x, reference, facts)
 
 
-def _listen(layer: nn.Module, hook_type: HookType, take: Callable[[Tensor], None]) -> Any:
-    """Hand on the layer's activations until the handle is removed."""
-    if hook_type is HookType.FORWARD:
+def _listen(layer: nn.Module, hook_type: HookType, head: Head | None, take: Callable[[Tensor], None]) -> Any:
+    """Hand on the layer's activations, or a head's, until the handle is removed."""
+    if head is None and hook_type is HookType.FORWARD:
         return layer.register_forward_hook(lambda module, args, output: take(take_output(output)))
-    return layer.register_forward_pre_hook(
-        lambda module, args, kwargs: take(take_input(args, kwargs)), with_kwargs=True
-    )
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        x = take_input(args, kwargs)
+        take(x if head is None else head.of(x))
+
+    return layer.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _refuse_unrepeatable(call: OuterCall) -> None:

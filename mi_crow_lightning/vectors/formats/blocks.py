@@ -32,8 +32,10 @@ def number_of(layer: str) -> tuple[int, str]:
     Examples:
         >>> number_of("model.layers.12"), number_of("transformer.h.3.mlp"), number_of("block:12")
         ((12, ''), (3, 'mlp'), (12, ''))
+        >>> number_of("block:4.attn.head:3")
+        (4, 'attn.head:3')
     """
-    segments = re.split(r"[.:]", layer)
+    segments = re.split(r"[.]|(?<!\.head):", layer)
     places = [i for i, segment in enumerate(segments) if re.fullmatch(r"(layer_)?\d+", segment)]
     if len(places) != 1:
         raise ValueError(f"layer {layer!r} has {len(places)} numbers in its name: it needs one, the block's")
