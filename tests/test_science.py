@@ -270,3 +270,19 @@ def test_screening_answers(lm: LanguageModel, tmp_path: Path, monkeypatch: pytes
     lines = [json.loads(line) for line in written.splitlines()]
     assert sorted(line["label"] for line in lines) == [0] * 6 + [1] * 2
     assert all(line["score"] == line["projection"] - line["reference"] for line in lines)
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_decides_is_the_same_without_its_rivals(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    vectors = {trait: SteeringVector({"model.model.layers.15": torch.randn(16)}) for trait in texts.TRAITS}
+    replaced = {"load": lambda: lm, "direction": lambda lm, trait: vectors[trait], "PARTS": {"fifth": (5, 2, 6, 9)}}
+    replaced |= dict.fromkeys(["pairs_of_answers", "pairs_of"], lambda trait, *rest: trait)
+    for name, value in {**replaced, "PLANTED": 2, "TOKENS": 3}.items():
+        monkeypatch.setattr(screening_answers, name, value)
+    screening_answers.main("fifth", tmp_path)
+    beside = capsys.readouterr().out.splitlines()
+    screening_answers.main("fifth", tmp_path, decisive=True)
+    alone = [line for line in capsys.readouterr().out.splitlines() if "reached=" in line or " of neutral" in line]
+    assert len(alone) == 6 and set(alone) <= set(beside)
