@@ -172,7 +172,8 @@ class StatisticsDetector(Detector):
         return readings
 
     def _of_layer(self, layer: str, values: dict[str, float], row: Tensor, channels: Tensor) -> Iterator[Reading]:
-        values |= channel_statistics(row, channels, self.dead_threshold)
+        if len(self.statistics) > len(values):  # those that are left are read from the channels
+            values |= channel_statistics(row, channels, self.dead_threshold)
         for name in self.statistics:
             if name != "nonfinite_batch" or not math.isnan(values[name]):
                 yield Reading(layer, name, values[name])

@@ -95,9 +95,10 @@ def _of_detector(detector: DetectorReadings, stage: str, dataloader_idx: int | N
 
 
 def _counts(counts: tuple[float, ...]) -> NDArray[Any]:
-    whole = all(float(count).is_integer() and abs(count) < 2**63 for count in counts)
+    numbers = np.array(counts, dtype=np.float64)
+    whole = ((np.floor(numbers) == numbers) & (np.abs(numbers) < 2.0**63)).all()
     # In the file a small whole number takes one to three bytes, and every whole number is kept exactly.
-    return np.array(counts, dtype=np.int64 if whole else np.float64)
+    return np.array(counts, dtype=np.int64) if whole else numbers
 
 
 # Steps repeat the same schemas, and the schemas of histograms are long.

@@ -17,7 +17,7 @@ from mi_crow_lightning.loggers.drawing import drawn_bins
 from mi_crow_lightning.loggers.tags import TaggedReadings
 from mi_crow_lightning.metrics.histogram import Histogram
 
-__all__ = ["layout_message", "shown_values", "tensor_value"]
+__all__ = ["add_tensor", "layout_message", "shown_values"]
 
 _TYPES = {"float32": types_pb2.DT_FLOAT, "float64": types_pb2.DT_DOUBLE, "int64": types_pb2.DT_INT64}
 
@@ -66,19 +66,20 @@ def _picture(tag: str, histogram: Histogram) -> Any | None:
     )
 
 
-def tensor_value(tensor: CompactTensor, with_schema: bool) -> Any:
-    """Make a tensor of this package's plugin.
+def add_tensor(summary: Any, tensor: CompactTensor, with_schema: bool) -> None:
+    """Add a tensor of this package's plugin to a summary.
 
     Args:
+        summary: where to add it.
         tensor: the tensor to write.
         with_schema: whether to write the schema beside it; TensorBoard keeps the first schema of each tag.
     """
-    value = summary_pb2.Summary.Value(tag=tensor.tag, tensor=_tensor(tensor.values))
+    value = summary.value.add(tag=tensor.tag)  # filled in its place: a message that is put into another is copied
+    _fill(value.tensor, tensor.values)
     if with_schema:
         plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN, content=tensor.schema.encode())
         metadata = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DATA_CLASS_TENSOR)
         value.metadata.CopyFrom(metadata)
-    return value
 
 
 def layout_message(layout: Any) -> Any:
@@ -95,13 +96,15 @@ def layout_message(layout: Any) -> Any:
     return summary_pb2.Summary(value=[value])
 
 
-def _tensor(values: NDArray[Any]) -> Any:
-    shape = tensor_shape_pb2.TensorShapeProto(
-        dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in values.shape]
-    )
+def _fill(tensor: Any, values: NDArray[Any]) -> None:
+    for size in values.shape:
+        tensor.tensor_shape.dim.add(size=size)
     if values.dtype == object:
-        texts = [text.encode() for text in values.ravel()]
-        return tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=texts)
-    # Integers go into a list, in which a small one takes one byte.
-    content = {"int64_val": values.tolist()} if values.dtype == np.int64 else {"tensor_content": values.tobytes()}
-    return tensor_pb2.TensorProto(dtype=_TYPES[values.dtype.name], tensor_shape=shape, **content)
+        tensor.dtype = types_pb2.DT_STRING
+        tensor.string_val.extend(text.encode() for text in values.ravel())
+        return
+    tensor.dtype = _TYPES[values.dtype.name]
+    if values.dtype == np.int64:  # a list, in which a small number takes one byte
+        tensor.int64_val.extend(values.tolist())
+    else:
+        tensor.tensor_content = values.tobytes()

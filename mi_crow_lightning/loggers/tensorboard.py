@@ -86,12 +86,13 @@ def write_event(
         return
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    from mi_crow_lightning.loggers.messages import shown_values, tensor_value
+    from mi_crow_lightning.loggers.messages import add_tensor, shown_values
 
     known = _described.setdefault(file_writer, set())
     texts = _texts_of_new(readings, known, described) if described is not None else {}
     summary = Summary(value=shown_values(readings, texts))
-    summary.value.extend(tensor_value(tensor, tensor.tag not in known) for tensor in tensors)
+    for tensor in tensors:
+        add_tensor(summary, tensor, tensor.tag not in known)
     if summary.value:
         _add_summary(writer, file_writer, summary, step)
         known.update((value.tag for value in summary.value) if texts else (tensor.tag for tensor in tensors))

@@ -15,7 +15,7 @@ from mi_crow_lightning.metrics.rows import Row
 from mi_crow_lightning.metrics.statistic import Statistic, Sum
 from mi_crow_lightning.metrics.summary import Group
 
-__all__ = ["SHOWN", "STATISTICS", "described", "groups_of", "known_names", "register", "statistic", "sums_of"]
+__all__ = ["FIELDS", "SHOWN", "STATISTICS", "described", "groups_of", "known_names", "register", "statistic", "sums_of"]
 
 _Sums = Mapping[str, Tensor]
 
@@ -64,7 +64,9 @@ SHOWN: tuple[StatisticName, ...] = ("mean", "std", "rms", "abs_max", "token_norm
 """The names of those that loggers show where all are measured."""
 
 _HISTOGRAMS = ("histogram", "channel_rms")  # the other readings of the same detector
-_FIELDS = tuple(field.name.lower() for field in Row)
+FIELDS = tuple(field.name.lower() for field in Row if field < Row.BINS)
+"""The names under which `Statistic.value` finds the built-in sums, in the order of a row."""
+
 _known: dict[str, Statistic] = {one.name: one for one in _BUILT_IN}
 
 
@@ -94,7 +96,7 @@ def register(new: Statistic) -> OwnStatistic:
     if new.name in STATISTICS or new.name in _HISTOGRAMS:
         raise ValueError(f"a built-in reading is named {new.name!r}: give the statistic another name")
     for one in new.sums:
-        if one.name in _FIELDS:
+        if one.name in (*FIELDS, "bins"):
             raise ValueError(f"a built-in sum is named {one.name!r}: give the sum of {new.name!r} another name")
     _distinct([*_BUILT_IN, new])
     _known[new.name] = new
