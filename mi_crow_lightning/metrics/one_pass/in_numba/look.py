@@ -42,6 +42,17 @@ MOMENTS, EXTREMES, NORMS, BY_CHANNEL, HISTOGRAM = 1, 2, 4, 8, 16
 
 BLOCK = 4096  # elements: 32 kB in float64
 LANES = 4  # counters of one bin: each waits for what was last written to it
+TOGETHER = np.uintp(4)  # tokens for which the numbers of a channel are loaded and stored once
+
+
+def _bins_of_tops() -> Any:
+    """Return the bin of each of the upper 12 bits of a float64, its sign and exponent, ``(4096,)``."""
+    tops = np.arange(4096)
+    side = np.clip((tops & 0x7FF) - (1023 + SMALLEST_EXPONENT - 1), 0, SIDE)
+    return (SIDE + np.where(tops < 2048, side, -side)).astype(np.uint8)
+
+
+_BINS_OF_TOPS = _bins_of_tops()
 
 _EXPONENT = np.int64(0x7FF << 52)
 _SIGN = np.int64(-(2**63))
@@ -92,14 +103,6 @@ def _widen_16(bits: Any, half: Any, words: Any, out: Any) -> Any:
         if magnitude >= 0x7C00:
             normal |= _EXPONENT
         wide[i] = (normal if magnitude >= 0x400 else wide[i]) | ((b << 48) & _SIGN)
-
-
-@njit(**_OPTIONS)
-def _count_nonfinite(x: Any) -> int:
-    bits, bad = x.view(np.int64), 0
-    for i in range(len(bits)):
-        bad += (bits[i] & _EXPONENT) == _EXPONENT
-    return bad
 
 
 @njit(**_OPTIONS)
@@ -160,12 +163,21 @@ def _add_channels(x: Any, width: int, left: int, sums: Any, peaks: Any) -> None:
 
     A peak is kept as the bits of an absolute value, which are ordered as it is.
     """
-    bits, across, start = x.view(np.int64), np.uintp(width), np.uintp(left)
-    for token in range(np.uintp(len(x) // width)):
+    bits, across, start, tokens = x.view(np.int64), np.uintp(width), np.uintp(left), np.uintp(len(x) // width)
+    whole = tokens - tokens % TOGETHER
+    for token in range(np.uintp(0), whole, TOGETHER):
         for j in range(across):
-            value = x[token * across + j]
-            sums[start + j] += value * value
-            peaks[start + j] = max(peaks[start + j], bits[token * across + j] & _MAGNITUDE)
+            total, peak = sums[start + j], peaks[start + j]
+            for more in range(TOGETHER):
+                place = (token + more) * across + j
+                total += x[place] * x[place]
+                peak = max(peak, bits[place] & _MAGNITUDE)
+            sums[start + j], peaks[start + j] = total, peak
+    for token in range(whole, tokens):
+        for j in range(across):
+            place = token * across + j
+            sums[start + j] += x[place] * x[place]
+            peaks[start + j] = max(peaks[start + j], bits[place] & _MAGNITUDE)
 
 
 @njit(**_OPTIONS)
@@ -188,19 +200,15 @@ def _key(bits: int) -> int:
 
 
 @njit(**_OPTIONS)
-def _count(x: Any, places: Any, bins: Any) -> None:
+def _count(x: Any, bins: Any) -> None:
     """Add elements to ``bins (LANES, BINS)``, each to that of its sign and exponent."""
     bits, size = x.view(np.int64), len(x)
-    for i in range(size):
-        side = ((bits[i] >> 52) & 0x7FF) - (1023 + SMALLEST_EXPONENT - 1)
-        side = min(max(side, 0), SIDE)
-        places[i] = SIDE + (side if bits[i] >= 0 else -side)
     whole = size - size % LANES
     for i in range(0, whole, LANES):
         for lane in range(LANES):
-            bins[lane, places[i + lane]] += 1
+            bins[lane, _BINS_OF_TOPS[(bits[i + lane] >> 52) & 0xFFF]] += 1
     for i in range(whole, size):
-        bins[0, places[i]] += 1
+        bins[0, _BINS_OF_TOPS[(bits[i] >> 52) & 0xFFF]] += 1
 
 
 @njit(**_OPTIONS)
@@ -259,8 +267,8 @@ def _flatten(keep: Any, flags: Any, any_kept: Any) -> Any:
 
 
 @njit(**_OPTIONS)
-def _add_moments(seen: Any, x: Any) -> None:
-    mean = _total(x) / len(x)
+def _add_moments(seen: Any, x: Any, total: float) -> None:
+    mean = total / len(x)
     second, third, fourth = _powers(x, mean)
     _join(seen, len(x), mean, second, third, fourth)
 
@@ -316,7 +324,7 @@ def _add_typed(bits: Any, half: Any, keep: Any, groups: Any, batch: Any, row: An
     step, piece = max(1, BLOCK // width), min(BLOCK, width)
     size = min(step, count) * piece
     by_element, by_channel = keep.shape[1] > 1 or (keep.size > 0 and width == 1), groups & BY_CHANNEL != 0
-    block, sifted, places = np.empty(size), np.empty(size), np.empty(size, np.uint8)
+    block, sifted = np.empty(size), np.empty(size)
     words = np.empty(size if bits.itemsize == 2 else 0, np.int32)
     flags, pair = np.empty(size if by_element else 0, np.bool_), np.empty(2, np.int64)
     squares, any_kept = np.empty(step), np.empty(step, np.bool_)
@@ -336,19 +344,20 @@ def _add_typed(bits: Any, half: Any, keep: Any, groups: Any, batch: Any, row: An
             kept = flags[:0]
             if by_element:
                 kept = _flatten(keep[first:past, left:right], flags, any_kept)
-            finite = x
-            if by_element or _count_nonfinite(x):
+            finite, total = x, _total(x)
+            if by_element or not np.isfinite(total):  # a finite sum has finite terms
                 found, bad = _sift(x, kept, sifted)
                 finite = sifted[:found]
+                total = _total(finite)
                 seen[NONFINITE] += bad
             if groups & MOMENTS and len(finite):
-                _add_moments(seen, finite)
+                _add_moments(seen, finite, total)
             else:
                 seen[COUNT] += len(finite)
             if groups & EXTREMES and len(finite):
                 _add_extremes(seen, finite, pair)
             if groups & HISTOGRAM:
-                _count(finite, places, bins)
+                _count(finite, bins)
             if groups & NORMS:
                 _add_squares(x, across, squares)
             if by_channel:
