@@ -81,7 +81,7 @@ def test_registration_is_linear_in_the_layers(kind: str) -> None:
         layers.register_hook(signature, ActivationStatistics())
         layers.unregister_all_hooks()
 
-    small, large = make(25), make(200)
+    small, large = make(12), make(96)
     register(small)
     assert calls_in(lambda: register(large)) < 9 * calls_in(lambda: register(small))  # quadratic: 64
 
@@ -102,7 +102,7 @@ def test_the_model_is_walked_once_for_all_hooks(way: str) -> None:
     schedule = Schedule() if way == "a run" else None
 
     def put_on(count: int, net: nn.Module) -> None:
-        hooks = [ScaleController(f"layers.{i % 40}", 2.0, schedule=schedule) for i in range(count)]
+        hooks = [ScaleController(f"layers.{i % 20}", 2.0, schedule=schedule) for i in range(count)]
         if way == "a run":
             HookedRun(net, hooks, None).end()
         elif way == "register_hooks":
@@ -116,11 +116,11 @@ def test_the_model_is_walked_once_for_all_hooks(way: str) -> None:
                 for hook in hooks:
                     hook.disable()
 
-    small, large = listed(Block)(40), listed(Block)(160)
-    assert calls_in(lambda: put_on(30, large), of=ModuleTree.__init__) == 1
-    few, many, more = (calls_in(lambda count=count: put_on(count, large)) for count in (10, 20, 40))
+    small, large = listed(Block)(20), listed(Block)(80)
+    assert calls_in(lambda: put_on(15, large), of=ModuleTree.__init__) == 1
+    few, many, more = (calls_in(lambda count=count: put_on(count, large)) for count in (5, 10, 20))
     assert more - many == pytest.approx(2 * (many - few), rel=0.05)
-    in_small = calls_in(lambda: put_on(40, small)) - calls_in(lambda: put_on(20, small))
+    in_small = calls_in(lambda: put_on(20, small)) - calls_in(lambda: put_on(10, small))
     assert more - many == pytest.approx(in_small, rel=0.05)  # a hook costs the same, however large the model is
 
 
@@ -146,12 +146,12 @@ def test_beginning_and_ending_a_batch_is_linear_in_the_layers() -> None:
         run.end_batch()
 
     calls = {}
-    for count in (50, 400):
+    for count in (25, 200):
         run = run_of(listed(Block)(count))
         calls[count] = calls_in(lambda run=run: batch(run))
         run.end()
-    assert calls[400] < 8.5 * calls[50]
-    assert calls[400] < 35 * 400  # for each layer, putting a handle on, looking at it and taking it off
+    assert calls[200] < 8.5 * calls[25]
+    assert calls[200] < 35 * 200  # for each layer, putting a handle on, looking at it and taking it off
 
 
 @pytest.mark.parametrize("how", ["replaced", "deleted", "moved", "wrapped"])
