@@ -271,10 +271,10 @@ class StatisticsDetector(Detector):
         return self.context.stage if self.context is not None else None
 
     def _metric(self, stage: Stage | None) -> ActivationStatisticsMetric:
-        key = stage.value if stage is not None else ""
+        key = stage or ""  # a stage is a string: its value would be looked up at each activation
         if key not in self._metrics:
             metric = ActivationStatisticsMetric(list(self._layers), self._groups(), self._sums())
-            self._metrics[key] = metric.to(self._device)
+            self._metrics[key if stage is None else stage.value] = metric.to(self._device)
         return self._metrics[key]
 
     def _settled(self, stage: Stage | None) -> ActivationStatisticsMetric:

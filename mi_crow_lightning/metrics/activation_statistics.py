@@ -101,7 +101,8 @@ class ActivationStatisticsMetric(Metric):
         self.add_state("buffer", empty_buffer(unknown, sums=self.sums), dist_reduce_fx=self._merge, persistent=True)
         self._widths: list[int] | None = unknown  # of the buffer; None after somebody else has set it
         self._default_widths = unknown
-        self._by_channel = Group.CHANNELS in groups
+        # Asked at each activation; of an enum they take microseconds.
+        self._groups_value, self._by_channel = groups.value, Group.CHANNELS in groups
         self._agreed = not self._by_channel  # whether all ranks are known to have the same widths
         self._starts, self._widths_of_starts = starts_of(unknown, self.sums), unknown
 
@@ -169,7 +170,7 @@ class ActivationStatisticsMetric(Metric):
         start = self._start(index, elements.width)
         if self._by_channel and start.width != elements.width:
             return False
-        accumulate_by_numba(self.buffer, start, elements, self.groups, batch, self.sums)
+        accumulate_by_numba(self.buffer, start, elements, self._groups_value, batch, self.sums)
         return True
 
     def _start(self, index: int, width: int) -> Start:

@@ -56,4 +56,5 @@ class ActivationStatistics(StatisticsDetector):
     def observe(self, x: Tensor, ctx: HookContext) -> None:
         """Add the chosen tokens of ``x``."""
         mask, channels = self._chosen(x, ctx)
-        self._add(x, mask, channels, ctx.layer, ctx.stage, ctx.batch_idx)
+        running = ctx.running
+        self._add(x, mask, channels, ctx.place.layer, running.stage, ctx.batch_idx)

@@ -68,7 +68,7 @@ def accumulate_by_numba(
     buffer: Tensor,
     start: Start,
     elements: Elements,
-    groups: Group,
+    groups: int,
     batch: int | None,
     sums: Sequence[Sum] = (),
 ) -> None:
@@ -78,7 +78,7 @@ def accumulate_by_numba(
         buffer: the numbers of all layers, on the CPU.
         start: where those of the layer begin.
         elements: the activation and its mask.
-        groups: what to compute.
+        groups: what to compute, the value of a `Group`.
         batch: the batch's index.
         sums: the further sums.
     """

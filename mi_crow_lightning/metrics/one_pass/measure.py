@@ -103,7 +103,7 @@ def measure_tokens(tokens: Tensor, keep: Tensor | None, groups: Group, sums: Seq
             return Summary(torch.cat([row, sums_after_kernels(tokens, keep, sums)]) if sums else row, channels)
     if in_numba.suits(tokens, keep):
         buffer, start = empty_buffer([width], "cpu"), starts_of([width])[0]
-        in_numba.launch(elements_of_tokens(tokens, keep), groups, buffer, start)
+        in_numba.launch(elements_of_tokens(tokens, keep), groups.value, buffer, start)
         row, channels = buffer[:ROW_SIZE], buffer[ROW_SIZE:].view(2, width)
         return Summary(torch.cat([row, sums_in_chunks(tokens, keep, sums)]) if sums else row, channels)
     return _measure_chunks(tokens, keep, groups, sums)

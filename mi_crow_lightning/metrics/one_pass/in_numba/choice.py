@@ -23,7 +23,6 @@ from mi_crow_lightning.warnings import SlowWarning
 if TYPE_CHECKING:
     from mi_crow_lightning.metrics.one_pass.buffers import Start
     from mi_crow_lightning.metrics.one_pass.in_numba.elements import Elements
-    from mi_crow_lightning.metrics.summary import Group
 
 VARIABLE = "MI_CROW_LIGHTNING_FAST"
 """The environment variable that switches the compiled look off; it is read once in a process."""
@@ -43,7 +42,7 @@ class Choice(NamedTuple):
         why: why there is none.
     """
 
-    add: Callable[[Elements, Group, Tensor, Start, int | None], None] | None
+    add: Callable[[Elements, int, Tensor, Start, int | None], None] | None
     why: str = ""
 
 
@@ -112,7 +111,7 @@ def suits(x: Tensor, mask: Tensor | None) -> bool:
     )
 
 
-def launch(elements: Elements, groups: Group, buffer: Tensor, start: Start, batch: int | None = None) -> None:
+def launch(elements: Elements, groups: int, buffer: Tensor, start: Start, batch: int | None = None) -> None:
     """Add an activation that suits the compiled look; for the arguments see ``launch.py``."""
     add = choice().add
     assert add is not None, "see `suits`"

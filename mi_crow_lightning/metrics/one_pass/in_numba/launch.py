@@ -31,21 +31,21 @@ _Add = Callable[[int, int, Tensor, Start], None]
 
 
 def launch(
-    look: _Look, elements: Elements, groups: Group, buffer: Tensor, start: Start, batch: int | None = None
+    look: _Look, elements: Elements, groups: int, buffer: Tensor, start: Start, batch: int | None = None
 ) -> None:
     """Add an activation to the numbers of a layer.
 
     Args:
         look: the compiled function.
         elements: the activation and its mask.
-        groups: what to compute.
+        groups: what to compute, the value of a `Group`.
         buffer: where to add, on the CPU.
         start: where the layer's numbers begin in it; with channels, it has room for ``D``.
         batch: the batch's index; None if it is not known.
     """
     x, mask, count, width, columns = elements
-    kinds, number = groups.value, math.inf if batch is None else float(batch)
-    if kinds & _BY_CHANNEL and start.width != width:  # the compiled code checks nothing
+    number = math.inf if batch is None else float(batch)
+    if groups & _BY_CHANNEL and start.width != width:  # the compiled code checks nothing
         raise ValueError(f"there is room for {start.width} channels, not for {width}")
     kind, size = _KINDS[x.dtype]
     first, mask_first = x.data_ptr(), 0 if mask is None else mask.data_ptr()
@@ -54,7 +54,7 @@ def launch(
         numbers, (row, sums, peaks, _) = buffer.data_ptr(), start
         tokens, kept = first + token * width * size, mask_first + token * columns
         to = numbers + 8 * row, numbers + 8 * sums, numbers + 8 * peaks  # float64
-        look(tokens, kind, past - token, width, kept, columns, kinds, number, *to)
+        look(tokens, kind, past - token, width, kept, columns, groups, number, *to)
 
     parts = min(count, _MOST_PARTS, count * width // _PART)
     if parts < 2:
