@@ -211,7 +211,9 @@ def _usable(given: Tensor) -> Tensor:
 
 def _on(vectors: Tensor, like: Tensor) -> Tensor:
     """Return vectors rounded to float32, as a controller keeps its own, on a device, in what products are made in."""
-    return vectors.to(like.device, torch.float32, non_blocking=True).to(torch.promote_types(like.dtype, torch.float32))
+    if vectors.dtype is not torch.float32 or vectors.device != like.device:
+        vectors = vectors.to(like.device, torch.float32, non_blocking=True)
+    return vectors if like.dtype is torch.float32 else vectors.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def _of_wanted(values: Tensor, like: Tensor, ctx: HookContext, only: Tensor | None) -> Tensor:

@@ -43,6 +43,8 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
         >>> rounded(torch.tensor([2.0, -1.0]), torch.int64)
         tensor([ 2, -1])
     """
+    if values.dtype is dtype:
+        return values
     cast = values.to(dtype)
     if not dtype.is_floating_point and not dtype.is_complex:
         _refuse_loss(values, cast)

@@ -34,6 +34,8 @@ class Axes(Enum):
 
     def of(self, x: Tensor) -> Axes:
         """Return the axes of one activation: tokens in one row have two dimensions, other orders have three."""
+        if self is Axes.USUAL:
+            return self
         in_one_row = self in (Axes.PACKED, Axes.ROUTED)
         return self if in_one_row or x.dim() == (3 if self.streams is None else 4) else Axes.USUAL
 
