@@ -5,6 +5,7 @@ from mi_crow_lightning.errors import LayerNotFound as LayerNotFound
 from mi_crow_lightning.errors import MiCrowError as MiCrowError
 from mi_crow_lightning.errors import NeverFired as NeverFired
 from mi_crow_lightning.errors import RegistrationError as RegistrationError
+from mi_crow_lightning.hf_trainer import HookTrainerCallback as HookTrainerCallback
 from mi_crow_lightning.hooks import AblationController as AblationController
 from mi_crow_lightning.hooks import ActivationStatistics as ActivationStatistics
 from mi_crow_lightning.hooks import AllOf as AllOf

@@ -28,8 +28,6 @@ from torch.utils.data import (
     default_collate,
 )
 
-from mi_crow_lightning.addressing.module_tree import ModuleTree
-from mi_crow_lightning.errors import LayerNotFound
 from mi_crow_lightning.hooks.compiled.graphs import graphs_of
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
@@ -38,7 +36,6 @@ __all__ = [
     "batches_that_stepped",
     "callbacks_of",
     "dataloaders_in_turn",
-    "find_root",
     "graphs_of_module",
     "is_a_trial",
     "is_compiled_as_a_whole",
@@ -320,23 +317,6 @@ def _batch_sizes(loader: object) -> tuple[int, ...]:
         return ()
     full, rest = divmod(len(sampler), size)
     return (size,) * bool(full) + (rest,) * bool(rest)
-
-
-def find_root(pl_module: pl.LightningModule, root: str | None) -> nn.Module:
-    """Return the module that layer names are relative to.
-
-    Raises:
-        LayerNotFound: ``root`` is not a module of ``pl_module``.
-    """
-    if not root:
-        return pl_module
-    tree = ModuleTree(pl_module)
-    if root not in tree.modules:
-        raise LayerNotFound(
-            f"root={root!r} is not a module of {type(pl_module).__name__}; its children are: "
-            f"{', '.join(tree.children('')) or 'none'}"
-        )
-    return tree.modules[root]
 
 
 def is_compiled_as_a_whole(pl_module: pl.LightningModule) -> bool:

@@ -461,6 +461,14 @@ CONSTRUCTORS: dict[str, Constructor] = {
         | {"history_size": optional(whole(1)), "alarms": are_alarms}
         | {"figures": lambda value: is_flag(value) or is_any_collection(value)},
     ),
+    "HookTrainerCallback": Constructor(
+        ours.HookTrainerCallback,
+        {},
+        {"detectors": optional(are_hooks), "controllers": optional(are_hooks), "history_size": optional(whole(1))}
+        | {"root": optional(lambda v: isinstance(v, str)), "name": optional(is_line), "token_mask": optional(callable)}
+        | {"log_every_n_steps": optional(whole(1)), "report": optional(one_of("full", "short", "off"))}
+        | {"scalars": lambda value: value is not None and one_of("auto", "all", "summary", "none")(value)},
+    ),
     "Layers": Constructor(
         ours.Layers,
         {"root": nn.Linear(2, 2)},

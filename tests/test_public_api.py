@@ -13,7 +13,7 @@ import mi_crow_lightning
 
 PACKAGES = [
     *("", ".alarms", ".callback", ".figures", ".hooks", ".language_model", ".loggers", ".metrics", ".report", ".store"),
-    *(".references", ".run_page", ".vectors"),
+    *(".hf_trainer", ".references", ".run_page", ".vectors"),
 ]
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "tensorboard", "safetensors", "numpy")
 

@@ -15,6 +15,7 @@ import torch
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._arguments import check_flag
+from mi_crow_lightning.addressing.root import find_root
 from mi_crow_lightning.alarms.alarm import Alarm
 from mi_crow_lightning.alarms.engine import RunAlarms
 from mi_crow_lightning.alarms.firing import Firing
@@ -22,13 +23,9 @@ from mi_crow_lightning.callback import hyperparameters, start_warnings
 from mi_crow_lightning.callback.arguments import (
     check_alarms,
     check_figures,
-    check_history_size,
-    check_hooks,
     check_monitor,
-    check_options,
     check_per_dataloader,
     check_prog_bar,
-    check_scalars,
 )
 from mi_crow_lightning.callback.dataloaders import Dataloaders
 from mi_crow_lightning.callback.end_page import EndPage
@@ -49,6 +46,7 @@ from mi_crow_lightning.report.form import form_of
 from mi_crow_lightning.report.logged import write_report
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.tag_count import count_tags
+from mi_crow_lightning.runs.arguments import check_history_size, check_hooks, check_options, check_scalars
 from mi_crow_lightning.runs.hook_states import HookStates
 from mi_crow_lightning.runs.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.runs.names import (
@@ -442,7 +440,7 @@ class HookCallback(Results, pl.Callback):
             self._begin_run(trainer, pl_module, arguments)
 
     def _begin_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments) -> None:
-        root, graphs = trainer_facts.find_root(pl_module, self.root), trainer_facts.graphs_of_module(pl_module)
+        root, graphs = find_root(pl_module, self.root), trainer_facts.graphs_of_module(pl_module)
         names = self._log_names(trainer)
         hooks = [*arguments.hooks, *self._alarms.hooks()]
         self._run = run = HookedRun(root, hooks, self.token_mask, names, graphs)

@@ -13,6 +13,7 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.schedules import Stage
 from mi_crow_lightning.loggers.scalar_choice import AUTO_LIMIT, Scalars
+from mi_crow_lightning.runs import start_notes
 from mi_crow_lightning.warnings import MiCrowWarning, NothingSeenWarning
 
 __all__ = [
@@ -48,14 +49,8 @@ def warn_if_nothing_is_logged(trainer: pl.Trainer, detectors: Sequence[Hook], ow
         own_interval: the callback's ``log_every_n_steps``.
     """
     every, steps = trainer_facts.log_interval(trainer, own_interval), trainer_facts.steps_of_run(trainer)
-    read_in_training = any(hook.schedule is None and hook.when().may_be_due_in(Stage.TRAIN) for hook in detectors)
-    if read_in_training and steps is not None and steps < every:
-        warn(
-            f"HookCallback writes readings every {every} steps, and this run takes {steps}: training will show "
-            "none. Set a smaller log_every_n_steps, here or in the Trainer.",
-            NothingSeenWarning,
-            stacklevel=2,
-        )
+    setting = "log_every_n_steps, here or in the Trainer"
+    start_notes.warn_if_nothing_is_logged("HookCallback", detectors, every, steps, setting)
 
 
 def warn_of_controllers_never_due(trainer: pl.Trainer, controllers: Sequence[Hook]) -> None:
@@ -65,15 +60,8 @@ def warn_of_controllers_never_due(trainer: pl.Trainer, controllers: Sequence[Hoo
     """
     if trainer_facts.is_fitting(trainer):
         return
-    name, stages = trainer_facts.name_of_run(trainer), trainer_facts.stages_of_run(trainer)
-    for hook in controllers:
-        if hook.enabled and not any(map(hook.when().may_be_due_in, stages)):
-            warn(
-                f"{hook!r} is off in this whole {name}, because of its schedule {hook.when()!r}. To have it act here, "
-                f"give it schedule=Schedule(stages={name!r}); to keep it off, call its disable().",
-                NothingSeenWarning,
-                stacklevel=2,
-            )
+    stages = trainer_facts.stages_of_run(trainer)
+    start_notes.warn_of_controllers_never_due(controllers, stages, trainer_facts.name_of_run(trainer))
 
 
 def warn_of_detectors_without_validation(trainer: pl.Trainer, detectors: Sequence[Hook]) -> None:
@@ -98,10 +86,7 @@ def log_fresh_graphs(dropped: bool) -> None:
         dropped: whether any graph was dropped.
     """
     if dropped:
-        rank_zero_info(
-            "HookCallback: what torch.compile compiled earlier in this process was forgotten (torch._dynamo.reset()), "
-            "because its graphs do not hold this run's hooks. It is compiled again when it is called."
-        )
+        rank_zero_info(start_notes.fresh_graphs_in_words("HookCallback"))
 
 
 def log_summary(trainer: pl.Trainer, scalars: Scalars, tags: int) -> None:

@@ -43,7 +43,7 @@ def _compiled_names(model: nn.Module, whole: bool) -> list[str]:
     return (["the LightningModule"] if whole or "" in names else []) + [name for name in names if name]
 
 
-def checkpointing(model: nn.Module, fitting: bool) -> Feature:
+def checkpointing(model: nn.Module, fitting: bool, sets_mode: bool = False) -> Feature:
     """Return whether transformers, or a wrapper of torch, switched gradient checkpointing on.
 
     A model that calls ``torch.utils.checkpoint`` itself cannot be recognised; hooks work with it anyway.
@@ -51,6 +51,7 @@ def checkpointing(model: nn.Module, fitting: bool) -> Feature:
     Args:
         model: the LightningModule, or the model of another Trainer.
         fitting: whether the run has backward passes.
+        sets_mode: whether the Trainer puts all of the model into training mode for them.
     """
     name = "gradient checkpointing"
     transformers = [module for module in model.modules() if vars(module).get("gradient_checkpointing") is True]
@@ -58,7 +59,7 @@ def checkpointing(model: nn.Module, fitting: bool) -> Feature:
         return Feature.unused(name)
     if not fitting:
         return Feature(name, "on", Support.SUPPORTED, "no effect outside fit")
-    if not all(module.training for module in transformers):
+    if not sets_mode and not all(module.training for module in transformers):
         note = "no effect in modules that are in evaluation mode: call .train() before fit"
         return Feature(name, "on", Support.DEGRADED, note)
     return Feature(name, "on", Support.SUPPORTED, "a layer's second run is not observed; edits are repeated in it")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._messages import message_of
+from mi_crow_lightning.addressing.root import find_root
 from mi_crow_lightning.errors import LayerNotFound, MiCrowError, RegistrationError, StrengthMismatch
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
@@ -130,7 +131,7 @@ def trial_registration(
 def _trial_registry(pl_module: pl.LightningModule, root: str | None) -> tuple[Layers, str]:
     """Return a registry, and why it can take no hook: an empty string if it can."""
     try:
-        found = trainer_facts.find_root(pl_module, root)
+        found = find_root(pl_module, root)
     except LayerNotFound as error:
         return Layers(pl_module), str(error)
     return Layers(found, allow_stacking=True, graphs=trainer_facts.graphs_of_module(pl_module)), ""

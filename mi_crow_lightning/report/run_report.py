@@ -108,12 +108,14 @@ class RunReport:
     ``str()`` returns it as text, and a notebook shows it as tables.
 
     Attributes:
-        run: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        run: the Trainer's method: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; of ``transformers.Trainer``
+            ``"train"``, ``"evaluate"`` or ``"predict"``.
         dry_run: whether nothing is attached in it.
         hooks: the hooks, controllers first.
         layers: the layers that have hooks.
         features: what else the run uses, or does not use.
         refused: why the run as a whole is refused; empty if it is not.
+        callback: the class of the callback.
     """
 
     run: str
@@ -122,6 +124,7 @@ class RunReport:
     layers: tuple[HookedLayer, ...]
     features: tuple[Feature, ...]
     refused: tuple[str, ...] = ()
+    callback: str = "HookCallback"
 
     @property
     def refusals(self) -> tuple[str, ...]:
@@ -221,8 +224,8 @@ def head_of(report: RunReport) -> str:
     """Return which run the report is of, and how many hooks and layers it has."""
     counted = f"{_count(len(report.hooks), 'hook')} on {_count(len(report.layers), 'layer')}"
     if report.dry_run:
-        return f"HookCallback(dry_run=True) in {report.run}: {counted}, and nothing is attached."
-    return f"HookCallback in {report.run}: {counted}."
+        return f"{report.callback}(dry_run=True) in {report.run}: {counted}, and nothing is attached."
+    return f"{report.callback} in {report.run}: {counted}."
 
 
 def hook_cells(hooks: Sequence[HookPlan]) -> Cells:

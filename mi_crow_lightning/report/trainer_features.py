@@ -8,15 +8,14 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from mi_crow_lightning import trainer_facts
-from mi_crow_lightning._shown import cut
 from mi_crow_lightning.loggers.scalar_choice import Choice
 from mi_crow_lightning.report.feature import Feature, Support
+from mi_crow_lightning.report.logger_features import logger_feature
 from mi_crow_lightning.report.refusals import tensor_parallel_refusal
 
 __all__ = ["accumulation", "dataloaders", "dataloaders_apart", "loggers", "precision", "strategy"]
 
 _SEVERAL_PROCESSES = (DDPStrategy, ModelParallelStrategy)
-_MOST_NAMED = 60
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
 
@@ -85,25 +84,7 @@ def loggers(trainer: pl.Trainer, choice: Choice) -> list[Feature]:
 
 def _logger(logger: Logger, choice: Choice) -> Feature:
     # By class: asking a logger for its `experiment` would start its run before Lightning does.
-    shown, draws = _in_words(choice), isinstance(logger, (TensorBoardLogger, WandbLogger))
-    pictures = choice.form == "layers" and (isinstance(choice.names, str) or "histogram" in choice.names)
+    name = type(logger).__name__
     if isinstance(logger, DummyLogger):
-        support, note = Support.DEGRADED, "keeps nothing; the numbers are in history()"
-    elif isinstance(logger, TensorBoardLogger) and (choice.names != "all" or not pictures):
-        and_drawn = ", and histograms" if pictures else ""
-        support, note = Support.SUPPORTED, f"{shown}{and_drawn}; each number is in the event file"
-    elif draws and pictures:
-        support, note = Support.SUPPORTED, f"{shown}, and histograms"
-    else:
-        support, note = Support.DEGRADED, f"{shown}, and no histograms"
-    return Feature("logger", type(logger).__name__, support, note)
-
-
-def _in_words(choice: Choice) -> str:
-    if choice.form == "none":
-        return "no numbers"
-    if choice.form == "summary":
-        return "min, median and max over the layers"
-    if isinstance(choice.names, str):
-        return {"all": "all numbers", "default": "the main statistics"}[choice.names]
-    return cut(", ".join(name for name in choice.names if name != "histogram"), _MOST_NAMED)
+        return Feature("logger", name, Support.DEGRADED, "keeps nothing; the numbers are in history()")
+    return logger_feature(name, choice, isinstance(logger, TensorBoardLogger), isinstance(logger, WandbLogger))

@@ -12,9 +12,9 @@ from mi_crow_lightning import ActivationStatistics, ScaleController, SteeringCon
 from mi_crow_lightning.addressing.module_tree import ModuleTree
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.addressing.sizes import Sizes, size_of
-from mi_crow_lightning.callback.arguments import check_hooks
 from mi_crow_lightning.hooks import Layers
 from mi_crow_lightning.hooks.schedules import Moment, Schedule, Stage
+from mi_crow_lightning.runs.arguments import check_hooks
 from mi_crow_lightning.runs.hooked_run import HookedRun
 from mi_crow_lightning.runs.names import readable_names
 from tests.counted import calls_in

@@ -1,0 +1,1 @@
+from mi_crow_lightning.hf_trainer.hook_trainer_callback import HookTrainerCallback as HookTrainerCallback
