@@ -6,6 +6,7 @@ a line ``<!-- not run: reason -->`` before it. A text block after a line ``<!-- 
 before it prints; after ``<!-- output ends with -->``, the last lines of that.
 """
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.tiny_gpt2 import save_gpt2
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COLUMNS = 88  # of code
 INDEX = ROOT / "docs" / "index.md"
 
 
@@ -87,6 +89,20 @@ def test_every_module_directly_in_hooks_has_an_entry_in_the_api_reference():
     entries = set(re.findall(r"^::: (mi_crow_lightning\.hooks\.\w+)$", pages, re.MULTILINE))
     modules = {path.stem for path in (ROOT / "mi_crow_lightning" / "hooks").glob("*.py")} - {"__init__"}
     assert {f"mi_crow_lightning.hooks.{name}" for name in modules} == entries
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_is_narrow(page):
+    """It shows on a page without scrolling; `ruff.toml` in the folders of docs/ lets ruff wrap it."""
+    lines = [line for block in blocks(page) if block.language != "text" for line in block.code.splitlines()]
+    assert [line for line in lines if len(line) > COLUMNS] == []
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").rglob("*.ipynb")), ids=name_of)
+def test_code_of_notebooks_is_narrow(notebook):
+    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+    assert [line for line in lines if len(line) > COLUMNS] == []
 
 
 def test_every_page_is_in_the_navigation():
