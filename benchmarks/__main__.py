@@ -30,6 +30,7 @@ from benchmarks.rows_drift import drifting
 from benchmarks.rows_growth import growth
 from benchmarks.rows_logging import event, moved
 from benchmarks.rows_memory import memory
+from benchmarks.rows_probes import probing
 from benchmarks.rows_sites import sites
 from benchmarks.rows_small import six_numbers, tiny_gpt2
 from benchmarks.rows_steering import steering
@@ -50,6 +51,7 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
         yield f"steering, {case.name}", lambda case=case: steering(case, rounds, new_tokens)
         if "GPT-2" not in case.name:  # whose layers have other names
             yield f"drift, {case.name}", lambda case=case: drifting(case, rounds)
+        yield f"probes, {case.name}", lambda case=case: probing(case, rounds)
         yield f"memory, {case.name}", lambda case=case: memory(case)
     yield "vectors by row", lambda: steering_by_row(device, 2 if quick else max(15, rounds))
     yield "growth", lambda: growth(quick)

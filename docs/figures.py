@@ -29,7 +29,7 @@ from mi_crow_lightning.alarms import default_alarms  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
 FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png", "drift.png")
-FIGURES += ("trait_shift.png", "screening.png", "update_ratio.png", "alarms.png")
+FIGURES += ("trait_shift.png", "screening.png", "update_ratio.png", "alarms.png", "probes.png")
 SWEEP, RANDOM = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
@@ -113,6 +113,14 @@ def updating() -> None:
     module = mcl.CausalLMModule(lm.model, lm.tokenizer, lr=1e-4)
     L.Trainer(callbacks=watch, max_steps=12, **QUIET).fit(module, DataLoader(texts["negative"], batch_size=4))
     save(watch.history().plot("update_ratio", stage="train")[0], "update_ratio.png")
+
+
+def probing() -> None:
+    """Run the first block of the page on probes, and draw the accuracy that it read."""
+    page = (ROOT / "docs" / "how-to" / "probes.md").read_text()
+    namespace: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], namespace)
+    save(namespace["watch"].history().plot("accuracy", stage="validate")[0], "probes.png")
 
 
 def alarming() -> None:
@@ -212,6 +220,7 @@ if __name__ == "__main__":
     steering()
     drifting()
     updating()
+    probing()
     alarming()
     trait()
     screened(*given.screened)

@@ -98,7 +98,6 @@ class LinearProbe(SummingDetector):
         [('accuracy', 1.0), ('auroc', 1.0), ('majority', 0.5)]
     """
 
-    traceable = True  # to say why it is not, see `why_not_traced`
     by_block = ("accuracy", "auroc")
     names = _NAMES
 
@@ -151,10 +150,6 @@ class LinearProbe(SummingDetector):
     def default_schedule(self) -> When:
         """Return every batch of training, validation and test."""
         return Schedule(stages=[Stage.TRAIN, Stage.VALIDATE, Stage.TEST])
-
-    def why_not_traced(self) -> str | None:
-        """Return why no graph can hold it."""
-        return "it finds the label of each row from facts of the pass, which a graph does not have"
 
     @property
     def tag_prefix(self) -> str:

@@ -12,11 +12,13 @@ from mi_crow_lightning._arguments import is_finite
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
+from mi_crow_lightning.hooks.passes.facts import PassFacts
 from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
 
 __all__ = ["Column", "class_numbers", "labelled_means", "labelled_tokens", "labels_of"]
 
 Column = str | Callable[[Any], Any]
+NO_FACTS = PassFacts()
 
 
 def labels_of(batch: Any, labels: Column) -> Any:
@@ -154,20 +156,22 @@ def _finite(rows: Tensor, chosen: Tensor, label: Tensor) -> tuple[Tensor, Tensor
 
 def _in_rows(x: Tensor, mask: Tensor | None, samples: int, ctx: HookContext) -> tuple[Tensor, Tensor | None]:
     """Return ``x`` as (B, T, D) and ``mask`` as (B, T)."""
-    if ctx.facts.generating:
+    facts = getattr(ctx, "facts", NO_FACTS)  # an operation in a graph has none
+    if facts.generating:
         raise TokensUnknown(
             "a probe reads texts that are there, and the model is generating: leave schedule= out, or give one without "
             "the stage that generates"
         )
-    check_rows_are_samples(x, ctx)
+    if facts is not NO_FACTS:
+        check_rows_are_samples(x, ctx)
     if mask is None and x.dim() > 2:
         dim = ctx.channel_dim(x)
         x = x if x.dim() == 3 and dim == -1 else x.movedim(dim, -1).flatten(1, -2)  # (B, C, H, W) -> (B, H * W, C)
     elif x.dim() == 2 and mask is not None and len(x) % samples == 0:
         x, mask = x.unflatten(0, (samples, -1)), mask.reshape(samples, -1)
     elif x.dim() == 2 and mask is None:
-        tokens = ctx.facts.tokens
-        flat = tokens is not None and ctx.facts.rows == samples and len(x) == samples * tokens != samples
+        tokens = facts.tokens
+        flat = tokens is not None and facts.rows == samples and len(x) == samples * tokens != samples
         x = x.unflatten(0, (samples, tokens)) if flat else x[:, None]
     if x.dim() != 3 or len(x) != samples:
         raise ValueError(
