@@ -98,22 +98,37 @@ def tiny_gpt2(device: torch.device, rounds: int, quick: bool) -> Section:
         "six numbers, a detector": lambda model: _detector(model, statistics=SIX, histogram=False),
         "14 statistics and histogram": _detector,
     }
+    before, lines, targets = torch.get_num_threads(), [], []
+    for threads in (1,) if quick or device.type == "cuda" else (1, 2):
+        torch.set_num_threads(threads)
+        cost = _cost_of_a_site(ways, model, batch, rounds)
+        lines += [
+            {"": f"{name}; threads: {threads}", "us a site": f"{seconds * 1e6:.0f}"} for name, seconds in cost.items()
+        ]
+        everything = cost["14 statistics and histogram"] * 1e6
+        limit = 100 if device.type == "cpu" else None
+        what = f"a site of GPT-2 of tiny width, 13 statistics and histogram, threads: {threads}"
+        targets.append(Target(what, everything, limit, "us"))
+    torch.set_num_threads(before)
+    note = (
+        f"{config.n_layer} blocks of width {config.n_embd}, 4 x 16 tokens; time of the calling thread, "
+        f"medians of {PASSES * rounds} passes, in turns."
+    )
+    return Section("A tiny GPT-2", note, lines, targets)
+
+
+def _cost_of_a_site(
+    ways: dict[str, Callable[[nn.Module], Callable[[], Any]]], model: nn.Module, batch: dict[str, Any], rounds: int
+) -> dict[str, float]:
+    """Return the seconds that each way adds to a block, over the bare model."""
     took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, attach in ways.items():
             detach = attach(model)
-            took[name].append(_processor_time(model, batch) / config.n_layer)
+            took[name] += _processor_times(model, batch)
             detach()
-    bare = statistics.median(took["bare"])
-    cost = {name: statistics.median(seconds) - bare for name, seconds in took.items() if name != "bare"}
-    lines = [{"": name, "us a site": f"{seconds * 1e6:.0f}"} for name, seconds in cost.items()]
-    everything = cost["14 statistics and histogram"] * 1e6
-    limit = 100 if device.type == "cpu" else None
-    target = Target("a site of GPT-2 of tiny width, 13 statistics and histogram", everything, limit, "us")
-    note = (
-        f"{config.n_layer} blocks of width {config.n_embd}, 4 x 16 tokens; processor time, medians of {rounds} turns."
-    )
-    return Section("A tiny GPT-2", note, lines, [target])
+    blocks, bare = len(model.transformer.h), statistics.median(took["bare"])
+    return {name: (statistics.median(seconds) - bare) / blocks for name, seconds in took.items() if name != "bare"}
 
 
 def _items(model: nn.Module) -> Callable[[], Any]:
@@ -131,15 +146,21 @@ def _detector(model: nn.Module, **options: Any) -> Callable[[], Any]:
 
 
 @torch.no_grad()
-def _processor_time(model: nn.Module, batch: dict[str, Any]) -> float:
-    """Seconds of the processor for one pass, after two that warm up."""
+def _processor_times(model: nn.Module, batch: dict[str, Any]) -> list[float]:
+    """Return the seconds of the processor for each of some passes, after two that warm up.
+
+    They are those of this thread, in which hooks run. torch's other threads wait actively for the next operation: the
+    time of the whole process would count the hooks once more for each of them.
+    """
     for _ in range(2):
         model(**batch)
     gc.disable()
     try:
-        start = time.process_time()
+        seconds = []
         for _ in range(PASSES):
+            start = time.thread_time()
             model(**batch)
-        return (time.process_time() - start) / PASSES
+            seconds.append(time.thread_time() - start)
+        return seconds
     finally:
         gc.enable()
