@@ -30,7 +30,7 @@ def main(logdir: Path) -> None:
         with tensorboard(logdir, served) as address, chromium(browser, width=1480, height=1110) as page:
             tab = Tab(page, address)
             tab.open(name="rms", stage="train", scale="symlog")
-            tab.click(12, 20)
+            tab.click(12, 10)
             page.mouse("mouseMoved", 740, 20)  # without the tooltip
             tab.wait("document.querySelectorAll('.detail .uplot').length > 3")
             page.screenshot(IMAGES / "activations_tab.png")

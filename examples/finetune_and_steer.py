@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 import mi_crow_lightning as mcl
 
-HERE, EPOCHS, STRENGTH = Path(__file__).parent, 4, 3.0
+HERE, EPOCHS, STRENGTH = Path(__file__).parent, 2, 3.0
 
 
 def mean_activation(lm, layer, texts):  # over all tokens: (D,)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     _C = TypeVar("_C", bound=type)
 
-__all__ = ["GONE", "GONE_NAMES", "MOVED", "answer_of", "answers_for_old_names", "install"]
+__all__ = ["ELSEWHERE", "GONE", "GONE_NAMES", "MOVED", "answer_of", "answers_for_old_names", "install"]
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -99,11 +99,22 @@ GONE_NAMES = {
 }
 """Names of mi-crow that have no counterpart, by the package or class that had them, and what to use instead."""
 
+ELSEWHERE = {
+    "Hook": {
+        # The first thing that a Trainer asks of each of its callbacks.
+        "state_key": "a hook is not a callback by itself: put it into one, as in "
+        "Trainer(callbacks=[HookCallback(detectors=[...], controllers=[...])])",
+    },
+}
+"""Names that other classes have, by the class that is taken for one of them, and what to do instead."""
+
 _ON_CLASSES = ("from_local", "from_local_torch")  # class methods
 
 
 def answer_of(owner: str, name: str) -> str | None:
-    """Return the message for a name of mi-crow that a package or class does not have here; ``None`` for others."""
+    """Return the message for a name that a package or class does not have here; ``None`` for names not known."""
+    if name in ELSEWHERE.get(owner, {}):
+        return f"{owner!r} has no {name!r}: {ELSEWHERE[owner][name]}"
     instead = GONE_NAMES.get(owner, {}).get(name)
     return f"{owner!r} has no {name!r} here, which is a name of mi-crow: {instead}" if instead is not None else None
 

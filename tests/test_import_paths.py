@@ -9,6 +9,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -282,6 +283,12 @@ def test_an_attribute_of_mi_crow_says_what_to_use(owner: str, name: str) -> None
     with pytest.raises(AttributeError, match=re.escape(GONE_NAMES[owner][name])):
         getattr(thing, name)
     assert not hasattr(thing, name)
+
+
+def test_a_hook_that_a_trainer_gets_for_a_callback_says_where_hooks_go() -> None:
+    with pytest.raises(AttributeError, match=r"'Hook' has no 'state_key': .* Trainer\(callbacks=\[HookCallback\("):
+        pl.Trainer(accelerator="cpu", logger=False, callbacks=[mcl.ActivationStatistics("block:*")])
+    assert not hasattr(mcl.ActivationStatistics("block:*"), "state_key")
 
 
 def test_a_class_method_of_mi_crow_says_what_to_use() -> None:

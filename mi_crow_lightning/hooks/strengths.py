@@ -96,7 +96,8 @@ class Strengths:
         if self._of_samples is not None:
             return _for_rows(self._casts.of(self._of_samples, x, torch.float32), x, ctx)
         if isinstance(self.given, str):
-            given = entry_of(ctx.batch, "strength", "a tensor (B,) or a number", StrengthMismatch)
+            forms, module = "a tensor (B,) or a number", "CausalLMModule(sweep=[...])"
+            given = entry_of(ctx.batch, "strength", forms, StrengthMismatch, module)
             return _for_rows(given, x, ctx, "batch['strength']")
         if callable(self.given):
             return _for_rows(self.given(ctx), x, ctx, "the strength function's result")

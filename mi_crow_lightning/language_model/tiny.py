@@ -79,4 +79,5 @@ def _tokenizer(words: list[str]) -> Any:
     tokens = {token: place for place, token in enumerate([_PADDING, _UNKNOWN, *words])}
     by_words = Tokenizer(models.WordLevel(tokens, unk_token=_UNKNOWN))
     by_words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=by_words, pad_token=_PADDING, unk_token=_UNKNOWN)
+    # The unknown token is not named as a special one, which decoding would leave out.
+    return PreTrainedTokenizerFast(tokenizer_object=by_words, pad_token=_PADDING)

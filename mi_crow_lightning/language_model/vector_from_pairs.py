@@ -24,7 +24,11 @@ from mi_crow_lightning.hooks.tokens import Tokens, TokensLike
 from mi_crow_lightning.language_model.contrast_pairs import Pair, contrast_pairs, split
 from mi_crow_lightning.language_model.inference import evaluating
 from mi_crow_lightning.language_model.language_model import LanguageModel
-from mi_crow_lightning.language_model.loading import given_or_loaded_model, given_or_loaded_tokenizer
+from mi_crow_lightning.language_model.loading import (
+    check_tokenizer,
+    given_or_loaded_model,
+    given_or_loaded_tokenizer,
+)
 from mi_crow_lightning.language_model.screening_samples import tokens_of
 from mi_crow_lightning.metrics.collectives import is_distributed
 from mi_crow_lightning.metrics.separability import Separability
@@ -65,6 +69,8 @@ def vector_from_pairs(
             "from_pairs reads all pairs in one process, and several ranks run: make the vector before they start, or "
             "use ContrastDetector in the Trainer, which shares the pairs out"
         )
+    if not isinstance(tokenizer, (str, Path)):
+        check_tokenizer(tokenizer)  # before the pairs, which stand in its place where it was forgotten
     made_of, scored_on = split(contrast_pairs("pairs", pairs), held_out, seed)
     reader = _Reader(model, tokenizer, batch_size, max_length, progress)
     by: MethodName = "mean_difference" if method == "mean" else method

@@ -115,7 +115,7 @@ def test_strengths_that_do_not_fit_the_pass(strength: Any, message: str) -> None
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (dict(BATCH), "the batch has only: 'input_ids', 'attention_mask'. Put a tensor"),
+        (dict(BATCH), r"has only: 'input_ids', 'attention_mask'. Put a tensor .*; CausalLMModule\(sweep="),
         ({"strength": torch.ones(4)}, r"batch\['strength'\] has 4 values, one for each sample, and .* has 3 rows"),
         ({"strength": [1, 2, 3]}, r"batch\['strength'\] is \[1, 2, 3\]: it must be a finite number or a tensor \(B,\)"),
         ([1, 2], "and the batch is a list: it must be a mapping"),

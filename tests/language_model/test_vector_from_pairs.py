@@ -210,6 +210,7 @@ def test_which_pairs_are_held_out() -> None:
         ({"force": 1}, r"force=1"),
         ({"progress": "yes"}, r"progress='yes'"),
         ({"tokenizer": 3}, r"tokenizer=3"),
+        ({"tokenizer": PAIRS, "pairs": "block:2"}, r"tokenizer=\[.* must be a tokenizer"),  # it was left out
         ({"tokenizer": None}, r"texts need a tokenizer"),
         ({"model": 3}, r"model=3"),
     ],

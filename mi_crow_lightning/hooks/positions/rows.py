@@ -16,7 +16,7 @@ from mi_crow_lightning.hooks.passes.facts import PassFacts
 __all__ = ["check_rows_are_samples", "entry_of", "of_rows", "sample_of_rows"]
 
 
-def entry_of(batch: Any, key: str, forms: str, error: type[MiCrowError]) -> Any:
+def entry_of(batch: Any, key: str, forms: str, error: type[MiCrowError], by_itself: str = "") -> Any:
     """Return what a batch has under a key that a controller reads, as its argument ``key="batch"`` says.
 
     Args:
@@ -24,6 +24,7 @@ def entry_of(batch: Any, key: str, forms: str, error: type[MiCrowError]) -> Any:
         key: the key, and the name of the argument.
         forms: what may be there, for the message.
         error: what to raise if it is not a mapping, or has no such key.
+        by_itself: what puts it there without more ado, for the message.
     """
     argument = f"{key}='batch'"
     if not isinstance(batch, Mapping):
@@ -31,7 +32,7 @@ def entry_of(batch: Any, key: str, forms: str, error: type[MiCrowError]) -> Any:
     if key not in batch:
         raise error(
             f"{argument} reads batch[{key!r}], and the batch has only: {', '.join(map(repr, batch))}. Put {forms} "
-            "there, in the dataset or in predict_step"
+            f"there, in the dataset or in predict_step{by_itself and f'; {by_itself} does so by itself'}"
         )
     return batch[key]
 
