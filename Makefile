@@ -52,12 +52,12 @@ test-loggers: setup  ## Install W&B and MLflow, and run the tests that log to th
 # Triton decides when it is imported whether it interprets, so these tests have a process of their own.
 test-kernel: setup  ## Run the CUDA kernels' tests on the CPU, in Triton's interpreter; installs triton
 	$(BIN)/python -m pip install --quiet triton -c constraints.txt
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/metrics -k kernel $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/metrics -k kernel $(ARGS)
 
 # Without npm, which brings axe-core, the test of accessibility is skipped.
 test-browser: setup $(AXE)  ## Run the tests of the tab and of the page, in headless Chromium; installs Debian's if there is none
 	@command -v chromium >/dev/null || [ -n "$$CHROMIUM" ] || { apt-get update -qq && apt-get install -y -qq chromium; }
-	$(if $(AXE),AXE=$(abspath $(AXE))) $(BIN)/python -m pytest -m browser $(ARGS) tests/tensorboard_plugin tests/run_page
+	$(if $(AXE),AXE=$(abspath $(AXE))) $(BIN)/python -m pytest -n 2 -m browser $(ARGS) tests/tensorboard_plugin tests/run_page
 
 .browser/axe.min.js:
 	@mkdir -p $(@D)
@@ -68,11 +68,26 @@ alarms: setup  ## Plant 20 faults in tiny models, and train 20 clean ones: the d
 
 # docs/notebooks.py writes what they show today into their files.
 test-notebooks: setup  ## Run the notebooks of docs/tutorials, and compare what they show with what their files hold
-	$(BIN)/python -m pytest -m notebook $(ARGS) tests/notebooks
+	$(BIN)/python -m pytest -n 2 -m notebook $(ARGS) tests/notebooks
+
+# What the oldest Lightning, transformers and TensorBoard cannot change, as it meets none of them, or meets them in code
+# that other tests run: numbers and kernels, our own files, drawings, torch.compile, counts of calls, the text of sources
+# and pages, packaging, measuring, damaged values, the real model, and doctests. A new test runs unless it is listed here.
+IN_FOLDERS = $(foreach folder,$(1),$(wildcard $(addprefix tests/$(folder)/,test_*.py */test_*.py */*/test_*.py)))
+NOT_WITH_OLDEST = $(filter-out $(addprefix tests/,store/test_store_in_a_run.py metrics/test_contributing.py \
+	metrics/test_exact_in_training.py metrics/one_pass/test_float16.py callback/compiled/test_numbers.py \
+	callback/compiled/test_tokens.py callback/compiled/test_checkpointing.py), \
+	$(call IN_FOLDERS,metrics store figures typing callback/compiled) \
+	$(patsubst %,tests/%.py,alarms/test_compiled hooks/test_summing_detector_compiled hooks/test_costs_of_hooks \
+	hooks/test_registration_cost test_api_pages test_benchmarks test_check test_constructors test_contributing \
+	test_distributions test_documented_claims test_foreign_files test_fuzzing test_gpu test_import_paths test_pictures \
+	test_project_files test_real_model test_science test_seed_guide test_stability test_tables test_warned test_wording))
+NOT_THESE := --deselect=tests/test_examples.py::test_the_real_models_mood_follows_the_vector_and_not_the_random_ones \
+	-m "not fuzz and not browser and not notebook and not alarms" -k "not inductor"
 
 # The pins of these files take the place of those of the same packages.
-test-oldest: $(OLDEST)/.installed  ## Run the tests with the oldest Lightning, transformers and TensorBoard of pyproject.toml
-	$(OLDEST)/bin/python -m pytest -n 2 $(ARGS)
+test-oldest: $(OLDEST)/.installed  ## Run what may differ with the oldest Lightning, transformers and TensorBoard of pyproject.toml
+	$(OLDEST)/bin/python -m pytest -n 2 tests $(addprefix --ignore=,$(NOT_WITH_OLDEST)) $(NOT_THESE) $(ARGS)
 
 # By hand, as the package index gives a CUDA build of 6.7 GB: minutes to install, and a quarter of an hour of tests.
 test-oldest-torch: $(OLDEST_TORCH)/.installed  ## Run the tests with the oldest torch as well; downloads gigabytes

@@ -67,6 +67,16 @@ def test_the_oldest_versions_are_the_lower_bounds(name: str) -> None:
     }
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_what_the_oldest_versions_leave_out_is_there() -> None:
+    command = ["make", "--silent", "--eval=shown:;@echo $(NOT_WITH_OLDEST)", "shown"]
+    left_out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert len(left_out) == len(set(left_out)) > 50
+    assert [name for name in left_out if not (ROOT / name).is_file()] == []
+    (test,) = set(re.findall(r"--deselect=(\S+)::(\w+)", text("Makefile")))
+    assert f"def {test[1]}(" in text(test[0])
+
+
 @pytest.mark.parametrize("name", GUIDES)
 def test_the_targets_that_a_guide_names_are_there(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):(?!=)", text("Makefile"), re.MULTILINE))
