@@ -28,6 +28,7 @@ from benchmarks.report import NotRun, Section, Target, as_json, heading, markdow
 from benchmarks.rows_compiled import compiled
 from benchmarks.rows_drift import drifting
 from benchmarks.rows_growth import growth
+from benchmarks.rows_heads import heads
 from benchmarks.rows_logging import event, moved
 from benchmarks.rows_memory import memory
 from benchmarks.rows_probes import probing
@@ -56,6 +57,7 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
     yield "vectors by row", lambda: steering_by_row(device, 2 if quick else max(15, rounds))
     yield "growth", lambda: growth(quick)
     yield "host time a site", lambda: sites(device, 2 if quick else 40)
+    yield "heads", lambda: heads(device, 2 if quick else 20, quick)
     yield "one tensor", lambda: one_tensor(device, 3 * rounds, quick)
     yield "six numbers", lambda: six_numbers(device, rounds, quick)
     yield "tiny GPT-2", lambda: tiny_gpt2(device, 2 if quick else 20, quick)

@@ -29,7 +29,7 @@ from mi_crow_lightning.alarms import default_alarms  # noqa: E402
 from mi_crow_lightning.loggers import read_compact, read_compact_histograms  # noqa: E402
 
 FIGURES = ("rms_heatmap.png", "histogram.png", "separability.png", "effects.png", "sweep.png", "drift.png")
-FIGURES += ("trait_shift.png", "screening.png", "update_ratio.png", "alarms.png", "probes.png")
+FIGURES += ("trait_shift.png", "screening.png", "update_ratio.png", "alarms.png", "probes.png", "heads.png")
 SWEEP, RANDOM = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 8
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
@@ -192,6 +192,29 @@ def trait() -> None:
     save(figure, "trait_shift.png")
 
 
+def heads() -> None:
+    """Draw how well each attention head tells joyful from sad sentences that its direction was not made from."""
+    lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
+    pairs = list(zip(texts["positive"], texts["negative"], strict=True))
+    load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
+    watch = mcl.HookCallback(mcl.ContrastDetector("block:*.attn.head:*", tokens="ordinary"))
+    trainer = L.Trainer(callbacks=watch, **QUIET)
+    reader = mcl.CausalLMModule(lm.model, lm.tokenizer, generation=False)
+    trainer.predict(reader, load(pairs[:12]))
+    trainer.validate(reader, load(pairs[12:]), verbose=False)
+    rows = [row for row in watch.history() if row.name == "d_prime"]
+    d_prime = {(row.block, int(row.layer.rpartition(":")[2])): row.value for row in rows}
+    blocks, count = (1 + max(place) for place in zip(*d_prime, strict=True))
+    grid = np.array([[d_prime[block, head] for block in range(blocks)] for head in range(count)])
+    figure = Figure(figsize=(7.5, 2.9), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(grid, vmin=0.0, vmax=np.percentile(grid, 99), cmap="viridis", aspect="auto")
+    axes.set(xlabel="block", ylabel="head", yticks=range(count))
+    figure.colorbar(image, label="d', held-out sentences", extend="both")
+    save(figure, "heads.png")
+    print("d', by block:", np.median(grid, axis=0).round(1), "largest", grid.max(), np.argwhere(grid == grid.max()))
+
+
 def screened(*folders: Path) -> None:
     """Draw the scores that ``examples/science/screening_answers.py`` wrote to each folder, named after its samples."""
     columns = min(3, len(folders))
@@ -223,4 +246,5 @@ if __name__ == "__main__":
     probing()
     alarming()
     trait()
+    heads()
     screened(*given.screened)

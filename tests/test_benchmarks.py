@@ -22,7 +22,17 @@ from tests.counted import few_objects
 
 BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 ROOT = Path(__file__).parents[1]
-SECTIONS = {"Training step", "Forward pass", "Generating", "Held when", "One activation", "Accuracy", "What a", "GPU"}
+SECTIONS = {
+    "Training step",
+    "Forward pass",
+    "Generating",
+    "Held when",
+    "One activation",
+    "Accuracy",
+    "What a",
+    "GPU",
+    "Heads",
+}
 
 
 def test_everything_runs(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_only_generated_tokens_are_steered_in_decode_steps() -> None:
     }
 
 
+@pytest.mark.documents("compatibility/single-attention-heads/logging")
 def test_tags_name_the_heads() -> None:
     detector = ActivationStatistics("block:1.attn.head:2-3", statistics=["rms"], histogram=False, schedule=ALWAYS)
     _, watch = trained("llama", detector)
@@ -151,3 +152,24 @@ def test_in_a_compiled_model_heads_are_read_and_steered() -> None:
     assert seen[0].keys() == seen[1].keys() != set()
     for key, value in seen[0].items():
         assert seen[1][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+def test_a_configuration_names_heads() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    reader = jsonargparse.ArgumentParser(exit_on_error=False)
+    reader.add_argument("--callback", type=HookCallback)
+    text = """
+        callback:
+          class_path: mi_crow_lightning.HookCallback
+          init_args:
+            detectors:
+              - class_path: mi_crow_lightning.ActivationStatistics
+                init_args: {layer_signature: "block:1.attn.head:*", statistics: [rms], histogram: false}
+            controllers:
+              - class_path: mi_crow_lightning.ScaleController
+                init_args: {layer_signature: ["block:0.attn.head:0", "block:1.attn.head:-1"], factor: 0.0}
+    """
+    watch = reader.instantiate(reader.parse_string(text)).callback
+    module = module_of("llama")
+    run("predict", trainer(watch), module, token_data(4))
+    assert {effect.layer.rpartition(".")[2] for effect in watch.effects()} == {"head:0", "head:3"}

@@ -54,6 +54,7 @@ def case(request: Any) -> tuple[nn.Module, str, int]:
     return make().eval(), projection, width
 
 
+@pytest.mark.documents("compatibility/single-attention-heads/detectors")
 def test_statistics_are_those_of_the_slices_in_float64(case: tuple[nn.Module, str, int]) -> None:
     model, projection, width = case
     seen = by_hand(model, projection, width, None, 0)
@@ -101,6 +102,7 @@ def edits(width: int) -> dict[str, tuple[Callable[[], Controller], Callable[[Ten
     }
 
 
+@pytest.mark.documents("compatibility/single-attention-heads/controllers")
 @pytest.mark.parametrize("name", edits(8))
 def test_edits_are_those_of_the_slice(case: tuple[nn.Module, str, int], name: str) -> None:
     model, projection, width = case
@@ -295,3 +297,32 @@ def test_a_vector_of_heads_is_extracted_saved_fitted_and_steers(tmp_path: Path) 
         assert torch.equal(bare(**BATCH).logits, steered)
     with pytest.raises(ValueError, match=r"is a part of block 0, and this format holds directions of blocks"):
         numbers_of(vector)
+
+
+class Half(nn.Linear):
+    """A projection that is called with a part of its channels, as one that is split over processes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight[:, : input.shape[-1]], self.bias)
+
+
+class OfHalf(nn.Module):
+    num_heads = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.o_proj = Half(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.o_proj(x[..., :8])
+        return y
+
+
+def test_a_projection_that_is_called_with_some_of_the_heads_is_refused() -> None:
+    model = nn.Sequential(nn.Identity(), OfHalf())
+    x = torch.randn(2, 3, 16)
+    detector, expected = Heads("1.head:0"), model(x)
+    message = r"'1\.o_proj' is called with 8 channels, and 4 heads of 4 are 16"
+    with pytest.raises(HookError, match=message), attached(model, detector):
+        model(x)
+    assert not detector.calls and torch.equal(model(x), expected)

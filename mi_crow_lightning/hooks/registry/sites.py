@@ -212,7 +212,7 @@ class Site(InertWhenCopied):
                 "in the middle of a pass through the model, which the hook would see in part. Let threads finish their "
                 "passes before hooks are put on."
             )
-            passes.failed(wrapped(self.hook, error, HookContext(self.place, here.batch)), self.hook)
+            self.fail(error)
             return None
         here.directly = True
         try:
@@ -220,6 +220,13 @@ class Site(InertWhenCopied):
                 return self(module, args, kwargs, output)
         finally:
             here.directly = False
+
+    def fail(self, error: Exception) -> None:
+        """Let the hook fail in this pass, without being called."""
+        if _is_compiling():
+            raise error
+        passes = self._shared.passes
+        passes.failed(wrapped(self.hook, error, HookContext(self.place, passes.threads.state.batch)), self.hook)
 
     def _again(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Repeat in a recompute the effect that the hook had, if any; a detector has mostly seen the activation."""
