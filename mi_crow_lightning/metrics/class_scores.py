@@ -71,7 +71,7 @@ class ClassScores:
         return histograms.index_add_(0, places.flatten(), counts[:, None].expand_as(scores).flatten())
 
     def values(self, sums: Tensor) -> dict[str, float]:
-        """Return ``accuracy``, ``auroc``, ``majority`` and ``loss``.
+        """Return ``accuracy``, ``auroc``, ``majority`` and ``cross_entropy``.
 
         ``auroc`` is the mean over the classes, each against the rest, that have rows inside and outside; it is missing
         where no class has.
@@ -80,7 +80,8 @@ class ClassScores:
         if not count:
             return {}
         of_class, histograms = sums[3 : 3 + self.classes], sums[3 + self.classes :]
-        found = {"accuracy": right / count, "majority": of_class.max().item() / count, "loss": loss / count}
+        found = {"accuracy": right / count, "majority": of_class.max().item() / count}
+        found["cross_entropy"] = loss / count
         areas = _areas(histograms.view(-1, 2, _BINS))
         known = areas[~areas.isnan()]
         return found | ({"auroc": known.mean().item()} if len(known) else {})

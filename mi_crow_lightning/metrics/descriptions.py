@@ -202,7 +202,9 @@ PROBES: dict[str, Description] = {
     "majority": Description(
         "rows of the most frequent class / rows", "0 to 1", "the accuracy of always giving the same answer"
     ),
-    "loss": Description("mean of `-log(p)` of the label's class", "nats", "how sure the probe is where it is right"),
+    "cross_entropy": Description(
+        "mean of `-log(p)` of the label's class", "nats", "how sure the probe is where it is right"
+    ),
 }
 """How well a linear probe separates classes."""
 

@@ -12,6 +12,7 @@ STATISTICS: tuple[str, ...] = (
     *("mean", "std", "rms", "min", "max", "abs_max", "token_norm", "token_norm_mean", "token_norm_max"),
     *("zero_share", "dead_share", "kurtosis", "outlier_ratio", "nonfinite_count", "nonfinite_batch"),
     *("tokens", "fired", "mean_ratio", "max_ratio", "broken", "auroc", "d_prime", "accuracy"),
+    *("majority", "cross_entropy"),
 )
 """The statistics by which a section of scalars is known to be one of a detector's."""
 

@@ -26,6 +26,7 @@ from mi_crow_lightning import (
     Hook,
     HookCallback,
     LayerActivationDetector,
+    LinearProbe,
     LocalStore,
     LoggedSteps,
     PatchController,
@@ -222,18 +223,26 @@ CALLBACKS: dict[str, tuple[dict[str, Any], Callable[[], HookCallback]]] = {
     ),
     "functions": (
         {
+            "detectors": [
+                ours("LinearProbe", 0, labels=f"{HERE}.negated", classes=3, per="token", lr=0.1),
+                ours("LinearProbe", 0, labels="y", classes=["a", "b"], tokens="last", name="p"),
+            ],
             "controllers": [
                 ours("FunctionController", 0, function=f"{HERE}.negated", when=f"{HERE}.large", preserve_norm=True),
                 ours("FunctionController", 0, function="torch.tanh", tokens="last"),
                 ours("FunctionController", 0, function=one(f"{HERE}.Times", factor=2)),
-            ]
+            ],
         },
         lambda: HookCallback(
+            [
+                LinearProbe(0, labels=configured.negated, classes=3, per="token", lr=0.1),
+                LinearProbe(0, labels="y", classes=["a", "b"], tokens="last", name="p"),
+            ],
             controllers=[
                 FunctionController(0, configured.negated, when=configured.large, preserve_norm=True),
                 FunctionController(0, torch.tanh, tokens="last"),
                 FunctionController(0, configured.Times(2.0)),
-            ]
+            ],
         ),
     ),
 }

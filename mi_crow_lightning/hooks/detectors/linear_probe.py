@@ -46,7 +46,7 @@ from mi_crow_lightning.warnings import NothingSeenWarning
 __all__ = ["LinearProbe"]
 
 _MOST_CLASSES = 10_000
-_NAMES = ("accuracy", "auroc", "majority", "loss")
+_NAMES = ("accuracy", "auroc", "majority", "cross_entropy")
 
 
 class LinearProbe(SummingDetector):
@@ -63,7 +63,7 @@ class LinearProbe(SummingDetector):
       rest. In training each row is scored before the probe learns from it. In validation nothing is learned: that is
       the number to report, if its samples are others than those of training.
     - ``majority``: the accuracy of always answering with the most frequent class, which a probe must exceed.
-    - ``loss``: the mean cross-entropy, in nats.
+    - ``cross_entropy``: the mean of ``-log(p)`` of the label's class, in nats.
 
     Args:
         layer_signature: which layers.

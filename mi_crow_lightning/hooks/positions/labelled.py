@@ -17,7 +17,7 @@ from mi_crow_lightning.hooks.positions.rows import check_rows_are_samples
 
 __all__ = ["Column", "class_numbers", "labelled_means", "labelled_tokens", "labels_of"]
 
-Column = str | Callable[[Any], Any]
+Column = Callable[[Any], Any] | str  # a configuration file names a function first
 NO_FACTS = PassFacts()
 
 

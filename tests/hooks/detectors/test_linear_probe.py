@@ -78,7 +78,7 @@ def test_training_and_readings_are_those_of_numpy(per: str, classes: int) -> Non
             assert found["accuracy"] == pytest.approx((logits.argmax(1) == y).mean(), abs=1e-9), stage
             assert found["majority"] == pytest.approx(np.bincount(y).max() / len(y))
             loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
-            assert found["loss"] == pytest.approx(loss.mean(), rel=1e-4)
+            assert found["cross_entropy"] == pytest.approx(loss.mean(), rel=1e-4)
             if stage == "validate":
                 assert found["auroc"] == pytest.approx(auroc(logits, y, by_hand.b))
 
@@ -156,7 +156,7 @@ def test_half_precision_is_learned_from_in_single() -> None:
     watch = HookCallback(one)
     fit(watch, precision="bf16-mixed", max_epochs=2)
     assert all(torch.isfinite(value).all() for value in one._probes.state().values())
-    assert read(watch, "train")[LAYERS[0], "loss"] < np.log(5)
+    assert read(watch, "train")[LAYERS[0], "cross_entropy"] < np.log(5)
 
 
 def test_gradients_and_other_inputs_of_the_model_are_left_alone() -> None:
@@ -305,5 +305,5 @@ def test_layers_of_different_widths_learn_together() -> None:
     watch = HookCallback(one)
     fit(watch, data=vector_data(), module=Module(mlp()), max_epochs=4)
     assert one._probes.widths.tolist() == [32.0, 32.0, 32.0, 32.0, 32.0, 5.0]
-    assert read(watch, "train", 19)["model.5", "loss"] < np.log(5)
+    assert read(watch, "train", 19)["model.5", "cross_entropy"] < np.log(5)
     assert len(one.vectors()["model.5"]) == 5
