@@ -10,13 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from mi_crow_lightning import HookCallback, Schedule, SummingDetector
 from tests.callback.runs import run, told
 from tests.hooks.summing import PositiveShare, Spread, Traced, assert_numpys, numpys, values_of
-from tests.models import Module, cnn, handles, image_data, llama, loader, token_data, trainer
+from tests.models import (
+    CLASSES,
+    WIDTH,
+    Module,
+    cnn,
+    handles,
+    image_data,
+    llama,
+    loader,
+    token_data,
+    trainer,
+    vector_data,
+)
 
 # Of what dynamo does, see tests/callback/test_compiled.py.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -41,38 +54,54 @@ class Silent(Module):
         pass
 
 
-def compiled_fit(detector: SummingDetector | None, backend: Any, stage: str = "fit", rows: int = 14) -> HookCallback:
-    """A fit with validation, of batches of 4, 4, 4, 2; the whole step is compiled, or nothing without a backend."""
-    module = Silent(llama(num_hidden_layers=2, attention_dropout=0.0))
+def compiled_fit(
+    detector: SummingDetector | None, backend: Any, stage: str = "fit", of_tokens: bool = True
+) -> HookCallback:
+    """A fit with validation; the whole step is compiled, or nothing without a backend.
+
+    Of a language model in batches of 4, 4, 4, 2; or of two linear layers in batches of 4.
+    """
+    module = Silent(llama(num_hidden_layers=2, attention_dropout=0.0) if of_tokens else two_layers())
+    data = token_data(14) if of_tokens else vector_data(8)
     watch = HookCallback([detector] if detector is not None else [], log_every_n_steps=2)
     compiled: Any = torch.compile(module, backend=backend, dynamic=False) if backend is not None else module
-    run(stage, trainer(watch, num_sanity_val_steps=0), compiled, token_data(rows))
+    run(stage, trainer(watch, num_sanity_val_steps=0), compiled, data)
     assert not handles(module)
     return watch
 
 
+def two_layers() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, WIDTH), nn.Tanh(), nn.Linear(WIDTH, CLASSES))
+
+
 @cache
-def bare_graphs(rows: int) -> int:
+def bare_graphs(of_tokens: bool) -> int:
     """How many graphs the run has without a detector."""
     torch._dynamo.reset()
     counted = CompileCounterWithBackend("eager")
-    compiled_fit(None, counted, rows=rows)
+    compiled_fit(None, counted, of_tokens=of_tokens)
     torch._dynamo.reset()
     counters.clear()
     return counted.frame_count
 
 
-# Inductor compiles each shape of batch to C++, which takes as long as everything else here: it gets one.
+# Inductor compiles a language model to forty files of C++, which takes a minute.
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
-    ("kind", "backend", "rows"),
-    [(PositiveShare, "eager", 14), (Traced, "aot_eager", 14), pytest.param(Spread, "inductor", 8, marks=NEEDS)],
+    ("kind", "layers", "backend"),
+    [
+        (PositiveShare, "block:*", "eager"),
+        (Traced, "block:*", "aot_eager"),
+        pytest.param(Spread, "type:Linear", "inductor", marks=NEEDS),
+    ],
 )
 def test_a_compiled_step_has_the_numbers_in_graphs_of_one_piece(
-    kind: type[SummingDetector], backend: str, rows: int
+    kind: type[SummingDetector], layers: str, backend: str
 ) -> None:
-    bare, counted = bare_graphs(rows), CompileCounterWithBackend(backend)
-    found, expected = (compiled_fit(kind("block:*", schedule=EVERY), how, rows=rows) for how in (counted, None))
+    of_tokens = layers == "block:*"
+    bare, counted = bare_graphs(of_tokens), CompileCounterWithBackend(backend)
+    found, expected = (compiled_fit(kind(layers, schedule=EVERY), how, of_tokens=of_tokens) for how in (counted, None))
     rows = [[row._replace(value=0.0) for row in watch.history()] for watch in (found, expected)]
     assert rows[0] == rows[1] != []
     values = [[row.value for row in watch.history()] for watch in (found, expected)]
