@@ -57,11 +57,17 @@ def _when(hook: Hook, every: int, stages: Collection[Stage]) -> str:
 
 def hooked_layers(layers: Layers) -> tuple[HookedLayer, ...]:
     """Return the layers that have hooks, in the model's order."""
-    sites: dict[str, list[Site]] = {name: [] for name in layers.list_layers()}
+    sites: dict[str, list[Site]] = {}
     for hook in layers.get_hooks():
         for site in layers.sites(hook):
             sites.setdefault(site.match.name, []).append(site)
-    return tuple(_hooked_layer(at_layer) for at_layer in sites.values() if at_layer)
+    places = {name: place for place, name in enumerate(layers.list_layers())}
+
+    def place_of(at_layer: list[Site]) -> tuple[int, int]:
+        match = at_layer[0].match
+        return places.get(match.module_name, len(places)), match.head_index
+
+    return tuple(map(_hooked_layer, sorted(sites.values(), key=place_of)))
 
 
 def _hooked_layer(sites: list[Site]) -> HookedLayer:

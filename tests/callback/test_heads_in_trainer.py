@@ -173,3 +173,18 @@ def test_a_configuration_names_heads() -> None:
     module = module_of("llama")
     run("predict", trainer(watch), module, token_data(4))
     assert {effect.layer.rpartition(".")[2] for effect in watch.effects()} == {"head:0", "head:3"}
+
+
+def test_the_report_lists_heads_after_their_projection() -> None:
+    hooks = [ActivationStatistics("block:*.attn.head:1-2"), ActivationStatistics("block:*", name="blocks")]
+    watch = HookCallback(hooks)
+    fit(module_of("llama"), data_of("llama"), watch)
+    rows = [
+        (row.name.removeprefix("model.model.layers."), row.module, row.output_shape) for row in watch.report().layers
+    ]
+    assert rows[:4] == [
+        ("0", "LlamaDecoderLayer", None),
+        ("0.self_attn.head:1", "head", "(..., 8)"),
+        ("0.self_attn.head:2", "head", "(..., 8)"),
+        ("1", "LlamaDecoderLayer", None),
+    ]
