@@ -67,7 +67,8 @@ def following_tokens(trainer: pl.Trainer) -> Iterator[FollowedTokens]:
 
 
 def _followed(run: HookedRun) -> TouchedTokens:
-    traced = {hook.id for hook in run.layers.traced_hooks() if run.layers.is_attached(hook)}
-    unknown = {hook_id: "it runs inside a compiled graph" for hook_id in run.effects.hooks if hook_id in traced}
+    traced = [hook for hook in run.layers.traced_hooks() if run.layers.is_attached(hook)]
+    compiled = {hook.id for hook in traced if any(s.is_traced and not s.is_called for s in run.layers.sites(hook))}
+    unknown = {hook_id: "it is compiled into a graph" for hook_id in run.effects.hooks if hook_id in compiled}
     names = {hook_id: run.effects.names[hook_id] for hook_id in run.effects.hooks}
     return TouchedTokens(names, unknown, partial(run.effects.changed, Stage.PREDICT))

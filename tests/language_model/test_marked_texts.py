@@ -199,17 +199,24 @@ def compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_there_are_no_marks_of_what_runs_in_a_graph(tmp_path: Path) -> None:
+def test_there_are_no_marks_of_what_is_compiled_into_a_graph(tmp_path: Path) -> None:
     module = CausalLMModule(model_of("llama"), tokens(), generation=GREEDY, log_text=1)
     block_of(module.model, 1).compile(backend="eager")
     logger = TensorBoardLogger(tmp_path)
     layers = {"inside": "block:1.mlp", "outside": "block:1", "elsewhere": "block:2.mlp"}
-    controllers = [SteeringController(layer, V, hook_id=name) for name, layer in layers.items()]
+    controllers: list[Any] = [SteeringController(layer, V, hook_id=name) for name, layer in layers.items()]
+    called = [
+        FunctionController("block:1.mlp", lambda x: x * 1.5, hook_id="function"),
+        SteeringController("block:1.mlp", V, tokens="generated", hook_id="generated"),
+    ]
+    controllers += called
     trainer(HookCallback(controllers=controllers), logger=logger).predict(module, texts_loader(TEXTS[:1]))
     logger.finalize("success")
     (row,) = read_texts(logger.log_dir)
-    assert row.unmarked == {"inside": "it runs inside a compiled graph"}
-    assert row.touched == dict.fromkeys(("outside", "elsewhere"), (*[True] * (len(row.tokens) - 1), None))
+    assert row.unmarked == {"inside": "it is compiled into a graph"}
+    everywhere = (*[True] * (len(row.tokens) - 1), None)
+    after_prompt = (*[False] * (row.prompt_tokens - 1), *everywhere[row.prompt_tokens - 1 :])
+    assert row.touched == {**dict.fromkeys(("outside", "elsewhere", "function"), everywhere), "generated": after_prompt}
 
 
 def test_only_the_shown_prompts_are_followed_and_nothing_stays(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ class Site(InertWhenCopied):
         fired: the stages in which the hook was called here (``None`` outside a Trainer).
     """
 
-    is_traced = False  # whether the hook is traced into a compiled graph
+    is_traced = False  # whether the layer is inside a compiled graph
+    is_called = False  # whether that graph calls the hook, which is not traced then
 
     def __init__(
         self,

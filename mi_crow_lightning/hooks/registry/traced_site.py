@@ -45,7 +45,6 @@ class TracedSite(Site):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._on = False
-        self.is_called = False
         self._may_run = False
         self._number = number_of(self)
         # Written in the graph but never read there: reading it would add a condition to compile for.
