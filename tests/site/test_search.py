@@ -25,6 +25,8 @@ QUESTIONS: dict[str, str] = {
     "wandb.watch": "how-to/gradients how-to/wandb",
     "how far from the base model": "how-to/drift",
     "capture activations": "how-to/language_model",
+    "linear probe": "how-to/probes",
+    "attention head": "how-to/heads",
     "own detector": "how-to/own_hooks",
     "write my own statistic": "how-to/own_hooks reference/statistics",
     # log and show
@@ -41,15 +43,18 @@ QUESTIONS: dict[str, str] = {
     "several strengths at once": "how-to/predict",
     "save a steering vector": "how-to/vectors",
     "load persona vectors": "how-to/vectors",
+    "steering vector from pairs": "how-to/vectors",
     "which layer should I steer": "how-to/vectors tutorials/extract_and_steer",
     # where it runs
     "install": "how-to/install",
+    "HF trainer": "how-to/hf_trainer",
+    "SFTTrainer": "how-to/hf_trainer",
     "two GPUs": "how-to/distributed",
     "fsdp deepspeed": "how-to/distributed",
     "resume from checkpoint": "how-to/resuming",
     "torch.compile": "how-to/compile",
     "without a Trainer": "how-to/loops how-to/language_model",
-    "mi-crow migration": "how-to/migration",
+    "mi-crow migration": "how-to/migration how-to/migration_workflows",
     "which models are supported": "reference/models reference/architectures",
     # when something fails
     "find where NaN began": "how-to/find_nan",
