@@ -8,6 +8,8 @@
 `TraitBaseline`            what the texts of a `TraitMonitor` were in the base model: a table and its file
 `read_control_vector`      a control vector of llama.cpp or repeng (GGUF); `write_control_vector`
 `from_steering_vectors`    an object of the package steering-vectors; `to_steering_vectors`
+`read_persona_vector`      a ``.pt`` file of persona_vectors, a row for each block
+`from_neuronpedia`         a vector or feature as Neuronpedia's API answers with it, in JSON
 `from_sae`                 a feature's decoder row of an autoencoder in SAELens' format
 =========================  ===========================================================================
 

@@ -5,6 +5,8 @@ from mi_crow_lightning.vectors.collate import PairCollator as PairCollator
 from mi_crow_lightning.vectors.fit import model_name as model_name
 from mi_crow_lightning.vectors.formats.control_vector import read_control_vector as read_control_vector
 from mi_crow_lightning.vectors.formats.control_vector import write_control_vector as write_control_vector
+from mi_crow_lightning.vectors.formats.neuronpedia import from_neuronpedia as from_neuronpedia
+from mi_crow_lightning.vectors.formats.persona_vectors import read_persona_vector as read_persona_vector
 from mi_crow_lightning.vectors.formats.sae_lens import from_sae as from_sae
 from mi_crow_lightning.vectors.formats.steering_vectors import from_steering_vectors as from_steering_vectors
 from mi_crow_lightning.vectors.formats.steering_vectors import to_steering_vectors as to_steering_vectors

@@ -7,8 +7,10 @@ direction is added to the block's *output*: repeng numbers the model's layers so
 ``direction.0``; repeng writes and reads it.
 
 Read in llama.cpp ``common/common.cpp`` (``common_control_vector_load_one``) and ``src/llama-adapter.cpp``
-(``llama_adapter_cvec::apply``), and in repeng 0.4.0 ``extract.py``. This is the only module that knows
-the package gguf, which writes; it reads damaged files for ever, so `gguf_file` reads.
+(``llama_adapter_cvec::apply``), in repeng 0.4.0 ``extract.py``, and in EasySteer at ``312c6d8``
+``easysteer/steer/utils.py``, which has the same fields and ``direction.0`` too. repeng and EasySteer refuse a file
+without a hint. This is the only module that knows the package gguf, which writes; it reads damaged files for ever, so
+`gguf_file` reads.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from mi_crow_lightning.vectors.steering_vector import SteeringVector
 __all__ = ["read_control_vector", "write_control_vector"]
 
 _ARCHITECTURE = "controlvector"
+_NO_HINT = "unknown"  # as EasySteer says it
 _ORIGIN = "mi_crow_lightning.origin"
 _NAME = re.compile(r"direction\.(?P<number>[0-9]{1,9})")
 
@@ -74,7 +77,8 @@ def write_control_vector(vector: SteeringVector, path: str | PathLike[str], *, m
         vector: its layers are whole blocks, whose numbers are read off their names, and all of one width.
         path: the file.
         model_hint: the architecture, as in the model's ``config.model_type``; the vector's ``model_hint`` or its
-            model's name if left out. llama.cpp does not read it, repeng warns when two vectors differ in it.
+            model's name if left out, and ``"unknown"`` without either. llama.cpp does not read it, repeng warns when
+            two vectors differ in it.
 
     Raises:
         ImportError: the package gguf is not installed.
@@ -90,6 +94,7 @@ def write_control_vector(vector: SteeringVector, path: str | PathLike[str], *, m
     if len(widths := {len(vector[layer]) for layer in vector}) > 1:
         raise VectorMismatch(f"a control vector has one width, and the layers have {sorted(widths)}")
     hint = model_hint if model_hint is not None else str(vector.metadata.get("model_hint", vector.model))
+    hint = hint or _NO_HINT  # gguf leaves out an empty text
     with TemporaryDirectory() as folder:
         writer = gguf.GGUFWriter(whole := Path(folder, "whole.gguf"), _ARCHITECTURE)
         writer.add_string(f"{_ARCHITECTURE}.model_hint", hint)

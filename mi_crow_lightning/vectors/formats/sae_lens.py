@@ -7,7 +7,6 @@ SAELens 6.54.12, ``saes/sae.py``, ``loading/pretrained_sae_loaders.py``).
 
 from __future__ import annotations
 
-import re
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -15,21 +14,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_crow_lightning._foreign_files import Damaged, check_name, from_json, named, one_error
+from mi_crow_lightning._foreign_files import Damaged, from_json, named, one_error
 from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.errors import VectorFileError
 from mi_crow_lightning.store.safetensors_file import Header, opened, read_header
-from mi_crow_lightning.vectors.formats.blocks import address_of
+from mi_crow_lightning.vectors.formats.hook_points import layer_of
 from mi_crow_lightning.vectors.steering_vector import SteeringVector
 
 __all__ = ["from_sae"]
 
 _CONFIGURATION, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _LONGEST_CONFIGURATION = 2**24  # bytes
-_HOOK = re.compile(
-    r"blocks\.(?P<block>[0-9]{1,9})\.(?P<place>hook_resid_pre|hook_resid_post|hook_mlp_out|hook_attn_out)"
-)
-_PARTS = {"hook_resid_post": "", "hook_mlp_out": "mlp", "hook_attn_out": "attn"}
 
 
 def from_sae(folder: str | PathLike[str], feature: int, *, layer: str | None = None) -> SteeringVector:
@@ -58,7 +53,7 @@ def from_sae(folder: str | PathLike[str], feature: int, *, layer: str | None = N
             )
     with one_error(folder / _CONFIGURATION, VectorFileError):
         place = _place(folder / _CONFIGURATION)
-        address = layer if layer is not None else _layer_of(place.hook_name)
+        address = layer if layer is not None else layer_of(place.hook_name)
     with one_error(folder / _WEIGHTS, VectorFileError):
         features = _features(read_header(folder / _WEIGHTS), place.width)
         row = _row(folder / _WEIGHTS, feature) if _is_one_of(feature, features) else None
@@ -118,27 +113,3 @@ def _row(weights: Path, feature: int) -> Tensor:
 
 def _is_one_of(feature: object, features: int) -> bool:
     return isinstance(feature, int) and not isinstance(feature, bool) and 0 <= feature < features
-
-
-def _layer_of(hook_name: str | None) -> str:
-    """Return the layer whose output ``hook_name`` is: in TransformerLens' names, or a module's own."""
-    if not hook_name or hook_name == "__metadata__":  # which no layer can be named in a vector's file
-        raise Damaged("has no hook_name: give layer=")
-    check_name("hook", hook_name)
-    hook = _HOOK.fullmatch(hook_name)
-    if hook is None:
-        if "hook_" in hook_name:
-            raise Damaged(
-                f"has the place {shortened(repr(hook_name))}, which is not the output of a block, its attention or its "
-                "MLP: give layer="
-            )
-        return hook_name
-    block, place = int(hook["block"]), hook["place"]
-    if place != "hook_resid_pre":
-        return address_of(block, _PARTS[place])
-    if block == 0:
-        raise Damaged(
-            f"has the place {hook_name!r}, which is the input of the first block, and not the output of another: give "
-            "layer=, the embedding"
-        )
-    return address_of(block - 1)  # what goes into a block comes out of the one before

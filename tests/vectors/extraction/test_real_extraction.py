@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from examples.science.lab import gaps
+from examples.science.texts import TRAITS, pairs_of
 from mi_crow_lightning import (
     ContrastDetector,
     HookCallback,
@@ -113,3 +115,22 @@ def test_it_steers_and_its_random_control_does_less(
     control = [gap(vector.random_like(0), strength) for strength in (-1.0, 0.0, 1.0, 2.0)]
     assert steered == sorted(steered) and steered[1] == control[1]
     assert steered[-1] - steered[0] > 3 * (max(control) - min(control))
+
+
+def test_one_call_gives_the_vector_and_it_steers_as_make_science_says(smollm2: LanguageModel) -> None:
+    """The dose response of the joyful manner at block 15, as in `examples/science`."""
+    about, pairs = TRAITS["joy"], pairs_of("joy", 0)
+    vector = SteeringVector.from_pairs(smollm2, pairs=pairs, layers="block:15")
+    assert vector.samples["pairs"] == 19
+    (quality,) = vector.quality
+    assert quality.auroc > 0.8 > quality.random_auroc and quality.anti_steerable == 0 and quality.p_value < 0.01
+    smollm2.tokenizer.padding_side = "left"
+    steer = SteeringController("block:15", vector, strength="batch")
+    slopes = {}
+    for one in (vector, vector.random_like(0)):
+        steer.vector = one
+        low, none, high = gaps(smollm2, about, about["prompts"], steer, sweep=(-2.0, 0.0, 2.0))
+        slopes[one.is_random] = (high - low) / 4
+        assert one.is_random or bool((low < none).all() and (none < high).all())
+    # `make science` has 1.02 nats per strength over three draws of the pairs; a random vector about none.
+    assert 0.7 < slopes[False].mean() < 1.3 and abs(slopes[True].mean()) < 0.3

@@ -6,6 +6,7 @@ directions of `REPENG`.
 
 from __future__ import annotations
 
+import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -81,6 +82,78 @@ def test_what_llama_cpp_reads(tmp_path: Path) -> None:
     assert [tensor.name for tensor in reader.tensors] == ["direction.1", "direction.2"]
     for tensor in reader.tensors:
         assert tensor.tensor_type == gguf.GGMLQuantizationType.F32 and tensor.shape.tolist() == [4]
+
+
+def as_llama_cpp_reads(content: bytes) -> tuple[dict[str, tuple[int, Any]], dict[int, list[float]]]:
+    """Fields with their kinds, and directions by block, from the bytes alone.
+
+    llama.cpp takes tensors ``direction.N`` with N from 1, F32 and of one dimension, each as wide as the others.
+    """
+    place = 0
+
+    def take(code: str) -> Any:
+        nonlocal place
+        (value,) = struct.unpack_from(f"<{code}", content, place)
+        place += struct.calcsize(f"<{code}")
+        return value
+
+    def text() -> str:
+        return str(take(f"{take('Q')}s").decode())
+
+    assert take("4s") == b"GGUF" and take("I") == 3
+    tensors, count = take("Q"), take("Q")
+    fields = {}
+    for _ in range(count):
+        name, kind = text(), take("I")
+        fields[name] = kind, text() if kind == 8 else take({4: "I"}[kind])
+    headers = []
+    for _ in range(tensors):
+        name, dimensions = text(), take("I")
+        prefix, _, number = name.partition(".")
+        assert prefix == "direction" and int(number) > 0 and dimensions == 1
+        headers.append((int(number), take("Q"), take("I"), take("Q")))
+    start = place + -place % 32
+    assert {kind for _, _, kind, _ in headers} == {0} and len({width for _, width, _, _ in headers}) == 1
+    return fields, {
+        number: list(struct.unpack_from(f"<{width}f", content, start + offset)) for number, width, _, offset in headers
+    }
+
+
+def test_the_bytes_are_as_llama_cpp_and_easysteer_have_them(tmp_path: Path) -> None:
+    made = vector("model.layers.10", "model.layers.2", model="org/name", method="mean_difference")
+    write_control_vector(made, tmp_path / "joy.gguf", model_hint="llama")
+    fields, directions = as_llama_cpp_reads((tmp_path / "joy.gguf").read_bytes())
+    assert directions == {number: made[f"model.layers.{number}"].tolist() for number in (10, 2)}
+    assert fields["general.architecture"] == (8, "controlvector")
+    assert fields["controlvector.model_hint"] == (8, "llama")  # EasySteer and repeng refuse a file without it
+    assert fields["controlvector.method"] == (8, "mean_difference")  # which EasySteer keeps
+    assert fields["controlvector.layer_count"] == (4, 2)
+    known = {"general.architecture"} | {f"controlvector.{name}" for name in ("model_hint", "method", "layer_count")}
+    # EasySteer takes each further field of this prefix for a number of its own.
+    assert not {name for name in fields if name.startswith("controlvector.")} - known
+
+
+def test_a_file_without_a_hint_and_a_method_has_the_field_that_others_need(tmp_path: Path) -> None:
+    write_control_vector(vector("h.1"), tmp_path / "joy.gguf")
+    fields, _ = as_llama_cpp_reads((tmp_path / "joy.gguf").read_bytes())
+    assert fields["controlvector.model_hint"] == (8, "unknown") and "controlvector.method" not in fields
+
+
+def test_a_file_as_easysteer_writes_it(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(path := tmp_path / "theirs.gguf", "controlvector")
+    for name, value in {"model_hint": "qwen2", "method": "PCA"}.items():
+        writer.add_string(f"controlvector.{name}", value)
+    writer.add_uint32("controlvector.layer_count", 2)
+    writer.add_float32("controlvector.explained_variance.0", 0.5)
+    for number in (0, 1):  # blocks from 0, as here; theirs have one for block 0 too
+        writer.add_tensor(f"direction.{number}", np.full(4, number + 1, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = read_control_vector(path)
+    assert {layer: read[layer].tolist() for layer in read} == {"block:0": [1.0] * 4, "block:1": [2.0] * 4}
+    assert (read.method, read.metadata["model_hint"]) == ("PCA", "qwen2")
 
 
 def test_the_method_that_another_tool_wrote_is_kept(tmp_path: Path) -> None:
