@@ -31,7 +31,7 @@ def probing(case: Case, rounds: int) -> Section:
     model = case.make()
     probes = {
         "a row a text": LinearProbe("block:*", labels=sample_labels),
-        "a row a token": LinearProbe("block:*", labels=token_labels, per="token"),
+        "a row a token": LinearProbe("block:*", labels=token_labels, per="token", name="tokens"),
     }
     watched = {f"LinearProbe, {name}": [HookCallback(one, log_every_n_steps=NEVER)] for name, one in probes.items()}
     variants = [Variant("bare"), *(Variant(name, callbacks) for name, callbacks in watched.items())]

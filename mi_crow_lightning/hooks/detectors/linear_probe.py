@@ -36,7 +36,7 @@ from mi_crow_lightning.hooks.schedules import Schedule, Stage, When
 from mi_crow_lightning.hooks.summing_detector import SummingDetector
 from mi_crow_lightning.hooks.tokens import TokensLike
 from mi_crow_lightning.metrics.class_scores import ClassScores
-from mi_crow_lightning.metrics.collectives import Share, Shares, exchange
+from mi_crow_lightning.metrics.collectives import Share, Shares, exchange, is_distributed
 from mi_crow_lightning.metrics.descriptions import probe_text
 from mi_crow_lightning.metrics.online_probes import PARTS, OnlineProbes
 from mi_crow_lightning.vectors.fit import model_name
@@ -46,6 +46,7 @@ from mi_crow_lightning.warnings import NothingSeenWarning
 __all__ = ["LinearProbe"]
 
 _MOST_CLASSES = 10_000
+_FEW = 8  # rows, fewer of which may be of one class by chance
 _NAMES = ("accuracy", "auroc", "majority", "cross_entropy")
 
 
@@ -215,8 +216,10 @@ class LinearProbe(SummingDetector):
 
         A `HookCallback` calls it after each training batch. In another loop call it yourself.
         """
-        if self._probes is not None:
+        if self._probes is not None and is_distributed():
             exchange([self.share_batch()])
+        elif self._probes is not None:
+            self._probes.step()  # an exchange would wait for the device
 
     def values(self, sums: Tensor) -> Mapping[str, float]:
         """Return the readings of one layer by name.
@@ -241,7 +244,7 @@ class LinearProbe(SummingDetector):
             elif found and not taken and self._stage_key not in ("", Stage.TRAIN.value):
                 self._warn_once("untrained", f"{self!r} has not been trained at {layer!r}: it has no reading there.")
                 continue
-            elif found and found["majority"] == 1:
+            elif found and found["majority"] == 1 and row[2] >= _FEW:
                 self._warn_once(
                     "constant", f"{self!r}: all labels of a reading are of one class, so that there is nothing to tell."
                 )
