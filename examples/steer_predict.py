@@ -25,17 +25,9 @@ def main(model, output, force):
     generate = partial(mcl.CausalLMModule, lm.model, lm.tokenizer)
     # The vector comes from three quarters of the pairs; the others show at which layer it separates best.
     pairs = list(zip(texts["positive"], texts["negative"], strict=True))
-    load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
-    contrast = mcl.ContrastDetector("block:*", tokens="ordinary")
-    trainer = L.Trainer(callbacks=mcl.HookCallback(contrast), **quiet)
-    reader = generate(generation=False)  # only run the model
-    trainer.predict(reader, load(pairs[:12]))
-    trainer.validate(reader, load(pairs[12:]), verbose=False)
-    print(f"\n{'layer':24}{'AUROC':>8}{'d prime':>10}{'norm':>10}")
-    vector = contrast.vectors(force=force)
-    for row in contrast.separability():
-        print(f"{row.layer:24}{row.auroc:8.2f}{row.d_prime:10.2f}{vector.norms()[row.layer]:10.1f}")
-    layer = contrast.best_layer()
+    vector = mcl.SteeringVector.from_pairs(lm, pairs=pairs[:12], held_out=pairs[12:], force=force)
+    print(f"\n{vector.quality}")
+    layer = vector.best_layer()
     vector.save(output)
     steer = mcl.SteeringController(layer, vector, strength="batch")
     steered = L.Trainer(callbacks=mcl.HookCallback(controllers=steer), **quiet)  # all strengths in one batch

@@ -36,7 +36,7 @@ def read_persona_vector(path: str | PathLike[str], *, embedding: str | None = No
     Args:
         path: the file.
         embedding: name of the layer that row 0 belongs to, such as ``"model.embed_tokens"``; that row is left out by
-            default, because it is no block's.
+            default, because it does not belong to a block.
 
     Returns:
         A direction for each block; the layers are named ``"block:N"``, see `SteeringVector.fitted_to`.
@@ -71,7 +71,7 @@ def _check_archive(path: Path) -> None:
         with ZipFile(path) as archive:
             parts = archive.infolist()
     except (BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-        raise Damaged("is not a file that torch.save wrote: it is no zip archive") from error
+        raise Damaged("is not a file that torch.save wrote, which is a zip archive") from error
     if len(parts) > _MOST_PARTS:
         raise Damaged(f"is an archive of {len(parts)} files, and one of a tensor has at most {_MOST_PARTS}")
     for part in parts:
