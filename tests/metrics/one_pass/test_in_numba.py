@@ -43,6 +43,10 @@ def test_the_places_are_those_of_the_row() -> None:
     assert look.FIRST_BIN == Row.BINS
     bins = log2_bins.MIN_EXPONENT, log2_bins.CENTRE, log2_bins.BINS
     assert bins == (look.SMALLEST_EXPONENT, look.SIDE, look.BINS)
+    powers = 2.0 ** np.arange(-1022, 1024)
+    for x in (powers, -powers, np.array([0.0, -0.0])):
+        expected = [int(log2_bins.count_bins(torch.tensor([value])).argmax()) for value in x]
+        np.testing.assert_array_equal(look._BINS_OF_TOPS[x.view(np.uint64) >> np.uint64(52)], expected)
     groups = Group.MOMENTS, Group.EXTREMES, Group.TOKENS, Group.CHANNELS, Group.BINS
     assert tuple(g.value for g in groups) == (look.MOMENTS, look.EXTREMES, look.NORMS, look.BY_CHANNEL, look.HISTOGRAM)
 
