@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mi_crow_lightning import (
     AblationController,
@@ -326,3 +327,22 @@ def test_a_projection_that_is_called_with_some_of_the_heads_is_refused() -> None
     with pytest.raises(HookError, match=message), attached(model, detector):
         model(x)
     assert not detector.calls and torch.equal(model(x), expected)
+
+
+def test_heads_are_what_transformers_own_attention_returns(
+    case: tuple[nn.Module, str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, projection, _ = case
+    own, returned = ALL_ATTENTION_FUNCTIONS["sdpa"], dict[nn.Module, Tensor]()
+
+    def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = own(module, *args, **kwargs)
+        returned[module] = result[0].detach().clone()  # (B, T, H, D_head)
+        return result
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", noted)
+    capture = LayerActivationDetector("block:1.attn.head:*")
+    with attached(model, capture), torch.no_grad():
+        model(**BATCH)
+    expected = returned[model.get_submodule(projection.rpartition(".")[0])]
+    assert torch.equal(torch.stack(list(capture.get_captured().values()), 2), expected)  # type: ignore[union-attr]
