@@ -25,7 +25,8 @@ def main(model, output, force):
     generate = partial(mcl.CausalLMModule, lm.model, lm.tokenizer)
     # The vector comes from three quarters of the pairs; the others show at which layer it separates best.
     pairs = list(zip(texts["positive"], texts["negative"], strict=True))
-    vector = mcl.SteeringVector.from_pairs(lm, pairs=pairs[:12], held_out=pairs[12:], force=force)
+    # It is made of the module that runs below, so that the layers have the same names, and random vectors too.
+    vector = mcl.SteeringVector.from_pairs(generate(), lm.tokenizer, pairs[:12], held_out=pairs[12:], force=force)
     print(f"\n{vector.quality}")
     layer = vector.best_layer()
     vector.save(output)

@@ -55,8 +55,8 @@ def test_steer_predict(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.Mon
     runpy.run_path(str(EXAMPLES / "steer_predict.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert SteeringVector.load(vector).method == "mean_difference"
-    assert all(f" model.layers.{block} " in printed for block in range(5))
-    assert "strength +4 at model.layers." in printed
+    assert all(f" model.model.layers.{block} " in printed for block in range(5))
+    assert "strength +4 at model.model.layers." in printed
     assert {"strength", *MOODS} <= scores(printed).keys()
 
 
