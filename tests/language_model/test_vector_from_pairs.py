@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mi_crow_lightning import (
     ActivationStatistics,
@@ -131,6 +133,17 @@ def test_directions_of_chance_are_refused_and_can_be_forced() -> None:
         SteeringVector.from_pairs(model_of("llama"), tokens(), pairs)
     forced = SteeringVector.from_pairs(model_of("llama"), tokens(), pairs, force=True)
     assert forced.metadata["no_better_than_random"] is True
+
+
+def test_several_ranks_are_refused() -> None:
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"several ranks run: make the vector before they start, or use Contrast"
+        ):
+            SteeringVector.from_pairs(model_of("llama"), tokens(), PAIRS)
+    finally:
+        distributed.destroy_process_group()
 
 
 # Pairs.
