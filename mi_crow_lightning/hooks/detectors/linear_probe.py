@@ -46,7 +46,7 @@ from mi_crow_lightning.warnings import NothingSeenWarning
 __all__ = ["LinearProbe"]
 
 _MOST_CLASSES = 10_000
-_FEW = 8  # rows, fewer of which may be of one class by chance
+_FEW = 8  # rows: fewer may be of one class by chance
 _NAMES = ("accuracy", "auroc", "majority", "cross_entropy")
 
 
