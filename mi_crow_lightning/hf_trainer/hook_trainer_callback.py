@@ -6,6 +6,7 @@ follows five methods of the one Trainer that it is attached to; its own events s
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,7 @@ from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.loggers.histogram_history import HistogramHistory
 from mi_crow_lightning.loggers.scalar_choice import Scalars
+from mi_crow_lightning.metrics.collectives import is_distributed
 from mi_crow_lightning.report.form import form_of
 from mi_crow_lightning.report.info_log import log_info
 from mi_crow_lightning.report.logged import write_report
@@ -39,14 +41,18 @@ from mi_crow_lightning.runs.arguments import check_history_size, check_hooks, ch
 from mi_crow_lightning.runs.hook_states import HookStates
 from mi_crow_lightning.runs.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.runs.names import log_names, shown_hooks, state_keys
+from mi_crow_lightning.runs.rank_plans import Plan
 from mi_crow_lightning.runs.readings_log import ReadingsLog
 from mi_crow_lightning.runs.results import Results
+from mi_crow_lightning.runs.roll_call import RollCall
 from mi_crow_lightning.spawned_runs import SpawnedRuns
 from mi_crow_lightning.warnings import NothingSeenWarning, ResumeWarning
 
 __all__ = ["HookTrainerCallback"]
 
 _WHO = "HookTrainerCallback"
+
+_runs = itertools.count()  # on several ranks, of all callbacks: ranks that do the same count the same
 
 
 class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # transformers is taken as Any
@@ -355,6 +361,20 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             stages: those that the run may come to.
         """
         self._end_hooks()  # the Trainer may try again, with smaller batches
+        if not is_distributed():
+            return self._start(trainer, called, stages)
+        place = f"{_callbacks_of(trainer).index(self)} of {_WHO}, run {next(_runs)}"
+        roll_call = RollCall(place, _WHO, after_barrier=False)
+        with roll_call.starting():
+            run = self._start(trainer, called, stages)
+            try:
+                self._compare(trainer, roll_call)
+            except BaseException:
+                self._end_hooks()
+                raise
+        return run
+
+    def _start(self, trainer: Any, called: nn.Module, stages: Sequence[Stage]) -> HookedRun:
         hooks = self._by_key()
         failed = failed_to_forget(hooks.values())
         self._effects = None
@@ -396,6 +416,16 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         callbacks = _callbacks_of(trainer)
         name = self.name or (str(callbacks.index(self) + 1) if len(callbacks) > 1 else "")
         write_report(loggers_of(trainer, stages[0]), report, name, trainer.state.global_step)
+
+    def _compare(self, trainer: Any, roll_call: RollCall) -> None:
+        options = {
+            "name": self.name,
+            "root": self.root,
+            "log_every_n_steps": facts.log_interval(trainer, self.log_every_n_steps),
+            "token_mask": "given" if self.token_mask is not None else "not given",
+        }
+        hooks = {"detectors": self.detectors, "controllers": self.controllers}
+        roll_call.compare(Plan.of(options, hooks, self._run.layers if self._run is not None else None))
 
     def _resume(self, path: Path) -> None:
         if path.is_file():

@@ -35,9 +35,13 @@ class RollCall:
 
     Args:
         place: the place, the same on all ranks: where the callback stands in the Trainer.
+        who: the callback's class, for messages.
+        after_barrier: whether there is such a barrier. Without one, a rank that lacks the callback shows by staying
+            away until the others give up, and ``place`` must be new in each run.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, who: str = "HookCallback", after_barrier: bool = True) -> None:
+        self._who, self._after_barrier = who, after_barrier
         self._rank, self._count = distributed.get_rank(), distributed.get_world_size()
         store: Any = distributed.distributed_c10d._get_default_store()  # torch has no public name for it
         self._limit: timedelta = store.timeout
@@ -77,7 +81,7 @@ class RollCall:
         Raises:
             RanksDiffer: ranks lack the callback.
         """
-        if not self._comparison:
+        if not self._comparison and self._after_barrier:
             self._refuse_missing()
         self._comparison += 1  # a Tuner starts more than once in a run
         self._is_known = False
@@ -96,13 +100,14 @@ class RollCall:
             self._leave(self._count - len(missing))
             raise RanksDiffer(
                 f"{ranks_in_words(missing)} of {self._count} {'has' if len(missing) == 1 else 'have'} no such "
-                f"HookCallback, and rank {self._rank} has one. The ranks exchange what they read, so each must have "
+                f"{self._who}, and rank {self._rank} has one. The ranks exchange what they read, so each must have "
                 "the same callbacks: give them to the Trainer on every rank, not only where global_rank == 0 holds"
             )
 
     def _begin_next_run(self) -> None:
         """Give the next run other keys; a counter of each rank would be wrong on those that lack the callback."""
-        self._store.set("run", str(self._run + 1))
+        if self._after_barrier:  # else another rank may not have asked for the number of this run yet
+            self._store.set("run", str(self._run + 1))
 
     def compare(self, plan: Plan) -> None:
         """Compare the plans of all ranks, within `starting`.
@@ -121,7 +126,7 @@ class RollCall:
                 f"{message_of(error)[:1000]}"
             ) from error
         if texts:
-            _report(texts)
+            _report(self._who, texts)
 
     def _plans_if_they_differ(self, plan: Plan) -> list[str]:
         """Return the plan of each rank as text, or the error that kept it from having one; nothing if all are alike."""
@@ -192,10 +197,11 @@ class RollCall:
         return f"{self._run}/here/{rank}" if what == "here" else f"{self._run}/{self._comparison}/{what}/{rank}"
 
 
-def _report(texts: list[str]) -> None:
+def _report(who: str, texts: list[str]) -> None:
     """Say how the ranks differ.
 
     Args:
+        who: the callback's class.
         texts: from `_plans_if_they_differ`.
 
     Raises:
@@ -211,7 +217,7 @@ def _report(texts: list[str]) -> None:
     plans = [Plan.of_text(text) for text in texts]
     if found := differences([plan.fields for plan in plans]):
         raise RanksDiffer(
-            "HookCallback is not the same on all ranks, so readings would mix different things, or the ranks would "
+            f"{who} is not the same on all ranks, so readings would mix different things, or the ranks would "
             "wait for each other. Give it the same hooks, layers and options on every rank:"
             + "".join(f"\n  {line}" for line in found)
         )
