@@ -43,6 +43,7 @@ QUESTIONS: dict[str, str] = {
     "several strengths at once": "how-to/predict",
     "save a steering vector": "how-to/vectors",
     "load persona vectors": "how-to/vectors",
+    "push a vector to the hub": "how-to/vectors",
     "steering vector from pairs": "how-to/vectors",
     "which layer should I steer": "how-to/vectors tutorials/extract_and_steer",
     # where it runs
