@@ -163,6 +163,7 @@ def test_steps_outside_of_runs_are_warned_of(tmp_path: Path) -> None:
     assert not watch.history()
 
 
+@pytest.mark.documents("compatibility/transformers-trainer/controllers")
 def test_controllers_steer_where_they_are_asked_to(tmp_path: Path) -> None:
     model, direction = llama().eval(), torch.linspace(-1, 1, WIDTH)
     runner = trainer(model, tmp_path)

@@ -51,6 +51,7 @@ def by_lightning(model: Any, *, accumulate: int = 1) -> HookCallback:
     return watch
 
 
+@pytest.mark.documents("compatibility/transformers-trainer/detectors")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_readings_are_those_of_lightning_to_the_last_bit(accumulate: int, tmp_path: Path) -> None:
     theirs = models.llama(attention_dropout=0.0)

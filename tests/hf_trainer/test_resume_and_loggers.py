@@ -81,6 +81,7 @@ def test_a_state_file_keeps_what_a_state_may_hold(tmp_path: Path) -> None:
         write(tmp_path / "s", {"x": [{1}]})
 
 
+@pytest.mark.documents("compatibility/transformers-trainer/logging")
 def test_tensorboard_gets_numbers_histograms_and_the_report(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     watch = HookTrainerCallback(ActivationStatistics("block:*", statistics=["mean"]))
