@@ -82,19 +82,19 @@ def test_a_state_file_keeps_what_a_state_may_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.documents("compatibility/transformers-trainer/logging")
-def test_tensorboard_gets_numbers_histograms_and_the_report(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+def test_tensorboard_gets_numbers_histograms_and_the_report(tmp_path: Path, capsys: Any) -> None:
     watch = HookTrainerCallback(ActivationStatistics("block:*", statistics=["mean"]))
     runner = trainer(llama(), tmp_path, report_to="tensorboard", eval_strategy="steps", eval_steps=3)
     with watch.attach(runner):
         runner.train()
-    rows = [(row.stage, row.step, row.layer, row.name, row.value) for row in read_compact(tmp_path / "logs")]
+    logs = next(tmp_path.rglob("events.out.*")).parent
+    rows = [(row.stage, row.step, row.layer, row.name, row.value) for row in read_compact(logs)]
     kept = [(row.stage, row.step, row.layer, row.name, row.value) for row in watch.history()]
     assert sorted(row[:4] for row in rows) == sorted(row[:4] for row in kept)
     assert [row[4] for row in sorted(rows)] == pytest.approx([row[4] for row in sorted(kept)])
     assert {row[1] for row in rows} == {2, 3, 4, 6}
     assert watch.report().callback == "HookTrainerCallback" and "HookTrainerCallback in train" in str(watch.report())
-    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    events = EventAccumulator(str(logs)).Reload()
     (text,) = events.Tensors("hook_report/train/text_summary")
     assert "HookTrainerCallback in train" in text.tensor_proto.string_val[0].decode()
     # The Trainer's own log and its terminal hold none of it.
