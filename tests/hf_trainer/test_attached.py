@@ -46,16 +46,27 @@ def own(runner: Trainer) -> dict[str, Any]:
     return {**methods, "callbacks": list(runner.callback_handler.callbacks)}
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, CHECKPOINTING: True}])
+TAG = "activations_mean/model.layers.0"
+RUNS: list[dict[str, Any]] = [
+    {},
+    {"gradient_accumulation_steps": 2, CHECKPOINTING: True},
+    {"bf16": True},
+    {"torch_compile": True, "torch_compile_backend": "eager"},
+]
+
+
+@pytest.mark.parametrize("options", RUNS, ids=lambda options: "-".join(options) or "plain")
 def test_a_watched_run_is_the_run_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     found = []
     for watched in (False, True):
         model, trace = llama(), Trace()
         changes = dict(eval_strategy="steps", eval_steps=2, max_grad_norm=1.0, callbacks=[trace], **options)
         runner = trainer(model, tmp_path, Trainer, **changes)
+        watch = watching(log_every_n_steps=1)
         if watched:
-            watching(log_every_n_steps=1).attach(runner)
+            watch.attach(runner)
         runner.train()
+        assert not watched or [row.step for row in watch.history() if row.tag == TAG] == [1, 2, 3, 4, 5, 6]
         losses = [one for row in runner.state.log_history for name, one in row.items() if name.endswith("loss")]
         found.append((weights(model), losses, trace.states))
     (weights_1, losses_1, states_1), (weights_2, losses_2, states_2) = found
@@ -129,7 +140,7 @@ def test_one_callback_is_attached_to_one_trainer_at_a_time(tmp_path: Path) -> No
     with pytest.raises(RegistrationError, match="attached to another Trainer"):
         watch.attach(second)
     first.train()
-    assert [row.step for row in watch.history() if row.tag == "activations_mean/model.layers.0"] == [2, 4, 6]
+    assert [row.step for row in watch.history() if row.tag == TAG] == [2, 4, 6]
     watch.detach()
     watch.detach()
     with watch.attach(second):
