@@ -185,6 +185,8 @@ class ActivationStatisticsMetric(Metric):
                 )
             self.make_room(index, width)
             widths = self.widths
+        if torch.compiler.is_compiling():  # a graph that writes to the cache would be compiled once more
+            return starts_of(widths, self.sums)[index]
         if widths is not self._widths_of_starts:  # they are replaced, never written to
             self._widths_of_starts, self._starts = widths, starts_of(widths, self.sums)
         return self._starts[index]
