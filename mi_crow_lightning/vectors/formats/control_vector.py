@@ -135,6 +135,7 @@ def _blocks(header: GGUFHeader) -> dict[int, str]:
 
 def _origin(fields: dict[str, Any]) -> Origin:
     hint = fields.get(f"{_ARCHITECTURE}.model_hint", "")
+    hint = "" if hint == _NO_HINT else hint
     origin = Origin.from_text(fields[_ORIGIN]) if _ORIGIN in fields else Origin()
     method = origin.method or fields.get(f"{_ARCHITECTURE}.method", "")
     return replace(origin, method=method, metadata={**origin.metadata, "model_hint": hint})
