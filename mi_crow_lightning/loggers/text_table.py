@@ -10,6 +10,10 @@ from mi_crow_lightning.loggers.tensorboard import summary_writer
 
 __all__ = ["TextLogger", "markdown_table", "takes_text", "write_text_table"]
 
+# What HTML has no place for, and TensorBoard drops: control characters, and Unicode's noncharacters.
+_LAST_OF_PLANES = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+_NOT_IN_HTML = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef{_LAST_OF_PLANES}]")
+
 
 @runtime_checkable
 class TextLogger(Protocol):
@@ -66,6 +70,6 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def _literal(text: str) -> str:
     """Return ``text`` with line breaks, and an entity for each character that means something in Markdown or HTML."""
-    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\ufffd", text)  # HTML has no control characters
+    text = _NOT_IN_HTML.sub("\ufffd", text)
     escaped = re.sub(r"[^\w\s.,;:?\ufffd]|_", lambda match: f"&#{ord(match[0])};", text)
     return re.sub(r"\r\n|\r|\n", "<br>", escaped)
