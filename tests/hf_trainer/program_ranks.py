@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from mi_crow_lightning import ActivationStatistics, HookTrainerCallback, Schedule, SteeringController
 from mi_crow_lightning.errors import RanksDiffer
@@ -22,6 +23,10 @@ from tests.models import WIDTH, llama
 OPTIONS: dict[str, Any] = dict(eval_strategy="steps", eval_steps=2, max_steps=4, save_strategy="steps", save_steps=3)
 
 STILL: dict[str, Any] = dict(learning_rate=0.0, save_strategy="no")  # weights that no rank's share of the loss moves
+
+
+# transformers 4 loads an optimizer's state to "cpu:0" on ranks of a CPU, which torch refuses.
+RESUMES = int(transformers.__version__.partition(".")[0]) >= 5
 
 
 def watching(layers: str = "block:*") -> HookTrainerCallback:
@@ -44,7 +49,8 @@ def fit(folder: Path, batch: int, **options: Any) -> dict[str, Any]:
 def on_a_rank(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     told = {"whole": fit(folder / "whole", 2), "still": fit(folder / "still", 2, arguments=STILL)}
-    told["resumed"] = fit(folder / "whole", 2, resume_from_checkpoint=str(folder / "whole" / "checkpoint-3"))
+    if RESUMES:
+        told["resumed"] = fit(folder / "whole", 2, resume_from_checkpoint=str(folder / "whole" / "checkpoint-3"))
     model, watch = llama(), watching("block:*" if rank else "block:0")
     try:
         with watch.attach(trainer(model, folder / "other")) as _:

@@ -36,6 +36,7 @@ def test_two_ranks_read_what_one_process_reads(ranks: list[Any], tmp_path: Path)
     assert [row[3] for row in first["rows"]] == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.skipif(not script.RESUMES, reason="transformers 4 resumes no ranks on a CPU with this torch")
 def test_two_ranks_resume_where_they_were(ranks: list[Any]) -> None:
     for told in ranks:
         whole, resumed = told["whole"], told["resumed"]
