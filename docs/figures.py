@@ -193,7 +193,7 @@ def trait() -> None:
 
 
 def heads() -> None:
-    """Draw how well each attention head tells joyful from sad sentences that its direction was not made from."""
+    """Draw how well each attention head separates joyful from sad sentences that its direction was not made from."""
     lm, texts = language_model(), json.loads((ROOT / "examples" / "joy_and_sorrow.json").read_text())
     pairs = list(zip(texts["positive"], texts["negative"], strict=True))
     load = partial(DataLoader, batch_size=4, collate_fn=mcl.PairCollator(lm.tokenize))
