@@ -21,7 +21,7 @@ from mi_crow_lightning.errors import TokensUnknown
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.passes.axes import Axes
 from mi_crow_lightning.hooks.passes.facts import PassFacts
-from mi_crow_lightning.hooks.positions.padding import real_tokens
+from mi_crow_lightning.hooks.positions.padding import are_generated, real_tokens
 from mi_crow_lightning.hooks.positions.span import Span
 from mi_crow_lightning.hooks.positions.streams import of_all_streams, one_stream, place_of_tokens
 
@@ -91,6 +91,7 @@ class Tokens:
         ((self.kind, value),) = chosen.items()
         self.value: Any = _CHECKED[self.kind](value)
         self._is_all = self.kind == "which" and self.value == "all"
+        self._is_generated = self.kind == "which" and self.value == "generated"
         self._reads_values = self.kind in ("where", "ordinary") or self.value == "ordinary"
 
     @classmethod
@@ -134,6 +135,8 @@ class Tokens:
             )
         if self._is_all:
             return real_tokens(x, ctx)
+        if editing and self._is_generated and are_generated(x, ctx):
+            return None
         kept = None if self._reads_values or ctx.axes is not Axes.USUAL else facts.derived
         key = (self, editing, x.shape, x.get_device())
         if kept is not None and key in kept:
@@ -207,7 +210,8 @@ class _Joined(Tokens):
 
     def _join(self, choices: tuple[Tokens, ...]) -> None:
         self._choices = choices
-        self._is_all, self._reads_values = False, any(choice._reads_values for choice in choices)
+        self._is_all = self._is_generated = False
+        self._reads_values = any(choice._reads_values for choice in choices)
 
     def why_not_traced(self) -> str | None:
         reasons: list[str] = []

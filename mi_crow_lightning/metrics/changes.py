@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mi_crow_lightning.metrics.changes_of_few import are_few, joined, numbers_of
 from mi_crow_lightning.metrics.collectives import Share, Shares, exchange, is_distributed
 
 __all__ = ["Change", "EffectSums", "EffectValues", "changed_tokens", "measure_change", "merge_changes", "values_of"]
@@ -66,7 +67,7 @@ def measure_change(before: Tensor, after: Tensor, channels: int | None = None) -
         >>> measure_change(before, before + torch.tensor([[0.0], [2.0], [1.0]]))[: Change.RATED + 1]
         tensor([2., 1.], dtype=torch.float64)
     """
-    change, norm = _norms(before, after, channels)
+    change, norm = _norms(before, after, _dim(before, channels))
     ratio = change / norm
     ratio = ratio.to(_sums_on(before.device)).nan_to_num_(0.0, 0.0, 0.0)
     finite = change < math.inf  # False for nan
@@ -94,15 +95,19 @@ def changed_tokens(before: Tensor, after: Tensor, channels: int | None = None) -
         >>> changed_tokens(before, before * torch.tensor([[1.0], [torch.nan]]))
         tensor([False,  True])
     """
-    change, norm = _norms(before, after, channels)
+    change, norm = _norms(before, after, _dim(before, channels))
     finite = change < math.inf
     return (finite & (change > 0)) | (~finite & (norm < math.inf))
 
 
-def _norms(before: Tensor, after: Tensor, channels: int | None) -> tuple[Tensor, Tensor]:
+def _dim(x: Tensor, channels: int | None) -> int:
+    """Return the dimension of the channels, see `measure_change`."""
+    return channels if channels is not None else 1 if x.dim() == 4 else -1
+
+
+def _norms(before: Tensor, after: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Return the norm of each token's change, and of the token."""
     before, after = before.detach(), after.detach()
-    dim = channels if channels is not None else 1 if before.dim() == 4 else -1
     wide = torch.promote_types(before.dtype, torch.float32)
     change = torch.linalg.vector_norm(after - before, dim=dim, dtype=wide)
     return change, torch.linalg.vector_norm(before, dim=dim, dtype=wide)
@@ -137,17 +142,28 @@ class EffectSums:
     def __init__(self, places: int, device: torch.device) -> None:
         self._empty = torch.zeros(places, len(Change), dtype=_sums_on(device), device=device)
         self._rows: dict[str, Tensor] = {}
+        self._few: dict[str, dict[int, Sequence[float]]] = {}  # rows that went on in Python, by stage and place
+        self._in_graphs = False
         self._peaks: dict[str, Tensor] = {}  # (N,): the largest ratios of before the last mark
         self._totals: dict[str, Tensor] = {}
         self._foreseen: dict[str, Tensor] = {}  # totals with what was shared, but not taken
 
     def prepare(self, stages: Iterable[str]) -> None:
         """Make the sums of stages now: a graph of ``torch.compile`` adds to them and cannot make them."""
+        self._in_graphs = True
         for stage in stages:
             self._of(stage)
 
     def add(self, stage: str, place: int, before: Tensor, after: Tensor, channels: int | None = None) -> None:
         """Add one edit, without waiting for the device."""
+        dim = _dim(before, channels)
+        if not self._in_graphs and are_few(before, after, dim):
+            with torch.no_grad():
+                numbers = numbers_of(*_norms(before, after, dim))
+            of_stage = self._few.setdefault(stage, {})
+            before_it = of_stage[place] if place in of_stage else self._rows_of(stage)[place].tolist()
+            of_stage[place] = joined(before_it, numbers)
+            return
         row = self._of(stage)[place]
         row.copy_(merge_changes(torch.stack([row, measure_change(before, after, channels).to(row)])))
 
@@ -162,9 +178,9 @@ class EffectSums:
         Returns:
             ``(N, 7)``, in which the largest ratios are those since the last mark; ``None`` if nothing was added.
         """
-        rows = self._rows.get(stage)
-        if rows is None:
+        if stage not in self._rows:
             return None
+        rows = self._of(stage)
         marked, largest = rows.clone(), rows[:, Change.LARGEST]
         if stage not in self._peaks:
             with torch.inference_mode(False):
@@ -210,12 +226,14 @@ class EffectSums:
     def state(self, places: Sequence[int]) -> dict[str, dict[str, Tensor]]:
         """Return what was added at some places and not taken, and what was taken: ``(len(places), 7)`` on the CPU."""
         index = list(places)
-        whole = {stage: self._whole(rows, stage) for stage, rows in self._rows.items()}
+        whole = {stage: self._whole(self._of(stage), stage) for stage in self._rows}
         kept = {"rows": whole, "totals": self._totals}
         return {name: {stage: rows[index].cpu() for stage, rows in of.items()} for name, of in kept.items()}
 
     def load(self, places: Sequence[int], state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Continue from what `state` returned, at these places."""
+        for stage in self._rows:
+            self._of(stage)
         index, on_host = list(places), self._empty.cpu()
         for name, kept, empty in (("rows", self._rows, self._empty), ("totals", self._totals, on_host)):
             for stage, rows in state[name].items():
@@ -232,6 +250,13 @@ class EffectSums:
         return whole
 
     def _of(self, stage: str) -> Tensor:
+        """Return the rows of a stage with all that was added."""
+        rows = self._rows_of(stage)
+        for place, row in self._few.pop(stage, {}).items():
+            rows[place] = rows.new_tensor(row)
+        return rows
+
+    def _rows_of(self, stage: str) -> Tensor:
         if stage not in self._rows:
             with torch.inference_mode(False):  # one tensor serves prediction and training
                 self._rows[stage] = torch.zeros_like(self._empty)

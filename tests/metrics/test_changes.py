@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,8 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mi_crow_lightning.metrics.changes import EffectSums, EffectValues, measure_change, merge_changes
+from mi_crow_lightning.metrics import changes_of_few
+from mi_crow_lightning.metrics.changes import EffectSums, EffectValues, changed_tokens, measure_change, merge_changes
 from mi_crow_lightning.metrics.collectives import exchange
+
+
+@pytest.fixture(autouse=True, scope="module", params=["few", "many"])
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Add every edit as one of a few tokens, or none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(changes_of_few, "_FEW", 10_000 if request.param == "few" else 0)
+        yield request.param
 
 
 def numpys(*edits: tuple[Tensor, Tensor]) -> EffectValues:
@@ -71,6 +81,32 @@ def test_the_smallest_change_counts_and_a_zeros_sign_does_not() -> None:
     y[1, 0], y[2] = 2e-20, 3e-20
     y[3] = 0.0
     assert_equal(read((x, y)), EffectValues(2, 1, (math.sqrt(1 / 8) + 2) / 2, 2.0), 1e-5)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10_000), st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
+def test_a_few_tokens_are_counted_as_many_are(seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 3, 4, generator=generator).to(dtype)
+    y = torch.where(torch.rand(2, 3, 1, generator=generator) < 0.5, x, x * 1.5)
+    for one in (x, y):
+        odd = torch.rand(2, 3, 4, generator=generator)
+        one[odd < 0.05], one[(odd > 0.05) & (odd < 0.1)], one[odd > 0.9] = math.nan, math.inf, 0
+    dim = seed % 3
+    sums, many = EffectSums(1, torch.device("cpu")), measure_change(x, y, dim)
+    sums.add("test", 0, x, y, dim)
+    assert torch.allclose(sums._of("test")[0], many, rtol=1e-2 if dtype.itemsize == 2 else 1e-6)
+    assert changed_tokens(x, y, dim).sum() == many[0] + many[6]
+
+
+def test_what_graphs_add_to_is_added_to_in_place() -> None:
+    sums, one = EffectSums(1, torch.device("cpu")), torch.ones(1, 2)
+    sums.prepare(["predict"])
+    held = sums._of("predict")
+    sums.add("predict", 0, one, 2 * one)
+    held[0, 0] += 1  # as a graph does
+    sums.add("predict", 0, one, 2 * one)
+    assert sums.take("predict") == [EffectValues(3, 2, 1.0, 1.0)]
 
 
 def test_what_is_not_finite_counts_as_unchanged() -> None:
@@ -153,3 +189,9 @@ def test_a_state_goes_on_at_the_places_it_is_of() -> None:
     other.add("train", 1, one, 2 * one)
     assert other.take("train") == [EffectValues(1, 1, 1.0, 1.0)] * 2
     assert other.totals("train") == [EffectValues(2, 2, 2.0, 3.0), EffectValues(2, 2, 1.0, 1.0)]
+
+
+def test_of_a_number_there_is_no_dimension() -> None:
+    sums, x = EffectSums(1, torch.device("cpu")), torch.tensor(2.0)
+    sums.add("test", 0, x, 3 * x)
+    assert sums.take("test") == [EffectValues(1, 1, 2.0, 2.0)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeGuard
 
@@ -25,6 +26,7 @@ class PassFacts:
 
     Attributes:
         mask: the attention mask as it was passed; ``None`` if every token is real.
+        is_grown: whether the mask is that of the prompt, grown by what ``generate`` has added since, which is real.
         past: tokens in the cache before this pass; ``None`` if the model takes no cache.
         past_unknown: whether an unknown number of tokens came before this pass.
         input_ids: the token IDs ``(B, T)`` of this pass; ``None`` if the module was called with embeddings.
@@ -54,6 +56,7 @@ class PassFacts:
     """
 
     mask: Tensor | None = None
+    is_grown: bool = False
     past: int | None = None
     past_unknown: bool = False
     input_ids: Tensor | None = None
@@ -99,11 +102,27 @@ class PassFacts:
 
     def with_encoder_mask(self, mask: Tensor | None) -> PassFacts:
         """Return the facts with a mask of the encoder's states that a module around the token module was given."""
-        return self if mask is None else replace(self, encoder_mask=mask, encoder_mask_is_padding=False)
+        return self if mask is None else self._but(encoder_mask=mask, encoder_mask_is_padding=False)
 
     def with_mask(self, mask: Tensor | None) -> PassFacts:
         """Return the facts with a mask that a module around the token module was given."""
-        return self if mask is None else replace(self, mask=mask, mask_is_padding=False)
+        return self if mask is None else self._but(mask=mask, is_grown=False, mask_is_padding=False)
+
+    def with_grown_mask(self, mask: Tensor | None) -> PassFacts:
+        """Return the facts with the mask of the prompt, grown by what ``generate`` has added."""
+        return self if mask is None else self._but(mask=mask, is_grown=True, mask_is_padding=False)
+
+    @property
+    def are_generated(self) -> bool:
+        """Whether all tokens of the pass were generated, and are known to be real."""
+        return self.is_grown and self.prompt_mask is not None and (self.past or 0) >= self.prompt_mask.shape[1]
+
+    def _but(self, **changes: Any) -> PassFacts:
+        """Return a copy with other values; `dataclasses.replace` takes several times as long, in each decode step."""
+        new = copy(self)
+        vars(new).pop("_of_encoder", None)
+        vars(new).update(changes)
+        return new
 
     def at_layer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PassFacts:
         """Return the facts of a layer's input: in cross-attention, keys and values belong to the encoder's tokens."""

@@ -19,6 +19,7 @@ OuterCall: TypeAlias = tuple[Signature, Mapping[str, Any]]
 """A running call of a module around a token module: its signature and the arguments, by parameter name."""
 
 _BOUNDARIES = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens", "cu_seq_lens")  # of texts packed in one row
+_SPARE = 128  # columns by which the mask of a prompt grows at a time
 _STATES = ("cache_params", "state")  # caches of recurrent models, which do not say how many tokens they hold
 
 
@@ -35,6 +36,7 @@ class Generation:
         second: the width of the first pass of a second sequence, whose cache is not known yet.
         guidance: the width of the prompt of classifier-free guidance, if it is used.
         uncached: how many passes each model has made without a cache.
+        grown: the mask with more columns than were generated so far, all real: each pass takes a part of it.
     """
 
     width: int | None = None
@@ -44,6 +46,7 @@ class Generation:
     second: int | None = None
     guidance: int | None = None
     uncached: dict[nn.Module, int] = field(default_factory=dict)
+    grown: Tensor | None = None
 
     def prompt_of(
         self, module: nn.Module, cache: Any, past: int, tokens: int | None
@@ -118,8 +121,11 @@ class Generation:
         columns = self.columns.get(module)
         if self.mask is None or columns is None or len(self.mask) > rows:
             return None
-        mask = of_beams(self.mask, rows)
-        return nn.functional.pad(mask, (0, columns - mask.shape[1]), value=1)
+        grown = self.grown
+        if grown is None or len(grown) != rows or grown.shape[1] < columns:
+            mask = of_beams(self.mask, rows)
+            grown = self.grown = nn.functional.pad(mask, (0, columns + _SPARE - mask.shape[1]), value=1)
+        return grown[:, :columns]
 
 
 def read_facts(
@@ -257,7 +263,8 @@ def _keys_mask_of_outer(facts: PassFacts, calls: Iterable[OuterCall]) -> Tensor 
 
 def of_beams(values: Tensor, rows: int) -> Tensor:
     """Repeat the value of each prompt ``(B, ...)`` for its beams or samples, which are adjacent: ``(rows, ...)``."""
-    return values.repeat_interleave(max(1, rows // max(1, len(values))), 0)
+    beams = rows // max(1, len(values))
+    return values if beams < 2 else values.repeat_interleave(beams, 0)
 
 
 def _cache_length(cache: Any) -> int:

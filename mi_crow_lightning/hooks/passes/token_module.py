@@ -156,7 +156,9 @@ def virtual_tokens(module: Any) -> int:
 
     A PeftModel is recognised by its config, so PEFT need not be imported.
     """
-    config = getattr(module, "active_peft_config", None)
+    if not hasattr(type(module), "active_peft_config"):  # a module that has no such attribute takes long to say so
+        return 0
+    config = module.active_peft_config
     is_on = getattr(config, "is_prompt_learning", False) and not getattr(module, "_adapters_disabled", False)
     return int(config.num_virtual_tokens) if config is not None and is_on else 0
 

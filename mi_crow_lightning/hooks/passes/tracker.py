@@ -363,7 +363,7 @@ class Passes(Generic[H]):
             width, mask = generation.prompt_of(module, None, past or 0, tokens)
             facts = replace(facts, past=past, prompt_width=width, prompt_mask=mask)
             if mask is not None and facts.mask is None and not facts.unreadable:
-                facts = facts.with_mask(generation.mask_so_far(module, facts.rows or 0))
+                facts = facts.with_grown_mask(generation.mask_so_far(module, facts.rows or 0))
         if not facts.past and tokens is not None:
             here.first_widths[module] = tokens
         return facts
@@ -385,7 +385,7 @@ class Passes(Generic[H]):
         if here.outer:
             facts = with_masks_of_outer(facts, list(reversed(here.outer.values())))
         if generation is not None and facts.prompt_mask is not None and facts.mask is None and not facts.unreadable:
-            facts = facts.with_mask(generation.mask_so_far(module, facts.rows or 0))
+            facts = facts.with_grown_mask(generation.mask_so_far(module, facts.rows or 0))
         if not facts.past and facts.tokens is not None:
             # In a user's own decoding loop, the first pass with an empty cache is the prompt.
             here.first_widths[module] = facts.tokens

@@ -17,7 +17,7 @@ from mi_crow_lightning.hooks.positions.streams import of_all_streams, one_stream
 from mi_crow_lightning.hooks.positions.unmasked import warn_if_padded
 from mi_crow_lightning.warnings import InexactWarning
 
-__all__ = ["real_tokens"]
+__all__ = ["are_generated", "real_tokens"]
 
 _UNKNOWN = object()
 
@@ -52,6 +52,13 @@ def real_tokens(x: Tensor, ctx: HookContext, must_fit: bool = False) -> Tensor |
         if fits:  # otherwise each layer reports by name that it does not
             kept[key] = found
     return found  # type: ignore[no-any-return]
+
+
+def are_generated(x: Tensor, ctx: HookContext) -> bool:
+    """Return whether an activation holds tokens that ``generate`` has added, and all of them are known to be real."""
+    facts = ctx.facts
+    of_tokens = ctx.axes is Axes.USUAL and x.dim() == 3
+    return of_tokens and facts.are_generated and x.shape[:2] == (facts.rows, facts.tokens)
 
 
 def _real(x: Tensor, ctx: HookContext, must_fit: bool) -> tuple[Tensor | None, bool]:
@@ -100,6 +107,8 @@ def _fitting(x: Tensor, ctx: HookContext) -> Tensor | None:
             "not show the padding. Pass HookCallback(token_mask=...), or use another attention implementation."
         )
     facts = ctx.facts
+    if are_generated(x, ctx):
+        return None  # of the mask only the prompt's columns hold padding
     if facts.mask is not None:
         real = _laid_on(mask_of_pass(x, facts), x, ctx)
         if real is None or facts.mask.dim() == 2 or facts.prompt_mask is not None or x.dim() != 3:

@@ -19,6 +19,9 @@ __all__ = ["out_of_inference", "written"]
 
 R = TypeVar("R")
 
+# What torch.inference_mode() and torch.no_grad() call, without the work around it.
+_InferenceMode, _set_grad_enabled = torch._C._InferenceMode, torch._C._set_grad_enabled
+
 
 def out_of_inference(function: Callable[..., R], hook: Any, *arguments: Any) -> R:
     """Return ``function(hook, *arguments)``, called outside inference mode and without recording gradients.
@@ -29,7 +32,8 @@ def out_of_inference(function: Callable[..., R], hook: Any, *arguments: Any) -> 
         WrittenInPlace: the function tried to write to one.
     """
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with _InferenceMode(False):
+            _set_grad_enabled(False)  # until the guard brings back what was before
             return function(hook, *arguments)
     except RuntimeError as error:
         if "Inplace update to inference tensor" in message_of(error):
