@@ -40,7 +40,10 @@ from benchmarks.rows_tab import tab
 from benchmarks.rows_tensor import accuracy, one_tensor
 from benchmarks.rows_watching import forward, training
 
-PACKAGES = ("torch", "triton", "transformers", "lightning", "tensorboard", "mi-crow", "nnsight", "steering-vectors")
+PACKAGES = (
+    *("torch", "triton", "numba", "transformers", "lightning", "tensorboard", "google-crc32c"),
+    *("mi-crow", "nnsight", "steering-vectors"),
+)
 
 
 def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[str, Callable[[], Section]]]:

@@ -51,7 +51,7 @@ def _training_targets(case: Case, named: dict[str, Variant]) -> list[Target]:
     bare, seen, written, idle = (named[name] for name in ("bare", SEEN, WRITTEN, IDLE))
     unit = "share" if case.on_cpu else "ratio"
     limit, what = case.train_limit, "13 statistics and histogram of every block, every training step"
-    once = 0.002 if case.train_limit else None
+    once = (0.001 if case.on_cpu else 0.002) if case.train_limit else None
     idle_share = idle.share().median
     costs = {variant.name: _cost(variant, bare, case.on_cpu) for variant in (seen, written)}
     rare = (costs[WRITTEN] + (INTERVAL - 1) * idle_share) / INTERVAL
