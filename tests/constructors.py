@@ -290,6 +290,11 @@ RULE = {"layers": are_patterns, "readings": are_patterns} | STAGES
 LIMITS = {"above": optional(is_number), "below": optional(is_number), "patience": whole(1)}
 
 
+def _of(base: type) -> type:
+    """A class as a user writes one, by the name of its base, which is abstract."""
+    return type(base.__name__, (base,), {})
+
+
 def seen() -> hooks.Detector:
     return hooks.ActivationStatistics("0")
 
@@ -301,7 +306,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         {"rule": lambda value: isinstance(value, alarms.Rule), "actions": are_actions, "most": whole(1)}
         | {"name": optional(is_line)},
     ),
-    "Rule": Constructor(alarms.Rule, {}, RULE | {"memory": whole(1)}),
+    "Rule": Constructor(_of(alarms.Rule), {}, RULE | {"memory": whole(1)}),
     "NonFinite": Constructor(alarms.NonFinite, {}, STAGES),
     "Threshold": Constructor(alarms.Threshold, {"readings": "rms", "above": 1.0}, RULE | LIMITS),
     "Drift": Constructor(alarms.Drift, {"below": 1.0}, RULE | LIMITS),
@@ -332,12 +337,12 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "SwitchOff": Constructor(
         alarms.SwitchOff, {}, {"controllers": optional(lambda v: isinstance(v, str) or is_any_collection(v))}
     ),
-    "Hook": Constructor(hooks.Hook, {}, HOOK),
-    "Detector": Constructor(hooks.Detector, {}, DETECTOR),
-    "Controller": Constructor(hooks.Controller, {}, HOOK),
-    "TokenController": Constructor(hooks.TokenController, {}, EDIT),
+    "Hook": Constructor(_of(hooks.Hook), {}, HOOK),
+    "Detector": Constructor(_of(hooks.Detector), {}, DETECTOR),
+    "Controller": Constructor(_of(hooks.Controller), {}, HOOK),
+    "TokenController": Constructor(_of(hooks.TokenController), {}, EDIT),
     "VectorController": Constructor(
-        hooks.VectorController, {"layer_signature": "0", "vector": V}, EDIT | {"vector": is_vector}
+        _of(hooks.VectorController), {"layer_signature": "0", "vector": V}, EDIT | {"vector": is_vector}
     ),
     "SteeringController": Constructor(
         ours.SteeringController,
@@ -366,8 +371,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "FunctionController": Constructor(
         ours.FunctionController, {"layer_signature": "0", "function": abs}, EDIT | {"function": callable}
     ),
-    "SummingDetector": Constructor(hooks.SummingDetector, {}, DETECTOR | {"tokens": are_tokens}),
-    "StatisticsDetector": Constructor(hooks.StatisticsDetector, {}, OF_STATISTICS),
+    "SummingDetector": Constructor(_of(hooks.SummingDetector), {}, DETECTOR | {"tokens": are_tokens}),
+    "StatisticsDetector": Constructor(_of(hooks.StatisticsDetector), {}, OF_STATISTICS),
     "ActivationStatistics": Constructor(ours.ActivationStatistics, {}, OF_STATISTICS),
     "GradientStatistics": Constructor(ours.GradientStatistics, {}, OF_STATISTICS),
     "TokenStatistics": Constructor(

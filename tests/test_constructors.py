@@ -32,7 +32,7 @@ from mi_crow_lightning import (
     attached,
 )
 from mi_crow_lightning.errors import HookError, StrengthMismatch
-from mi_crow_lightning.hooks import Hook, Layers, tokens
+from mi_crow_lightning.hooks import Layers, tokens
 from mi_crow_lightning.metrics import ActivationStatisticsMetric
 from tests.constructors import CONSTRUCTORS, RECORDS, STRANGE, exported
 
@@ -320,4 +320,4 @@ def test_messages_stay_short(what: str) -> None:
 
 @pytest.mark.documents("reliability/a-value-is-huge-or-cannot-be-shown")
 def test_hooks_are_shown_short() -> None:
-    assert len(repr(Hook(["layers." + "x" * 900] * 500))) < 600
+    assert len(repr(ActivationStatistics(["layers." + "x" * 900] * 500))) < 600

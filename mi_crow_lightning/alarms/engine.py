@@ -18,12 +18,7 @@ from mi_crow_lightning._shown import shown
 from mi_crow_lightning._tables import listed_names
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.module_tree import ModuleTree
-from mi_crow_lightning.alarms.alarm import Alarm
-from mi_crow_lightning.alarms.before_pass import BeforePass
-from mi_crow_lightning.alarms.firing import Finding, Firing
-from mi_crow_lightning.alarms.rule import LOSS, IdleController, Seen, Series, finite
-from mi_crow_lightning.alarms.rules import WithoutEffect
-from mi_crow_lightning.alarms.watch import (
+from mi_crow_lightning.alarms._watch import (
     Bad,
     FiniteWatch,
     Noted,
@@ -33,6 +28,11 @@ from mi_crow_lightning.alarms.watch import (
     layer_of,
     watched_signature,
 )
+from mi_crow_lightning.alarms.alarm import Alarm
+from mi_crow_lightning.alarms.before_pass import BeforePass
+from mi_crow_lightning.alarms.firing import Finding, Firing
+from mi_crow_lightning.alarms.rule import LOSS, IdleController, Seen, Series, finite
+from mi_crow_lightning.alarms.rules import WithoutEffect
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers

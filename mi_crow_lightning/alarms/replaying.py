@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.module_tree import ModuleTree, without_wrappers
+from mi_crow_lightning.alarms._watch import bad_parameter, joined, layer_of
 from mi_crow_lightning.alarms.before_pass import set_random_states
 from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.alarms.snapshot_file import load_snapshot
-from mi_crow_lightning.alarms.watch import bad_parameter, joined, layer_of
 from mi_crow_lightning.errors import SnapshotError
 
 __all__ = ["Replay", "replay"]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar, NamedTuple
 
+from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning._arguments import listed, whole_number
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.alarms.firing import Finding
@@ -65,6 +66,7 @@ class Seen(NamedTuple):
     non_finite: Sequence[Finding] | None = None
 
 
+@abstract("judge")
 class Rule:
     """The base of a rule: a subclass overrides `judge`, which sees the numbers of one reading at one layer.
 

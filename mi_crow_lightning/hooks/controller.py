@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.errors import EditMismatch
 from mi_crow_lightning.hooks.activations import put_input, put_output, take_input, take_output
@@ -17,6 +18,7 @@ from mi_crow_lightning.hooks.options import HookOptions, Unpack
 __all__ = ["Controller", "checked_edit"]
 
 
+@abstract("edit")
 class Controller(Hook):
     """A hook that changes activations.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning._arguments import check_flag, check_store, one_line
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # hooks do not touch the disk; a configuration file finds the
 __all__ = ["Detector"]
 
 
+@abstract("observe")
 class Detector(Hook):
     """A hook that observes activations and never changes a number of the run.
 

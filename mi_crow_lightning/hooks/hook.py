@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning._arguments import check_flag, one_line, one_of
 from mi_crow_lightning._moved import answers_for_old_names
 from mi_crow_lightning._saved_state import Check, checked_state, refusal
@@ -62,6 +63,7 @@ _LONGEST_FACT = 80  # characters of an argument in `repr`
 
 
 @answers_for_old_names
+@abstract("_hook_fn")
 class Hook:
     """An object that torch calls at one or more layers.
 

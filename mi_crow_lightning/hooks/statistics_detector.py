@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning._arguments import check_flag, is_finite, listed, not_known
 from mi_crow_lightning._saved_state import Check, each, is_count, names, numbers
 from mi_crow_lightning._shown import cut, shown
@@ -51,6 +52,7 @@ from mi_crow_lightning.metrics.summary import Group
 __all__ = ["StatisticsDetector"]
 
 
+@abstract("observe")
 class StatisticsDetector(Detector):
     """A detector that streams statistics of tensors; a subclass overrides ``observe`` and calls ``_add``.
 

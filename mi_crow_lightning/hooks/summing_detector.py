@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning._saved_state import Check, each, is_count, names, numbers
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.signatures import Signature
@@ -34,6 +35,7 @@ from mi_crow_lightning.metrics.running_sums import MERGES, ColumnMerge, RunningS
 __all__ = ["SummingDetector"]
 
 
+@abstract("measure", "values")
 class SummingDetector(Detector):
     """A detector whose readings follow from sums over all that it saw.
 

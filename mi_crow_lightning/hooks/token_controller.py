@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning._saved_state import Check
 from mi_crow_lightning._shown import cut, name_of, shown
@@ -26,6 +27,7 @@ from mi_crow_lightning.warnings import ResumeWarning
 __all__ = ["TokenController"]
 
 
+@abstract("change")
 class TokenController(Controller):
     """A controller that edits chosen tokens; a subclass overrides `change` alone.
 

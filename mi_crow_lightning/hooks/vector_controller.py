@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning.addressing.signatures import Signature
 from mi_crow_lightning.hooks.context import HookContext
 from mi_crow_lightning.hooks.controller import checked_edit
@@ -23,6 +24,7 @@ __all__ = ["VectorController"]
 _is_compiling = torch.compiler.is_compiling
 
 
+@abstract("change")
 class VectorController(TokenController):
     """A controller that edits along a vector; a subclass overrides `change`, and `checked` if it keeps another form.
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from mi_crow_lightning import ActivationStatistics, HookCallback
 from mi_crow_lightning.alarms import Action, Alarm, NonFinite, Rule, Snapshot, Threshold, default_alarms, replay
-from mi_crow_lightning.alarms.watch import gradient_norm
+from mi_crow_lightning.alarms._watch import gradient_norm
 from tests.alarms.test_alarms import Faulty
 from tests.alarms.test_evaluations import Loss
 from tests.callback.runs import Trace, assert_bit_equal, data_of, fingerprint, fit, module_of, told

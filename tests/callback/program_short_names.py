@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+from abc import ABC, abstractmethod
 
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
@@ -32,5 +33,22 @@ if __name__ == "__main__":
     found = {"before": printed(*SHORT), "imported before": "mi_crow_lightning" in sys.modules}
     found["full"] = printed(*FULL, *HOOKS)  # jsonargparse imports the package, and with it all that may be named
     found["after"] = printed(*SHORT, *HOOKS)
+
+    import mi_crow_lightning as mcl
+
+    class Unfinished(mcl.Detector, ABC):
+        """A user's base class."""
+
+        @abstractmethod
+        def number(self):
+            """Return a number."""
+
+    class Own(Unfinished):
+        def number(self):
+            return 1
+
     found["help"] = printed("--trainer.callbacks.help=HookCallback")
+    found["help of an alarm"] = printed("--trainer.callbacks=HookCallback", "--trainer.callbacks.alarms.help=Alarm")
+    named = ["--trainer.callbacks=HookCallback", "--trainer.callbacks.detectors+=Detector"]
+    found["a base"] = printed(*named, "--trainer.callbacks.detectors.layer_signature=layer")
     print("\n" + json.dumps(found))

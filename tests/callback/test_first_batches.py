@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning import (
-    Controller,
     FunctionController,
     Hook,
     HookCallback,
@@ -254,5 +253,5 @@ def test_choices_of_tokens_that_come_later_are_no_silence() -> None:
 @pytest.mark.parametrize("value", ["yes", 1, None])
 def test_may_skip_is_a_bool(value: Any) -> None:
     with pytest.raises(TypeError, match=r"may_skip=.* must be True or False"):
-        Controller("spare", may_skip=value)
+        FunctionController("spare", torch.tanh, may_skip=value)
     assert SteeringController("block:0", torch.ones(2), may_skip=True).may_skip

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from inspect import isclass
 from pathlib import Path
 
 import pytest
+
+import mi_crow_lightning as mcl
 
 pytest.importorskip("jsonargparse")
 
@@ -39,3 +42,20 @@ def test_the_help_lists_the_hooks_that_there_are(found: dict[str, str]) -> None:
     for name in ("ActivationStatistics", "GradientStatistics", "TraitMonitor", "ContrastDetector"):
         assert name in detectors, detectors
     assert "mi_crow_lightning.SteeringController" in found["help"] and "alarms" in found["help"]
+
+
+def known(text: str) -> set[str]:
+    """The classes that a help lists first."""
+    listed = text.partition("known subclasses: ")[2].partition(")")[0]
+    return {name.rpartition(".")[2] for name in listed.split(", ")}
+
+
+def test_the_help_lists_only_what_can_be_made(found: dict[str, str]) -> None:
+    hooks = [one for name in mcl.__all__ if isclass(one := getattr(mcl, name)) and issubclass(one, mcl.Hook)]
+    abstract = {mcl.Hook, mcl.Detector, mcl.SummingDetector, mcl.Controller, mcl.TokenController}
+    assert known(found["help"]) == {one.__name__ for one in hooks if one not in abstract} | {"Own"}
+    assert "Threshold" in known(found["help of an alarm"]) and "Rule" not in known(found["help of an alarm"])
+
+
+def test_a_base_class_that_is_named_is_refused(found: dict[str, str]) -> None:
+    assert 'Parser key "detectors"' in found["a base"] and "is abstract" in found["a base"]

@@ -150,4 +150,4 @@ def test_a_hook_is_prepared_again_for_a_model_and_after_it() -> None:
 
 
 def test_a_plain_hook_needs_no_context() -> None:
-    assert Hook("h.1")._hook_fn(LAYER, (activation(),), activation()) is None
+    assert type("Mine", (Hook,), {})("h.1")._hook_fn(LAYER, (activation(),), activation()) is None

@@ -155,6 +155,18 @@ def test_a_hook_is_on_one_model() -> None:
     Layers(other).register_hook(0, detector)
 
 
+class Nothing(Hook):
+    pass
+
+
+class SeesNothing(Detector):
+    pass
+
+
+class EditsNothing(Controller):
+    pass
+
+
 class OnlyEdits(Detector, Controller):
     def edit(self, x: Tensor, ctx: Any) -> Tensor:
         return x * 2
@@ -163,9 +175,9 @@ class OnlyEdits(Detector, Controller):
 def test_what_would_do_nothing_is_refused() -> None:
     layers = Layers(mlp())
     for hook, names in (
-        (Detector(), "Detector overrides none of observe, process_activations, _hook_fn"),
-        (Controller(), "Controller overrides none of edit, modify_activations"),
-        (Hook(), "Hook overrides none of _hook_fn"),
+        (Nothing(), "Nothing overrides none of _hook_fn"),
+        (SeesNothing(), "SeesNothing overrides none of observe, process_activations, _hook_fn"),
+        (EditsNothing(), "EditsNothing overrides none of edit, modify_activations"),
     ):
         with pytest.raises(RegistrationError, match=f"{names}.*, so it would do nothing"):
             layers.register_hook(0, hook)

@@ -93,7 +93,7 @@ class Unshowable:
             "ContrastDetector(layer_signature='0', method='mean_difference', tokens='last')",
         ),
         (LayerActivationDetector("0", channels=1), "LayerActivationDetector(layer_signature='0', channels=1)"),
-        (Controller("0"), "Controller(layer_signature='0')"),
+        (type("Mine", (Controller,), {})("0"), "Mine(layer_signature='0')"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )

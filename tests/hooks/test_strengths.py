@@ -14,7 +14,6 @@ from torch import Tensor
 from mi_crow_lightning.errors import RegistrationError, StrengthMismatch
 from mi_crow_lightning.hooks import (
     ClampController,
-    Controller,
     FunctionController,
     LayerActivationDetector,
     Layers,
@@ -187,7 +186,8 @@ def test_a_layer_without_a_strength_is_refused_at_registration() -> None:
 def test_which_controllers_read_the_batch() -> None:
     assert reads_batch(SteeringController(0, VECTOR, "batch"))
     assert reads_batch(FunctionController(0, torch.tanh, strength="batch"))
-    assert not any(map(reads_batch, (SteeringController(0, VECTOR, torch.ones(2)), Controller(0), object())))
+    others = (SteeringController(0, VECTOR, torch.ones(2)), FunctionController(0, torch.tanh), object())
+    assert not any(map(reads_batch, others))
 
 
 DECODING: dict[str, tuple[dict[str, Any], int]] = {

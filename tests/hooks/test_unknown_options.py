@@ -13,7 +13,7 @@ from mi_crow_lightning import Controller, Detector, Hook, SteeringController, We
 from tests.constructors import CONSTRUCTORS
 
 HOOKS = {
-    name: (cls, CONSTRUCTORS[name].right)
+    name: (CONSTRUCTORS[name].make, CONSTRUCTORS[name].right)
     for name in ours.__all__
     if inspect.isclass(cls := getattr(ours, name)) and issubclass(cls, Hook) and name in CONSTRUCTORS
 }
@@ -74,7 +74,7 @@ def test_users_own_hooks_too() -> None:
     assert "Popping takes no option on_eror='warn'. Did you mean 'on_error'?" in refused(Popping, "0", on_eror="warn")
     assert Popping("0", most=2.0).most == 2.0
     assert "Below" not in refused(Below, "0", most=1)  # Python names the class whose signature is closed
-    assert "positional" in refused(Hook, 1, 2, 3, 4)
+    assert "positional" in refused(type("Mine", (Hook,), {}), 1, 2, 3, 4)
 
 
 def test_a_class_does_not_list_what_it_refuses_of_its_bases() -> None:

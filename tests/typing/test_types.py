@@ -96,7 +96,7 @@ def test_right_uses_run() -> None:
 
     assert len(uses.DETECTORS) > 10 and len(uses.CONTROLLERS) > 5
     used = {type(hook) for hook in (*uses.DETECTORS, *uses.CONTROLLERS)}
-    bases = {ours.Hook, ours.Detector, ours.SummingDetector, ours.TokenController}
+    bases = {ours.Hook, ours.Detector, ours.SummingDetector, ours.Controller, ours.TokenController}
     assert set(HOOKS) - used == bases, "each hook has a right use"
 
 

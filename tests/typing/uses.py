@@ -84,6 +84,13 @@ class Doubled(TokenController):
         return x + strength * x
 
 
+class Halved(Controller):
+    """A controller that takes what its base takes."""
+
+    def edit(self, x: Tensor, ctx: HookContext) -> Tensor:
+        return x / 2
+
+
 class Largest(SummingDetector):
     """A detector that keeps the largest."""
 
@@ -125,7 +132,7 @@ DETECTORS: list[Hook] = [
 ]
 
 CONTROLLERS: list[Hook] = [
-    Controller("block:0", may_skip=True),
+    Halved("block:0", may_skip=True),
     SteeringController("block:1", vector, 2.0, "generated", when=above, preserve_norm=True, may_skip=True),
     SteeringController("block:1", by_layer, strength="batch", tokens=Tokens(positions=[0, -1])),
     SteeringController("block:1", {"model.layers.1": vector}, strength=lambda ctx: 1.0, schedule=None),

@@ -111,6 +111,6 @@ def test_a_zero_keeps_its_sign_in_a_range() -> None:
 
 def test_a_subclass_must_say_what_changes() -> None:
     model = llama().eval()
-    Layers(model).register_hook(1, TokenController())
-    with original(NotImplementedError, r"TokenController must override change\(x, strength, ctx\)"):
+    Layers(model).register_hook(1, type("Mine", (TokenController,), {})())
+    with original(NotImplementedError, r"Mine must override change\(x, strength, ctx\)"):
         model(**BATCH)
