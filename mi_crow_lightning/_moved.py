@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
     _C = TypeVar("_C", bound=type)
 
-__all__ = ["ELSEWHERE", "GONE", "GONE_NAMES", "MOVED", "answer_of", "answers_for_old_names", "install"]
+__all__ = [
+    "ELSEWHERE",
+    "GONE",
+    "GONE_NAMES",
+    "INTO_A_CALLBACK",
+    "MOVED",
+    "answer_of",
+    "answers_for_old_names",
+    "install",
+]
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -99,11 +108,17 @@ GONE_NAMES = {
 }
 """Names of mi-crow that have no counterpart, by the package or class that had them, and what to use instead."""
 
+INTO_A_CALLBACK = (
+    "a hook is not a callback by itself: put it into one, as in "
+    "Trainer(callbacks=[HookCallback(detectors=[...], controllers=[...])])"
+)
+"""What a hook answers to a Trainer that takes it for a callback."""
+
 ELSEWHERE = {
     "Hook": {
-        # The first thing that a Trainer asks of each of its callbacks.
-        "state_key": "a hook is not a callback by itself: put it into one, as in "
-        "Trainer(callbacks=[HookCallback(detectors=[...], controllers=[...])])",
+        # The first things that the Trainers of Lightning and of transformers ask of each of their callbacks.
+        "state_key": INTO_A_CALLBACK,
+        "on_init_end": INTO_A_CALLBACK.replace("HookCallback", "HookTrainerCallback"),
     },
 }
 """Names that other classes have, by the class that is taken for one of them, and what to do instead."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
 
 import mi_crow_lightning as mcl
 from mi_crow_lightning._moved import GONE, GONE_NAMES, MOVED, _Moved, install
@@ -288,7 +291,27 @@ def test_an_attribute_of_mi_crow_says_what_to_use(owner: str, name: str) -> None
 def test_a_hook_that_a_trainer_gets_for_a_callback_says_where_hooks_go() -> None:
     with pytest.raises(AttributeError, match=r"'Hook' has no 'state_key': .* Trainer\(callbacks=\[HookCallback\("):
         pl.Trainer(accelerator="cpu", logger=False, callbacks=[mcl.ActivationStatistics("block:*")])
-    assert not hasattr(mcl.ActivationStatistics("block:*"), "state_key")
+    said = r"'ActivationStatistics' object is not a list: a hook is not .* Trainer\(callbacks=\[HookCallback\("
+    with pytest.raises(TypeError, match=said):
+        pl.Trainer(accelerator="cpu", logger=False, callbacks=mcl.ActivationStatistics("block:*"))  # type: ignore[arg-type]
+    hook = mcl.ActivationStatistics("block:*")
+    assert not hasattr(hook, "state_key") and not isinstance(hook, Iterable)
+
+
+def test_a_hook_that_transformers_gets_for_a_callback_says_where_hooks_go(tmp_path: Path) -> None:
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(AttributeError, match=r"'on_init_end': .* Trainer\(callbacks=\[HookTrainerCallback\("):
+        Trainer(nn.Linear(1, 1), arguments, callbacks=[mcl.ActivationStatistics("block:*")])  # type: ignore[list-item]
+
+
+def test_a_hook_that_is_a_list_as_well_keeps_its_items() -> None:
+    class Both(mcl.Detector, nn.Sequential):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            mcl.Detector.__init__(self, "block:0")
+            self.append(nn.Identity())
+
+    assert isinstance(Both()[0], nn.Identity)
 
 
 def test_a_class_method_of_mi_crow_says_what_to_use() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning._abstract import abstract
 from mi_crow_lightning._arguments import check_flag, one_line, one_of
-from mi_crow_lightning._moved import answers_for_old_names
+from mi_crow_lightning._moved import INTO_A_CALLBACK, answers_for_old_names
 from mi_crow_lightning._saved_state import Check, checked_state, refusal
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._unknown_options import refuses_unknown_options
@@ -410,6 +410,18 @@ class Hook:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of an unregistered hook, so that a copy or pickle does not take the model along."""
         return {**self.__dict__, "_outside": None, "_registry": None}
+
+    if not TYPE_CHECKING:  # else type checkers took a hook for a sequence
+
+        def __getitem__(self, index: Any) -> Any:
+            """Refuse what Python asks of an object that stands where a list belongs, as in ``Trainer(callbacks=hook)``.
+
+            It is not ``__iter__``, which would make every hook an ``Iterable`` for those who look.
+            """
+            of_base = getattr(super(), "__getitem__", None)  # a hook may be an nn.Sequential as well
+            if of_base is not None:
+                return of_base(index)
+            raise TypeError(f"{type(self).__name__!r} object is not a list: {INTO_A_CALLBACK}")
 
     def __dir__(self) -> list[str]:
         """Return the names for tab completion: those that a user of the hook needs."""
