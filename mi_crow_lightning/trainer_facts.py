@@ -28,6 +28,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from mi_crow_lightning._lightning_classes import is_a
 from mi_crow_lightning.hooks.compiled.graphs import graphs_of
 from mi_crow_lightning.hooks.schedules import Moment, Stage
 
@@ -107,12 +108,12 @@ def is_running(trainer: pl.Trainer) -> bool:
 
 def is_a_trial(trainer: pl.Trainer) -> bool:
     """Return whether the run only tries something, as ``fast_dev_run`` and the Tuner do, and logs nothing."""
-    return bool(vars(trainer)["fast_dev_run"]) or any(isinstance(logger, DummyLogger) for logger in trainer.loggers)
+    return bool(vars(trainer)["fast_dev_run"]) or any(is_a(logger, DummyLogger) for logger in trainer.loggers)
 
 
 def spawns(trainer: pl.Trainer) -> bool:
     """Return whether the run takes place in processes that this one starts, and not in this one."""
-    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    return is_a(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def leaves_out_empty_ranks(trainer: pl.Trainer) -> bool:
@@ -124,7 +125,7 @@ def leaves_out_empty_ranks(trainer: pl.Trainer) -> bool:
 def tensor_parallel_size(trainer: pl.Trainer) -> int:
     """Return over how many processes layers are split, 1 if they are not."""
     strategy = trainer.strategy
-    mesh = strategy._device_mesh if isinstance(strategy, ModelParallelStrategy) else None
+    mesh = strategy._device_mesh if is_a(strategy, ModelParallelStrategy) else None
     return mesh["tensor_parallel"].size() if mesh is not None else 1
 
 
@@ -237,12 +238,12 @@ def scale_of_gradients(trainer: pl.Trainer, optimizer: object) -> Callable[[torc
 def partitions_weights(trainer: pl.Trainer) -> str | None:
     """Return the name of the strategy if it keeps weights in a separate form, flattened or in another engine."""
     strategy = trainer.strategy
-    return type(strategy).__name__ if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)) else None
+    return type(strategy).__name__ if is_a(strategy, FSDPStrategy, DeepSpeedStrategy) else None
 
 
 def scales_losses_itself(trainer: pl.Trainer) -> bool:
     """Return whether the strategy multiplies losses by a factor that only it knows."""
-    return isinstance(trainer.strategy, DeepSpeedStrategy) and str(trainer.precision).startswith("16")
+    return is_a(trainer.strategy, DeepSpeedStrategy) and str(trainer.precision).startswith("16")
 
 
 def validates(trainer: pl.Trainer) -> bool:
@@ -265,7 +266,7 @@ def samples_of_batch(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -
     """Return the dataset indices of a predict batch's samples, ``None`` if the dataloader does not record them."""
     loaders = trainer.predict_loop._combined_loader
     sampler = getattr(loaders.flattened[dataloader_idx], "batch_sampler", None) if loaders is not None else None
-    return list(sampler.seen_batch_indices[batch_idx]) if isinstance(sampler, _IndexBatchSamplerWrapper) else None
+    return list(sampler.seen_batch_indices[batch_idx]) if is_a(sampler, _IndexBatchSamplerWrapper) else None
 
 
 def samples_in_order(trainer: pl.Trainer, stage: Stage, dataloader_idx: int) -> list[list[int]] | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._lightning_classes import is_a
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning.addressing.module_tree import ModuleTree, without_wrappers
 from mi_crow_lightning.alarms._watch import bad_parameter, joined, layer_of
@@ -107,7 +108,7 @@ def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: pl.Lightni
     """
     content = load_snapshot(snapshot) if isinstance(snapshot, (str, PathLike)) else snapshot
     module = getattr(module, "_orig_mod", module)  # what torch.compile made of a LightningModule
-    if not isinstance(module, pl.LightningModule):
+    if not is_a(module, pl.LightningModule):
         raise SnapshotError(
             f"the model is a {type(module).__name__}, and a snapshot needs the LightningModule that was "
             "trained: name a function that makes it"

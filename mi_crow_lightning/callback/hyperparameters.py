@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._lightning_classes import is_a
 from mi_crow_lightning._shown import cut, shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.hooks.hook import Hook
@@ -65,7 +66,7 @@ def log_at_end(trainer: pl.Trainer, callbacks: Sequence[Owner], owner: Owner) ->
         owner: the one that calls.
     """
     for logger in trainer.loggers if _speaks(trainer, callbacks, owner) else ():
-        if isinstance(logger, TensorBoardLogger):
+        if is_a(logger, TensorBoardLogger):
             _guarded(_end, trainer, logger, _logged.get(logger, {}))
 
 
@@ -107,9 +108,9 @@ def _warn(what: str, error: Exception) -> None:
 
 
 def _begin(trainer: pl.Trainer, logger: Logger, settings: Settings) -> None:
-    if isinstance(logger, TensorBoardLogger):
+    if is_a(logger, TensorBoardLogger):
         _begin_tensorboard(trainer, logger, settings)
-    elif isinstance(logger, MLFlowLogger):
+    elif is_a(logger, MLFlowLogger):
         _begin_mlflow(logger, settings)
     else:
         logger.log_hyperparams(settings)

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from mi_crow_lightning import trainer_facts
+from mi_crow_lightning._lightning_classes import is_a, is_just_a
 from mi_crow_lightning.loggers.scalar_choice import Choice
 from mi_crow_lightning.report.feature import Feature, Support
 from mi_crow_lightning.report.logger_features import logger_feature
@@ -23,9 +24,9 @@ def strategy(trainer: pl.Trainer) -> Feature:
     """Return the strategy and its number of processes."""
     used, processes = trainer.strategy, trainer.world_size
     value = f"{type(used).__name__}, {processes} process{'es' if processes > 1 else ''}"
-    if type(used) is SingleDeviceStrategy:
+    if is_just_a(used, SingleDeviceStrategy):
         return Feature("strategy", value, Support.SUPPORTED)
-    if type(used) not in _SEVERAL_PROCESSES:
+    if not is_just_a(used, *_SEVERAL_PROCESSES):
         return Feature("strategy", value, Support.UNTESTED)
     if (refusal := tensor_parallel_refusal(trainer)) is not None:
         return Feature("strategy", value, Support.REFUSED, refusal)
@@ -85,6 +86,6 @@ def loggers(trainer: pl.Trainer, choice: Choice) -> list[Feature]:
 def _logger(logger: Logger, choice: Choice) -> Feature:
     # By class: asking a logger for its `experiment` would start its run before Lightning does.
     name = type(logger).__name__
-    if isinstance(logger, DummyLogger):
+    if is_a(logger, DummyLogger):
         return Feature("logger", name, Support.DEGRADED, "keeps nothing; the numbers are in history()")
-    return logger_feature(name, choice, isinstance(logger, TensorBoardLogger), isinstance(logger, WandbLogger))
+    return logger_feature(name, choice, is_a(logger, TensorBoardLogger), is_a(logger, WandbLogger))

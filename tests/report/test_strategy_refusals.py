@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import pytorch_lightning
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 
@@ -24,7 +25,7 @@ def refused(strategy: type[Strategy], precision: Any) -> list[str]:
     return strategy_refusals(runner, HOOKS)
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, pytorch_lightning.strategies.FSDPStrategy])
 def test_strategies_that_keep_weights_elsewhere_are_refused_for_weights(strategy: Any) -> None:
     (reason,) = refused(strategy, Precision())
     assert reason.startswith("WeightStatistics(layer_signature='0'): ")
