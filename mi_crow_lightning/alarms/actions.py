@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import count
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import lightning.pytorch as pl
+from torch import nn
 
-from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._arguments import listed, place
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.alarms.before_pass import BeforePass
 from mi_crow_lightning.alarms.firing import Firing
+from mi_crow_lightning.alarms.watched_trainer import WatchedTrainer
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.warnings import AlarmWarning
 
@@ -28,18 +27,20 @@ class AlarmedRun(Protocol):
     """The part of a run that actions may use.
 
     Attributes:
-        trainer: the Trainer.
-        module: its LightningModule.
+        trainer: the Trainer, Lightning's or the one of transformers.
+        module: the module that it trains: the LightningModule, or the model of transformers.
         rank: this process's rank.
+        watched: the Trainer, with what actions have it do.
         controllers: the callback's controllers.
         before_pass: what was kept of the passes since the last optimizer step; ``None`` if no action needs it.
         layers: the names of the layers that are watched.
-        root: the name of the module that these are relative to; empty for the LightningModule.
+        root: the name of the module that these are relative to; empty for the module.
     """
 
-    trainer: pl.Trainer
-    module: pl.LightningModule
+    trainer: Any
+    module: nn.Module
     rank: int
+    watched: WatchedTrainer
     controllers: Sequence[Hook]
     before_pass: BeforePass | None
     layers: Sequence[str]
@@ -84,7 +85,7 @@ class Warn(Action):
 
     def act(self, firing: Firing, run: AlarmedRun) -> None:
         """Warn."""
-        if run.trainer.is_global_zero:
+        if run.rank == 0:
             warn(str(firing), AlarmWarning, stacklevel=6)
 
 
@@ -108,9 +109,7 @@ class SaveCheckpoint(Action):
 
     def act(self, firing: Firing, run: AlarmedRun) -> None:
         """Save it; a Trainer does so on all ranks together."""
-        folder = Path(self.folder) if self.folder is not None else run.folder()
-        path = str(free_path(folder, file_stem(firing), ".ckpt"))
-        run.trainer.save_checkpoint(run.trainer.strategy.broadcast(path))  # ranks may look at different moments
+        run.watched.save_checkpoint(firing, self.folder)
 
 
 class SwitchOff(Action):
@@ -151,20 +150,9 @@ class Stop(Action):
 
     def act(self, firing: Firing, run: AlarmedRun) -> None:
         """Stop it."""
-        run.trainer.should_stop = True
+        run.watched.stop()
         if firing.before_step:
-            _leave_out_step(run)
-
-
-def _leave_out_step(run: AlarmedRun) -> None:
-    """Let the optimizer step that is about to come change nothing."""
-    # A gradient scaler that has not looked at the gradients yet asks for some, and leaves out those that are infinite.
-    looks_later = any(trainer_facts.scale_of_gradients(run.trainer, one) for one in run.trainer.optimizers)
-    for parameter in run.module.parameters():
-        if looks_later and parameter.grad is not None:
-            parameter.grad.fill_(math.inf)
-        else:
-            parameter.grad = None
+            run.watched.leave_out_step()
 
 
 def local_folder(folder: str | PathLike[str]) -> str:

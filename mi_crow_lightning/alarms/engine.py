@@ -9,11 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
-from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._tables import listed_names
 from mi_crow_lightning._warned import warn
@@ -33,6 +31,7 @@ from mi_crow_lightning.alarms.before_pass import BeforePass
 from mi_crow_lightning.alarms.firing import Finding, Firing
 from mi_crow_lightning.alarms.rule import LOSS, IdleController, Seen, Series, finite
 from mi_crow_lightning.alarms.rules import WithoutEffect
+from mi_crow_lightning.alarms.watched_trainer import WatchedTrainer
 from mi_crow_lightning.hooks.controller import Controller
 from mi_crow_lightning.hooks.hook import Hook
 from mi_crow_lightning.hooks.layers import Layers
@@ -55,19 +54,28 @@ Note = Callable[[str, str, str], None]
 class _Live(NamedTuple):
     """A run, as actions see it: see `AlarmedRun`."""
 
-    trainer: pl.Trainer
-    module: pl.LightningModule
-    rank: int
+    watched: WatchedTrainer
     controllers: Sequence[Hook]
     before_pass: BeforePass | None
     layers: Sequence[str]
     root: str
     readings: dict[tuple[str, str], float]
 
+    @property
+    def trainer(self) -> Any:
+        return self.watched.trainer
+
+    @property
+    def module(self) -> nn.Module:
+        return self.watched.module
+
+    @property
+    def rank(self) -> int:
+        return self.watched.rank
+
     def folder(self) -> Path:
-        """Return a folder ``alarms`` where the run logs, if that is on this machine; the same on all ranks."""
-        logs = str(self.trainer.log_dir or self.trainer.default_root_dir)
-        return Path("" if "://" in logs else logs) / "alarms"
+        """Return where files of this run go by default."""
+        return self.watched.folder()
 
     def last_readings(self) -> list[tuple[str, str, float]]:
         """Return the last number of each reading."""
@@ -124,6 +132,12 @@ class RunAlarms:
         copy.fired = list(self.fired)
         return vars(copy)
 
+    @property
+    def asks_before_step(self) -> bool:
+        """Whether a rule is asked before each optimizer step."""
+        rules = [alarm.rule for alarm in self.alarms]
+        return any(rule.reads_loss or (rule.before_step and rule.is_of(Stage.TRAIN.value)) for rule in rules)
+
     # A run.
 
     def hooks(self) -> list[Hook]:
@@ -135,8 +149,7 @@ class RunAlarms:
 
     def begin(
         self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
+        watched: WatchedTrainer,
         layers: Layers,
         names: Mapping[str, str],
         note: Note,
@@ -144,19 +157,18 @@ class RunAlarms:
         """Begin a run.
 
         Args:
-            trainer: the Trainer.
-            module: its module.
+            watched: the Trainer.
             layers: the registry with the hooks on it.
             names: what controllers are called, by ID.
             note: notes an event.
         """
         if not self.alarms:
             return
-        before = BeforePass(module) if self._keeps and trainer_facts.is_fitting(trainer) else None
+        before = BeforePass(watched.module) if self._keeps and watched.trains else None
         controllers = [hook for hook in self._hooks if hook.edits]
-        watched = self._watch.layers if self._watch is not None else []
-        root = dict(ModuleTree(module).first_names()).get(layers.root, "")
-        self._live = _Live(trainer, module, trainer.global_rank, controllers, before, watched, root, {})
+        names_of_layers = self._watch.layers if self._watch is not None else []
+        root = dict(ModuleTree(watched.module).first_names()).get(layers.root, "")
+        self._live = _Live(watched, controllers, before, names_of_layers, root, {})
         self._layers, self._names, self._note = layers, names, note
 
     def warn_of_layers(self, layers: Layers) -> None:
@@ -198,7 +210,7 @@ class RunAlarms:
         if self._live is None or not self._before_step or self._moment is None:
             return
         self._take_layers()
-        mean, scale = loss.detach().mean(), trainer_facts.loss_scale(self._live.trainer)
+        mean, scale = loss.detach().mean(), self._live.watched.loss_scale()
         if scale is not None:
             mean = mean / scale(mean.device)
         self._noted.append(Noted("loss", self._moment.batch_idx, -1, (mean,)))
@@ -207,7 +219,7 @@ class RunAlarms:
         """Note the norm of the gradients, unless a gradient scaler leaves out steps that overflow."""
         if self._live is None or not self._finite or self._moment is None:
             return
-        if trainer_facts.scales_gradients(self._live.trainer):
+        if self._live.watched.skips_overflows:
             return
         norm = gradient_norm(self._live.module)
         if norm is not None:
@@ -231,7 +243,7 @@ class RunAlarms:
 
     def end_batch(self) -> None:
         """Read what a training step noted that optimizes by itself, and took no step of an optimizer."""
-        if self._live is not None and not self._live.module.automatic_optimization and not self._read_in_batch:
+        if self._live is not None and self._live.watched.optimizes_itself and not self._read_in_batch:
             self._read_noted(before_step=False)
 
     def end_step(self) -> None:
@@ -340,7 +352,8 @@ class RunAlarms:
         """Return the first value of all ranks that is not finite, and the mean loss over the ranks."""
         kind = _KINDS.index(bad.kind) if bad is not None else 0
         mine = [float(kind), float(bad.batch_idx if bad else 0), float(bad.place if bad else 0)]
-        loss = self._of_step(losses) if losses else math.nan
+        assert self._live is not None
+        loss = self._live.watched.loss_of_step(losses) if losses else math.nan
         rows = self._of_ranks([*mine, loss])
         finite_losses = [row[3] for row in rows if math.isfinite(row[3])]
         mean = sum(finite_losses) / len(finite_losses) if len(finite_losses) == len(rows) else None
@@ -349,17 +362,6 @@ class RunAlarms:
             return None, mean
         batch_idx, code, rank, place = min(failing)  # the earliest; gradients, which ranks share, come last
         return self._finding(_KINDS[int(code)], int(batch_idx), place, rank), mean
-
-    def _of_step(self, losses: Sequence[float]) -> float:
-        """Return the loss of a step from what backward ran on.
-
-        Lightning divides the losses of micro-batches by how many make a step, also in the last step of an epoch, which
-        may have fewer.
-        """
-        assert self._live is not None
-        if not self._live.module.automatic_optimization:
-            return sum(losses)
-        return sum(losses) / len(losses) * self._live.trainer.accumulate_grad_batches
 
     def _finding(self, kind: str, batch_idx: int, place: int, rank: int) -> Finding:
         assert self._live is not None
@@ -382,7 +384,7 @@ class RunAlarms:
         if not is_distributed():
             return [numbers]
         assert self._live is not None
-        device = self._live.trainer.strategy.root_device
+        device = self._live.watched.device
         mine = torch.tensor(numbers, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         rows: list[list[float]] = torch.stack(gather(mine, what="what alarms read")).tolist()
         return rows
@@ -397,7 +399,8 @@ class RunAlarms:
         position: int | None = None,
         at_work: Collection[str] = (),
     ) -> None:
-        step = position if position is not None else moment.step
+        assert self._live is not None
+        step = position if position is not None else self._live.watched.position(moment)
         found = [self._new(index, alarm, seen, at_work) for index, alarm in enumerate(self.alarms)]
         firings = [
             self._firing(alarm, of_one, moment, step, before_step) if of_one else None

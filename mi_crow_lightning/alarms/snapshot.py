@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import __version__ as lightning_version
 from torch import Tensor
 
 from mi_crow_lightning._arguments import check_flag
@@ -73,12 +72,12 @@ class Snapshot(Action):
             "buffers": buffers,
             "evaluating": [name for name, one in run.module.named_modules() if not one.training],
             "optimizers": self._optimizers(run, left_out),
-            "precision": str(run.trainer.precision),
+            "precision": run.watched.precision,
             "layers": list(run.layers),
             "root": run.root,
             "readings": [list(one) for one in run.last_readings()],
             "weights": "before the step" if firing.before_step else "after the step",
-            "versions": {"torch": str(torch.__version__), "lightning": lightning_version},
+            "versions": {"torch": str(torch.__version__), **run.watched.versions},
             "left_out": left_out,
         }
         folder = Path(self.folder) if self.folder is not None else run.folder()
@@ -95,7 +94,7 @@ class Snapshot(Action):
     def _optimizers(self, run: AlarmedRun, left_out: list[str]) -> list[Any]:
         if not self.optimizer:
             return []
-        return [plain(one.state_dict(), "optimizer", left_out) for one in run.trainer.optimizers]
+        return [plain(one.state_dict(), "optimizer", left_out) for one in run.watched.optimizers]
 
 
 def _tensors(state: Mapping[str, Any], what: str, left_out: list[str]) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from mi_crow_lightning import trainer_facts
 from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning.addressing.root import find_root
 from mi_crow_lightning.alarms.alarm import Alarm
+from mi_crow_lightning.alarms.argument import check_alarms
 from mi_crow_lightning.alarms.engine import RunAlarms
 from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.callback import hyperparameters, start_warnings
 from mi_crow_lightning.callback.arguments import (
-    check_alarms,
     check_figures,
     check_monitor,
     check_per_dataloader,
@@ -33,6 +33,7 @@ from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.monitored import Monitored
 from mi_crow_lightning.callback.progress_bar import ProgressBarNumbers
 from mi_crow_lightning.callback.run_events import RunEvents
+from mi_crow_lightning.callback.watched_trainer import LightningTrainer
 from mi_crow_lightning.choices import ReportForm
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hooks.effects import Effects
@@ -446,7 +447,7 @@ class HookCallback(Results, pl.Callback):
         self._run = run = HookedRun(root, hooks, self.token_mask, names, graphs)
         every = trainer_facts.log_interval(trainer, self.log_every_n_steps)
         self._events.follow(run, self.detectors, names, every)
-        self._alarms.begin(trainer, pl_module, run.layers, names, self._events.alarm)
+        self._alarms.begin(LightningTrainer(trainer, pl_module), run.layers, names, self._events.alarm)
         self._effects = run.effects
         self._states.give_effects_to(run, self._by_key())
         self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process

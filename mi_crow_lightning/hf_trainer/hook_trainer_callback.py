@@ -11,19 +11,24 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer_callback import TrainerCallback
 
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.root import find_root
+from mi_crow_lightning.alarms.alarm import Alarm
+from mi_crow_lightning.alarms.argument import check_alarms
+from mi_crow_lightning.alarms.engine import RunAlarms
+from mi_crow_lightning.alarms.firing import Firing
 from mi_crow_lightning.choices import ReportForm
 from mi_crow_lightning.errors import RegistrationError
 from mi_crow_lightning.hf_trainer import facts, state_file
 from mi_crow_lightning.hf_trainer.loggers import loggers_of
 from mi_crow_lightning.hf_trainer.report import refusals_of_run, report_of_run
+from mi_crow_lightning.hf_trainer.watched_trainer import TransformersTrainer, check_actions
 from mi_crow_lightning.hf_trainer.wrapped_methods import follow, unfollow
 from mi_crow_lightning.hooks.compiled.graphs import graphs_of
 from mi_crow_lightning.hooks.effects import Effects
@@ -72,6 +77,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             (``logging_strategy``, ``logging_steps``, ``logging_first_step``).
         scalars: the readings that loggers show, see `HookCallback`.
         report: what is logged of `report` when a run starts, see `HookCallback`.
+        alarms: what is watched for, and what is done then, see `Alarm`; ``"default"`` for `default_alarms`.
         token_mask: from the inputs of a step to the mask ``(B, T)`` of their real tokens, for models that get no
             attention mask.
         history_size: the most numbers that `history` holds, see `HookCallback`.
@@ -102,6 +108,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         log_every_n_steps: int | None = None,
         scalars: Scalars = "auto",
         report: ReportForm | None = None,
+        alarms: Sequence[Alarm] | Alarm | Literal["default"] = (),
         token_mask: Callable[[Any], Any] | None = None,
         history_size: int | None = 100_000,
     ) -> None:
@@ -111,6 +118,9 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         self.name = name
         self.log_every_n_steps = log_every_n_steps
         self.token_mask = token_mask
+        self.alarms = check_alarms(alarms, (*self.detectors, *self.controllers))
+        check_actions(self.alarms)
+        self._alarms = RunAlarms(self.alarms, (*self.detectors, *self.controllers))
         self._trainer: weakref.ref[Any] | None = None
         self._was_given = False  # whether the Trainer had the callback before it was attached
         self._leave_run()
@@ -132,6 +142,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         self._batch_idx, self._epoch = 0, -1
         self._resumed_from: Path | None = None
         self._trial: Any = None
+        self._loss: Tensor | None = None  # of the training step that has just returned
 
     # The Trainer.
 
@@ -206,6 +217,10 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             )
         return trainer
 
+    def fired(self) -> list[Firing]:
+        """Return the alarms that fired since this callback was made, see `Firing`; on every rank the same."""
+        return list(self._alarms.fired)
+
     # What goes around the Trainer's methods.
 
     def around(self, method: str, arguments: Mapping[str, Any]) -> AbstractContextManager[None]:
@@ -217,6 +232,10 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         if method == "prediction_step":
             return self._prediction_step(arguments)
         return self._evaluation(method)
+
+    def returned(self, method: str, result: Any) -> None:
+        """Keep the loss of a training step, see `Follower`."""
+        self._loss = result if method == "training_step" and isinstance(result, Tensor) else None
 
     @contextmanager
     def _train(self, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -258,6 +277,11 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             run.layers.loss_scale = facts.loss_scale(trainer)
             yield
             run.layers.loss_scale = None
+        if self._loss is not None:
+            self._alarms.before_backward(self._loss)
+        self._alarms.after_backward()
+        if trainer.accelerator.sync_gradients:  # before the Trainer clips: of one that is NaN, it makes all NaN
+            self._alarms.before_step()
 
     @contextmanager
     def _prediction_step(self, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -275,6 +299,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
     def _batch(self, run: HookedRun, moment: Moment, inputs: Any) -> Iterator[None]:
         self._batch_idx += 1
         run.begin_batch(moment, inputs)
+        self._alarms.begin_batch(moment, inputs)
         try:
             yield
         except BaseException:
@@ -322,6 +347,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         moment = self._run.moment
         if moment is not None and moment.logged:
             self._write(self._trainer_of(state), state.global_step)
+        self._alarms.end_step()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._pause()
@@ -384,8 +410,9 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         names = log_names(self.controllers, [one.controllers for one in _callbacks_of(trainer)])
         self._log.begin_run(self._method)
         self._run = run = HookedRun(
-            root, [*self.controllers, *self.detectors], self.token_mask, names, graphs_of(called)
+            root, [*self.controllers, *self.detectors, *self._alarms.hooks()], self.token_mask, names, graphs_of(called)
         )
+        self._alarms.begin(TransformersTrainer(trainer, Stage.TRAIN in stages), run.layers, names, _note_nothing)
         self._effects = run.effects
         self._states.give_effects_to(run, hooks)
         try:
@@ -393,6 +420,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             if Stage.TRAIN in stages:
                 run.check_before_fit()
             self._report(trainer, called, stages)
+            self._alarms.warn_of_layers(run.layers)
             if run.begin(stages):
                 log_info(start_notes.fresh_graphs_in_words(_WHO))
             if Stage.TRAIN not in stages:
@@ -407,7 +435,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         assert self._run is not None, "a report is of a run"
         layers, hooks = self._run.layers, [*self.controllers, *self.detectors]
         registries = [one._run.layers for one in _callbacks_of(trainer) if one._run is not None]
-        refused = refusals_of_run(trainer, called, layers, registries, stages)
+        refused = refusals_of_run(trainer, called, layers, registries, stages, self._alarms.asks_before_step)
         every, scalars = self.log_every_n_steps, self._log.scalars
         report = report_of_run(_WHO, self._method, trainer, called, hooks, layers, stages, every, scalars, refused)
         self._reporter.log(trainer, report, layers.unmasked)
@@ -422,6 +450,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             "name": self.name,
             "root": self.root,
             "log_every_n_steps": facts.log_interval(trainer, self.log_every_n_steps),
+            "alarms": list(map(repr, self.alarms)),
             "token_mask": "given" if self.token_mask is not None else "not given",
         }
         hooks = {"detectors": self.detectors, "controllers": self.controllers}
@@ -447,6 +476,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
 
     def _end_hooks(self) -> None:
         run, self._run = self._run, None
+        self._alarms.end()
         if run is not None:
             run.end()
 
@@ -461,7 +491,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
     def _finish_evaluation(self, stage: Stage) -> None:
         if self._run is None:  # there was no batch
             return
-        trainer = self._attached_to()
+        trainer, self._batch_idx = self._attached_to(), 0  # the reading is of no one batch
         moment = self._moment(trainer, stage)
         self._run.enter_stage(moment)
         self._write(trainer, moment.step if stage is Stage.VALIDATE else None)
@@ -470,11 +500,18 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
     def _write(self, trainer: Any, step: int | None) -> None:
         """Write readings to the Trainer's loggers."""
         assert self._run is not None and self._run.stage is not None, "readings belong to a stage of a run"
-        self._log.write(self._run, loggers_of(trainer, self._run.stage), step, trainer.args.device)
+        read = self._log.write(self._run, loggers_of(trainer, self._run.stage), step, trainer.args.device)
+        moment = self._run.moment
+        assert moment is not None, "readings belong to a batch"
+        self._alarms.read(read, moment, step if step is not None else self._run.batches_seen)
 
 
 def _callbacks_of(trainer: Any) -> list[HookTrainerCallback]:
     return [one for one in trainer.callback_handler.callbacks if isinstance(one, HookTrainerCallback)]
+
+
+def _note_nothing(text: str, layer: str, hook: str) -> None:
+    """Leave it at the history of alarms."""
 
 
 def _warn_of_single_step(method: str, runs: str) -> None:

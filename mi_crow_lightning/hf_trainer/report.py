@@ -68,7 +68,12 @@ def report_of_run(
 
 
 def refusals_of_run(
-    trainer: Any, called: nn.Module, layers: Layers, registries: Sequence[Layers], stages: Sequence[Stage]
+    trainer: Any,
+    called: nn.Module,
+    layers: Layers,
+    registries: Sequence[Layers],
+    stages: Sequence[Stage],
+    asks_before_step: bool = False,
 ) -> list[MiCrowError]:
     """Return the reasons against a run, for a report to list them all and its run to raise the first.
 
@@ -78,6 +83,7 @@ def refusals_of_run(
         layers: the registry that holds the callback's hooks.
         registries: those of all callbacks of the Trainer, ``layers`` among them.
         stages: see `report_of_run`.
+        asks_before_step: whether an alarm is asked before each optimizer step.
     """
     kind = _kind(trainer)
     partitions = (
@@ -97,6 +103,12 @@ def refusals_of_run(
             f"this Trainer runs on {trainer.args.n_gpu} GPUs of one process with nn.DataParallel, which copies the "
             "model for each batch: hooks would be on none of the copies. Start the script with torchrun, or let it see "
             "one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+    steps_within = "DeepSpeed" if kind == "DEEPSPEED" else "LOMO" if "lomo" in str(trainer.args.optim).lower() else ""
+    if asks_before_step and steps_within and Stage.TRAIN in stages:
+        reasons.append(
+            f"{steps_within} changes weights within the backward pass, and alarms on the loss, as NonFinite, are "
+            "asked after it: they would come too late. Leave them out, or give them stages='validate'."
         )
     return [*map(RegistrationError, reasons), *hook_refusals(trainer.model, layers, registries, stages)]
 

@@ -35,6 +35,9 @@ class Follower(Protocol):
             arguments: those of the call that `METHODS` names, ``None`` for one that was not given.
         """
 
+    def returned(self, method: str, result: Any) -> None:
+        """Take note of what a call returned, still inside of what goes around it."""
+
 
 _followers: WeakKeyDictionary[object, list[Follower]] = WeakKeyDictionary()
 
@@ -67,7 +70,10 @@ def _wrapped(method: Callable[..., Any], name: str, names: tuple[str, ...], foll
         with ExitStack() as stack:
             for follower in tuple(followers):
                 stack.enter_context(follower.around(name, arguments))
-            return method(*args, **kwargs)
+            result = method(*args, **kwargs)
+            for follower in tuple(followers):
+                follower.returned(name, result)
+            return result
 
     call._mi_crow_lightning = followers  # type: ignore[attr-defined]
     return call

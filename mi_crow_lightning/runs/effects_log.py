@@ -14,9 +14,10 @@ from mi_crow_lightning.loggers.step import DetectorReadings, LoggedStep
 from mi_crow_lightning.loggers.tensorboard import summary_writer, write_event
 from mi_crow_lightning.metrics.descriptions import EFFECTS
 
-__all__ = ["OverBatches", "readings_of_effects", "write_over_batches"]
+__all__ = ["QUANTITIES", "OverBatches", "readings_of_effects", "write_over_batches"]
 
-_QUANTITIES = ("tokens", "fired", "mean_ratio", "max_ratio")
+QUANTITIES = ("tokens", "fired", "mean_ratio", "max_ratio")
+"""The names of the readings of what a controller changed."""
 
 OverBatches: TypeAlias = Sequence[tuple[int, Sequence[Effect]]]
 """The numbers of batches, each with the changes since the batch before it in the list."""
@@ -26,7 +27,7 @@ def readings_of_effects(effects: Iterable[Effect], prefix: str = "steering") -> 
     """Yield what each hook changed, as readings under ``<prefix>_<quantity>/<hook>/<layer>``."""
     for hook, of_hook in groupby(effects, key=lambda effect: effect.hook):
         rows = [(f"{hook}/{effect.layer}", effect) for effect in of_hook]
-        numbers = [(place, name, getattr(effect, name)) for place, effect in rows for name in _QUANTITIES]
+        numbers = [(place, name, getattr(effect, name)) for place, effect in rows for name in QUANTITIES]
         # There is no ratio if no token was changed.
         readings = [Reading(place, name, value) for place, name, value in numbers if not math.isnan(value)]
         places, blocks = tuple(place for place, _ in rows), tuple(effect.block for _, effect in rows)
