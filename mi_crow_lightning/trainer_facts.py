@@ -60,6 +60,7 @@ __all__ = [
     "shuffles",
     "spawns",
     "stages_of_run",
+    "start_of_run",
     "steps_of_run",
     "takes_a_step",
     "tensor_parallel_size",
@@ -81,6 +82,11 @@ def name_of_run(trainer: pl.Trainer) -> str:
 def stages_of_run(trainer: pl.Trainer) -> tuple[Stage, ...]:
     """Return the stages that the run may come to."""
     return (Stage.TRAIN, Stage.VALIDATE) if is_fitting(trainer) else (Stage.of(name_of_run(trainer)),)
+
+
+def start_of_run(trainer: pl.Trainer) -> Moment:
+    """Return the moment of a run before its first batch."""
+    return Moment(stages_of_run(trainer)[0], epoch=trainer.current_epoch, step=batches_that_stepped(trainer))
 
 
 def logs_hyperparameters(trainer: pl.Trainer) -> bool:

@@ -32,7 +32,6 @@ from mi_crow_lightning.callback.end_page import EndPage
 from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.monitored import Monitored
 from mi_crow_lightning.callback.progress_bar import ProgressBarNumbers
-from mi_crow_lightning.callback.run_events import RunEvents
 from mi_crow_lightning.callback.watched_trainer import LightningTrainer
 from mi_crow_lightning.choices import ReportForm
 from mi_crow_lightning.errors import RegistrationError
@@ -62,6 +61,7 @@ from mi_crow_lightning.runs.rank_plans import Plan
 from mi_crow_lightning.runs.readings_log import ReadingsLog
 from mi_crow_lightning.runs.results import Results
 from mi_crow_lightning.runs.roll_call import RollCall
+from mi_crow_lightning.runs.run_events import RunEvents
 from mi_crow_lightning.spawned_runs import SpawnedRuns
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class HookCallback(Results, pl.Callback):
         hyperparameters.log_at_start(trainer, _hook_callbacks(trainer), self)  # those of the module are now all there
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._events.training_begins(trainer)
+        self._events.training_begins(trainer_facts.start_of_run(trainer))
         self._reporter.data_loaded(trainer, self.controllers)
         self._log_start(trainer)
         start_warnings.warn_of_evaluation_mode(self._run.layers.hooked_modules() if self._run is not None else [])
@@ -224,7 +224,7 @@ class HookCallback(Results, pl.Callback):
         self._register(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._events.finish(trainer)
+        self._events.finish(trainer, trainer.loggers)
         self._end_run_of(trainer)
         hyperparameters.log_at_end(trainer, _hook_callbacks(trainer), self)
         if self._roll_call is not None:
@@ -234,7 +234,7 @@ class HookCallback(Results, pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._interrupted = True
-        self._events.fail(trainer, exception)
+        self._events.fail(trainer, trainer.loggers, exception)
         self._broke_off_amid_batch = self._run is not None and self._run.is_amid_training_batch
         self._end_run_of(trainer)
         if self._roll_call is not None:
@@ -283,7 +283,7 @@ class HookCallback(Results, pl.Callback):
             self._write(trainer, moment.step)
         if moment is not None and trainer_facts.takes_a_step(trainer):
             self._alarms.end_step()
-        self._events.flush(trainer)
+        self._events.flush(trainer.loggers)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -311,7 +311,7 @@ class HookCallback(Results, pl.Callback):
     ) -> None:
         self._end_step()
         self._end_batch(trainer)
-        self._events.flush(trainer)
+        self._events.flush(trainer.loggers)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
@@ -326,7 +326,7 @@ class HookCallback(Results, pl.Callback):
             self._run.effects.count_in(Stage.TRAIN)  # those of the steps since the last that was logged
             self._run.check_that_hooks_ran(Stage.TRAIN)
             self._monitored.warn_of_unmatched()
-        self._events.flush(trainer)
+        self._events.flush(trainer.loggers)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finish_evaluation(trainer, Stage.VALIDATE)
@@ -437,7 +437,9 @@ class HookCallback(Results, pl.Callback):
             self._spawned_runs.begin(trainer_facts.spawns(trainer))  # after the hooks, which note a run in this process
             self._compare_ranks(trainer)
         else:
-            self._events.begin(trainer, self._place(trainer))
+            place, loggers = self._place(trainer), trainer.loggers if trainer.is_global_zero else []
+            first = place == "0" or not place.isdigit()
+            self._events.begin(trainer, loggers, first, trainer_facts.start_of_run(trainer))
             self._begin_run(trainer, pl_module, arguments)
 
     def _begin_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, arguments: CallbackArguments) -> None:
@@ -554,7 +556,7 @@ class HookCallback(Results, pl.Callback):
         self._read_dataloaders(trainer, stage)
         self._figure_log.end_epoch(trainer, stage)
         self._run.check_that_hooks_ran(stage)
-        self._events.flush(trainer)
+        self._events.flush(trainer.loggers)
 
     def _read_dataloaders(self, trainer: pl.Trainer, stage: Stage, begins: int | None = None) -> None:
         """Write the readings of the dataloaders that are over: those before ``begins``, or at the end all."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.hooks.schedules import Moment, Stage
 
 __all__ = [
     "STAGE_OF",
@@ -18,6 +18,7 @@ __all__ = [
     "is_logged",
     "log_interval",
     "loss_scale",
+    "position",
     "resumed_from",
     "steps_of_epoch",
 ]
@@ -54,6 +55,11 @@ def is_logged(trainer: Any, own: int | None) -> bool:
     every, step = log_interval(trainer, own), int(trainer.state.global_step)
     first = own is None and every > 0 and bool(trainer.args.logging_first_step) and step == 0
     return first or (every > 0 and (step + 1) % every == 0)
+
+
+def position(moment: Moment) -> int:
+    """Return where a batch of training or evaluation stands on the x axis: the Trainer logs its first step at 1."""
+    return moment.step + (moment.stage is Stage.TRAIN)
 
 
 def loss_scale(trainer: Any) -> Callable[[torch.device], Tensor] | None:

@@ -50,6 +50,7 @@ from mi_crow_lightning.runs.rank_plans import Plan
 from mi_crow_lightning.runs.readings_log import ReadingsLog
 from mi_crow_lightning.runs.results import Results
 from mi_crow_lightning.runs.roll_call import RollCall
+from mi_crow_lightning.runs.run_events import RunEvents
 from mi_crow_lightning.spawned_runs import SpawnedRuns
 from mi_crow_lightning.warnings import NothingSeenWarning, ResumeWarning
 
@@ -121,6 +122,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         self.alarms = check_alarms(alarms, (*self.detectors, *self.controllers))
         check_actions(self.alarms)
         self._alarms = RunAlarms(self.alarms, (*self.detectors, *self.controllers))
+        self._events = RunEvents()
         self._trainer: weakref.ref[Any] | None = None
         self._was_given = False  # whether the Trainer had the callback before it was attached
         self._leave_run()
@@ -185,8 +187,8 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
 
     def detach(self) -> None:
         """Leave the Trainer, which is then as before `attach`; without one, nothing happens."""
-        trainer, self._trainer = self._attached_to(), None
         self._end_run()
+        trainer, self._trainer = self._attached_to(), None
         if trainer is None:
             return
         unfollow(trainer, self)
@@ -244,6 +246,9 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         self._resumed_from = facts.resumed_from(self._attached_to(), arguments["resume_from_checkpoint"])
         try:
             yield
+        except BaseException as error:
+            self._note_failure(error)
+            raise
         finally:
             self._end_run()
 
@@ -260,6 +265,10 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             self._pause()
             yield
             self._finish_evaluation(stage)
+        except BaseException as error:
+            if alone:
+                self._note_failure(error)
+            raise
         finally:
             self._pause()
             self._evaluating, self._batch_idx = outer, trained
@@ -294,11 +303,13 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         with self._batch(run, self._moment(trainer, stage), arguments["inputs"]):
             yield
         run.end_batch()
+        self._flush_events()
 
     @contextmanager
     def _batch(self, run: HookedRun, moment: Moment, inputs: Any) -> Iterator[None]:
         self._batch_idx += 1
         run.begin_batch(moment, inputs)
+        self._events.batch_begins()
         self._alarms.begin_batch(moment, inputs)
         try:
             yield
@@ -325,6 +336,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         self._begin_run(trainer, trainer.model_wrapped, [Stage.TRAIN, Stage.VALIDATE])
         self._batch_idx = facts.first_batch(trainer)
         self._epoch = state.global_step // facts.steps_of_epoch(trainer) - 1  # on_epoch_begin comes next
+        self._events.training_begins(Moment(Stage.TRAIN, epoch=self._epoch + 1, step=int(state.global_step)))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._epoch += 1
@@ -332,6 +344,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._run is not None:
             self._run.end_batch()
+            self._flush_events()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         if self._run is not None:
@@ -348,6 +361,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         if moment is not None and moment.logged:
             self._write(self._trainer_of(state), state.global_step)
         self._alarms.end_step()
+        self._flush_events()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._pause()
@@ -387,6 +401,9 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             stages: those that the run may come to.
         """
         self._end_hooks()  # the Trainer may try again, with smaller batches
+        step = int(trainer.state.global_step) if stages[0] is not Stage.PREDICT else 0
+        first = _callbacks_of(trainer)[0] is self
+        self._events.begin(trainer, loggers_of(trainer, stages[0]), first, Moment(stages[0], step=step), facts.position)
         if not is_distributed():
             return self._start(trainer, called, stages)
         place = f"{_callbacks_of(trainer).index(self)} of {_WHO}, run {next(_runs)}"
@@ -412,7 +429,8 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         self._run = run = HookedRun(
             root, [*self.controllers, *self.detectors, *self._alarms.hooks()], self.token_mask, names, graphs_of(called)
         )
-        self._alarms.begin(TransformersTrainer(trainer, Stage.TRAIN in stages), run.layers, names, _note_nothing)
+        self._events.follow(run, self.detectors, names, facts.log_interval(trainer, self.log_every_n_steps))
+        self._alarms.begin(TransformersTrainer(trainer, Stage.TRAIN in stages), run.layers, names, self._events.alarm)
         self._effects = run.effects
         self._states.give_effects_to(run, hooks)
         try:
@@ -481,12 +499,28 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             run.end()
 
     def _end_run(self) -> None:
+        trainer = self._attached_to()
+        if trainer is not None:
+            self._events.finish(trainer, self._loggers_of_events(trainer))
         self._end_hooks()
         self._leave_run()
 
     def _pause(self) -> None:
         if self._run is not None:
             self._run.pause()
+
+    def _loggers_of_events(self, trainer: Any) -> list[Any]:
+        """Return the loggers if there are events for them: a closed event file is not opened again for nothing."""
+        stage = self._run.stage if self._run is not None else None
+        return loggers_of(trainer, stage or Stage.TRAIN) if self._events.waits else []
+
+    def _flush_events(self) -> None:
+        self._events.flush(self._loggers_of_events(self._attached_to()))
+
+    def _note_failure(self, error: BaseException) -> None:
+        trainer = self._attached_to()
+        if trainer is not None:
+            self._events.fail(trainer, loggers_of(trainer, Stage.TRAIN), error)
 
     def _finish_evaluation(self, stage: Stage) -> None:
         if self._run is None:  # there was no batch
@@ -496,11 +530,13 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         self._run.enter_stage(moment)
         self._write(trainer, moment.step if stage is Stage.VALIDATE else None)
         self._run.check_that_hooks_ran(stage)
+        self._flush_events()
 
     def _write(self, trainer: Any, step: int | None) -> None:
         """Write readings to the Trainer's loggers."""
         assert self._run is not None and self._run.stage is not None, "readings belong to a stage of a run"
-        read = self._log.write(self._run, loggers_of(trainer, self._run.stage), step, trainer.args.device)
+        loggers, device = loggers_of(trainer, self._run.stage), trainer.args.device
+        read = self._log.write(self._run, loggers, step, device, events=self._events)
         moment = self._run.moment
         assert moment is not None, "readings belong to a batch"
         self._alarms.read(read, moment, step if step is not None else self._run.batches_seen)
@@ -508,10 +544,6 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
 
 def _callbacks_of(trainer: Any) -> list[HookTrainerCallback]:
     return [one for one in trainer.callback_handler.callbacks if isinstance(one, HookTrainerCallback)]
-
-
-def _note_nothing(text: str, layer: str, hook: str) -> None:
-    """Leave it at the history of alarms."""
 
 
 def _warn_of_single_step(method: str, runs: str) -> None:

@@ -61,8 +61,8 @@ class TransformersTrainer:
         return sum(losses)
 
     def position(self, moment: Moment) -> int:
-        """Return the step of a batch of training: the Trainer logs its first at 1."""
-        return moment.step + 1
+        """Return the step as the Trainer logs it."""
+        return facts.position(moment)
 
     def folder(self) -> Path:
         """Return a folder ``alarms`` in the Trainer's ``output_dir``."""

@@ -23,10 +23,10 @@ from mi_crow_lightning import (
     SteeringController,
     _warned,
 )
-from mi_crow_lightning.callback.run_events import MOST
 from mi_crow_lightning.hooks.schedules import LoggedSteps, Moment, Stage, When
 from mi_crow_lightning.loggers import EventRow, read_compact, read_events
 from mi_crow_lightning.runs.hook_switches import phase_of
+from mi_crow_lightning.runs.run_events import MOST
 from tests.callback.runs import (
     FailingDetector,
     OnEvent,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
-
-from mi_crow_lightning import _warned, trainer_facts
+from mi_crow_lightning import _warned
 from mi_crow_lightning._messages import message_of
 from mi_crow_lightning._shown import shortened
 from mi_crow_lightning.hooks.hook import Hook
-from mi_crow_lightning.hooks.schedules import Stage
+from mi_crow_lightning.hooks.schedules import Moment, Stage
 from mi_crow_lightning.loggers.dispatch import write
 from mi_crow_lightning.loggers.run_events import LONGEST, EventRow
 from mi_crow_lightning.loggers.scalars import MetricsLogger
@@ -37,7 +35,8 @@ class RunEvents:
 
     def __init__(self) -> None:
         self.noted_by = ""
-        self._trainer: weakref.ref[pl.Trainer] | None = None
+        self._trainer: weakref.ref[Any] | None = None
+        self._position: Callable[[Moment], int] = _step_of
         self._reset()
 
     def _reset(self) -> None:
@@ -57,26 +56,34 @@ class RunEvents:
 
     # A run.
 
-    def begin(self, trainer: pl.Trainer, callback: str) -> None:
+    def begin(
+        self,
+        trainer: object,
+        loggers: Sequence[object],
+        first: bool,
+        start: Moment,
+        position: Callable[[Moment], int] | None = None,
+    ) -> None:
         """Begin a run, before anything warns in it.
 
         Args:
             trainer: the Trainer.
-            callback: the place of the callback among the Trainer's: the first notes what belongs to all of them.
+            loggers: those of the rank that writes; none on the others.
+            first: whether the callback is the first of the Trainer's, which notes what belongs to all of them.
+            start: the moment at which the run begins.
+            position: from a batch of training or validation to its place on the x axis; its step if left out.
         """
         self._end()
         self._reset()
-        if not trainer.is_global_zero or not any(map(summary_writer, trainer.loggers)):
+        if not any(map(summary_writer, loggers)):
             return
-        self.noted_by, self._first = uuid.uuid4().hex[:12], callback == "0" or not callback.isdigit()
+        self.noted_by, self._first, self._position = uuid.uuid4().hex[:12], first, position or _step_of
         self._trainer = weakref.ref(trainer)
-        stage = trainer_facts.stages_of_run(trainer)[0]
-        counts_steps = stage in (Stage.TRAIN, Stage.VALIDATE)
-        self._start = stage.value, trainer_facts.batches_that_stepped(trainer) if counts_steps else 0
+        self._start = start.stage.value, self._position(start) if _counts_steps(start) else 0
         if self._first:
             _warned.listeners.add(self)
 
-    def follow(self, run: HookedRun, detectors: Sequence[Hook], names: dict[str, str], every: int) -> None:
+    def follow(self, run: HookedRun, detectors: Sequence[Hook], names: Mapping[str, str], every: int) -> None:
         """Note what the hooks of a run do and report.
 
         Args:
@@ -92,12 +99,15 @@ class RunEvents:
         self._run, self._switches = run, HookSwitches(every)
         run.layers.on_event = self._reported
 
-    def training_begins(self, trainer: pl.Trainer) -> None:
-        """Note that training goes on, if it does."""
-        step = trainer_facts.batches_that_stepped(trainer)
-        if step and self._first and self._trainer is not None:
-            self._start = Stage.TRAIN.value, step
-            self._note("resumed", f"training goes on from step {step}, in epoch {trainer.current_epoch}")
+    def training_begins(self, start: Moment) -> None:
+        """Note that training goes on, if it does.
+
+        Args:
+            start: its first batch.
+        """
+        if start.step and self._first and self._trainer is not None:
+            self._start = start.stage.value, self._position(start)
+            self._note("resumed", f"training goes on from step {start.step}, in epoch {start.epoch}")
 
     def batch_begins(self) -> None:
         """Note which hooks went on or off since the batch before."""
@@ -105,23 +115,23 @@ class RunEvents:
             for kind, hook, text in self._switches.changes(self._run.registered, self._run.layers):
                 self._note(kind, text, hook)
 
-    def fail(self, trainer: pl.Trainer, exception: BaseException) -> None:
+    def fail(self, trainer: object, loggers: Sequence[MetricsLogger], exception: BaseException) -> None:
         """Note the exception that ends a run, write what is there, and end."""
         if self._is_of(trainer):
             if self._first:
                 says = message_of(exception)
                 self._note("exception", f"{type(exception).__name__}{': ' if says else ''}{says}")
-            self.finish(trainer)
+            self.finish(trainer, loggers)
 
-    def finish(self, trainer: pl.Trainer) -> None:
+    def finish(self, trainer: object, loggers: Sequence[MetricsLogger]) -> None:
         """Write what is there, and end; a logger that fails ends nothing else."""
         if not self._is_of(trainer):
             return
         if self._left_out:
             self._note("left out", f"{self._left_out} more events: of a run the first {MOST} are kept")
         try:
-            self.flush(trainer)
-            for writer in map(summary_writer, trainer.loggers):
+            self.flush(loggers)
+            for writer in map(summary_writer, loggers):
                 if writer is not None:
                     writer.flush()
         except Exception as error:  # whatever a logger raises: the run is over, and hooks have to come off
@@ -131,7 +141,7 @@ class RunEvents:
             )
         self._end()
 
-    def _is_of(self, trainer: pl.Trainer) -> bool:
+    def _is_of(self, trainer: object) -> bool:
         return self._trainer is not None and self._trainer() is trainer
 
     def _end(self) -> None:
@@ -174,15 +184,19 @@ class RunEvents:
         moment = self._run.moment if self._run is not None else None
         if moment is None or self._run is None:
             return self._start
-        counts_steps = moment.stage in (Stage.TRAIN, Stage.VALIDATE)
-        return moment.stage.value, moment.step if counts_steps else self._run.batches_seen
+        return moment.stage.value, self._position(moment) if _counts_steps(moment) else self._run.batches_seen
 
     # What is written.
 
-    def flush(self, trainer: pl.Trainer) -> None:
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self._pending or self._left_out)
+
+    def flush(self, loggers: Sequence[MetricsLogger]) -> None:
         """Write the events that no step's readings took along."""
         if self._pending:
-            self._write_all(trainer.loggers)
+            self._write_all(loggers)
 
     def of_step(self, loggers: Sequence[MetricsLogger], stage: str, step: int) -> list[EventRow]:
         """Return all events of a step whose readings are about to be written; write those of other steps."""
@@ -206,3 +220,11 @@ class RunEvents:
         before = self._last.get(stage, [])
         self._last[stage] = [*before, *new] if before and before[0].step == step else new
         return self._last[stage]
+
+
+def _counts_steps(moment: Moment) -> bool:
+    return moment.stage in (Stage.TRAIN, Stage.VALIDATE)
+
+
+def _step_of(moment: Moment) -> int:
+    return moment.step
