@@ -470,7 +470,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         ours.HookTrainerCallback,
         {},
         {"detectors": optional(are_hooks), "controllers": optional(are_hooks), "history_size": optional(whole(1))}
-        | {"alarms": are_alarms}
+        | {"alarms": are_alarms, "page": is_flag}
         | {"root": optional(lambda v: isinstance(v, str)), "name": optional(is_line), "token_mask": optional(callable)}
         | {"log_every_n_steps": optional(whole(1)), "report": optional(one_of("full", "short", "off"))}
         | {"scalars": lambda value: value is not None and one_of("auto", "all", "summary", "none")(value)},

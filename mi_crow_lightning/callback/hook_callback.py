@@ -28,7 +28,6 @@ from mi_crow_lightning.callback.arguments import (
     check_prog_bar,
 )
 from mi_crow_lightning.callback.dataloaders import Dataloaders
-from mi_crow_lightning.callback.end_page import EndPage
 from mi_crow_lightning.callback.figure_log import FigureLog
 from mi_crow_lightning.callback.monitored import Monitored
 from mi_crow_lightning.callback.progress_bar import ProgressBarNumbers
@@ -47,6 +46,7 @@ from mi_crow_lightning.report.logged import write_report
 from mi_crow_lightning.report.reporter import Reporter
 from mi_crow_lightning.report.tag_count import count_tags
 from mi_crow_lightning.runs.arguments import check_history_size, check_hooks, check_options, check_scalars
+from mi_crow_lightning.runs.end_page import EndPage
 from mi_crow_lightning.runs.hook_states import HookStates
 from mi_crow_lightning.runs.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.runs.names import (
@@ -68,6 +68,11 @@ if TYPE_CHECKING:
     pass
 
 __all__ = ["HookCallback"]
+
+_NO_EVENT_FILES = (
+    "makes the page of the event files of a TensorBoardLogger, and this Trainer has none: there will be no page. Give "
+    "it logger=TensorBoardLogger(...), beside others in a list if you like."
+)
 
 _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the LightningModule
 
@@ -153,7 +158,7 @@ class HookCallback(Results, pl.Callback):
         self.monitor = check_monitor(monitor)
         self.log_hyperparams = check_flag("log_hyperparams", log_hyperparams)
         self.page = check_flag("page", page)
-        self._end_page = EndPage()
+        self._end_page = EndPage("HookCallback", _NO_EVENT_FILES)
         self.token_mask = token_mask
         self.per_dataloader = check_per_dataloader(per_dataloader, self.detectors)
         self.dry_run = check_flag("dry_run", dry_run)
@@ -230,11 +235,12 @@ class HookCallback(Results, pl.Callback):
         if self._roll_call is not None:
             self._roll_call.end()
             self._roll_call = None
-        self._end_page.end(trainer)
+        self._end_page.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._interrupted = True
         self._events.fail(trainer, trainer.loggers, exception)
+        self._end_page.forget()
         self._broke_off_amid_batch = self._run is not None and self._run.is_amid_training_batch
         self._end_run_of(trainer)
         if self._roll_call is not None:
@@ -461,7 +467,8 @@ class HookCallback(Results, pl.Callback):
             self._compare_ranks(trainer)
             self._alarms.warn_of_layers(run.layers)
             start_warnings.log_fresh_graphs(run.begin(trainer_facts.stages_of_run(trainer)))
-            self._end_page.begin(trainer, self._writes_page(trainer))
+            quiet = not trainer.is_global_zero or trainer_facts.is_a_trial(trainer)
+            self._end_page.begin(trainer.loggers, self._writes_page(trainer), quiet)
             if not trainer_facts.is_fitting(trainer):
                 self._log_start(trainer)
             start_warnings.warn_of_controllers_never_due(trainer, self.controllers)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers.trainer_callback import TrainerCallback
 
+from mi_crow_lightning._arguments import check_flag
 from mi_crow_lightning._shown import shown
 from mi_crow_lightning._warned import warn
 from mi_crow_lightning.addressing.root import find_root
@@ -29,7 +30,7 @@ from mi_crow_lightning.hf_trainer import facts, state_file
 from mi_crow_lightning.hf_trainer.loggers import loggers_of
 from mi_crow_lightning.hf_trainer.report import refusals_of_run, report_of_run
 from mi_crow_lightning.hf_trainer.watched_trainer import TransformersTrainer, check_actions
-from mi_crow_lightning.hf_trainer.wrapped_methods import follow, unfollow
+from mi_crow_lightning.hf_trainer.wrapped_methods import follow, followers_of, unfollow
 from mi_crow_lightning.hooks.compiled.graphs import graphs_of
 from mi_crow_lightning.hooks.effects import Effects
 from mi_crow_lightning.hooks.hook import Hook
@@ -43,6 +44,7 @@ from mi_crow_lightning.report.logged import write_report
 from mi_crow_lightning.report.report_log import ReportLog
 from mi_crow_lightning.runs import start_notes
 from mi_crow_lightning.runs.arguments import check_history_size, check_hooks, check_options, check_scalars
+from mi_crow_lightning.runs.end_page import EndPage
 from mi_crow_lightning.runs.hook_states import HookStates
 from mi_crow_lightning.runs.hooked_run import HookedRun, failed_to_forget
 from mi_crow_lightning.runs.names import log_names, shown_hooks, state_keys
@@ -57,6 +59,11 @@ from mi_crow_lightning.warnings import NothingSeenWarning, ResumeWarning
 __all__ = ["HookTrainerCallback"]
 
 _WHO = "HookTrainerCallback"
+
+_NO_EVENT_FILES = (
+    "makes the page of TensorBoard's event files, and this Trainer writes none: there will be no page. Give its "
+    "TrainingArguments report_to='tensorboard', beside others in a list if you like."
+)
 
 _runs = itertools.count()  # on several ranks, of all callbacks: ranks that do the same count the same
 
@@ -79,6 +86,8 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         scalars: the readings that loggers show, see `HookCallback`.
         report: what is logged of `report` when a run starts, see `HookCallback`.
         alarms: what is watched for, and what is done then, see `Alarm`; ``"default"`` for `default_alarms`.
+        page: whether each run, at its end, is written as one HTML file, ``hooks.html`` beside the event files of
+            TensorBoard.
         token_mask: from the inputs of a step to the mask ``(B, T)`` of their real tokens, for models that get no
             attention mask.
         history_size: the most numbers that `history` holds, see `HookCallback`.
@@ -110,6 +119,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         scalars: Scalars = "auto",
         report: ReportForm | None = None,
         alarms: Sequence[Alarm] | Alarm | Literal["default"] = (),
+        page: bool = False,
         token_mask: Callable[[Any], Any] | None = None,
         history_size: int | None = 100_000,
     ) -> None:
@@ -123,6 +133,8 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
         check_actions(self.alarms)
         self._alarms = RunAlarms(self.alarms, (*self.detectors, *self.controllers))
         self._events = RunEvents()
+        self.page = check_flag("page", page)
+        self._end_page = EndPage(_WHO, _NO_EVENT_FILES)
         self._trainer: weakref.ref[Any] | None = None
         self._was_given = False  # whether the Trainer had the callback before it was attached
         self._leave_run()
@@ -251,6 +263,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             raise
         finally:
             self._end_run()
+        self._end_page.end()
 
     @contextmanager
     def _evaluation(self, method: str) -> Iterator[None]:
@@ -274,6 +287,8 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             self._evaluating, self._batch_idx = outer, trained
             if alone:
                 self._end_run()
+        if alone:
+            self._end_page.end()
 
     @contextmanager
     def _training_step(self, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -441,6 +456,10 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
             self._alarms.warn_of_layers(run.layers)
             if run.begin(stages):
                 log_info(start_notes.fresh_graphs_in_words(_WHO))
+            with_page = (one for one in followers_of(trainer) if isinstance(one, HookTrainerCallback) and one.page)
+            writes_page = next(with_page, None) is self  # of several, the one that ends last
+            quiet = not trainer.state.is_world_process_zero
+            self._end_page.begin(loggers_of(trainer, stages[0]), writes_page, quiet)
             if Stage.TRAIN not in stages:
                 start_notes.warn_of_controllers_never_due(self.controllers, stages, self._method)
         except BaseException:
@@ -519,6 +538,7 @@ class HookTrainerCallback(Results, TrainerCallback):  # type: ignore[misc]  # tr
 
     def _note_failure(self, error: BaseException) -> None:
         trainer = self._attached_to()
+        self._end_page.forget()
         if trainer is not None:
             self._events.fail(trainer, loggers_of(trainer, Stage.TRAIN), error)
 

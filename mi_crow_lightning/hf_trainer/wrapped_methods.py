@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-__all__ = ["METHODS", "Follower", "follow", "unfollow"]
+__all__ = ["METHODS", "Follower", "follow", "followers_of", "unfollow"]
 
 METHODS: Mapping[str, tuple[str, ...]] = {
     "train": ("resume_from_checkpoint", "trial"),
@@ -49,6 +49,11 @@ def follow(trainer: Any, follower: Follower) -> None:
         for name, arguments in METHODS.items():
             setattr(trainer, name, _wrapped(getattr(trainer, name), name, arguments, followers))
     followers.append(follower)
+
+
+def followers_of(trainer: Any) -> tuple[Follower, ...]:
+    """Return those who follow a Trainer: what the first puts around a method goes around what the others put there."""
+    return tuple(_followers.get(trainer, ()))
 
 
 def unfollow(trainer: Any, follower: Follower) -> None:
