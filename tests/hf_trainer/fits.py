@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -65,6 +67,13 @@ def trainer(model: nn.Module, folder: Path, kind: type[Trainer] = InOrder, **cha
     )
     arguments = TrainingArguments(**{**options, **changes})
     return kind(model=model, args=arguments, train_dataset=rows(), **{"eval_dataset": rows(8), **named})
+
+
+def in_tensorboard(folder: Path) -> dict[str, Any]:
+    """Arguments of a Trainer whose event files go to a folder ``run`` in a folder."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "run")
+    of_before = {"logging_dir": str(folder / "run")} if transformers.__version__ < "5" else {}
+    return {"report_to": "tensorboard", **of_before}
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,6 +5,8 @@ Each process is started by this script as torchrun would. ``FOLDER/<rank>.pt`` g
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import torch
 import transformers
 
 from mi_crow_lightning import ActivationStatistics, HookTrainerCallback, Schedule, SteeringController
+from mi_crow_lightning.alarms import Alarm, NonFinite
 from mi_crow_lightning.errors import RanksDiffer
 from tests.hf_trainer.fits import numbers, trainer, weights
 from tests.models import WIDTH, llama
@@ -46,11 +49,28 @@ def fit(folder: Path, batch: int, **options: Any) -> dict[str, Any]:
     return {"rows": numbers(watch.history()), "effects": effects, "weights": weights(model)}
 
 
+def alarmed(folder: Path, rank: int) -> dict[str, Any]:
+    """What a fit tells in which the third batch of rank 1 gives NaN at a block."""
+    model, batches = llama(attention_dropout=0.0), itertools.count()
+
+    def spoil(layer: Any, args: Any, out: torch.Tensor) -> torch.Tensor | None:
+        return out * math.nan if next(batches) == 2 and rank == 1 else None
+
+    model.model.layers[1].register_forward_hook(spoil)
+    alarm = Alarm(NonFinite(), ["log", "stop"])
+    watch = HookTrainerCallback(ActivationStatistics("block:*"), alarms=alarm, report="off")
+    with watch.attach(runner := trainer(model, folder)):
+        runner.train()
+    fired = [[one.layer, one.step, one.batch_idx, one.rank] for one in watch.fired()]
+    return {"fired": fired, "steps": runner.state.global_step, "weights": weights(model)}
+
+
 def on_a_rank(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     told = {"whole": fit(folder / "whole", 2), "still": fit(folder / "still", 2, arguments=STILL)}
     if RESUMES:
         told["resumed"] = fit(folder / "whole", 2, resume_from_checkpoint=str(folder / "whole" / "checkpoint-3"))
+    told["alarmed"] = alarmed(folder / "alarmed", rank)
     model, watch = llama(), watching("block:*" if rank else "block:0")
     try:
         with watch.attach(trainer(model, folder / "other")) as _:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -46,13 +44,6 @@ from tests.models import handles, llama
 torch.set_num_threads(1)
 
 STEPS = 6
-
-
-@pytest.fixture(autouse=True)
-def own_environment() -> Iterator[None]:
-    """Take back what TrainingArguments write there."""
-    with mock.patch.dict("os.environ"):
-        yield
 
 
 def faulty(at: int, fault: str) -> PreTrainedModel:
@@ -211,6 +202,22 @@ def test_a_stop_before_a_step_leaves_it_out(tmp_path: Path) -> None:
     assert [(one.layer, one.step, one.before_step) for one in fired] == [("model.layers.1", 4, True)] and steps == 4
     assert all(map(torch.equal, kept.weights.values(), weights(model).values()))
     assert all(bool(one.isfinite().all()) for one in weights(model).values())
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_a_stop_under_a_gradient_scaler_leaves_the_step_out(clipped: bool, tmp_path: Path) -> None:
+    """The scaler needs gradients to look at, whether it has unscaled them or not."""
+    kept, model = Kept(), llama(attention_dropout=0.0)
+    watch = HookTrainerCallback(detectors(), report="off", alarms=Alarm(Asked("loss", at=3), [kept, "stop"]))
+    runner = trainer(model, tmp_path, logging_steps=1, max_grad_norm=float(clipped))
+    scaler = runner.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    runner.accelerator.unscale_gradients = lambda *_: scaler.unscale_(runner.optimizer.optimizer)
+    with watch.attach(runner):
+        runner.train()
+    (firing,) = watch.fired()
+    assert (firing.step, runner.state.global_step) == (3, 3)
+    assert firing.value == pytest.approx(math.log(models.VOCABULARY), rel=0.2)  # not multiplied by the scale
+    assert all(map(torch.equal, kept.weights.values(), weights(model).values()))
 
 
 def test_a_stop_in_an_evaluation_ends_the_training_around_it(tmp_path: Path) -> None:

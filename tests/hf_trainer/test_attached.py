@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -27,13 +24,6 @@ from tests.hf_trainer.fits import CHECKPOINTING, InOrder, numbers, rows, trainer
 from tests.models import WIDTH, handles, llama
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def own_environment() -> Iterator[None]:
-    """Take back what TrainingArguments write there: the precision and the compiler of all later Trainers."""
-    with mock.patch.dict(os.environ):
-        yield
 
 
 def watching(**options: Any) -> HookTrainerCallback:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from mi_crow_lightning import ActivationStatistics, HookTrainerCallback
 from mi_crow_lightning.alarms import Alarm, Threshold
 from mi_crow_lightning.warnings import FailureWarning, NothingSeenWarning
 from tests.callback.test_end_page import numbers_of
-from tests.hf_trainer.fits import trainer
+from tests.hf_trainer.fits import in_tensorboard, trainer
 from tests.hf_trainer.test_attached import Failing
 from tests.models import llama
 from tests.run_page.pages import embedded
@@ -26,20 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecat
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def own_environment(tmp_path: Path) -> Iterator[None]:
-    """Take back what TrainingArguments write there, and say where event files go."""
-    with mock.patch.dict("os.environ", {"TENSORBOARD_LOGGING_DIR": str(tmp_path / "run")}):
-        yield
-
-
 def watching(**options: Any) -> HookTrainerCallback:
     watched = ActivationStatistics("block:*", name=options.get("name"))
     return HookTrainerCallback(watched, report="off", **{"page": True, **options})
 
 
 def test_the_page_holds_the_history_and_what_happened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    runner = trainer(llama(), tmp_path, report_to="tensorboard", eval_strategy="steps", eval_steps=3)
+    runner = trainer(llama(), tmp_path, **in_tensorboard(tmp_path), eval_strategy="steps", eval_steps=3)
     watch, page = watching(alarms=Alarm(Threshold("rms", above=1e-6, layers="*.2"), "log")), tmp_path / "run/hooks.html"
     with watch.attach(runner), caplog.at_level(logging.INFO, "mi_crow_lightning"):
         runner.train()
@@ -60,7 +51,7 @@ def test_the_page_holds_the_history_and_what_happened(tmp_path: Path, caplog: py
 def test_one_page_of_several_callbacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The one that ends last writes it, with what the others wrote at their ends."""
     watches = [watching(name=name, page=name != "a") for name in ("a", "b", "c")]
-    runner = trainer(llama(), tmp_path, report_to="tensorboard", callbacks=watches[::-1])
+    runner = trainer(llama(), tmp_path, **in_tensorboard(tmp_path), callbacks=watches[::-1])
     for watch in watches:
         watch.attach(runner)
     with caplog.at_level(logging.INFO, "mi_crow_lightning"):
@@ -71,7 +62,7 @@ def test_one_page_of_several_callbacks(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_a_run_that_fails_or_has_no_event_files_has_none(tmp_path: Path) -> None:
-    runner = trainer(llama(), tmp_path, Failing, report_to="tensorboard")
+    runner = trainer(llama(), tmp_path, Failing, **in_tensorboard(tmp_path))
     with watching().attach(runner) as watch, pytest.raises(ValueError, match="broke"):
         runner.train()
     assert not list(tmp_path.rglob("*.html")) and not watch._end_page._writers
@@ -85,7 +76,7 @@ def test_a_run_that_fails_or_has_no_event_files_has_none(tmp_path: Path) -> None
 
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "run/hooks.html").mkdir(parents=True)
-    runner = trainer(llama(), tmp_path, report_to="tensorboard")
+    runner = trainer(llama(), tmp_path, **in_tensorboard(tmp_path))
     with watching().attach(runner), pytest.warns(FailureWarning, match=r"HookTrainerCallback\(page=True\) wrote no"):
         runner.train()
     assert runner.state.global_step == 6

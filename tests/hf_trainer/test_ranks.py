@@ -49,3 +49,10 @@ def test_callbacks_that_differ_between_ranks_are_refused(ranks: list[Any]) -> No
     for told in ranks:
         assert "HookTrainerCallback is not the same on all ranks" in told["refused"]
         assert "model.layers.0 on rank 0; model.layers.0, model.layers.1" in told["refused"]
+
+
+def test_an_alarm_of_one_rank_stops_all_of_them_before_the_step(ranks: list[Any]) -> None:
+    first, second = (told["alarmed"] for told in ranks)
+    assert first["fired"] == second["fired"] == [["model.layers.1", 3, 2, 1]] and first["steps"] == second["steps"] == 3
+    assert all(bool(one.isfinite().all()) for one in first["weights"].values())
+    assert all(map(torch.equal, first["weights"].values(), second["weights"].values()))

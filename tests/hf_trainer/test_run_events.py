@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ from mi_crow_lightning import (
 from mi_crow_lightning.alarms import Alarm, NonFinite, Threshold
 from mi_crow_lightning.loggers import EventRow, read_compact, read_events
 from tests import models
-from tests.hf_trainer.fits import rows, trainer, weights
+from tests.hf_trainer.fits import in_tensorboard, rows, trainer, weights
 from tests.hf_trainer.test_alarms import Raising, faulty
 from tests.hf_trainer.test_attached import Failing
 from tests.hf_trainer.test_readings import Same
@@ -34,13 +32,6 @@ from tests.models import WIDTH, handles, llama
 torch.set_num_threads(1)
 
 EVERY = Schedule()
-
-
-@pytest.fixture(autouse=True)
-def own_environment(tmp_path: Path) -> Iterator[None]:
-    """Take back what TrainingArguments write there, and say where event files go."""
-    with mock.patch.dict("os.environ", {"TENSORBOARD_LOGGING_DIR": str(tmp_path / "run")}):
-        yield
 
 
 class Noting(Detector):
@@ -90,7 +81,7 @@ def test_the_events_are_those_of_lightning(accumulate: int, tmp_path: Path) -> N
     models.trainer(watch, **options).fit(Same(model), *loaders())
     again, other = llama(attention_dropout=0.0), HookTrainerCallback(**hooks())
     changes: dict[str, Any] = dict(gradient_accumulation_steps=accumulate, eval_strategy="steps", eval_steps=3)
-    runner = trainer(again, tmp_path, report_to="tensorboard", **changes)
+    runner = trainer(again, tmp_path, **in_tensorboard(tmp_path), **changes)
     with other.attach(runner):
         runner.train()
     assert all(map(torch.equal, weights(model).values(), weights(again).values()))
@@ -114,7 +105,7 @@ def as_if_it_were_lightning(row: EventRow) -> EventRow:
 @pytest.mark.parametrize("error", [ValueError("broke"), KeyboardInterrupt()])
 def test_an_exception_is_the_last_event(error: BaseException, tmp_path: Path) -> None:
     model = llama()
-    runner = trainer(model, tmp_path, Failing, report_to="tensorboard")
+    runner = trainer(model, tmp_path, Failing, **in_tensorboard(tmp_path))
     runner.error = error
     watches = [HookTrainerCallback(Noting("block:0", name=name), report="off", name=name) for name in ("a", "b")]
     with watches[0].attach(runner), watches[1].attach(runner), pytest.raises(type(error)):
@@ -127,7 +118,7 @@ def test_an_exception_is_the_last_event(error: BaseException, tmp_path: Path) ->
 
 
 def test_an_alarm_whose_action_raises_is_an_event_before_the_exception(tmp_path: Path) -> None:
-    runner = trainer(faulty(2, "activation"), tmp_path, report_to="tensorboard")
+    runner = trainer(faulty(2, "activation"), tmp_path, **in_tensorboard(tmp_path))
     alarm = Alarm(NonFinite(), Raising())
     watch = HookTrainerCallback(ActivationStatistics("block:*"), report="off", alarms=alarm)
     with watch.attach(runner), pytest.raises(ZeroDivisionError):
@@ -139,7 +130,7 @@ def test_a_resumed_run_says_so(tmp_path: Path) -> None:
     runner = trainer(llama(), tmp_path, save_strategy="steps", save_steps=4)
     with HookTrainerCallback(ActivationStatistics("block:0"), report="off").attach(runner):
         runner.train()
-    again = trainer(llama(), tmp_path, report_to="tensorboard")
+    again = trainer(llama(), tmp_path, **in_tensorboard(tmp_path))
     with HookTrainerCallback(ActivationStatistics("block:0"), report="off").attach(again):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     (row,) = [row for row in events(tmp_path) if row.kind == "resumed"]
@@ -147,7 +138,7 @@ def test_a_resumed_run_says_so(tmp_path: Path) -> None:
 
 
 def test_evaluations_count_batches_and_steps_as_their_readings_do(tmp_path: Path) -> None:
-    runner = trainer(llama(), tmp_path, report_to="tensorboard")
+    runner = trainer(llama(), tmp_path, **in_tensorboard(tmp_path))
     watch = HookTrainerCallback(
         [Noting("block:0", schedule=EVERY), ActivationStatistics("block:0", schedule=EVERY)], report="off"
     )
