@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mi_crow_lightning import ActivationStatistics, HookTrainerCallback
+from mi_crow_lightning import ActivationStatistics, Detector, HookTrainerCallback
 from mi_crow_lightning.alarms import Alarm, Threshold
 from mi_crow_lightning.warnings import FailureWarning, NothingSeenWarning
 from tests.callback.test_end_page import numbers_of
@@ -48,17 +48,35 @@ def test_the_page_holds_the_history_and_what_happened(tmp_path: Path, caplog: py
     assert kinds == {"alarm"}
 
 
+class Chatty(Detector):
+    """Reports more than a run keeps, which is said when the run ends."""
+
+    def observe(self, x: torch.Tensor, ctx: Any) -> None:
+        for index in range(100):
+            self.report_event(f"{ctx.moment.step}.{index}")
+
+
 def test_one_page_of_several_callbacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The one that ends last writes it, with what the others wrote at their ends."""
-    watches = [watching(name=name, page=name != "a") for name in ("a", "b", "c")]
+    """The one that was attached first ends last, and its page has what the others wrote at their ends."""
+    watches = [
+        HookTrainerCallback(
+            [ActivationStatistics("block:*", name=name), Chatty("block:0", name=f"chatty {name}")],
+            report="off",
+            name=name,
+            page=name != "a",
+        )
+        for name in ("a", "b", "c")
+    ]
     runner = trainer(llama(), tmp_path, **in_tensorboard(tmp_path), callbacks=watches[::-1])
     for watch in watches:
         watch.attach(runner)
     with caplog.at_level(logging.INFO, "mi_crow_lightning"):
         runner.train()
     assert caplog.text.count("wrote") == 1
-    (entry,) = embedded(tmp_path / "run/hooks.html").find("index")["runs"]
+    page = embedded(tmp_path / "run/hooks.html")
+    (entry,) = page.find("index")["runs"]
     assert {series["prefix"] for series in entry["statistics"]} == {"a", "b", "c"}
+    assert [row["kind"] for row in page.find("events", run="run")["events"]].count("left out") == 2
 
 
 def test_a_run_that_fails_or_has_no_event_files_has_none(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from mi_crow_lightning import ActivationStatistics, HookTrainerCallback, Schedule, SummingDetector
+from mi_crow_lightning.alarms import Alarm
 from mi_crow_lightning.hf_trainer.wrapped_methods import METHODS
 from tests.hf_trainer.fits import weights
+from tests.hf_trainer.test_alarms import Asked
 from tests.models import handles
 from tests.tiny_gpt2 import save_gpt2, tokenizer
 
@@ -98,3 +100,14 @@ def test_a_watched_run_is_the_run_and_counts_its_tokens(make: Any, tmp_path: Pat
     assert {(row.stage, row.step) for row in watch.history()} == {("train", 2), ("train", 4), ("validate", 4)}
     left, theirs = ([key[:2] for key in handles(one.model)] for one in (runner, plain))  # TRL leaves hooks itself
     assert left == theirs and not any(name in vars(runner) for name in METHODS)
+
+
+@pytest.mark.parametrize("make", [sft, dpo])
+def test_alarms_see_the_loss_of_each_step_and_stop(make: Any, tmp_path: Path) -> None:
+    runner = make(tmp_path)
+    runner.args.logging_steps = 1
+    rule = Asked("loss", at=3)
+    with HookTrainerCallback(ActivationStatistics("block:*"), report="off", alarms=Alarm(rule, "stop")).attach(runner):
+        runner.train()
+    logged = [row["loss"] for row in runner.state.log_history if "loss" in row]
+    assert rule.seen == pytest.approx(logged, rel=1e-4) and len(logged) == 3
