@@ -77,9 +77,9 @@ def _replay(given: argparse.Namespace) -> int:
     from mi_crow_lightning.language_model.imported_model import import_model, is_importable_name
 
     if not is_importable_name(given.model):
-        return _fail(f"--model {given.model!r} must be package.module:function, which makes the LightningModule")
+        return _fail(f"--model {given.model!r} must be package.module:function, which makes the model")
     try:
-        found = replay(load_snapshot(given.snapshot), import_model(given.model))  # type: ignore[arg-type]
+        found = replay(load_snapshot(given.snapshot), import_model(given.model))
     except (OSError, ValueError) as error:
         return _fail(str(error))
     except Exception as error:  # whatever the user's training step raises
@@ -215,7 +215,8 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--model",
         metavar="NAME",
         required=True,
-        help="package.module:name of a function or class that, called without arguments, makes the LightningModule",
+        help="package.module:name of a function or class that, called without arguments, makes the LightningModule, "
+        "or the model that transformers' Trainer trained",
     )
     replay.add_argument("--json", action="store_true", help="print JSON")
     replay.set_defaults(run=_replay)

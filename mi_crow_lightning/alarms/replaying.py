@@ -22,6 +22,7 @@ from mi_crow_lightning.addressing.module_tree import ModuleTree, without_wrapper
 from mi_crow_lightning.alarms._watch import bad_parameter, joined, layer_of
 from mi_crow_lightning.alarms.before_pass import set_random_states
 from mi_crow_lightning.alarms.firing import Firing
+from mi_crow_lightning.alarms.model_step import NOTE, is_of_model, step_of_model
 from mi_crow_lightning.alarms.snapshot_file import load_snapshot
 from mi_crow_lightning.errors import SnapshotError
 
@@ -34,7 +35,8 @@ class Replay(NamedTuple):
     Attributes:
         alarm: the sentence of the alarm that wrote the snapshot.
         layer: the first layer, among those that the run watched, that is not finite; empty if there is none.
-        module: the first module of all, mostly inside that layer, by its name in the LightningModule; empty if there is
+        module: the first module of all, mostly inside that layer, by its name in the LightningModule or model; empty if
+            there is
             none.
         inputs_finite: whether the inputs of that module were finite.
         batch_finite: whether the batch was finite.
@@ -92,12 +94,15 @@ class _Calls:
             self.bad.add(name)
 
 
-def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: pl.LightningModule) -> Replay:
+def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: nn.Module) -> Replay:
     """Run the training step of a snapshot again, with its batch, weights, buffers and random states, on the CPU.
+
+    Of a run of ``transformers.Trainer``, the model is called with the batch, ``model(**batch)``.
 
     Args:
         snapshot: the file, or what `load_snapshot` returned.
-        module: a LightningModule as that of the run. It is changed: it gets the weights of the snapshot.
+        module: a LightningModule as that of the run, or the model that ``transformers.Trainer`` trained. It is changed:
+            it gets the weights of the snapshot.
 
     Raises:
         OSError: the file cannot be read.
@@ -108,11 +113,7 @@ def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: pl.Lightni
     """
     content = load_snapshot(snapshot) if isinstance(snapshot, (str, PathLike)) else snapshot
     module = getattr(module, "_orig_mod", module)  # what torch.compile made of a LightningModule
-    if not is_a(module, pl.LightningModule):
-        raise SnapshotError(
-            f"the model is a {type(module).__name__}, and a snapshot needs the LightningModule that was "
-            "trained: name a function that makes it"
-        )
+    _check(module, content)
     notes = _restore(module, content)
     calls, alarm = _Calls(), content["alarm"]
     watched = [
@@ -121,14 +122,33 @@ def replay(snapshot: str | PathLike[str] | Mapping[str, Any], module: pl.Lightni
     ]
     try:
         with torch.compiler.set_stance("force_eager"):  # a graph would not call what was just registered
-            loss = _step(module, content, alarm)
+            if is_a(module, pl.LightningModule):
+                loss = _step(module, content, alarm)
+            else:
+                loss = step_of_model(module, content)
+                notes.append(NOTE)
     finally:
         for handle in watched:
             handle.remove()
     return _result(module, content, calls, loss, notes)
 
 
-def _restore(module: pl.LightningModule, content: Mapping[str, Any]) -> list[str]:
+def _check(module: Any, content: Mapping[str, Any]) -> None:
+    """Refuse what cannot be the model of a snapshot."""
+    name, of_model = type(module).__name__, is_of_model(content)
+    if of_model and (not isinstance(module, nn.Module) or is_a(module, pl.LightningModule)):
+        raise SnapshotError(
+            f"the model is a {name}, and this snapshot needs the model that transformers' Trainer trained: name a "
+            "function that makes it"
+        )
+    if not of_model and not is_a(module, pl.LightningModule):
+        raise SnapshotError(
+            f"the model is a {name}, and a snapshot needs the LightningModule that was trained: name a function that "
+            "makes it"
+        )
+
+
+def _restore(module: nn.Module, content: Mapping[str, Any]) -> list[str]:
     """Give a module the tensors and modes of a snapshot; return what is not as it was."""
     # The run's model may have been compiled, and this one not.
     tensors: dict[str, Tensor] = _bare({**content["model"], **content["buffers"]}.items())
@@ -244,7 +264,7 @@ class _LastMoment(pl.Callback):
 
 
 def _result(
-    module: pl.LightningModule, content: Mapping[str, Any], calls: _Calls, loss: float | None, notes: list[str]
+    module: nn.Module, content: Mapping[str, Any], calls: _Calls, loss: float | None, notes: list[str]
 ) -> Replay:
     alarm, layers, root = content["alarm"], [str(layer) for layer in content["layers"]], content["root"]
     named = str(alarm["layer"])

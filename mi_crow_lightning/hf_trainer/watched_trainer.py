@@ -15,7 +15,6 @@ from mi_crow_lightning._warned import warn
 from mi_crow_lightning.alarms.actions import SaveCheckpoint
 from mi_crow_lightning.alarms.alarm import Alarm
 from mi_crow_lightning.alarms.firing import Firing
-from mi_crow_lightning.alarms.snapshot import Snapshot
 from mi_crow_lightning.alarms.watched_trainer import drop_gradients
 from mi_crow_lightning.hf_trainer import facts
 from mi_crow_lightning.hooks.schedules import Moment
@@ -92,11 +91,6 @@ def check_actions(alarms: Iterable[Alarm]) -> None:
     """
     for alarm in alarms:
         for action in alarm.actions:
-            if isinstance(action, Snapshot):
-                raise ValueError(
-                    f"the alarm {alarm.name!r} has the action {action!r}, and only a pass of Lightning's Trainer can "
-                    "be run again: with transformers.Trainer leave it out, and take 'stop' or 'checkpoint'"
-                )
             if isinstance(action, SaveCheckpoint) and action.folder is not None:
                 raise ValueError(
                     f"the alarm {alarm.name!r} saves to folder={shown(action.folder)}, and transformers.Trainer saves "

@@ -30,11 +30,13 @@ from mi_crow_lightning.alarms import (
     NonFinite,
     Rule,
     SaveCheckpoint,
-    Snapshot,
     Threshold,
     WithoutEffect,
     default_alarms,
+    load_snapshot,
+    replay,
 )
+from mi_crow_lightning.errors import SnapshotError
 from mi_crow_lightning.warnings import AlarmWarning, NothingSeenWarning
 from tests import models
 from tests.hf_trainer.fits import rows, trainer, weights
@@ -258,8 +260,8 @@ def test_alarms_go_on_in_a_resumed_run(tmp_path: Path) -> None:
 def test_a_checkpoint_outside_of_training_is_said_to_be_missing(tmp_path: Path) -> None:
     alarm = Alarm(Threshold("rms", above=1e-6), "checkpoint")
     watch = HookTrainerCallback(detectors(), report="off", alarms=alarm)
-    with watch.attach(trainer(llama(), tmp_path)), pytest.warns(AlarmWarning, match="only training has some"):
-        watch._attached_to().evaluate()
+    with watch.attach(runner := trainer(llama(), tmp_path)), pytest.warns(AlarmWarning, match="only training has some"):
+        runner.evaluate()
     assert not list(tmp_path.iterdir())
 
 
@@ -267,8 +269,8 @@ def test_a_controller_without_effect_is_named_and_switched_off(tmp_path: Path) -
     idle = FunctionController("block:0", lambda x: x + 0, hook_id="idle", schedule=Schedule(stages="train"))
     alarm = Alarm(WithoutEffect(), ["log", "switch off"])
     watch = HookTrainerCallback(controllers=idle, report="off", alarms=alarm)
-    with watch.attach(trainer(llama(), tmp_path, logging_steps=1)), pytest.warns(NothingSeenWarning):
-        watch._attached_to().train()
+    with watch.attach(runner := trainer(llama(), tmp_path, logging_steps=1)), pytest.warns(NothingSeenWarning):
+        runner.train()
     assert [(one.hook, one.layer, one.step) for one in watch.fired()] == [("idle", "model.layers.0", 3)]
     assert not idle.enabled
 
@@ -289,10 +291,37 @@ def test_an_action_that_raises_leaves_nothing_behind(tmp_path: Path) -> None:
     assert len(watch.fired()) == 1 and pickle.loads(pickle.dumps(watch)).fired() == watch.fired()
 
 
+@pytest.mark.parametrize("fault", ["activation", "gradient"])
+def test_a_snapshot_replays_and_names_the_layer(fault: str, tmp_path: Path) -> None:
+    alarm = Alarm(NonFinite(), ["snapshot", "stop"])
+    (firing,), (text,), _ = by_transformers(faulty(3, fault), alarm, 2, tmp_path)
+    file = tmp_path / "alarms" / "NonFinite-train-step2-rank0.pt"
+    assert str(file) in text and firing.step == 2 and firing.batch_idx == 3
+    found = replay(file, faulty(0, fault))
+    assert found.same and (found.layer or found.gradient_layer) == "model.layers.1" and found.batch_finite
+    assert found.notes == ("the loss is that of model(**batch): what else a Trainer computes is not run again",)
+    assert not replay(file, llama()).same  # a model without the fault
+    for other in (Same(llama()), object()):
+        with pytest.raises(SnapshotError, match="needs the model that transformers' Trainer trained"):
+            replay(file, other)  # type: ignore[arg-type]
+
+
+def test_a_snapshot_replays_with_the_weights_and_random_states_of_the_pass(tmp_path: Path) -> None:
+    rule, model = Asked("loss", at=3), llama()
+    assert any(getattr(one, "p", 0) or getattr(one, "attention_dropout", 0) for one in model.modules())
+    by_transformers(model, Alarm(rule, ["snapshot", "stop"]), 1, tmp_path)
+    (file,) = (tmp_path / "alarms").iterdir()
+    assert replay(file, llama()).loss == pytest.approx(rule.seen[2], rel=1e-6)
+    content = load_snapshot(file)
+    with pytest.raises(SnapshotError, match=r"LlamaForCausalLM gives no loss for .*'input_ids'.*"):
+        replay({**content, "batch": {"input_ids": content["batch"]["input_ids"]}}, llama())
+    with pytest.raises(SnapshotError, match=r"does not take the snapshot's batch, with \['chosen'\]"):
+        replay({**content, "batch": {"chosen": 1}}, llama())
+    with pytest.raises(SnapshotError, match="takes its inputs by name"):
+        replay({**content, "batch": [1]}, llama())
+
+
 def test_what_this_trainer_cannot_do_is_refused() -> None:
-    for actions, says in ((Snapshot(), "Snapshot"), ("snapshot", "only a pass of Lightning's Trainer")):
-        with pytest.raises(ValueError, match=says):
-            HookTrainerCallback(detectors(), alarms=Alarm(NonFinite(), actions))
     with pytest.raises(ValueError, match=r"saves all checkpoints in its output_dir: leave folder= out"):
         HookTrainerCallback(detectors(), alarms=Alarm(NonFinite(), SaveCheckpoint("there")))
     with pytest.raises(ValueError, match="has no controllers"):
@@ -302,8 +331,8 @@ def test_what_this_trainer_cannot_do_is_refused() -> None:
 def test_layers_that_are_not_hooked_are_warned_of(tmp_path: Path) -> None:
     alarm = Alarm(Threshold("rms", above=1, layers="block:9"))
     watch = HookTrainerCallback(detectors(), report="off", alarms=alarm)
-    with watch.attach(trainer(llama(), tmp_path)), pytest.warns(NothingSeenWarning, match="cannot fire"):
-        watch._attached_to().evaluate()
+    with watch.attach(runner := trainer(llama(), tmp_path)), pytest.warns(NothingSeenWarning, match="cannot fire"):
+        runner.evaluate()
 
 
 def test_an_optimizer_that_steps_within_backward_is_refused(tmp_path: Path) -> None:
@@ -313,5 +342,5 @@ def test_an_optimizer_that_steps_within_backward_is_refused(tmp_path: Path) -> N
     with watch.attach(runner), pytest.raises(RegistrationError, match="LOMO changes weights within"):
         runner.train()
     late = HookTrainerCallback(detectors(), report="off", alarms=Alarm(NonFinite(stages="validate")))
-    with late.attach(trainer(llama(), tmp_path)):
-        late._attached_to().evaluate()
+    with late.attach(runner := trainer(llama(), tmp_path)):
+        runner.evaluate()

@@ -158,7 +158,7 @@ def test_evaluations_count_batches_and_steps_as_their_readings_do(tmp_path: Path
 
 def test_without_tensorboard_nothing_is_noted(tmp_path: Path) -> None:
     watch = HookTrainerCallback(Noting("block:0"), report="off")
-    with watch.attach(trainer(llama(), tmp_path)) as _:
-        watch._attached_to().train()
+    with watch.attach(runner := trainer(llama(), tmp_path)):
+        runner.train()
         assert not watch._events.noted_by and not watch._events.waits
     assert not list(tmp_path.iterdir())

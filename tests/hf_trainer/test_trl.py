@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mi_crow_lightning import ActivationStatistics, HookTrainerCallback, Schedule, SummingDetector
-from mi_crow_lightning.alarms import Alarm
+from mi_crow_lightning.alarms import Alarm, load_snapshot, replay
+from mi_crow_lightning.errors import SnapshotError
 from mi_crow_lightning.hf_trainer.wrapped_methods import METHODS
 from tests.hf_trainer.fits import weights
 from tests.hf_trainer.test_alarms import Asked
@@ -107,7 +108,18 @@ def test_alarms_see_the_loss_of_each_step_and_stop(make: Any, tmp_path: Path) ->
     runner = make(tmp_path)
     runner.args.logging_steps = 1
     rule = Asked("loss", at=3)
-    with HookTrainerCallback(ActivationStatistics("block:*"), report="off", alarms=Alarm(rule, "stop")).attach(runner):
+    alarm = Alarm(rule, ["snapshot", "stop"])
+    with HookTrainerCallback(ActivationStatistics("block:*"), report="off", alarms=alarm).attach(runner):
         runner.train()
     logged = [row["loss"] for row in runner.state.log_history if "loss" in row]
     assert rule.seen == pytest.approx(logged, rel=1e-4) and len(logged) == 3
+    (file,) = (tmp_path / "alarms").iterdir()
+    if make is sft:
+        labels = load_snapshot(file)["batch"][
+            "labels"
+        ]  # the Trainer divides by all of them
+        share = (labels[:, 1:] != -100).sum() / (labels != -100).sum()
+        assert replay(file, model(tmp_path)).loss * share == pytest.approx(rule.seen[2], rel=1e-5)
+        return
+    with pytest.raises(SnapshotError, match=r"gives no loss for|does not take"):
+        replay(file, model(tmp_path))
