@@ -179,7 +179,7 @@ def test_the_loss_of_each_step_is_the_one_that_the_trainer_logs(accumulate: int,
 
 def test_a_run_in_which_nothing_fires_is_bit_identical(tmp_path: Path) -> None:
     found = []
-    for alarms in (None, [*default_alarms(["warn", "checkpoint", "stop"])]):
+    for alarms in (None, default_alarms(["warn", "checkpoint", "snapshot", "stop"])):
         model = llama()
         runner = trainer(model, tmp_path, Trainer, max_grad_norm=1.0, gradient_accumulation_steps=2)
         if alarms is not None:

@@ -115,9 +115,7 @@ def test_alarms_see_the_loss_of_each_step_and_stop(make: Any, tmp_path: Path) ->
     assert rule.seen == pytest.approx(logged, rel=1e-4) and len(logged) == 3
     (file,) = (tmp_path / "alarms").iterdir()
     if make is sft:
-        labels = load_snapshot(file)["batch"][
-            "labels"
-        ]  # the Trainer divides by all of them
+        labels = load_snapshot(file)["batch"]["labels"]  # the Trainer divides by all of them
         share = (labels[:, 1:] != -100).sum() / (labels != -100).sum()
         assert replay(file, model(tmp_path)).loss * share == pytest.approx(rule.seen[2], rel=1e-5)
         return
