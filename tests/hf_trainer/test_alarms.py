@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from mi_crow_lightning import (
     ActivationStatistics,
@@ -39,7 +39,7 @@ from mi_crow_lightning.alarms import (
 from mi_crow_lightning.errors import SnapshotError
 from mi_crow_lightning.warnings import AlarmWarning, NothingSeenWarning
 from tests import models
-from tests.hf_trainer.fits import rows, trainer, weights
+from tests.hf_trainer.fits import CHECKPOINTING, rows, trainer, weights
 from tests.hf_trainer.test_readings import Same
 from tests.models import handles, llama
 
@@ -195,6 +195,7 @@ def test_a_run_in_which_nothing_fires_is_bit_identical(tmp_path: Path) -> None:
     assert all(map(torch.equal, one.values(), other.values())) and losses == losses_2 and torch.equal(state, state_2)
 
 
+@pytest.mark.documents("reliability/a-gradient-is-nan-under-transformers-trainer-with-a-nonfinite-alarm")
 def test_a_stop_before_a_step_leaves_it_out(tmp_path: Path) -> None:
     """With the Trainer's clipping, and whatever follows in the same step."""
     kept, model = Kept(), faulty(3, "gradient")
@@ -220,6 +221,33 @@ def test_a_stop_under_a_gradient_scaler_leaves_the_step_out(clipped: bool, tmp_p
     assert (firing.step, runner.state.global_step) == (3, 3)
     assert firing.value == pytest.approx(math.log(models.VOCABULARY), rel=0.2)  # not multiplied by the scale
     assert all(map(torch.equal, kept.weights.values(), weights(model).values()))
+
+
+class Breaking(TrainerCallback):
+    """Makes a weight NaN before the third step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            with torch.no_grad():
+                model.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"torch_compile": True, "torch_compile_backend": "eager"}, {"bf16": True, CHECKPOINTING: True}],
+    ids=lambda options: "-".join(options),
+)
+def test_compiled_checkpointed_and_bf16_runs_name_the_layer_and_replay(options: dict[str, Any], tmp_path: Path) -> None:
+    alarm = Alarm(NonFinite(), ["snapshot", "stop"])
+    watch = HookTrainerCallback(detectors(), report="off", alarms=alarm)
+    changes: dict[str, Any] = dict(gradient_accumulation_steps=2, callbacks=[Breaking()], **options)
+    with watch.attach(runner := trainer(llama(), tmp_path, **changes)), pytest.warns(AlarmWarning):
+        runner.train()
+    (firing,) = watch.fired()
+    assert (firing.layer, firing.step, firing.batch_idx) == ("model.layers.1", 3, 4)
+    (file,) = (tmp_path / "alarms").iterdir()
+    found = replay(file, llama())
+    assert found.same and found.module == "model.layers.1.mlp.down_proj" and not found.notes[1:]
 
 
 def test_a_stop_in_an_evaluation_ends_the_training_around_it(tmp_path: Path) -> None:
