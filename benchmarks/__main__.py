@@ -27,6 +27,7 @@ from benchmarks.cases import cases, compile_case
 from benchmarks.report import NotRun, Section, Target, as_json, heading, markdown, put_into
 from benchmarks.rows_compiled import compiled
 from benchmarks.rows_drift import drifting
+from benchmarks.rows_forms import compiled_by_form, one_activation_by_form
 from benchmarks.rows_growth import growth
 from benchmarks.rows_heads import heads
 from benchmarks.rows_logging import event, moved
@@ -62,10 +63,12 @@ def sections(device: torch.device, rounds: int, quick: bool) -> Iterator[tuple[s
     yield "host time a site", lambda: sites(device, 2 if quick else 40)
     yield "heads", lambda: heads(device, 2 if quick else 20, quick)
     yield "one tensor", lambda: one_tensor(device, 3 * rounds, quick)
+    yield "one activation by form", lambda: one_activation_by_form(device, rounds, quick)
     yield "six numbers", lambda: six_numbers(device, rounds, quick)
     yield "tiny GPT-2", lambda: tiny_gpt2(device, 2 if quick else 20, quick)
     yield "accuracy", lambda: accuracy(device, quick)
     yield "compiled model", lambda: compiled(compile_case(device), rounds)
+    yield "compiled model by form", lambda: compiled_by_form(device, 3 * rounds, quick)
     yield "log step", moved
     yield "event file", lambda: event(2 if quick else 60)
     yield "tab in TensorBoard", not_with_quick if quick else tab
