@@ -24,7 +24,7 @@ HOST = ("growth", "log step", "event file", "tab in TensorBoard")
 """Sections that no GPU changes."""
 
 FIRST = ("one tensor", "six numbers", "tiny GPT-2", "accuracy", "host time a site", "vectors by row")
-LAST = ("compiled model",)
+LAST = ("compiled model", "compiled model by form")
 
 RESERVE = 15
 """Seconds before the end in which nothing new begins."""

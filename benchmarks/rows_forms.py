@@ -40,11 +40,11 @@ class CalledStatistics(ActivationStatistics):
 
 
 def one_activation_by_form(device: torch.device, rounds: int, quick: bool) -> Section:
-    """Measure one activation by each form that runs on the device, everything and without channels and histogram."""
+    """Measure all statistics of one activation by each form that runs on the device."""
     lines = []
     for shape, dtype in SIZES["quick" if quick else device.type]:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-        took = seconds_of({"torch.var_mean(x)": lambda x=x: torch.var_mean(x)} | dict(_forms(x)), rounds, device)
+        took = seconds_of({"torch.var_mean(x)": lambda x=x: torch.var_mean(x)} | dict(_forms(x, quick)), rounds, device)
         base = took["torch.var_mean(x)"]
         lines += [
             {
@@ -57,7 +57,7 @@ def one_activation_by_form(device: torch.device, rounds: int, quick: bool) -> Se
     return Section("One activation by each form", f"All statistics and histogram; medians of {rounds} calls.", lines)
 
 
-def _forms(x: Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _forms(x: Tensor, quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     tokens = x.reshape(-1, x.shape[-1])
     if kernels_run_on(x.device):
         yield "Triton", partial(measure, x)
@@ -67,7 +67,8 @@ def _forms(x: Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "numpy", partial(_in_chunks, measure_at_hand, tokens)
     yield "eager torch", partial(_in_chunks, measure_in_torch, tokens)
     if _has_compiler(x.device):
-        yield "compiled from torch", partial(torch.compile(measure_traced), tokens, None, Group.ALL)
+        by = "eager" if quick else "inductor"
+        yield "compiled from torch", partial(torch.compile(measure_traced, backend=by), tokens, None, Group.ALL)
 
 
 def _in_chunks(form: Callable[..., Any], tokens: Tensor) -> list[Any]:
@@ -94,7 +95,7 @@ def compiled_by_form(device: torch.device, rounds: int, quick: bool) -> Section:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(1 if quick else 2):  # each run compiles from scratch: in turns
         for name, callbacks in ways.items():
-            seconds[name].append(forward_passes(case, rounds, "inductor", *callbacks()).seconds())
+            seconds[name].append(forward_passes(case, rounds, "eager" if quick else "inductor", *callbacks()).seconds())
     bare = statistics.median(seconds["bare"])
     lines = [
         {

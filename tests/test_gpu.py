@@ -28,7 +28,9 @@ def test_every_section_that_a_gpu_changes_is_measured() -> None:
     *chosen, last = [name for name, _ in gpu_rows.chosen(torch.device("cpu"), 2, True)]
     assert last == "kernels"  # that they were used by the rows before
     assert sorted([*chosen, *gpu_rows.HOST]) == sorted(everything)
-    assert set(chosen[: len(gpu_rows.FIRST)]) == set(gpu_rows.FIRST) and chosen[-1:] == list(gpu_rows.LAST)
+    assert set(chosen[: len(gpu_rows.FIRST)]) == set(gpu_rows.FIRST) and chosen[-len(gpu_rows.LAST) :] == list(
+        gpu_rows.LAST
+    )
 
 
 def test_the_models_of_a_gpu_can_be_made() -> None:
