@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mi_crow_lightning import ActivationStatistics, HookCallback
 from mi_crow_lightning.alarms import Alarm, NonFinite, Snapshot, Threshold
+from tests.end_of_ranks import leave_ranks
 from tests.models import Module, mlp, trainer, vector_data
 
 MARK = 100.0  # in place of the first number of a batch: there the fault is
@@ -74,3 +75,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave_ranks()

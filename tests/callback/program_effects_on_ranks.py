@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from mi_crow_lightning import HookCallback, ProjectionDetector, Schedule, SteeringController
 from tests.callback.test_effects_over_batches import AroundBatches
+from tests.end_of_ranks import leave_ranks
 from tests.models import WIDTH, Module, llama, token_data, trainer
 
 LAYER = "model.model.layers.1"
@@ -63,3 +64,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from mi_crow_lightning import GradientStatistics, HookCallback, Schedule, TokenStatistics, WeightStatistics
 from tests.callback.program_ranks import EMPTY, UNEVEN, Ranked, on_two
+from tests.end_of_ranks import leave_ranks
 from tests.hooks.detectors.gradients import by_layer
 
 SIZES = ((3, 2, 1, 2), (1, 4, 2, 2))  # rows of each rank in each of its micro-batches, of which two make a step
@@ -81,3 +82,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

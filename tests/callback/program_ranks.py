@@ -36,6 +36,7 @@ from mi_crow_lightning import (
     SteeringController,
 )
 from mi_crow_lightning.errors import RegistrationError
+from tests.end_of_ranks import leave_ranks
 from tests.models import WIDTH, Module, llama, token_data, trainer
 
 LAYER = "model.model.layers.1"
@@ -302,3 +303,4 @@ def all_runs(ddp: Callable[..., pl.Trainer], folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from mi_crow_lightning import HookCallback, LinearProbe
+from tests.end_of_ranks import leave_ranks
 from tests.hooks.detectors.probing import Labelled, labelled_data
 from tests.models import llama, loader, trainer
 
@@ -59,3 +60,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from mi_crow_lightning import HookCallback, Schedule
+from tests.end_of_ranks import leave_ranks
 from tests.hooks.summing import Spread
 from tests.models import Module, llama, token_data, trainer
 
@@ -123,3 +124,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from mi_crow_lightning import HookCallback, TraitMonitor
+from tests.end_of_ranks import leave_ranks
 from tests.models import Module, llama, loader, token_data, trainer
 
 VECTORS = {"joy": torch.arange(32.0) - 9, "calm": torch.arange(32.0).cos()}
@@ -40,3 +41,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from mi_crow_lightning import HookCallback, PredictionWriter
+from tests.end_of_ranks import leave_ranks
 from tests.language_model.test_sweep import module_of, steer
 from tests.language_model.tiny import TEXTS, model_of, texts_loader
 from tests.models import trainer
@@ -38,3 +39,4 @@ def main(folder: str, mode: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

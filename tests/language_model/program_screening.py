@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
+from tests.end_of_ranks import leave_ranks
 from tests.language_model.screened import screening
 from tests.language_model.tiny import TEXTS
 from tests.models import trainer
@@ -26,3 +27,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

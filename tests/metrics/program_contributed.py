@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from mi_crow_lightning import HookCallback
 from mi_crow_lightning.metrics.known_statistics import known_names
+from tests.end_of_ranks import leave_ranks
 from tests.metrics.noted import Noted
 from tests.metrics.program_fit_on_ranks import ACCUMULATE, NAMES, Ranked, Recorded
 from tests.models import llama, trainer
@@ -62,3 +63,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, default_collate
 
 from mi_crow_lightning import HookCallback
+from tests.end_of_ranks import leave_ranks
 from tests.metrics.noted import Noted
 from tests.metrics.reference import Recorder
 from tests.models import Module, llama, token_data, trainer
@@ -91,3 +92,4 @@ def main(kind: str, folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()

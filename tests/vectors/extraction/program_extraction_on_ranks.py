@@ -17,6 +17,7 @@ from mi_crow_lightning import ContrastDetector, HookCallback
 from mi_crow_lightning.metrics.class_moments import GROUPS
 from mi_crow_lightning.vectors.extraction.layer_moments import Extraction
 from mi_crow_lightning.vectors.extraction.row_means import Rows
+from tests.end_of_ranks import leave_ranks
 from tests.hooks.detectors.contrasts import Reader, batches, texts
 from tests.models import llama, trainer
 
@@ -92,3 +93,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave_ranks()
