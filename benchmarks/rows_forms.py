@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.report import NotRun, Section
@@ -24,13 +23,13 @@ from mi_crow_lightning.metrics.one_pass.in_torch import measure_in_torch
 from mi_crow_lightning.metrics.one_pass.on_cpu import measure_at_hand
 from mi_crow_lightning.metrics.one_pass.on_cuda.choice import kernels_run_on
 from mi_crow_lightning.metrics.summary import Group
+from tests.models import llama
 
 SIZES = {
     "cpu": [((4, 64, 576), torch.float32), ((8, 512, 4096), torch.bfloat16)],
     "cuda": [((4, 1024, 2048), torch.bfloat16), ((8, 2048, 4096), torch.bfloat16)],
     "quick": [((4, 8, 32), torch.float32)],
 }
-BLOCKS = 6
 
 
 class CalledStatistics(ActivationStatistics):
@@ -85,8 +84,10 @@ def compiled_by_form(device: torch.device, rounds: int, quick: bool) -> Section:
     """
     if not _has_compiler(device):
         raise NotRun("no C++ compiler is installed, which torch.compile needs on a CPU")
-    sizes = (32, 64, 2, 2, 50) if quick else (576, 1536, BLOCKS, 9, 1000)
-    case = Case("a Llama of SmolLM2's width", partial(_llama, *sizes), 4, 64, device)
+    width, inner, heads, blocks = (32, 64, 2, 2) if quick else (576, 1536, 9, 6)
+    sizes = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=blocks, vocab_size=1000)
+    model = partial(llama, **sizes, num_attention_heads=heads, num_key_value_heads=heads)
+    case = Case("a Llama of SmolLM2's width", model, 4, 64, device)
     ways: dict[str, Callable[[], list[HookCallback]]] = {
         "bare": list,
         "traced": lambda: [HookCallback(ActivationStatistics("block:*"))],
@@ -105,21 +106,8 @@ def compiled_by_form(device: torch.device, rounds: int, quick: bool) -> Section:
         }
         for name, runs in seconds.items()
     ]
-    note = f"{case.title}, {sizes[2]} blocks; each run's median of {rounds} passes, and the median of the runs."
+    note = f"{case.title}, {blocks} blocks; each run's median of {rounds} passes, and the median of the runs."
     return Section("A compiled model, statistics traced and called", note, lines)
-
-
-def _llama(width: int, inner: int, blocks: int, heads: int, vocabulary: int) -> nn.Module:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-    )
-    return LlamaForCausalLM(config)
 
 
 def _has_compiler(device: torch.device) -> bool:

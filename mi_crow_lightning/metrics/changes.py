@@ -157,15 +157,17 @@ class EffectSums:
     def add(self, stage: str, place: int, before: Tensor, after: Tensor, channels: int | None = None) -> None:
         """Add one edit, without waiting for the device."""
         dim = _dim(before, channels)
-        if not self._in_graphs and are_few(before, after, dim):
-            with torch.no_grad():
-                numbers = numbers_of(*_norms(before, after, dim))
-            of_stage = self._few.setdefault(stage, {})
-            before_it = of_stage[place] if place in of_stage else self._rows_of(stage)[place].tolist()
-            of_stage[place] = joined(before_it, numbers)
+        if self._empty.is_cpu and not self._in_graphs and are_few(before, after, dim):
+            self._add_few(stage, place, numbers_of(*_norms(before, after, dim)))
             return
         row = self._of(stage)[place]
         row.copy_(merge_changes(torch.stack([row, measure_change(before, after, channels).to(row)])))
+
+    def _add_few(self, stage: str, place: int, numbers: Sequence[float]) -> None:
+        """Add the numbers of an edit to a row that goes on in Python, until `_of` writes it back."""
+        of_stage = self._few.setdefault(stage, {})
+        row = of_stage[place] if place in of_stage else self._rows_of(stage)[place].tolist()
+        of_stage[place] = joined(row, numbers)
 
     def changed(self, stage: str, places: Sequence[int]) -> Tensor:
         """Return how many tokens were changed or broken at some places in a stage since they were last taken."""
@@ -233,7 +235,7 @@ class EffectSums:
     def load(self, places: Sequence[int], state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Continue from what `state` returned, at these places."""
         for stage in self._rows:
-            self._of(stage)
+            self._of(stage)  # what goes on in Python is written back before it is replaced
         index, on_host = list(places), self._empty.cpu()
         for name, kept, empty in (("rows", self._rows, self._empty), ("totals", self._totals, on_host)):
             for stage, rows in state[name].items():
